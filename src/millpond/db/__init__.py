@@ -1,0 +1,1 @@
+"""Postgres: pools, org-scoped transactions, named SQL, migrations, the embedded server."""

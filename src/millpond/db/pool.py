@@ -1,0 +1,127 @@
+"""Pools and transactions: the only way to a database connection.
+
+Called by every room that reads or writes. Invariants: a transaction of the application always has an
+org and ends with its block; the engine's pool is never handed to step code; a connection whose task
+was cancelled inside a transaction is discarded, since its server side may still be at work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from millpond.db.translate import translated
+
+Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+Record = asyncpg.Record
+
+SCHEMA = "millpond"
+
+
+async def _open_pool(url: str, *, name: str, min_size: int, max_size: int) -> asyncpg.Pool[Record]:
+    """Open a pool; connecting is capped at 10 s, and idle connections are kept for 5 minutes."""
+    with translated(connecting=True):
+        pool = await asyncpg.create_pool(
+            url,
+            min_size=min_size,
+            max_size=max_size,
+            timeout=10,
+            max_inactive_connection_lifetime=300,
+            server_settings={"application_name": name},
+        )
+    assert pool is not None
+    return pool
+
+
+class _Pool:
+    """What both roles' pools share: open, close, and transactions begun by one statement."""
+
+    def __init__(self, pool: asyncpg.Pool[Record]) -> None:
+        self._pool = pool
+
+    async def close(self) -> None:
+        """Close every connection; those still busy after 5 s are cut."""
+        try:
+            await asyncio.wait_for(self._pool.close(), 5)
+        except TimeoutError:
+            self._pool.terminate()
+
+    async def ping(self) -> None:
+        """Raise Unavailable when the database does not answer within 2 s."""
+        with translated(connecting=True):
+            async with asyncio.timeout(2), self._pool.acquire() as con:
+                await con.fetchval("select 1")
+
+    @asynccontextmanager
+    async def _transaction(self, begin: str) -> AsyncIterator[Connection]:
+        with translated(connecting=True):
+            con = await self._pool.acquire(timeout=10)
+        ended = False
+        try:
+            with translated():
+                await con.execute(begin)
+                yield con
+                await con.execute("commit")
+            ended = True
+        except Exception:
+            if not con.is_closed():
+                with translated():
+                    await con.execute("rollback")
+                ended = True
+            raise
+        finally:
+            if not ended and not con.is_closed():
+                con.terminate()
+            await self._pool.release(con)
+
+
+class Database(_Pool):
+    """The application role's pool: API and step code."""
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, name: str = "millpond-app", min_size: int = 1, max_size: int = 8
+    ) -> Database:
+        """Open the pool as `millpond_app`; raises Unavailable when Postgres cannot be reached."""
+        return cls(await _open_pool(url, name=name, min_size=min_size, max_size=max_size))
+
+    @asynccontextmanager
+    async def org(self, org_id: int) -> AsyncIterator[Connection]:
+        """Open a transaction in which only rows of `org_id` exist; commits when the block ends."""
+        begin = f"begin; set local millpond.org = '{int(org_id)}'"
+        async with self._transaction(begin) as con:
+            yield con
+
+    @asynccontextmanager
+    async def globals(self) -> AsyncIterator[Connection]:
+        """Open a transaction without an org: only global tables have rows in it."""
+        async with self._transaction("begin; set local millpond.org = ''") as con:
+            yield con
+
+
+class EngineDatabase(_Pool):
+    """The engine role's pool: claim, commit, rescue, retention. Never passed to step code."""
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, name: str = "millpond-engine", min_size: int = 2, max_size: int = 6
+    ) -> EngineDatabase:
+        """Open the pool as `millpond_engine`; raises Unavailable when Postgres cannot be reached."""
+        return cls(await _open_pool(url, name=name, min_size=min_size, max_size=max_size))
+
+    @asynccontextmanager
+    async def duty(self, name: str, *, durable: bool = True) -> AsyncIterator[Connection]:
+        """Open a transaction for the engine duty `name` (a word: claim, commit, rescue …).
+
+        `durable=False` lets the commit return before it is on disk.
+        """
+        if not name.isidentifier():
+            raise ValueError(f"a duty is one word, not {name!r}")
+        begin = f"begin; set local millpond.duty = '{name}'"
+        if not durable:
+            begin += "; set local synchronous_commit = off"
+        async with self._transaction(begin) as con:
+            yield con

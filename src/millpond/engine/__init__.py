@@ -1,0 +1,1 @@
+"""The engine: registers flows, accepts intents, claims work fairly, executes and records it."""

@@ -1,0 +1,171 @@
+"""Flows and steps as code registers them: names, versions, schemas, policies.
+
+Called by flow modules through the decorators, by the worker to find code, by the CLI to list it.
+Invariant: a (flow, version) and a step name stand for one function for the life of the process.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints
+
+from pydantic import TypeAdapter
+
+from millpond.errors import InvalidInput
+from millpond.retry import DEFAULT_RETRY, Retry
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+Effect = Literal["pure", "idempotent"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flow:
+    """A registered async function that orchestrates steps.
+
+    `permission` is what starting it by API needs; None keeps the flow internal. `input` and `output`
+    are adapters to and from JSON; `timeout_s` bounds the life of a run on the worker, per attempt.
+    """
+
+    name: str
+    version: int
+    function: Callable[..., Awaitable[Any]]
+    queue: str
+    retry: Retry
+    timeout_s: float | None
+    permission: str | None
+    input: TypeAdapter[Any]
+    output: TypeAdapter[Any]
+    description: str
+
+    @property
+    def capability(self) -> str:
+        """What a worker must have to run this: `name@version`."""
+        return capability(self.name, self.version)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step(Generic[P, R]):
+    """A registered step function: it takes a `StepContext` first, JSON-able arguments after it."""
+
+    name: str
+    function: Callable[..., Awaitable[R]]
+    retry: Retry
+    timeout_s: float | None
+    effect: Effect
+    output: TypeAdapter[R]
+
+
+def capability(flow: str, version: int) -> str:
+    """Name the ability to run one version of a flow."""
+    return f"{flow}@{version}"
+
+
+@dataclass
+class Registry:
+    """The flows and steps of one process."""
+
+    flows: dict[tuple[str, int], Flow] = field(default_factory=dict)
+    steps: dict[str, Step[Any, Any]] = field(default_factory=dict)
+
+    def add_flow(self, flow: Flow) -> None:
+        """Register a flow; a second function under the same name and version is refused."""
+        known = self.flows.get((flow.name, flow.version))
+        if known is not None and _origin(known.function) != _origin(flow.function):
+            raise InvalidInput(f"flow {flow.capability} is registered twice", param="name")
+        self.flows[flow.name, flow.version] = flow
+
+    def add_step(self, step: Step[Any, Any]) -> None:
+        """Register a step; a second function under the same name is refused."""
+        known = self.steps.get(step.name)
+        if known is not None and _origin(known.function) != _origin(step.function):
+            raise InvalidInput(f"step {step.name} is registered twice", param="name")
+        self.steps[step.name] = step
+
+    def select(self, modules: Iterable[str]) -> list[Flow]:
+        """Import `modules` and return every flow registered so far, by name and version."""
+        for module in modules:
+            importlib.import_module(module)
+        return [self.flows[key] for key in sorted(self.flows)]
+
+
+REGISTRY = Registry()
+
+
+def flow(
+    name: str,
+    *,
+    version: int = 1,
+    queue: str = "default",
+    retry: Retry = DEFAULT_RETRY,
+    timeout_s: float | None = None,
+    permission: str | None = None,
+    input: Any = None,
+    output: Any = None,
+    registry: Registry = REGISTRY,
+) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
+    """Register an async function `(ctx, input)` as a flow.
+
+    `retry` is for errors raised outside steps. `input` and `output` are types that pydantic knows;
+    left out, they are read from the function's annotations.
+    """
+
+    def register(function: Callable[..., Awaitable[Any]]) -> Flow:
+        hints = _hints(function)
+        parameters = [key for key in hints if key not in ("return", "ctx")]
+        made = Flow(
+            name=name,
+            version=version,
+            function=function,
+            queue=queue,
+            retry=retry,
+            timeout_s=timeout_s,
+            permission=permission,
+            input=TypeAdapter(input if input is not None else _first(hints, parameters)),
+            output=TypeAdapter(output if output is not None else hints.get("return", Any)),
+            description=(function.__doc__ or "").strip(),
+        )
+        registry.add_flow(made)
+        return made
+
+    return register
+
+
+def step(
+    name: str,
+    *,
+    retry: Retry = DEFAULT_RETRY,
+    timeout_s: float | None = 300.0,
+    effect: Effect = "idempotent",
+    registry: Registry = REGISTRY,
+) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Step[P, R]]:
+    """Register an async function `(step: StepContext, …)` as a step for any flow to use."""
+
+    def register(function: Callable[Concatenate[Any, P], Awaitable[R]]) -> Step[P, R]:
+        made: Step[P, R] = Step(
+            name=name,
+            function=function,
+            retry=retry,
+            timeout_s=timeout_s,
+            effect=effect,
+            output=TypeAdapter(_hints(function).get("return", Any)),
+        )
+        registry.add_step(made)
+        return made
+
+    return register
+
+
+def _first(hints: dict[str, Any], parameters: list[str]) -> Any:
+    return hints[parameters[0]] if parameters else Any
+
+
+def _origin(function: Callable[..., Any]) -> tuple[str, str]:
+    return function.__module__, function.__qualname__
+
+
+def _hints(function: Callable[..., Any]) -> dict[str, Any]:
+    return get_type_hints(function, include_extras=True)

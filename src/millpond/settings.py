@@ -1,0 +1,75 @@
+"""Settings: everything that an operator may set, read once from the environment by `cli`.
+
+Invariant: nothing below `cli` reads the environment; rooms get the values they need passed in.
+Each field is `MILLPOND_<NAME>` in upper case; durations are in seconds, sizes in bytes.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import platformdirs
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """Return where the embedded database and keys live: the user's data directory.
+
+    Root gets `/var/lib/millpond`: the server then runs as a system user of its own, which has to
+    be able to reach it without opening anybody's home.
+    """
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return Path("/var/lib/millpond")
+    return Path(platformdirs.user_data_dir("millpond", appauthor=False))
+
+
+class Settings(BaseSettings):
+    """All settings with their defaults; see `docs/settings.md`."""
+
+    model_config = SettingsConfigDict(env_prefix="MILLPOND_", extra="ignore", frozen=True)
+
+    database_url: SecretStr | None = Field(
+        None,
+        description="Postgres address of the application role (millpond_app). Unset: embedded Postgres.",
+    )
+    engine_database_url: SecretStr | None = Field(
+        None, description="Postgres address of the engine role (millpond_engine)."
+    )
+    owner_database_url: SecretStr | None = Field(
+        None, description="Postgres address of the owner; used by `millpond migrate` only."
+    )
+    listen_database_url: SecretStr | None = Field(
+        None,
+        description="Direct address for LISTEN when the others go through a transaction pooler.",
+    )
+    data_dir: Path = Field(
+        default_factory=default_data_dir,
+        description="Folder of the embedded database, keys and logs.",
+    )
+    host: str = Field("127.0.0.1", description="Address that the API listens on.")
+    port: int = Field(8080, description="Port that the API listens on; 0 takes a free one.", ge=0)
+    flows: str = Field("", description="Modules that register flows, separated by commas.")
+    queues: str = Field(
+        "default:100,llm:20,sql:10,index:4,support:20",
+        description="Queues that a worker serves, with their slots: `name:slots,…`.",
+    )
+    lease_s: float = Field(6.0, description="How long a silent worker keeps its leases.", gt=1)
+    drain_s: float = Field(20.0, description="How long SIGTERM lets runs finish.", ge=0)
+    secret_key: SecretStr | None = Field(
+        None,
+        description="Base64 of 32 bytes that seal stored secrets. Unset: a 0600 file in `data_dir`.",
+    )
+    token_issuer: str = Field("millpond", description="`iss` of the tokens made here.")
+    token_audience: str = Field("millpond", description="`aud` that tokens must name.")
+    llm: str = Field(
+        "",
+        description="Model for text as `provider:name` (openai, anthropic, google, ollama, local).",
+    )
+    llm_base_url: str = Field("", description="Base URL of an OpenAI-compatible provider.")
+    llm_api_key: SecretStr | None = Field(None, description="Key of the model provider.")
+    embedder: str = Field(
+        "local", description="Embedding model: `local` (bundled ONNX) or `provider:name`."
+    )
+    log_level: str = Field("info", description="debug, info, warning or error.")

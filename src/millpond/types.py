@@ -1,0 +1,88 @@
+"""The small types that every layer shares: ids, states, principals, JSON.
+
+Pure: no I/O, no clock but for the time part of new ids. Names follow the glossary.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+# JSON as `orjson` reads and writes it; `Any` where a reader must narrow it first.
+Json = Any
+
+
+class RunState(StrEnum):
+    """Where a run stands. The last three are final."""
+
+    SCHEDULED = "scheduled"
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    AWAITING_INPUT = "awaiting_input"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a run in this state can no longer change."""
+        return self in FINAL_STATES
+
+
+FINAL_STATES = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
+
+
+def new_id() -> uuid.UUID:
+    """Make a UUID of version 7 (RFC 9562): ordered by time in ms, random below it."""
+    value = int.from_bytes(os.urandom(10), "big")
+    millis = time.time_ns() // 1_000_000
+    number = (millis << 80) | value
+    number = (number & ~(0xF << 76)) | (0x7 << 76)
+    number = (number & ~(0x3 << 62)) | (0x2 << 62)
+    return uuid.UUID(int=number)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Principal:
+    """Who acts, in which org, with which permissions and roles.
+
+    `subject` is `user:…`, `key:…`, `service:…` or `run:…`; a permission is `noun:verb`.
+    """
+
+    org_id: int
+    subject: str
+    permissions: frozenset[str] = frozenset()
+    roles: frozenset[str] = frozenset()
+
+    def may(self, permission: str) -> bool:
+        """Whether this principal holds `permission`, by name or by the wildcard `*`."""
+        return permission in self.permissions or "*" in self.permissions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Intent:
+    """A wish to run a flow, as accepted: what `engine.submit` makes a run of.
+
+    `delay_s` counts from submit on the database's clock; a higher `priority` goes earlier.
+    `input` is JSON text in UTF-8, already validated.
+    """
+
+    org_id: int
+    flow: str
+    version: int
+    queue: str
+    input: bytes
+    subject: str
+    priority: int = 0
+    delay_s: float = 0.0
+    keys: Sequence[str] = ()
+    timeout_s: float | None = None
+    traceparent: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    run_id: uuid.UUID = field(default_factory=new_id)
