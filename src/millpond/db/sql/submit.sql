@@ -1,0 +1,40 @@
+-- name: submit
+-- Inserts runs with their live rows, first events, ready rows (or start timers) and one arrival per lane.
+with t as materialized (
+  select clock_timestamp() as at, (extract(epoch from clock_timestamp()) * 1000000)::bigint as us
+),
+w as materialized (
+  select u.run_id, u.flow, u.version, u.queue, u.subject, u.priority, string_to_array(u.keys, chr(31)) as keys,
+         u.timeout_s, u.traceparent, u.labels, u.input, u.lane_id, u.offset_us, u.delay_s, t.at,
+         t.us + u.ord - 1 as rank
+  from t, unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::int[], $8::text[], $9::float8[],
+                 $10::text[], $11::json[], $12::json[], $13::bigint[], $14::bigint[], $15::float8[])
+    with ordinality as u(run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input,
+                         lane_id, offset_us, delay_s, ord)
+),
+runs as (
+  insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels,
+                   input, created_at)
+  select $1, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, at from w
+),
+items as (
+  insert into item (org_id, item_id, run_id, state, lane_id, rank, event_no)
+  select $1, run_id, run_id, case when delay_s > 0 then 'scheduled' else 'queued' end, lane_id, rank, 1 from w
+),
+queued as (
+  insert into ready (org_id, lane_id, rank, item_id)
+  select $1, lane_id, rank, run_id from w where delay_s <= 0
+),
+arrived as (
+  insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
+  select $1, lane_id, queue, flow || '@' || version, keys, offset_us, min(rank)
+  from w where delay_s <= 0 group by lane_id, queue, flow, version, keys, offset_us
+),
+timers as (
+  insert into timer (org_id, run_id, step_key, kind, due_at)
+  select $1, run_id, '', 'start', at + delay_s * interval '1 second' from w where delay_s > 0
+)
+insert into event (org_id, run_id, event_no, kind, data, at)
+select $1, run_id, 1, case when delay_s > 0 then 'run.scheduled' else 'run.queued' end,
+       json_build_object('flow', flow, 'queue', queue), at
+from w;

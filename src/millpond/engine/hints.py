@@ -1,0 +1,172 @@
+"""Hints: coalesced NOTIFY after commits, and the connection that listens for them.
+
+Called after a commit by whoever changed something; heard by workers and event tails. Invariant: a
+hint carries no truth; whoever misses one finds the change by polling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+
+import asyncpg
+import structlog
+
+WAKE = "millpond_wake"  # payload: queue names, separated by commas
+CHANGED = "millpond_changed"  # payload: tails of run ids, separated by commas, or `*`
+CANCELLED = "millpond_cancelled"  # payload: run ids, separated by commas
+
+_MAX_PAYLOAD = 7900  # NOTIFY takes less than 8,000 bytes
+_log = structlog.get_logger("millpond.hints")
+
+
+def tail_of(run_id: uuid.UUID) -> str:
+    """Return the short form of a run id in hints: its last 8 hex digits, which are random."""
+    return run_id.hex[-8:]
+
+
+class Hints:
+    """Sends hints on a connection of its own, many in one statement, never blocking the caller."""
+
+    def __init__(self, url: str, *, pause_s: float = 0.002) -> None:
+        self._url = url
+        self._pause_s = pause_s
+        self._pending: dict[str, set[str]] = {WAKE: set(), CHANGED: set(), CANCELLED: set()}
+        self._kick = asyncio.Event()
+        self._sender: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def connect(cls, url: str) -> Hints:
+        """Start sending; the connection is opened at the first hint and reopened when it breaks."""
+        hints = cls(url)
+        hints._sender = asyncio.create_task(hints._send_all(), name="hints")
+        return hints
+
+    def wake(self, queues: Iterable[str]) -> None:
+        """Tell workers that work may be ready in `queues`."""
+        self._add(WAKE, queues)
+
+    def changed(self, run_ids: Iterable[uuid.UUID]) -> None:
+        """Tell event tails that runs have new events."""
+        self._add(CHANGED, map(tail_of, run_ids))
+
+    def cancelled(self, run_ids: Iterable[uuid.UUID]) -> None:
+        """Tell workers that runs shall stop."""
+        self._add(CANCELLED, map(str, run_ids))
+
+    async def close(self) -> None:
+        """Stop sending; hints not yet sent are dropped."""
+        if self._sender is not None:
+            self._sender.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._sender
+
+    def _add(self, channel: str, words: Iterable[str]) -> None:
+        self._pending[channel].update(words)
+        self._kick.set()
+
+    def _take(self) -> list[tuple[str, str]]:
+        messages = []
+        for channel, words in self._pending.items():
+            if not words:
+                continue
+            batch = ""
+            for word in words:
+                if len(batch) + len(word) >= _MAX_PAYLOAD:
+                    messages.append((channel, batch))
+                    batch = ""
+                batch = f"{batch},{word}" if batch else word
+            messages.append((channel, batch))
+            words.clear()
+        return messages
+
+    async def _send_all(self) -> None:
+        con: asyncpg.Connection[asyncpg.Record] | None = None
+        try:
+            while True:
+                await self._kick.wait()
+                self._kick.clear()
+                messages = self._take()
+                if not messages:
+                    continue
+                try:
+                    if con is None or con.is_closed():
+                        con = await _connect(self._url)
+                    await con.execute(
+                        "select pg_notify(c, p) from unnest($1::text[], $2::text[]) as u(c, p)",
+                        [channel for channel, _ in messages],
+                        [payload for _, payload in messages],
+                    )
+                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    con = None  # dropped: polling finds what these hints told of
+                    await asyncio.sleep(0.5)
+                await asyncio.sleep(self._pause_s)
+        finally:
+            if con is not None:
+                con.terminate()
+
+
+async def _connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
+    con = await asyncpg.connect(url, timeout=5, server_settings={"application_name": "millpond-hints"})
+    # A transaction that only notifies writes a commit record; nobody needs it on disk.
+    await con.execute("set synchronous_commit = off")
+    return con
+
+
+class Listener:
+    """Hears hints on a direct connection, reopened when it breaks.
+
+    Handlers are called in the event loop with the payload; after a reconnect each is called with
+    `*`, since anything may have been missed.
+    """
+
+    def __init__(self, url: str, handlers: Mapping[str, Callable[[str], None]]) -> None:
+        self._url = url
+        self._handlers = handlers
+        self._keeper: asyncio.Task[None] | None = None
+        self._con: asyncpg.Connection[asyncpg.Record] | None = None
+
+    async def start(self) -> None:
+        """Open the connection, and keep it open from then on."""
+        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            await self._open()
+        self._keeper = asyncio.create_task(self._keep(), name="listener")
+
+    async def close(self) -> None:
+        """Stop listening."""
+        if self._keeper is not None:
+            self._keeper.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._keeper
+        if self._con is not None:
+            self._con.terminate()
+
+    async def _open(self) -> None:
+        con = await asyncpg.connect(
+            self._url, timeout=5, server_settings={"application_name": "millpond-listen"}
+        )
+        for channel, handler in self._handlers.items():
+            await con.add_listener(channel, _receiver(handler))
+        self._con = con
+
+    async def _keep(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            if self._con is not None and not self._con.is_closed():
+                continue
+            try:
+                await self._open()
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                _log.warning("listener.reconnect_failed", error=type(error).__name__)
+                continue
+            for handler in self._handlers.values():
+                handler("*")
+
+
+def _receiver(handler: Callable[[str], None]) -> Callable[..., None]:
+    def receive(_con: object, _pid: int, _channel: str, payload: object) -> None:
+        handler(str(payload))
+
+    return receive

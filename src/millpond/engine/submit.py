@@ -1,0 +1,82 @@
+"""Submit: intents become runs, inside the caller's transaction.
+
+Called by the API, by flows that start runs, by anyone with an org transaction. Invariant: it only
+inserts, so that it can join a long transaction without anybody waiting for it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from functools import lru_cache
+
+import orjson
+
+from millpond.db.pool import Connection
+from millpond.db.queries import queries
+from millpond.engine.lanes import KEY_SEPARATOR, lane_id, offset_us
+from millpond.engine.registry import capability
+from millpond.errors import InvalidInput
+from millpond.types import Intent
+
+_SQL = queries("submit")
+MAX_INPUT_BYTES = 256 * 1024
+_MAX_DELAY_S = 10 * 366 * 86_400.0
+
+
+@lru_cache(maxsize=8192)
+def _lane(queue: str, org_id: int, able: str, keys: tuple[str, ...], priority: int) -> int:
+    return lane_id(queue=queue, org_id=org_id, capability=able, keys=keys, priority=priority)
+
+
+def _check(intent: Intent, org_id: int) -> None:
+    if intent.org_id != org_id:
+        raise InvalidInput("every intent of one submit names the same org", param="org_id")
+    if len(intent.input) > MAX_INPUT_BYTES:
+        raise InvalidInput(
+            f"the input has {len(intent.input)} bytes; at most {MAX_INPUT_BYTES} are accepted",
+            param="input",
+            code="too_large",
+        )
+    if not -100 <= intent.priority <= 100:
+        raise InvalidInput("priority is a whole number from -100 to 100", param="priority")
+    if not 0 <= intent.delay_s <= _MAX_DELAY_S:
+        raise InvalidInput("delay_s is from 0 to ten years", param="delay_s")
+    if any(KEY_SEPARATOR in key or not key for key in intent.keys):
+        raise InvalidInput("a key is a text without control characters", param="keys")
+
+
+async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
+    """Insert one run per intent and return their ids in order.
+
+    `con` is in a transaction scoped to the intents' org; the runs exist when that commits. The
+    caller hints the queues after its commit. Raises InvalidInput naming the field.
+    """
+    if not intents:
+        return []
+    org_id = intents[0].org_id
+    for intent in intents:
+        _check(intent, org_id)
+    keys = [tuple(sorted(intent.keys)) for intent in intents]
+    await con.execute(
+        _SQL["submit"],
+        org_id,
+        [intent.run_id for intent in intents],
+        [intent.flow for intent in intents],
+        [intent.version for intent in intents],
+        [intent.queue for intent in intents],
+        [intent.subject for intent in intents],
+        [intent.priority for intent in intents],
+        [KEY_SEPARATOR.join(key) for key in keys],
+        [intent.timeout_s for intent in intents],
+        [intent.traceparent for intent in intents],
+        [orjson.dumps(dict(intent.labels)).decode() for intent in intents],
+        [intent.input.decode() for intent in intents],
+        [
+            _lane(i.queue, org_id, capability(i.flow, i.version), key, i.priority)
+            for i, key in zip(intents, keys, strict=True)
+        ],
+        [offset_us(intent.priority) for intent in intents],
+        [intent.delay_s for intent in intents],
+    )
+    return [intent.run_id for intent in intents]
