@@ -1,0 +1,49 @@
+# Needs only make and Python 3.11 or newer with its venv module. Everything else is set up in .venv.
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-dev demo up test check format types bench bench-quick soak lock clean
+
+BIN := .venv/bin
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+setup: ## Make .venv with Millpond and its local models (nothing to do: under a second)
+	@scripts/setup
+
+setup-dev:
+	@scripts/setup dev
+
+demo: setup ## Watch one real AI job take the whole road, a killed worker included
+	@$(BIN)/millpond demo
+
+up: setup ## Start everything on this machine: Postgres, API, worker
+	@$(BIN)/millpond up
+
+test: ## Run the whole test suite
+	@scripts/test
+
+check: setup-dev ## Format, lint, strict types, import layers
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q -p no:xdist tests/house/test_layers.py
+
+format: setup-dev ## Rewrite the code in the one format
+	@$(BIN)/ruff check --select I --fix -q .
+	@$(BIN)/ruff format .
+
+bench: setup-dev ## Measure at length; prints figures with their spread
+	@$(BIN)/python -m benchmarks
+
+bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch in under 3 minutes
+	@$(BIN)/python -m benchmarks --quick
+
+soak: setup-dev ## Run the tests that take minutes
+	@$(BIN)/python -m pytest -m soak --timeout 3600
+
+lock: ## Resolve every dependency anew into constraints.txt
+	@scripts/lock
+
+clean: ## Remove what was built here; data of `make up` stays
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build dist benchmarks/out
+	@find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +
