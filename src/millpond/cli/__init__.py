@@ -1,0 +1,1 @@
+"""The command line: reads settings, composes every room into processes, calls the HTTP API."""

@@ -1,0 +1,70 @@
+"""The `millpond` command: groups every command, turns expected errors into a line and an exit code.
+
+Called by the console script and by `python -m millpond.cli`. Invariant: an expected error never
+shows a traceback, and an unexpected one never shows the values of variables.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from millpond.cli import catalog, inputs, kb, runs
+from millpond.cli.exit import MEANINGS, exit_code
+from millpond.cli.output import print_error
+from millpond.errors import MillpondError
+
+
+class Commands(TyperGroup):
+    """A group of commands that reports Millpond's errors in words."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        """Run the command; an expected error becomes a line on stderr and its exit code."""
+        try:
+            return super().invoke(ctx)
+        except MillpondError as error:
+            print_error(error)
+            raise typer.Exit(exit_code(error)) from error
+
+
+_CODES = "\n".join(f"* {code.value}: {meaning}" for code, meaning in MEANINGS.items())
+
+app = typer.Typer(
+    name="millpond",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    epilog=f"Exit codes:\n\n{_CODES}",
+    help="Run AI work for many organizations: durable, limited, fair, visible.",
+)
+app.add_typer(runs.app, name="runs")
+app.add_typer(inputs.app, name="inputs")
+app.add_typer(kb.app, name="kb")
+app.command()(catalog.flows)
+app.command()(catalog.queues)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(version("millpond"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Read the options that stand before a command."""
+
+
+def main() -> None:
+    """Run the command line: the entry point of the console script."""
+    app(prog_name="millpond")

@@ -1,0 +1,228 @@
+"""The HTTP side of the command line: calls the API, follows event streams, reads problem documents.
+
+Called by every command that talks to a server, and by the demo. Invariants: every refusal becomes an
+error of Millpond's tree; the development token is sent to this machine only; following a run loses
+no event and shows none twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+
+from millpond.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    MillpondError,
+    NotFound,
+    Permanent,
+    Transient,
+    Unauthenticated,
+    Unavailable,
+)
+from millpond.types import FINAL_STATES, Json
+
+FINAL_KINDS = frozenset(f"run.{state}" for state in FINAL_STATES)
+TOKEN_FILE = "token"
+_LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+_PATIENCE_S = 30.0
+_ADVICE = {
+    401: "Set MILLPOND_TOKEN or --token; `millpond token` mints one for development.",
+    403: "Ask for a token with this permission.",
+}
+_CLASSES: dict[int, type[MillpondError]] = {
+    400: InvalidInput,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    410: Conflict,
+    413: InvalidInput,
+    415: InvalidInput,
+    422: InvalidInput,
+    429: Unavailable,
+    502: Unavailable,
+    503: Unavailable,
+    504: Unavailable,
+}
+
+
+class Remote:
+    """One server and one token."""
+
+    def __init__(self, client: httpx2.AsyncClient) -> None:
+        self._client = client
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(cls, url: str, token: str | None) -> AsyncIterator[Remote]:
+        """Open a client for the server at `url`; no call is made yet."""
+        headers = {"Accept": "application/json"}
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        timeout = httpx2.Timeout(30.0, connect=5.0)
+        try:
+            client = httpx2.AsyncClient(
+                base_url=url, headers=headers, timeout=timeout, trust_env=not _is_loopback(url)
+            )
+        except (httpx2.InvalidURL, ValueError) as error:
+            raise InvalidInput(f"{url!r} is not an address: {error}", param="--url") from error
+        async with client:
+            yield cls(client)
+
+    async def get(self, path: str, params: Mapping[str, Any] | None = None) -> Json:
+        """GET `path` and return its JSON; parameters that are None are left out."""
+        return _json(await self._request("GET", path, params=_given(params or {})))
+
+    async def post(
+        self,
+        path: str,
+        document: Json = None,
+        *,
+        content: bytes | None = None,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Json:
+        """POST a JSON document, or raw `content`, and return the JSON that comes back."""
+        return _json(await self.post_raw(path, document, content, params, headers))
+
+    async def post_raw(
+        self,
+        path: str,
+        document: Json = None,
+        content: bytes | None = None,
+        params: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx2.Response:
+        """POST like `post`, and return the whole response: the demo shows its status and headers."""
+        body: dict[str, Any] = {"content": content} if content is not None else {"json": document}
+        return await self._request(
+            "POST", path, params=_given(params or {}), headers=dict(headers or {}), **body
+        )
+
+    async def follow(self, run_id: str, after: int = 0) -> AsyncGenerator[Json, None]:
+        """Yield the events of a run after number `after`, live, until its final one.
+
+        A broken stream is opened again from the last event seen; raises Unavailable when the server
+        stays away for 30 s.
+        """
+        seen, delay_s, waited_s = after, 0.2, 0.0
+        while True:
+            try:
+                async with aclosing(self._stream(run_id, seen)) as stream:
+                    async for event in stream:
+                        delay_s, waited_s = 0.2, 0.0
+                        if event["id"] <= seen:
+                            continue
+                        seen = event["id"]
+                        yield event
+                        if event["kind"] in FINAL_KINDS:
+                            return
+                if await self._is_over(run_id, seen):
+                    return
+            except Transient:
+                if waited_s >= _PATIENCE_S:
+                    raise
+            waited_s += delay_s
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 2.0)
+
+    async def _is_over(self, run_id: str, seen: int) -> bool:
+        """Whether the run is final and nothing after `seen` is left: the stream may then stay ended."""
+        run = await self.get(f"/v1/runs/{run_id}")
+        if run["state"] not in FINAL_STATES:
+            return False
+        left = await self.get(f"/v1/runs/{run_id}/events", {"after": seen, "limit": 1})
+        return not left["data"]
+
+    async def _stream(self, run_id: str, after: int) -> AsyncGenerator[Json, None]:
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        timeout = httpx2.Timeout(60.0, connect=5.0)
+        path = f"/v1/runs/{run_id}/events"
+        try:
+            async with self._client.sse(path, headers=headers, timeout=timeout) as source:
+                if source.response.is_error:
+                    await source.response.aread()
+                    raise problem(source.response)
+                async for message in source:
+                    event = json.loads(message.data) if message.data else None
+                    if isinstance(event, dict) and "kind" in event:
+                        yield event
+        except httpx2.TransportError as error:
+            raise _away(self._client, error) from error
+
+    async def _request(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
+        try:
+            response = await self._client.request(method, path, **arguments)
+        except httpx2.TransportError as error:
+            raise _away(self._client, error) from error
+        if response.is_error:
+            raise problem(response)
+        return response
+
+
+def problem(response: httpx2.Response) -> MillpondError:
+    """Make an error of a refusal: its class by the status, its words from the problem document."""
+    status = response.status_code
+    document = _problem_document(response)
+    message = document.get("detail") or document.get("title") or f"the server answered {status}"
+    error = document.get("error")
+    param = error.get("param") if isinstance(error, dict) else None
+    advice = document.get("advice") or _ADVICE.get(status)
+    kind = _CLASSES.get(status, Transient if status >= 500 else Permanent)
+    return kind(
+        str(message), code=document.get("code"), param=param, advice=advice, details=document
+    )
+
+
+def find_token(given: str | None, url: str, data_dir: Path) -> str | None:
+    """Return the token to send: the given one, or this machine's development token."""
+    if given:
+        return given
+    if not _is_loopback(url):
+        return None
+    try:
+        return (data_dir / TOKEN_FILE).read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in _LOOPBACK
+
+
+def _problem_document(response: httpx2.Response) -> dict[str, Any]:
+    try:
+        document = response.json()
+    except ValueError:
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _json(response: httpx2.Response) -> Json:
+    try:
+        return response.json()
+    except ValueError as error:
+        raise Permanent(
+            f"{response.url} did not answer with JSON.",
+            advice="Is this the address of a Millpond server? Set --url or MILLPOND_URL.",
+        ) from error
+
+
+def _away(client: httpx2.AsyncClient, error: Exception) -> Unavailable:
+    return Unavailable(
+        f"The server at {client.base_url} cannot be reached ({type(error).__name__}).",
+        advice="Start it with `millpond up`, or set --url or MILLPOND_URL.",
+    )
+
+
+def _given(params: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in params.items() if value is not None}

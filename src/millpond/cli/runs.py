@@ -1,0 +1,211 @@
+"""`millpond runs`: start, list, show, tail and cancel runs through the API.
+
+Called by `main`. Invariant: with --wait or tail the exit code tells how the run ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from millpond.cli import timeline
+from millpond.cli.call import call
+from millpond.cli.exit import ExitCode, TimedOut
+from millpond.cli.options import DEFAULT_URL, AsJson, Limit, Token, Url, read_json, read_pairs
+from millpond.cli.output import (
+    err,
+    out,
+    plain,
+    print_fields,
+    print_json,
+    print_json_line,
+    print_table,
+    progress,
+)
+from millpond.types import Json
+
+if TYPE_CHECKING:
+    from millpond.cli.remote import Remote
+
+T = TypeVar("T")
+
+app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel runs.")
+
+RunId = Annotated[str, typer.Argument(help="Id of the run.", show_default=False)]
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", help="Stop following after so many seconds (exit code 7).", min=0),
+]
+
+
+@app.command()
+def start(
+    flow: Annotated[str, typer.Argument(help="Name of the flow.", show_default=False)],
+    input_text: Annotated[
+        str, typer.Option("--input", "-i", help="Input: JSON text, @file, or - for stdin.")
+    ] = "{}",
+    version: Annotated[int | None, typer.Option(help="Version. Unset: the newest.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Queue. Unset: the flow's.")] = None,
+    priority: Annotated[int, typer.Option(help="Higher goes earlier.", min=-100, max=100)] = 0,
+    delay_s: Annotated[float, typer.Option("--delay", help="Seconds until it may go.", min=0)] = 0,
+    label: Annotated[list[str] | None, typer.Option(help="A label as name=value.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--idempotency-key", help="A repeat returns the first run.")
+    ] = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Follow it and exit by its outcome.")] = False,
+    timeout_s: Timeout = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Start a run of FLOW."""
+    body = {
+        "flow": flow,
+        "version": version,
+        "input": read_json(input_text, param="--input"),
+        "queue": queue,
+        "priority": priority or None,
+        "delay_s": delay_s or None,
+        "labels": read_pairs(label or [], param="--label") or None,
+    }
+    body = {name: value for name, value in body.items() if value is not None or name == "input"}
+    headers = {"Idempotency-Key": key} if key else {}
+
+    async def talk(remote: Remote) -> Json:
+        run = await remote.post("/v1/runs", body, headers=headers)
+        if not wait:
+            return run
+        progress(f"run {run['id']} accepted")
+        async with asyncio.timeout(timeout_s):
+            await _follow_quietly(remote, run["id"])
+        return await remote.get(f"/v1/runs/{run['id']}")
+
+    run = _patiently(lambda: call(url, token, talk), timeout_s)
+    _print_run(run, as_json=as_json, brief=not wait)
+    if wait:
+        _exit_by(run["state"])
+
+
+@app.command("list")
+def list_runs(
+    state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
+    flow: Annotated[str | None, typer.Option(help="Only runs of this flow.")] = None,
+    queue: Annotated[str | None, typer.Option(help="Only runs of this queue.")] = None,
+    limit: Limit = 20,
+    after: Annotated[str | None, typer.Option(help="Go on after this id (`last_id`).")] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """List runs, newest first."""
+    params = {"state": state, "flow": flow, "queue": queue, "limit": limit, "after": after}
+    page = call(url, token, lambda remote: remote.get("/v1/runs", params))
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        [run["id"], run["flow"], run["state"], run["attempts"], run["created_at"], _took(run)]
+        for run in page["data"]
+    ]
+    print_table(["run", "flow", "state", "attempts", "created", "took"], rows, empty="No runs.")
+    if page["has_more"]:
+        err().print(f"more: --after {page['last_id']}", style="dim")
+
+
+@app.command()
+def show(run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None) -> None:
+    """Show a run with its recorded steps."""
+    run = call(url, token, lambda remote: remote.get(f"/v1/runs/{run_id}"))
+    _print_run(run, as_json=as_json, brief=False)
+
+
+@app.command()
+def tail(
+    run_id: RunId,
+    after: Annotated[int, typer.Option(help="Only events after this number.", min=0)] = 0,
+    timeout_s: Timeout = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Print the events of a run, live, until it ends; with --json one event a line."""
+
+    async def talk(remote: Remote) -> str:
+        last = ""
+        async with asyncio.timeout(timeout_s), aclosing(remote.follow(run_id, after)) as events:
+            async for event in events:
+                last = event["kind"]
+                if as_json:
+                    print_json_line(event)
+                else:
+                    out().print(timeline.event_line(event), soft_wrap=True)
+        return last.partition(".")[2]
+
+    _exit_by(_patiently(lambda: call(url, token, talk), timeout_s))
+
+
+@app.command()
+def cancel(
+    run_id: RunId,
+    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Ask a run to stop."""
+    answer = call(
+        url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", {"reason": reason})
+    )
+    if as_json:
+        print_json(answer)
+    else:
+        out().print(plain(f"run {run_id} is {answer['state']}"))
+
+
+async def _follow_quietly(remote: Remote, run_id: str) -> None:
+    """Follow a run to its end, telling its events as progress."""
+    async with aclosing(remote.follow(run_id)) as events:
+        async for event in events:
+            progress(timeline.event_line(event).plain)
+
+
+def _patiently(work: Callable[[], T], timeout_s: float | None) -> T:
+    """Run `work`; when its own timeout passed, say so instead of raising TimeoutError."""
+    try:
+        return work()
+    except TimeoutError as error:
+        raise TimedOut(
+            f"the run did not finish within {timeout_s} s",
+            advice="It goes on; `millpond runs tail` follows it.",
+        ) from error
+
+
+def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
+    if as_json:
+        print_json(run)
+        return
+    if brief:
+        out().print(plain(f"run {run['id']} {run['state']}"))
+        return
+    fields = ["id", "flow", "version", "queue", "state", "subject", "attempts"]
+    fields += ["created_at", "started_at", "finished_at", "input", "output", "error"]
+    print_fields((name, run.get(name)) for name in fields)
+    if run.get("steps"):
+        columns = ["step", "kind", "state", "tries", "took", "key"]
+        print_table(columns, timeline.step_rows(run["steps"]), empty="")
+    for request in run.get("input_requests") or []:
+        out().print(plain(f"waits for {request['role']}: {request['title']} ({request['id']})"))
+
+
+def _exit_by(state: str) -> None:
+    """Leave with the code of a final state; a stream that ended before it tells of the state itself."""
+    if state in ("failed", "cancelled"):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _took(run: Json) -> str:
+    return timeline.duration(run)
