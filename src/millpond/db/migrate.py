@@ -1,0 +1,246 @@
+"""Migrations: makes roles and schema, applies the numbered SQL files, compares schema and code.
+
+Called by `cli` (`migrate`, and `up` for the embedded database) and by every start through
+`check_schema`. Invariant: a file `migrations/NNNN_name.sql` is revision NNNN; it and the note that it
+ran are one transaction; two migrations of one database never overlap.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from importlib.resources import as_file, files
+from pathlib import Path
+from types import ModuleType
+from typing import TypeAlias
+from urllib.parse import unquote, urlsplit
+
+import asyncpg
+from alembic.runtime.migration import MigrationContext
+from alembic.script import Script, ScriptDirectory
+from sqlalchemy import Connection as SyncConnection
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only
+
+from millpond.db.translate import translated
+from millpond.errors import Permanent, SchemaMismatch
+
+_Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
+
+SCHEMA = "millpond"
+APP_ROLE = "millpond_app"
+ENGINE_ROLE = "millpond_engine"
+SEARCH_PATH = "millpond, public"
+VERSION_TABLE = "schema_revision"
+EXTENSIONS = ("vector", "pg_trgm", "unaccent")
+# Any number that other users of advisory locks in this database do not take.
+MIGRATION_LOCK = 0x6D696C6C706F6E64
+_FILE = re.compile(r"^(\d{4})_\w+\.sql$")
+
+
+def revisions() -> list[str]:
+    """Return the numbers of this code's migrations, oldest first."""
+    return [path.name[:4] for path in _migration_files(_folder())]
+
+
+def _folder() -> Path:
+    with as_file(files("millpond.db") / "migrations") as folder:
+        return folder
+
+
+def _migration_files(folder: Path) -> list[Path]:
+    """List the numbered files; raises ValueError when two share a number."""
+    found = sorted(path for path in folder.iterdir() if _FILE.match(path.name))
+    numbers = [path.name[:4] for path in found]
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"two migrations share a number: {numbers}")
+    return found
+
+
+class _SqlFiles(ScriptDirectory):
+    """Alembic's chain of revisions, read from numbered SQL files in place of Python modules."""
+
+    def _load_revisions(self) -> Iterator[Script]:
+        down: str | None = None
+        for path in _migration_files(Path(self.dir)):
+            revision = path.name[:4]
+            module = ModuleType(path.stem)
+            module.__dict__.update(
+                revision=revision, down_revision=down, upgrade=_upgrade_by(path), __doc__=path.name
+            )
+            yield Script(module, revision, path)
+            down = revision
+
+
+def _upgrade_by(path: Path) -> Callable[..., None]:
+    """Return Alembic's upgrade function for one file; the driver runs its statements as one text."""
+
+    def upgrade(*, connection: SyncConnection) -> None:
+        connection.exec_driver_sql(f"set local search_path = {SEARCH_PATH}")
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        try:
+            await_only(driver.execute(path.read_text(encoding="utf-8")))
+        except asyncpg.PostgresError as error:
+            raise Permanent(
+                f"Migration {path.name} failed and changed nothing: {error}",
+                code="migration_failed",
+            ) from error
+
+    return upgrade
+
+
+async def migrate(owner_url: str, *, app_url: str, engine_url: str) -> list[str]:
+    """Bring the database up to this code; returns the numbers of the migrations that ran.
+
+    The owner needs `create` on the database and, when the two roles do not exist, `createrole`.
+    Raises SchemaMismatch when a newer Millpond migrated the database.
+    """
+    with translated(connecting=True):
+        con = await asyncpg.connect(owner_url, timeout=10)
+    try:
+        with translated():
+            await con.execute("select pg_advisory_lock($1)", MIGRATION_LOCK)
+            await _ensure_role(con, APP_ROLE, _password(app_url))
+            await _ensure_role(con, ENGINE_ROLE, _password(engine_url))
+            await _ensure_extensions(con)
+            await con.execute(f"create schema if not exists {SCHEMA}")
+            return await _upgrade(con, owner_url)
+    finally:
+        await con.close()
+
+
+async def _ensure_role(con: _Connection, role: str, password: str) -> None:
+    """Make `role` when it is missing, and set where it looks for tables.
+
+    The setting is the role's, not the database's, so that it holds for copies and restored dumps.
+    """
+    config = await con.fetchval("select rolconfig from pg_roles where rolname = $1", role)
+    exists = await con.fetchval("select exists (select from pg_roles where rolname = $1)", role)
+    if not exists:
+        literal = await con.fetchval("select quote_literal($1::text)", password)
+        await _administer(con, f"create role {role} login", f" password {literal}")
+    if f"search_path={SEARCH_PATH}" not in (config or []):
+        await _administer(con, f"alter role {role} set search_path = {SEARCH_PATH}")
+
+
+async def _ensure_extensions(con: _Connection) -> None:
+    """Make the extensions that this server has and this database lacks."""
+    for extension in EXTENSIONS:
+        missing = await con.fetchval(
+            "select installed_version is null from pg_available_extensions where name = $1",
+            extension,
+        )
+        if missing:
+            await _administer(con, f"create extension if not exists {extension} schema public")
+
+
+async def _administer(con: _Connection, statement: str, secret_part: str = "") -> None:
+    """Run what a plain owner may lack the right for; the error says what to have run instead."""
+    try:
+        await con.execute(statement + secret_part)
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise Permanent(
+            f"The owner role may not run `{statement}`.",
+            code="database_privilege",
+            advice="Have an administrator of the database run it, then migrate again.",
+        ) from error
+
+
+def _password(url: str) -> str:
+    return unquote(urlsplit(url).password or "")
+
+
+async def _upgrade(con: _Connection, owner_url: str) -> list[str]:
+    """Run what is missing through Alembic; `con` holds the migration lock meanwhile."""
+    before = await _applied(con)
+    _refuse_newer(before)
+
+    async def connect() -> _Connection:
+        return await asyncpg.connect(owner_url, timeout=10)
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=connect, poolclass=NullPool
+    )
+    async with engine.connect() as connection:
+        await connection.run_sync(_run_alembic)
+    await con.execute(
+        f"grant usage on schema {SCHEMA} to {APP_ROLE}, {ENGINE_ROLE};"
+        f"grant select on {SCHEMA}.{VERSION_TABLE} to {APP_ROLE}, {ENGINE_ROLE}"
+    )
+    return [revision for revision in revisions() if before is None or revision > before]
+
+
+def _run_alembic(connection: SyncConnection) -> None:
+    script = _SqlFiles(_folder())
+    context = MigrationContext.configure(
+        connection=connection,
+        opts={
+            "fn": lambda heads, _: script._upgrade_revs("heads", heads),
+            "script": script,
+            "version_table": VERSION_TABLE,
+            "version_table_schema": SCHEMA,
+            "transaction_per_migration": True,
+        },
+    )
+    with context.begin_transaction():
+        context.run_migrations(connection=connection)
+
+
+async def check_schema(url: str) -> None:
+    """Raise SchemaMismatch unless the database is exactly as new as this code.
+
+    `url` is that of a role that serves, which must not be one that row-level security passes over.
+    """
+    with translated(connecting=True):
+        con = await asyncpg.connect(url, timeout=10)
+    try:
+        with translated():
+            applied = await _applied(con)
+            is_unbound = await con.fetchval(
+                "select rolsuper or rolbypassrls from pg_roles where rolname = current_user"
+            )
+    finally:
+        await con.close()
+    _refuse_newer(applied)
+    if applied != revisions()[-1]:
+        raise SchemaMismatch(
+            "The database has no Millpond schema."
+            if applied is None
+            else f"The database is at migration {applied}, this code needs {revisions()[-1]}.",
+            code="schema_older",
+            advice="Run `millpond migrate`.",
+        )
+    if is_unbound:
+        raise Permanent(
+            "This database role passes over row-level security, so it could read every "
+            "organization's rows.",
+            code="role_too_powerful",
+            advice=f"Serve as {APP_ROLE} and {ENGINE_ROLE}.",
+        )
+
+
+def _refuse_newer(applied: str | None) -> None:
+    if applied is not None and applied not in revisions():
+        raise SchemaMismatch(
+            f"The database is at migration {applied}, which this code does not know: this "
+            "database was migrated by a newer Millpond; upgrade the code.",
+            code="schema_newer",
+            advice="Upgrade the code.",
+        )
+
+
+async def _applied(con: _Connection) -> str | None:
+    """Return the number of the last migration that ran, None when none did."""
+    try:
+        number: str | None = await con.fetchval(
+            f"select max(version_num) from {SCHEMA}.{VERSION_TABLE}"
+        )
+    except (
+        asyncpg.UndefinedTableError,
+        asyncpg.InvalidSchemaNameError,
+        asyncpg.InsufficientPrivilegeError,
+    ):
+        return None
+    return number

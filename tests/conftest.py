@@ -1,0 +1,127 @@
+"""Fixtures on real Postgres: one server per test process, a fresh database per test.
+
+Invariant: a test's database is a copy of one migrated template and is gone after the test; nothing
+here opens a folder outside of the server's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from millpond.db.embedded import DATABASE, EmbeddedPostgres, Urls
+from millpond.db.migrate import migrate
+from millpond.db.pool import Database, EngineDatabase
+from millpond.errors import Conflict, Forbidden
+
+SERVER_FOLDER = "millpond-test-"
+# Lost with the machine, which is all right for a test and nowhere else.
+TEST_OPTIONS = {
+    "fsync": "off",
+    "full_page_writes": "off",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
+    "min_wal_size": "80MB",
+}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that rewrites golden files from what is there now."""
+    parser.addoption("--renew-golden", action="store_true", help="rewrite tests/golden/*")
+
+
+async def _stop_left_over() -> None:
+    """Stop servers whose test process was killed; those in use are locked and stay."""
+    for lock in Path(tempfile.gettempdir()).glob(f"{SERVER_FOLDER}*/postgres/lock"):
+        folder = lock.parent.parent
+        server = EmbeddedPostgres(folder, owner_note="tests", options=TEST_OPTIONS)
+        with contextlib.suppress(Conflict, Forbidden, OSError):
+            await server.stop_left_over()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedPostgres]:
+    """The Postgres of this test process; its database `millpond` is the migrated template.
+
+    Not under pytest's own folder: that is closed to the system user that the server is as root.
+    """
+    asyncio.run(_stop_left_over())
+    folder = Path(tempfile.mkdtemp(prefix=SERVER_FOLDER))
+    folder.chmod(0o711)
+    server = EmbeddedPostgres(folder, owner_note="tests", options=TEST_OPTIONS)
+
+    async def start() -> None:
+        urls = await server.start()
+        await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
+
+    try:
+        asyncio.run(start())
+        yield server
+    finally:
+        asyncio.run(server.stop())
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest_asyncio.fixture
+async def urls(server: EmbeddedPostgres) -> AsyncIterator[Urls]:
+    """Addresses of a fresh, migrated database."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    con = await asyncpg.connect(server.urls("postgres").owner)
+    try:
+        await con.execute(f"create database {name} template {DATABASE}")
+        yield server.urls(name)
+        await con.execute(f"drop database {name} with (force)")
+    finally:
+        await con.close()
+
+
+@pytest.fixture
+def admin_url(server: EmbeddedPostgres, urls: Urls) -> str:
+    """The superuser's address of the test's database: to arrange what no role may."""
+    return server.admin_url(urls.app.rsplit("@/", 1)[1].split("?", 1)[0])
+
+
+@pytest_asyncio.fixture
+async def db(urls: Urls) -> AsyncIterator[Database]:
+    """The application role's pool."""
+    database = await Database.connect(urls.app)
+    yield database
+    await database.close()
+
+
+@pytest_asyncio.fixture
+async def engine_db(urls: Urls) -> AsyncIterator[EngineDatabase]:
+    """The engine role's pool."""
+    database = await EngineDatabase.connect(urls.engine)
+    yield database
+    await database.close()
+
+
+async def _new_org(db: Database, slug: str) -> int:
+    async with db.globals() as con:
+        org_id: int = await con.fetchval(
+            "insert into org (slug, name) values ($1, $1) returning org_id", slug
+        )
+    return org_id
+
+
+@pytest_asyncio.fixture
+async def org(db: Database) -> int:
+    """The id of a fresh org."""
+    return await _new_org(db, "pond")
+
+
+@pytest_asyncio.fixture
+async def other_org(db: Database) -> int:
+    """The id of another org, which must never see the first one's rows."""
+    return await _new_org(db, "marsh")
