@@ -1,0 +1,307 @@
+"""Views: what the API and the console show of runs, questions, flows and queues.
+
+Called by the API inside an org transaction. Invariant: it only reads, and every statement names the
+org; JSON columns stay text, so that nothing is parsed on its way out.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeVar
+
+import orjson
+
+from millpond.db.pool import Connection, Record
+from millpond.db.queries import queries
+from millpond.errors import NotFound
+from millpond.types import FINAL_STATES, Json, RunState
+
+_SQL = queries("views")
+_HIGHEST_ID = uuid.UUID(int=2**128 - 1)
+_View = TypeVar("_View")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunView:
+    """A run as it stands now; `input`, `output`, `error` and `labels` are JSON text."""
+
+    run_id: uuid.UUID
+    flow: str
+    version: int
+    queue: str
+    state: RunState
+    priority: int
+    input: str
+    output: str | None
+    error: str | None
+    subject: str
+    attempts: int
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    labels: str
+    cancel_requested: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepView:
+    """A recorded step; `output` and `error` are JSON text."""
+
+    step_key: str
+    name: str
+    kind: str
+    state: str
+    output: str | None
+    error: str | None
+    tries: int
+    started_at: datetime
+    finished_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestView:
+    """A question to a human; `form`, `proposal` and `answer` are JSON text."""
+
+    request_id: uuid.UUID
+    run_id: uuid.UUID
+    step_key: str
+    role: str
+    title: str
+    form: str
+    proposal: str
+    digest: bytes
+    state: str
+    expires_at: datetime | None
+    created_at: datetime
+    answer: str | None
+    resolved_by: str | None
+    resolved_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FlowView:
+    """A flow version that some worker published; schemas are parsed."""
+
+    name: str
+    version: int
+    queue: str
+    permission: str | None
+    description: str
+    input_schema: Json
+    output_schema: Json
+    timeout_s: float | None
+    published_at: datetime
+    is_served: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QueueView:
+    """A queue as one org sees it; `workers` and `slots` are those of all live workers."""
+
+    name: str
+    depth: int
+    running: int
+    oldest_age_s: float | None
+    workers: int
+    slots: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EventPosition:
+    """How far the events of a run go, and whether more can follow."""
+
+    last_no: int
+    is_over: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PageOf:
+    """Which part of a list, newest first: up to `limit` after one id, or before another."""
+
+    limit: int = 50
+    after: uuid.UUID | None = None
+    before: uuid.UUID | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFilter:
+    """What runs to list; an empty filter means all. `search` looks in flow, labels and id."""
+
+    states: frozenset[RunState] = frozenset()
+    flow: str | None = None
+    queue: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    search: str | None = None
+
+
+async def list_runs(
+    con: Connection, org_id: int, wanted: RunFilter, page: PageOf
+) -> tuple[list[RunView], bool]:
+    """Return one page of runs, newest first, and whether more follow in the page's direction."""
+    final = sorted(wanted.states & FINAL_STATES)
+    live = sorted(wanted.states - FINAL_STATES)
+    ids: set[uuid.UUID] = set()
+    if not wanted.states:
+        ids |= await _run_ids(con, "run_page", org_id, wanted, page)
+    if final:
+        ids |= await _run_ids(con, "finished_run_page", org_id, wanted, page, final)
+    if live:
+        ids |= await _run_ids(con, "live_run_page", org_id, wanted, page, live)
+    kept, has_more = _cut(ids, page)
+    return await _runs(con, org_id, kept), has_more
+
+
+async def get_run(con: Connection, org_id: int, run_id: uuid.UUID) -> RunView:
+    """Return one run; raises NotFound when the org has none with this id."""
+    found = await _runs(con, org_id, [run_id])
+    if not found:
+        raise NotFound(f"run {run_id} does not exist", param="run_id")
+    return found[0]
+
+
+async def list_steps(con: Connection, org_id: int, run_id: uuid.UUID) -> list[StepView]:
+    """Return the recorded steps of a run in the order in which they began."""
+    return [StepView(**row) for row in await con.fetch(_SQL["steps"], org_id, run_id)]
+
+
+async def event_position(con: Connection, org_id: int, run_id: uuid.UUID) -> EventPosition:
+    """Return how far a run's events go; raises NotFound when the org has no such run."""
+    row = await con.fetchrow(_SQL["event_position"], org_id, run_id)
+    if row is None:
+        raise NotFound(f"run {run_id} does not exist", param="run_id")
+    return EventPosition(last_no=row["last_no"] or 0, is_over=row["is_over"])
+
+
+async def list_requests(
+    con: Connection,
+    org_id: int,
+    page: PageOf,
+    *,
+    state: str | None = None,
+    role: str | None = None,
+    run_id: uuid.UUID | None = None,
+) -> tuple[list[RequestView], bool]:
+    """Return one page of questions, newest first, and whether more follow."""
+    ids = await _ids(con, "request_page", org_id, page, state, role, run_id, page.limit + 1)
+    kept, has_more = _cut(ids, page)
+    return await _requests(con, org_id, kept), has_more
+
+
+async def get_request(con: Connection, org_id: int, request_id: uuid.UUID) -> RequestView:
+    """Return one question; raises NotFound when the org has none with this id."""
+    found = await _requests(con, org_id, [request_id])
+    if not found:
+        raise NotFound(f"input request {request_id} does not exist", param="request_id")
+    return found[0]
+
+
+async def list_flows(con: Connection) -> list[FlowView]:
+    """Return every published flow version, by name and version."""
+    return [_flow(row) for row in await con.fetch(_SQL["published_flows"])]
+
+
+async def served_queues(con: Connection) -> dict[str, tuple[int, int]]:
+    """Return queues that live workers serve, each with its number of workers and slots."""
+    rows = await con.fetch(_SQL["served_queues"])
+    return {row["queue"]: (row["workers"], row["slots"]) for row in rows}
+
+
+async def list_queues(con: Connection, org_id: int) -> list[QueueView]:
+    """Return queues with the org's own depth and running work, by name."""
+    served = await served_queues(con)
+    depths = {row["queue"]: row for row in await con.fetch(_SQL["queue_depths"], org_id)}
+    running = {
+        row["queue"]: row["running"] for row in await con.fetch(_SQL["queue_running"], org_id)
+    }
+    return [
+        QueueView(
+            name=name,
+            depth=depths[name]["depth"] if name in depths else 0,
+            running=running.get(name, 0),
+            oldest_age_s=depths[name]["oldest_age_s"] if name in depths else None,
+            workers=served.get(name, (0, 0))[0],
+            slots=served.get(name, (0, 0))[1],
+        )
+        for name in sorted({*served, *depths, *running})
+    ]
+
+
+async def _run_ids(
+    con: Connection,
+    statement: str,
+    org_id: int,
+    wanted: RunFilter,
+    page: PageOf,
+    states: Sequence[RunState] = (),
+) -> set[uuid.UUID]:
+    contains, begins = _patterns(wanted.search)
+    return await _ids(
+        con,
+        statement,
+        org_id,
+        page,
+        wanted.flow,
+        wanted.queue,
+        wanted.created_after,
+        wanted.created_before,
+        contains,
+        begins,
+        page.limit + 1,
+        *([[str(state) for state in states]] if states else []),
+    )
+
+
+async def _ids(
+    con: Connection, statement: str, org_id: int, page: PageOf, *arguments: object
+) -> set[uuid.UUID]:
+    below = page.after or _HIGHEST_ID
+    rows = await con.fetch(_SQL[statement], org_id, below, page.before, *arguments)
+    return {row[0] for row in rows}
+
+
+def _cut(ids: Iterable[uuid.UUID], page: PageOf) -> tuple[list[uuid.UUID], bool]:
+    """Keep the `limit` ids nearest to the cursor; one beyond them tells that more follow."""
+    nearest = sorted(ids, reverse=page.before is None)
+    return nearest[: page.limit], len(nearest) > page.limit
+
+
+def _patterns(search: str | None) -> tuple[str | None, str | None]:
+    if search is None:
+        return None, None
+    plain = search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+    return f"%{plain}%", f"{plain.lower()}%"
+
+
+async def _runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
+    return await _fetch(con, "runs", org_id, ids, _run)
+
+
+async def _requests(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RequestView]:
+    return await _fetch(con, "requests", org_id, ids, lambda row: RequestView(**row))
+
+
+async def _fetch(
+    con: Connection,
+    statement: str,
+    org_id: int,
+    ids: Sequence[uuid.UUID],
+    view: Callable[[Record], _View],
+) -> list[_View]:
+    if not ids:
+        return []
+    return [view(row) for row in await con.fetch(_SQL[statement], org_id, ids)]
+
+
+def _run(row: Record) -> RunView:
+    return RunView(**{**row, "state": RunState(row["state"])})
+
+
+def _flow(row: Record) -> FlowView:
+    schemas = ("input_schema", "output_schema")
+    parsed = {name: orjson.loads(row[name]) if row[name] else None for name in schemas}
+    fields = {key: value for key, value in row.items() if key != "flow"}
+    return FlowView(**{**fields, **parsed, "name": row["flow"]})

@@ -1,0 +1,1 @@
+"""Identity: orgs, the keys that sign tokens, tokens, and the seal on stored secrets."""

@@ -1,0 +1,114 @@
+"""The seal: AES-GCM around secrets at rest, under the installation's key.
+
+Called by `signing` for private keys; later rooms seal credentials with it. Invariant: what was
+sealed opens only under the same key and with the same associated words, so that a sealed value
+copied to another row or column does not open.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import secrets
+import stat
+from pathlib import Path
+
+import orjson
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from millpond.errors import InvalidInput, Permanent
+
+KEY_BYTES = 32
+_NONCE_BYTES = 12
+_FORMAT = b"\x01"
+
+
+class Seal:
+    """Seals and opens bytes under one key; `key_id` names the key without telling it."""
+
+    def __init__(self, key: bytes) -> None:
+        if len(key) != KEY_BYTES:
+            raise InvalidInput(
+                f"the secret key has {len(key)} bytes; it needs {KEY_BYTES}",
+                param="MILLPOND_SECRET_KEY",
+            )
+        self._cipher = AESGCM(key)
+        self.key_id = hashlib.sha256(b"millpond seal\x00" + key).hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        """Return the key's id only."""
+        return f"Seal(key_id={self.key_id!r})"
+
+    @classmethod
+    def from_text(cls, text: str) -> Seal:
+        """Make a seal of a base64 key (standard or URL alphabet), as an operator sets it."""
+        plain = text.strip().replace("-", "+").replace("_", "/")
+        try:
+            key = base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise InvalidInput(
+                "the secret key is not base64",
+                param="MILLPOND_SECRET_KEY",
+                advice="make one with: head -c 32 /dev/urandom | base64",
+            ) from error
+        return cls(key)
+
+    @classmethod
+    def from_file(cls, path: Path) -> Seal:
+        """Read the key in `path`, making the file (0600) when it is missing.
+
+        Safe when several processes start together: the file appears whole or not at all, and all of
+        them read the one that came first. Blocking; called once at start.
+        """
+        if not path.exists():
+            _create_key_file(path)
+        if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise Permanent(
+                f"{path} can be read by others",
+                code="key_file_exposed",
+                advice=f"chmod 600 {path}, and make new keys if others had access",
+            )
+        return cls.from_text(path.read_text(encoding="ascii"))
+
+    def seal(self, plain: bytes, *associated: str) -> bytes:
+        """Encrypt `plain`, bound to the words in `associated`."""
+        nonce = os.urandom(_NONCE_BYTES)
+        return _FORMAT + nonce + self._cipher.encrypt(nonce, plain, self._bound(associated))
+
+    def open(self, sealed: bytes, *associated: str) -> bytes:
+        """Decrypt what `seal` made; raises Permanent when key, words or bytes differ."""
+        nonce, box = sealed[1 : 1 + _NONCE_BYTES], sealed[1 + _NONCE_BYTES :]
+        try:
+            if sealed[:1] != _FORMAT or len(nonce) != _NONCE_BYTES:
+                raise InvalidTag
+            return self._cipher.decrypt(nonce, box, self._bound(associated))
+        except InvalidTag as error:
+            raise Permanent(
+                "a sealed value does not open: it was changed, moved or sealed with another key",
+                code="seal_broken",
+                details={"seal_key_id": self.key_id},
+            ) from error
+
+    def _bound(self, associated: tuple[str, ...]) -> bytes:
+        return orjson.dumps([self.key_id, *associated])
+
+
+def _create_key_file(path: Path) -> None:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    text = base64.b64encode(os.urandom(KEY_BYTES)) + b"\n"
+    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        os.write(file, text)
+        os.fsync(file)
+    finally:
+        os.close(file)
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink()

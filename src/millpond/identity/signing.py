@@ -1,0 +1,100 @@
+"""Signing keys: Ed25519 pairs in the database, the private half sealed.
+
+Called by `tokens` alone. Invariant: processes that start together on an empty database end up with
+the same single key, since making the first is done under an advisory lock.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import orjson
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from millpond.db.pool import Connection, Database, Record
+from millpond.db.queries import queries
+from millpond.errors import Permanent
+from millpond.identity.seal import Seal
+from millpond.types import new_id
+
+ALGORITHM = "EdDSA"
+_SQL = queries("identity")
+_PURPOSE = "signing_key"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SigningKey:
+    """One known key: all that verifying needs; how to sign stays with `Signer`."""
+
+    kid: str
+    public: Ed25519PublicKey
+    jwk: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signer:
+    """The current key with its private half."""
+
+    kid: str
+    private: Ed25519PrivateKey
+
+
+async def load(db: Database, seal: Seal) -> tuple[Signer, list[SigningKey]]:
+    """Return the key to sign with and all keys to verify with, making the first one if needed.
+
+    Raises Permanent when the stored key was sealed with another installation key.
+    """
+    async with db.globals() as con:
+        rows = await con.fetch(_SQL["signing_keys"])
+        if not any(row["is_current"] for row in rows):
+            await con.execute(_SQL["lock_signing_keys"])
+            rows = await con.fetch(_SQL["signing_keys"])
+            if not any(row["is_current"] for row in rows):
+                await _add_key(con, seal)
+                rows = await con.fetch(_SQL["signing_keys"])
+    return _signer(rows[0], seal), [_known(row) for row in rows]
+
+
+async def load_public(db: Database) -> list[SigningKey]:
+    """Return all keys to verify with, as they are now."""
+    async with db.globals() as con:
+        return [_known(row) for row in await con.fetch(_SQL["signing_keys"])]
+
+
+async def _add_key(con: Connection, seal: Seal) -> None:
+    private = Ed25519PrivateKey.generate()
+    kid = new_id().hex
+    jwk = {
+        "kty": "OKP",
+        "crv": "Ed25519",
+        "x": _b64url(private.public_key().public_bytes_raw()),
+        "kid": kid,
+        "alg": ALGORITHM,
+        "use": "sig",
+    }
+    sealed = seal.seal(private.private_bytes_raw(), _PURPOSE, kid)
+    await con.execute(_SQL["add_signing_key"], kid, orjson.dumps(jwk).decode(), sealed, seal.key_id)
+
+
+def _signer(row: Record, seal: Seal) -> Signer:
+    if row["seal_key_id"] != seal.key_id:
+        raise Permanent(
+            f"signing key {row['kid']} is sealed with installation key {row['seal_key_id']}, "
+            f"and this process has {seal.key_id}",
+            code="seal_key_mismatch",
+            advice="start with the MILLPOND_SECRET_KEY (or key file) of this database's first start",
+        )
+    private = seal.open(row["private_sealed"], _PURPOSE, row["kid"])
+    return Signer(kid=row["kid"], private=Ed25519PrivateKey.from_private_bytes(private))
+
+
+def _known(row: Record) -> SigningKey:
+    jwk: dict[str, str] = orjson.loads(row["public_jwk"])
+    public = Ed25519PublicKey.from_public_bytes(base64.urlsafe_b64decode(jwk["x"] + "=="))
+    return SigningKey(kid=row["kid"], public=public, jwk=jwk)
+
+
+def _b64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

@@ -1,0 +1,198 @@
+"""Tokens: signed statements of who calls, in which org, with which permissions.
+
+Minted by the CLI, verified by the API on every request. Invariants: the algorithm is fixed here and
+never read from a token; a key id is looked up only among the keys of this installation; `iss`,
+`aud` and `exp` are always checked.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+import jwt
+
+from millpond.db.pool import Database
+from millpond.errors import Unauthenticated
+from millpond.identity.seal import Seal
+from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load, load_public
+from millpond.types import Principal, new_id
+
+_LEEWAY_S = 5.0  # clocks of two hosts may differ by this much
+_REFRESH_S = 5.0  # tokens with unknown keys cause at most one look into the database in this time
+_MAX_TOKEN_CHARS = 8192
+_MAX_REMEMBERED = 4096
+_REQUIRED = ("iss", "aud", "sub", "org", "exp", "iat", "jti")
+
+
+class Keyring:
+    """Mints and verifies the tokens of one installation."""
+
+    def __init__(
+        self, db: Database, signer: Signer, known: Iterable[SigningKey], issuer: str, audience: str
+    ) -> None:
+        self._db = db
+        self._signer = signer
+        self._known = {key.kid: key for key in known}
+        self._issuer = issuer
+        self._audience = audience
+        self._verified: dict[str, tuple[Principal, float]] = {}
+        self._refreshed_at = time.monotonic()
+
+    @classmethod
+    async def open(
+        cls,
+        db: Database,
+        seal: Seal,
+        *,
+        issuer: str = "millpond",
+        audience: str = "millpond",
+    ) -> Keyring:
+        """Load the installation's keys, making the first at the first start."""
+        signer, known = await load(db, seal)
+        return cls(db, signer, known, issuer, audience)
+
+    async def refresh(self) -> bool:
+        """Read the known keys again, at most every 5 s; return whether they were read."""
+        if time.monotonic() - self._refreshed_at < _REFRESH_S:
+            return False
+        self._refreshed_at = time.monotonic()
+        self._known = {key.kid: key for key in await load_public(self._db)}
+        self._verified.clear()
+        return True
+
+    def jwks(self) -> dict[str, list[dict[str, str]]]:
+        """Return the public keys as a JSON Web Key Set (RFC 7517)."""
+        return {"keys": [dict(key.jwk) for key in self._known.values()]}
+
+    def mint(self, principal: Principal, org_slug: str, ttl_s: float) -> str:
+        """Return a signed token for `principal` that expires in `ttl_s` seconds."""
+        now = int(time.time())
+        claims = {
+            "iss": self._issuer,
+            "aud": self._audience,
+            "sub": principal.subject,
+            "org": principal.org_id,
+            "org_slug": org_slug,
+            "permissions": sorted(principal.permissions),
+            "roles": sorted(principal.roles),
+            "iat": now,
+            "exp": now + int(ttl_s),
+            "jti": new_id().hex,
+        }
+        return jwt.encode(
+            claims, self._signer.private, algorithm=ALGORITHM, headers={"kid": self._signer.kid}
+        )
+
+    def verify(self, token: str) -> Principal:
+        """Return who a token speaks for; raises Unauthenticated saying what is wrong with it.
+
+        A token that was good is remembered, so that its signature is computed once; its expiry is
+        checked every time.
+        """
+        remembered = self._verified.get(token)
+        if remembered is not None:
+            principal, expires_at = remembered
+            if time.time() < expires_at + _LEEWAY_S:
+                return principal
+            del self._verified[token]
+        claims = self._claims(token)
+        principal = _principal(claims)
+        if len(self._verified) >= _MAX_REMEMBERED:
+            self._verified.clear()
+        self._verified[token] = principal, float(claims["exp"])
+        return principal
+
+    def _claims(self, token: str) -> dict[str, Any]:
+        key = self._key_of(token)
+        try:
+            return jwt.decode(
+                token,
+                key.public,
+                algorithms=[ALGORITHM],
+                issuer=self._issuer,
+                audience=self._audience,
+                leeway=_LEEWAY_S,
+                options={"require": list(_REQUIRED)},
+            )
+        except jwt.PyJWTError as error:
+            raise _refusal(error, token) from error
+
+    def _key_of(self, token: str) -> SigningKey:
+        if len(token) > _MAX_TOKEN_CHARS:
+            raise _malformed("it is too long")
+        try:
+            header = jwt.get_unverified_header(token)
+        except (jwt.PyJWTError, ValueError) as error:
+            raise _malformed("it is not a signed JSON Web Token") from error
+        if header.get("alg") != ALGORITHM:
+            raise Unauthenticated(
+                f"The token is not signed with {ALGORITHM}.", code="token_algorithm"
+            )
+        key = self._known.get(str(header.get("kid")))
+        if key is None:
+            raise Unauthenticated(
+                "The token is signed with a key that this installation does not know.",
+                code="token_unknown_key",
+                advice="get a new token from this installation",
+            )
+        return key
+
+
+def _malformed(why: str) -> Unauthenticated:
+    return Unauthenticated(f"The token cannot be read: {why}.", code="token_malformed")
+
+
+def _refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
+    match error:
+        case jwt.ExpiredSignatureError():
+            return Unauthenticated(
+                f"The token expired{_expiry_words(token)}.",
+                code="token_expired",
+                advice="get a new token",
+            )
+        case jwt.InvalidIssuerError():
+            return Unauthenticated("The token is from another issuer.", code="token_issuer")
+        case jwt.InvalidAudienceError():
+            return Unauthenticated(
+                "The token is meant for another audience.", code="token_audience"
+            )
+        case jwt.MissingRequiredClaimError():
+            return _malformed(f"claim {error.claim} is missing")
+        case jwt.ImmatureSignatureError():
+            return Unauthenticated("The token is not valid yet.", code="token_too_early")
+        case jwt.InvalidSignatureError():
+            return Unauthenticated("The token's signature is wrong.", code="token_signature")
+        case _:
+            return _malformed("a part of it has the wrong form")
+
+
+def _expiry_words(token: str) -> str:
+    # Reached only after the signature was found good.
+    exp = jwt.decode(token, options={"verify_signature": False}).get("exp")
+    if not isinstance(exp, int):
+        return ""
+    return f" at {datetime.fromtimestamp(exp, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _principal(claims: dict[str, Any]) -> Principal:
+    org_id, subject = claims["org"], claims["sub"]
+    if not isinstance(org_id, int) or isinstance(org_id, bool) or org_id < 1:
+        raise _malformed("claim org is not the id of an org")
+    if not isinstance(subject, str) or not subject:
+        raise _malformed("claim sub names nobody")
+    return Principal(
+        org_id=org_id,
+        subject=subject,
+        permissions=_words(claims, "permissions"),
+        roles=_words(claims, "roles"),
+    )
+
+
+def _words(claims: dict[str, Any], claim: str) -> frozenset[str]:
+    words = claims.get(claim, [])
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+        raise _malformed(f"claim {claim} is not a list of words")
+    return frozenset(words)
