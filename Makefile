@@ -1,6 +1,6 @@
 # Needs only make and Python 3.11 or newer with its venv module. Everything else is set up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up test check format types bench bench-quick soak lock clean
+.PHONY: help setup setup-dev demo up test check format types bench bench-quick soak reference lock clean
 
 BIN := .venv/bin
 
@@ -26,7 +26,7 @@ check: setup-dev ## Format, lint, strict types, import layers
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/python -m pytest -q -p no:xdist tests/house/test_layers.py
+	@$(BIN)/python -m pytest -q --confcutdir tests/house tests/house/test_layers.py
 
 format: setup-dev ## Rewrite the code in the one format
 	@$(BIN)/ruff check --select I --fix -q .
@@ -40,6 +40,9 @@ bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch i
 
 soak: setup-dev ## Run the tests that take minutes
 	@$(BIN)/python -m pytest -m soak --timeout 3600
+
+reference: setup-dev ## Write the tables of docs/ that follow from the code
+	@$(BIN)/python scripts/reference.py
 
 lock: ## Resolve every dependency anew into constraints.txt
 	@scripts/lock
