@@ -33,15 +33,15 @@ def queues(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None)
     if as_json:
         print_json(page)
         return
-    columns = ["queue", "queued", "running", "waiting", "awaiting input", "oldest"]
+    columns = ["queue", "waiting line", "oldest", "running", "slots", "workers"]
     rows = [
         [
             queue["name"],
-            queue.get("queued"),
-            queue.get("running"),
-            queue.get("waiting"),
-            queue.get("awaiting_input"),
-            _age(queue.get("oldest_s")),
+            queue["depth"],
+            _age(queue["oldest_age_s"]),
+            queue["running"],
+            queue["slots"],
+            queue["workers"],
         ]
         for queue in page["data"]
     ]

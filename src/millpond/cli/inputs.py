@@ -23,7 +23,9 @@ app = typer.Typer(no_args_is_help=True, help="See and answer what awaits a human
 
 @app.command("list")
 def list_inputs(
-    state: Annotated[str, typer.Option(help="pending, resolved, expired or cancelled.")] = "pending",
+    state: Annotated[
+        str, typer.Option(help="pending, resolved, expired or cancelled.")
+    ] = "pending",
     limit: Limit = 20,
     after: Annotated[str | None, typer.Option(help="Go on after this id (`last_id`).")] = None,
     as_json: AsJson = False,

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from millpond.cli import catalog, inputs, kb, runs
+from millpond.cli import catalog, doctor, inputs, kb, runs, schema, serve, tokens, up, work
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
 from millpond.errors import MillpondError
@@ -20,7 +20,7 @@ from millpond.errors import MillpondError
 class Commands(TyperGroup):
     """A group of commands that reports Millpond's errors in words."""
 
-    def invoke(self, ctx: typer.Context) -> Any:
+    def invoke(self, ctx: Any) -> Any:
         """Run the command; an expected error becomes a line on stderr and its exit code."""
         try:
             return super().invoke(ctx)
@@ -40,6 +40,12 @@ app = typer.Typer(
     epilog=f"Exit codes:\n\n{_CODES}",
     help="Run AI work for many organizations: durable, limited, fair, visible.",
 )
+app.command()(up.up)
+app.command()(serve.api)
+app.command()(work.worker)
+app.command()(schema.migrate)
+app.command()(doctor.doctor)
+app.command()(tokens.token)
 app.add_typer(runs.app, name="runs")
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
@@ -59,7 +65,9 @@ def _print_version(wanted: bool) -> None:
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Read the options that stand before a command."""

@@ -31,7 +31,7 @@ from millpond.errors import (
 from millpond.types import FINAL_STATES, Json
 
 FINAL_KINDS = frozenset(f"run.{state}" for state in FINAL_STATES)
-TOKEN_FILE = "token"
+DEV_FILE = "token"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _PATIENCE_S = 30.0
 _ADVICE = {
@@ -190,7 +190,7 @@ def find_token(given: str | None, url: str, data_dir: Path) -> str | None:
     if not _is_loopback(url):
         return None
     try:
-        return (data_dir / TOKEN_FILE).read_text(encoding="ascii").strip() or None
+        return (data_dir / DEV_FILE).read_text(encoding="ascii").strip() or None
     except (OSError, UnicodeDecodeError):
         return None
 

@@ -56,7 +56,9 @@ def start(
     key: Annotated[
         str | None, typer.Option("--idempotency-key", help="A repeat returns the first run.")
     ] = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Follow it and exit by its outcome.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Follow it and exit by its outcome.")
+    ] = False,
     timeout_s: Timeout = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -117,7 +119,9 @@ def list_runs(
 
 
 @app.command()
-def show(run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None) -> None:
+def show(
+    run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
+) -> None:
     """Show a run with its recorded steps."""
     run = call(url, token, lambda remote: remote.get(f"/v1/runs/{run_id}"))
     _print_run(run, as_json=as_json, brief=False)

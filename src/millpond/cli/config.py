@@ -1,0 +1,157 @@
+"""Settings as the command line sees them: environment first, options over it; what they mean.
+
+Called by the commands that start or inspect something. Invariant: a wrong value is named by its
+variable, and no secret is ever part of a message.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import SecretStr, ValidationError
+
+from millpond.errors import InvalidInput
+from millpond.identity.seal import Seal
+from millpond.settings import Settings
+
+BUILT_IN_FLOWS = ("millpond.knowledge.flows",)
+SEAL_FILE = "secret.key"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Databases:
+    """Addresses of one installation's database, by role; `owner` is for migrations only."""
+
+    app: str
+    engine: str | None
+    owner: str | None
+    listen: str | None
+
+    @property
+    def app_listen(self) -> str:
+        """The address on which the API listens for hints."""
+        return self.listen or self.app
+
+    @property
+    def engine_listen(self) -> str:
+        """The address on which a worker listens for hints."""
+        return self.listen or self.need_engine()
+
+    def need_engine(self) -> str:
+        """Return the engine's address, or raise InvalidInput naming the variable to set."""
+        return _needed(self.engine, "MILLPOND_ENGINE_DATABASE_URL", "millpond_engine")
+
+    def need_owner(self) -> str:
+        """Return the owner's address, or raise InvalidInput naming the variable to set."""
+        return _needed(self.owner, "MILLPOND_OWNER_DATABASE_URL", "the owner")
+
+
+def read_settings(**given: object) -> Settings:
+    """Read the settings; options that were given (are not None) win over the environment."""
+    overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        name = str(first["loc"][0]) if first["loc"] else ""
+        raise InvalidInput(
+            f"a setting has a wrong value: {first['msg']}", param=f"MILLPOND_{name.upper()}"
+        ) from error
+
+
+def external_databases(settings: Settings) -> Databases | None:
+    """Return the addresses of the operator's own Postgres, or None for the embedded one."""
+    app = _plain(settings.database_url)
+    if app is None:
+        return None
+    return Databases(
+        app=app,
+        engine=_plain(settings.engine_database_url),
+        owner=_plain(settings.owner_database_url),
+        listen=_plain(settings.listen_database_url),
+    )
+
+
+def open_seal(settings: Settings) -> Seal:
+    """Return the installation's seal: by MILLPOND_SECRET_KEY, or by a 0600 file in the data folder."""
+    key = _plain(settings.secret_key)
+    return Seal.from_text(key) if key else Seal.from_file(settings.data_dir / SEAL_FILE)
+
+
+def flow_modules(settings: Settings) -> list[str]:
+    """Return the modules that register flows: Millpond's own, then the operator's."""
+    return [*BUILT_IN_FLOWS, *_words(settings.flows)]
+
+
+def queue_slots(settings: Settings) -> dict[str, int]:
+    """Read `name:slots,…`; raises InvalidInput for an entry that is not that."""
+    slots: dict[str, int] = {}
+    for word in _words(settings.queues):
+        name, _, count = word.partition(":")
+        if not name or not count.isdecimal() or int(count) < 1:
+            raise InvalidInput(
+                f"{word!r} is not `queue:slots` with at least one slot", param="MILLPOND_QUEUES"
+            )
+        slots[name] = int(count)
+    if not slots:
+        raise InvalidInput("a worker serves at least one queue", param="MILLPOND_QUEUES")
+    return slots
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server on `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def import_from_here() -> None:
+    """Let `--flows` name modules below the working directory, as `python -m` does."""
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+
+
+def child_environment(settings: Settings, databases: Databases) -> dict[str, str]:
+    """Return the environment of a child process: this one's, with the addresses it needs.
+
+    The owner's address is left out: children migrate nothing.
+    """
+    environment = dict(os.environ)
+    environment.pop("MILLPOND_OWNER_DATABASE_URL", None)
+    named = {
+        "MILLPOND_DATABASE_URL": databases.app,
+        "MILLPOND_ENGINE_DATABASE_URL": databases.engine,
+        "MILLPOND_LISTEN_DATABASE_URL": databases.listen,
+        "MILLPOND_DATA_DIR": str(settings.data_dir),
+        "MILLPOND_FLOWS": settings.flows,
+        "MILLPOND_QUEUES": settings.queues,
+        "MILLPOND_LEASE_S": str(settings.lease_s),
+        "MILLPOND_DRAIN_S": str(settings.drain_s),
+    }
+    environment.update({name: value for name, value in named.items() if value is not None})
+    return environment
+
+
+def _plain(secret: SecretStr | None) -> str | None:
+    return secret.get_secret_value() if secret is not None and secret.get_secret_value() else None
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _needed(url: str | None, variable: str, role: str) -> str:
+    if url is None:
+        raise InvalidInput(
+            f"{variable} is not set", advice=f"Set it to the Postgres address of {role}."
+        )
+    return url

@@ -1,0 +1,87 @@
+"""Logging: structlog and the standard library's loggers end in one stream on stderr.
+
+Called once by each long-running command. Invariants: JSON lines where stderr is no terminal; values
+under names of secrets, and passwords inside addresses, never reach the stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Any
+
+import structlog
+from structlog.types import EventDict, Processor
+
+_SECRET_NAME = re.compile(
+    r"(^|_)(password|passwd|secret|token|authorization|api_?key|cookie|private|dsn)($|_)", re.I
+)
+_SECRET_TEXT = (
+    (re.compile(r"(\w+://[^/\s:@]*):[^@\s/]+@"), r"\1:***@"),
+    (re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*"), "***"),
+    (re.compile(r"(?i)\bbearer\s+[\w.~+/=-]+"), "Bearer ***"),
+)
+
+
+def configure_logging(level: str, *, process: str) -> None:
+    """Send every log line to stderr, each with the name of the `process` that wrote it."""
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _named(process),
+    ]
+    is_terminal = sys.stderr.isatty()
+    ending: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if is_terminal:
+        ending += [redact, structlog.dev.ConsoleRenderer()]
+    else:
+        ending += [
+            structlog.processors.format_exc_info,
+            redact,
+            structlog.processors.JSONRenderer(),
+        ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=ending)
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("httpx2", "httpcore2", "asyncio", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Hide secrets: values under a telling name, passwords in addresses, tokens in texts."""
+    return {name: _hidden(name, value) for name, value in event.items()}
+
+
+def _hidden(name: str, value: Any) -> Any:
+    if _SECRET_NAME.search(name) and not isinstance(value, bool | int | float):
+        return "***"
+    if isinstance(value, str):
+        for pattern, instead in _SECRET_TEXT:
+            value = pattern.sub(instead, value)
+        return value
+    if isinstance(value, dict):
+        return {key: _hidden(str(key), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_hidden("", inner) for inner in value]
+    return value
+
+
+def _named(process: str) -> Processor:
+    def add(_logger: Any, _method: str, event: EventDict) -> EventDict:
+        event["process"] = process
+        return event
+
+    return add

@@ -1,0 +1,219 @@
+"""The platform on one machine: database, API and workers, started and ended in order.
+
+Called by `up` and `demo`. Invariants: API and workers are processes of their own, so that a killed
+worker leaves the API alive; whatever happens, what was started here is ended here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import IO
+
+import structlog
+
+from millpond.cli.config import (
+    Databases,
+    child_environment,
+    external_databases,
+    is_loopback,
+    queue_slots,
+)
+from millpond.cli.devtoken import DevToken, mint_dev_token
+from millpond.cli.remote import Remote
+from millpond.cli.running import forget_running, note_running
+from millpond.cli.supervise import Child, Supervisor
+from millpond.db.embedded import EmbeddedPostgres
+from millpond.db.migrate import check_schema, migrate
+from millpond.db.pool import Database
+from millpond.db.queries import queries
+from millpond.errors import Conflict, InvalidInput, Transient, Unavailable
+from millpond.settings import Settings
+
+_log = structlog.get_logger("millpond.up")
+_SQL = queries("status")
+
+API_GRACE_S = 8.0
+# Beyond its own drain, a worker needs time to hand back what did not end and to close.
+WORKER_EXTRA_S = 10.0
+_READY_S = 90.0
+_POLL_S = 0.05
+# A killed `up` leaves an API that ends by itself within this time; until then it holds the port.
+_PORT_PATIENCE_S = 5.0
+
+
+@dataclass(kw_only=True)
+class Platform:
+    """A running platform; `token` is None with an external database."""
+
+    url: str
+    databases: Databases
+    supervisor: Supervisor
+    api: Child
+    worker: Child
+    token: DevToken | None
+    server: EmbeddedPostgres | None
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the database is this platform's own."""
+        return self.server is not None
+
+    def kill(self) -> None:
+        """End every process at once; Postgres recovers from that at its next start."""
+        self.supervisor.kill()
+        if self.server is not None and self.server.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.server.pid, signal.SIGQUIT)
+
+
+@asynccontextmanager
+async def platform(
+    settings: Settings, *, stop: asyncio.Event, log_file: IO[bytes] | None = None
+) -> AsyncIterator[Platform]:
+    """Start everything; yield once the API answers and a worker is there, or `stop` is set.
+
+    The end comes with the block's: API (no new work), worker (drains), Postgres.
+    """
+    queue_slots(settings)
+    external = external_databases(settings)
+    _refuse_exposed(settings, is_embedded=external is None)
+    async with contextlib.AsyncExitStack() as stack:
+        if external is not None:
+            await _check_external(external)
+            made = await _prepare(settings, external, stack, log_file)
+        else:
+            made = await _prepare_embedded(settings, stack, log_file)
+        await made.supervisor.start(made.api)
+        await made.supervisor.start(made.worker)
+        await _until_ready(made, stop)
+        yield made
+
+
+async def _prepare_embedded(
+    settings: Settings, stack: contextlib.AsyncExitStack, log_file: IO[bytes] | None
+) -> Platform:
+    """Start Postgres, migrate it, mint the development token, prepare the processes."""
+    server = EmbeddedPostgres(settings.data_dir, owner_note="millpond up")
+    urls = await server.start()
+    stack.push_async_callback(server.stop)
+    databases = Databases(app=urls.app, engine=urls.engine, owner=urls.owner, listen=None)
+    applied = await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
+    if applied:
+        _log.info("migrated", revisions=applied)
+    made = await _prepare(settings, databases, stack, log_file)
+    made.server = server
+    made.token = await mint_dev_token(settings, databases)
+    note_running(settings.data_dir, made.url, databases)
+    stack.callback(forget_running, settings.data_dir)
+    return made
+
+
+async def _prepare(
+    settings: Settings,
+    databases: Databases,
+    stack: contextlib.AsyncExitStack,
+    log_file: IO[bytes] | None,
+) -> Platform:
+    """Take the port and describe the processes; nothing runs yet."""
+    listener = stack.enter_context(await _bind(settings.host, settings.port))
+    supervisor = Supervisor(log_file=log_file)
+    stack.push_async_callback(supervisor.end)
+    environment = child_environment(settings, databases)
+    api = Child(
+        name="api",
+        arguments=["api", "--socket-fd", str(listener.fileno())],
+        environment=environment,
+        grace_s=API_GRACE_S,
+        descriptors=[listener.fileno()],
+    )
+    worker = Child(
+        name="worker",
+        arguments=["worker"],
+        environment=environment,
+        grace_s=settings.drain_s + WORKER_EXTRA_S,
+    )
+    host, port = listener.getsockname()[:2]
+    return Platform(
+        url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+        databases=databases,
+        supervisor=supervisor,
+        api=api,
+        worker=worker,
+        token=None,
+        server=None,
+    )
+
+
+async def _until_ready(made: Platform, stop: asyncio.Event) -> None:
+    """Return when the API is ready and the worker has announced itself, or `stop` is set."""
+    until = time.monotonic() + _READY_S
+    db = await Database.connect(made.databases.app, name="millpond-up", max_size=1)
+    try:
+        async with Remote.connect(made.url, None) as remote:
+            while not (await _api_is_ready(remote) and await is_announced(db, made.worker)):
+                made.supervisor.raise_if_failed()
+                if stop.is_set():
+                    return
+                if time.monotonic() > until:
+                    raise Unavailable(f"API and worker did not get ready in {_READY_S:.0f} s.")
+                await asyncio.sleep(_POLL_S)
+    finally:
+        await db.close()
+
+
+async def _api_is_ready(remote: Remote) -> bool:
+    try:
+        await remote.get("/readyz")
+    except Transient:
+        return False
+    return True
+
+
+async def is_announced(db: Database, worker: Child) -> bool:
+    """Whether the worker process has published its flows and is alive by the database's clock."""
+    if worker.pid is None:
+        return False
+    async with db.globals() as con:
+        return bool(await con.fetchval(_SQL["worker_is_live"], socket.gethostname(), worker.pid))
+
+
+async def _check_external(databases: Databases) -> None:
+    """Refuse to start on a database whose schema is not this code's."""
+    databases.need_engine()
+    await check_schema(databases.app)
+
+
+def _refuse_exposed(settings: Settings, *, is_embedded: bool) -> None:
+    if is_embedded and not is_loopback(settings.host):
+        raise InvalidInput(
+            f"`millpond up` with its own database listens on this machine only, not on "
+            f"{settings.host}: it makes a development token with full rights",
+            param="MILLPOND_HOST",
+            advice="Leave MILLPOND_HOST at 127.0.0.1, or set MILLPOND_DATABASE_URL.",
+        )
+
+
+async def _bind(host: str, port: int) -> socket.socket:
+    """Open the API's listening socket; it stays open while the API process is restarted."""
+    until = time.monotonic() + _PORT_PATIENCE_S
+    while True:
+        try:
+            return socket.create_server(
+                (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
+            )
+        except OSError as error:
+            if time.monotonic() > until:
+                raise Conflict(
+                    f"Port {port} on {host} cannot be used: {error.strerror}.",
+                    code="port_in_use",
+                    advice="Name another one by --port or MILLPOND_PORT (0 takes a free one).",
+                ) from error
+        await asyncio.sleep(_POLL_S)

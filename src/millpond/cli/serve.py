@@ -1,0 +1,118 @@
+"""`millpond api`: one API process.
+
+Called by `main`, and started by `millpond up`. Invariants: it starts only on a schema that is this
+code's; it ends by itself when the process that started it is gone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from millpond.cli.options import DataDir
+
+if TYPE_CHECKING:
+    from millpond.db.pool import Database
+    from millpond.engine.events import Feed
+    from millpond.engine.hints import Hints
+    from millpond.settings import Settings
+
+# Streams that are still open get so long to close; their clients come back with Last-Event-ID.
+_CLOSE_S = 3
+_POOL = 16
+
+ParentFd = Annotated[int | None, typer.Option("--parent-fd", hidden=True)]
+
+
+def api(
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on (MILLPOND_HOST).", show_default=False)
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port (MILLPOND_PORT).", show_default=False, max=65535)
+    ] = None,
+    data_dir: DataDir = None,
+    socket_fd: Annotated[int | None, typer.Option("--socket-fd", hidden=True)] = None,
+    parent_fd: ParentFd = None,
+) -> None:
+    """Run the HTTP API alone, on MILLPOND_DATABASE_URL."""
+    from millpond.cli.config import read_settings
+    from millpond.cli.logs import configure_logging
+    from millpond.cli.signals import end_with_parent
+
+    settings = read_settings(host=host, port=port, data_dir=data_dir)
+    configure_logging(settings.log_level, process="api")
+    end_with_parent(parent_fd, grace_s=_CLOSE_S + 2)
+    asyncio.run(_serve(settings, socket_fd))
+
+
+async def _serve(settings: Settings, socket_fd: int | None) -> None:
+    from millpond.cli.running import find_databases
+    from millpond.cli.signals import stop_event
+    from millpond.db.migrate import check_schema
+    from millpond.db.pool import Database
+    from millpond.engine.events import Feed
+    from millpond.engine.hints import Hints
+
+    databases = find_databases(settings)
+    async with contextlib.AsyncExitStack() as stack:
+        stop = stack.enter_context(stop_event())
+        await check_schema(databases.app)
+        db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
+        stack.push_async_callback(db.close)
+        hints = await Hints.connect(databases.app_listen)
+        stack.push_async_callback(hints.close)
+        feed = await Feed.connect(databases.app_listen)
+        stack.push_async_callback(feed.close)
+        await _run_server(settings, db, hints, feed, socket_fd, stop)
+
+
+async def _run_server(
+    settings: Settings,
+    db: Database,
+    hints: Hints,
+    feed: Feed,
+    socket_fd: int | None,
+    stop: asyncio.Event,
+) -> None:
+    """Serve until `stop` is set; then close what is open, within a few seconds."""
+    import uvicorn
+
+    from millpond.api.app import create_app
+    from millpond.cli.config import open_seal
+    from millpond.identity.tokens import Keyring
+
+    keyring = await Keyring.open(
+        db, open_seal(settings), issuer=settings.token_issuer, audience=settings.token_audience
+    )
+
+    class Server(uvicorn.Server):
+        """A server that leaves signals to this process."""
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield
+
+    app = create_app(db=db, keyring=keyring, hints=hints, feed=feed)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_CLOSE_S,
+    )
+    server = Server(config)
+    sockets = [socket.socket(fileno=socket_fd)] if socket_fd is not None else None
+    serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
+    stopping = asyncio.create_task(stop.wait(), name="stop")
+    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    stopping.cancel()
+    await serving

@@ -1,0 +1,148 @@
+"""`millpond worker`: one worker process.
+
+Called by `main`, and started by `millpond up`. Invariants: step code gets the application's pool and
+what is in `resources`, never the engine's pool; SIGTERM drains, a second signal ends at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import structlog
+import typer
+
+from millpond.cli.options import DataDir, Flows
+from millpond.cli.serve import ParentFd
+from millpond.errors import MillpondError
+
+if TYPE_CHECKING:
+    from millpond.db.pool import Database
+    from millpond.engine.registry import Flow
+    from millpond.models.port import Embedder, TextModel
+    from millpond.settings import Settings
+
+Model = TypeVar("Model", "TextModel", "Embedder")
+
+_log = structlog.get_logger("millpond.worker")
+# Time to close after the drain, before a worker whose parent is gone ends hard.
+_CLOSE_S = 10.0
+
+
+def worker(
+    flows: Flows = None,
+    queues: Annotated[
+        str | None,
+        typer.Option(help="Queues with their slots: name:slots,… (MILLPOND_QUEUES)."),
+    ] = None,
+    data_dir: DataDir = None,
+    parent_fd: ParentFd = None,
+) -> None:
+    """Run one worker on MILLPOND_DATABASE_URL, or beside the `millpond up` of this machine."""
+    from millpond.cli.config import read_settings
+    from millpond.cli.logs import configure_logging
+    from millpond.cli.signals import end_with_parent
+
+    settings = read_settings(flows=flows, queues=queues, data_dir=data_dir)
+    configure_logging(settings.log_level, process="worker")
+    end_with_parent(parent_fd, grace_s=settings.drain_s + _CLOSE_S)
+    asyncio.run(_work(settings))
+
+
+async def _work(settings: Settings) -> None:
+    from millpond.cli.config import queue_slots
+    from millpond.cli.running import find_databases
+    from millpond.cli.signals import stop_event
+    from millpond.db.migrate import check_schema
+    from millpond.db.pool import Database, EngineDatabase
+    from millpond.engine.worker import Worker
+
+    slots, databases = queue_slots(settings), find_databases(settings)
+    engine_url = databases.need_engine()
+    async with contextlib.AsyncExitStack() as stack:
+        stop = stack.enter_context(stop_event())
+        await check_schema(engine_url)
+        flows = load_flows(settings)
+        app = await Database.connect(databases.app, name="millpond-steps", min_size=0)
+        stack.push_async_callback(app.close)
+        engine = await EngineDatabase.connect(engine_url)
+        stack.push_async_callback(engine.close)
+        made = Worker(
+            database=engine,
+            engine_url=engine_url,
+            listen_url=databases.engine_listen,
+            flows=flows,
+            slots=slots,
+            resources=await open_resources(settings, app, stack),
+            lease_s=settings.lease_s,
+            drain_s=settings.drain_s,
+        )
+        await made.run(stop)
+
+
+def load_flows(settings: Settings) -> list[Flow]:
+    """Import the modules that register flows; raises InvalidInput naming one that does not import."""
+    from millpond.cli.config import flow_modules, import_from_here
+    from millpond.engine.registry import REGISTRY
+    from millpond.errors import InvalidInput
+
+    import_from_here()
+    try:
+        return REGISTRY.select(flow_modules(settings))
+    except ModuleNotFoundError as error:
+        raise InvalidInput(
+            f"the flow module cannot be imported: {error}",
+            param="MILLPOND_FLOWS",
+            advice="Name it as Python imports it, from the folder in which you start the worker.",
+        ) from error
+
+
+async def open_resources(
+    settings: Settings, app: Database, stack: contextlib.AsyncExitStack
+) -> dict[type, object]:
+    """Open what steps may ask for: the text model, the embedder, the knowledge store.
+
+    A model that cannot be opened is left out with a warning: flows that do not need it still run,
+    and a step that does fails with that reason.
+    """
+    from millpond.knowledge.store import KnowledgeStore
+    from millpond.models.port import Embedder, TextModel
+
+    resources: dict[type, object] = {}
+    text = await _opened("text model", _open_text(settings), stack)
+    if text is not None:
+        resources[TextModel] = text
+    embedder = await _opened("embedder", _open_embedder(settings), stack)
+    if embedder is not None:
+        resources[Embedder] = embedder
+        resources[KnowledgeStore] = KnowledgeStore(app, embedder)
+    return resources
+
+
+async def _open_text(settings: Settings) -> TextModel:
+    from millpond.models.opening import open_text_model
+
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
+    return open_text_model(settings.llm, settings.llm_base_url, key)
+
+
+async def _open_embedder(settings: Settings) -> Embedder:
+    from millpond.models.opening import open_embedder
+
+    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
+    return open_embedder(settings.embedder, settings.llm_base_url, key)
+
+
+async def _opened(
+    what: str, opening: Awaitable[Model], stack: contextlib.AsyncExitStack
+) -> Model | None:
+    try:
+        model = await opening
+    except MillpondError as error:
+        _log.warning("model_left_out", what=what, reason=error.message, advice=error.advice)
+        return None
+    stack.push_async_callback(model.close)
+    _log.info("model_opened", what=what, model=model.name)
+    return model
