@@ -44,7 +44,7 @@ class Event:
         return self.kind in FINAL_EVENTS
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Fact:
     """An event before it has a number."""
 
@@ -135,11 +135,11 @@ async def tail(
     ends the stream at once.
     """
     async with db.org(org_id) as con:
-        if not await con.fetchval(_SQL["exists"], org_id, run_id):
-            raise NotFound(f"run {run_id} does not exist", param="run_id")
-        if after and (last := await page(con, org_id, run_id, after=after - 1, limit=1)):
-            if last[0].is_final:
-                return
+        last = await con.fetchrow(_SQL["last"], org_id, run_id)
+    if last is None:
+        raise NotFound(f"run {run_id} does not exist", param="run_id")
+    if last["kind"] in FINAL_EVENTS and last["event_no"] <= after:
+        return
     wait_s = _BUSY_S
     with feed.subscribe(run_id) as woken:
         while True:

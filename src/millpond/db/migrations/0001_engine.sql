@@ -280,3 +280,22 @@ grant update (state, output, error, finished_at) on step to millpond_app;
 
 grant select, insert, update, delete on run, item, ready, arrival, lane, share, lease, step, event, timer, input_request
   to millpond_engine;
+
+-- The virtual time of each queue: what the last admitted work item started at. Written by the claim alone. Global.
+create table fair_clock (
+  queue text primary key,
+  virtual_s double precision not null
+) with (fillfactor = 50);
+grant select, insert, update on fair_clock to millpond_engine;
+
+-- The engine's statements are few and go by keys: generic plans, no scans of hot tables whose statistics lag.
+do $$
+begin
+  alter role millpond_engine set plan_cache_mode to 'force_generic_plan';
+  alter role millpond_engine set enable_seqscan to off;
+  alter role millpond_engine set enable_hashjoin to off;
+  alter role millpond_engine set enable_mergejoin to off;
+  alter role millpond_engine set jit to off;
+exception when insufficient_privilege then
+  raise notice 'ask an administrator to set plan_cache_mode, enable_seqscan, enable_hashjoin, enable_mergejoin and jit for millpond_engine';
+end $$;

@@ -15,6 +15,6 @@ select run_id, event_no, kind, step_key, data, at
 from event where org_id = $1 and run_id = $2 and event_no > $3
 order by event_no limit $4;
 
--- name: exists
--- Tells whether the run is there for this org.
-select exists (select from run where org_id = $1 and run_id = $2);
+-- name: last
+-- Reads the newest event of one run; every run has one.
+select event_no, kind from event where org_id = $1 and run_id = $2 order by event_no desc limit 1;

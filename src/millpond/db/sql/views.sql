@@ -108,9 +108,11 @@ named as (
   select lane_id, queue from arrival where org_id = $1
 )
 select n.queue, sum(l.depth)::bigint as depth,
-       greatest(0, extract(epoch from clock_timestamp()) - min(l.oldest) / 1e6)::float8 as oldest_age_s
+       greatest(0, extract(epoch from clock_timestamp()) - min(l.oldest) / 1e6)::float8 as oldest_s
 from line l join named n using (lane_id) group by n.queue;
 
--- name: queue_running
--- Work items of one org that workers hold now, by queue.
-select queue, count(*) as running from lease where org_id = $1 group by queue;
+-- name: queue_states
+-- Live work items of one org that are not in a line, counted by queue and state.
+select r.queue, i.state, count(*) as items
+from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
+where i.org_id = $1 and i.state <> 'queued' group by r.queue, i.state;

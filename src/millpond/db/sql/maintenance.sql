@@ -1,0 +1,68 @@
+-- name: publish_flow
+-- Tells the API what can be run; the newest publication of a version holds.
+insert into flow_version (flow, version, queue, permission, description, input_schema, output_schema, timeout_s)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
+on conflict (flow, version) do update
+  set queue = excluded.queue, permission = excluded.permission, description = excluded.description,
+      input_schema = excluded.input_schema, output_schema = excluded.output_schema,
+      timeout_s = excluded.timeout_s, published_at = clock_timestamp();
+
+-- name: register_worker
+-- Opens a worker's session: its leases live as long as this row is renewed.
+insert into worker (worker_id, host, pid, queues, capabilities, expires_at)
+values ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second');
+
+-- name: beat
+-- Renews a worker's leases, all at once.
+update worker set expires_at = clock_timestamp() + $2 * interval '1 second' where worker_id = $1
+returning worker_id;
+
+-- name: drain_worker
+-- Tells that a worker takes no more work.
+update worker set draining = true where worker_id = $1;
+
+-- name: remove_worker
+-- Closes a worker's session.
+delete from worker where worker_id = $1;
+
+-- name: is_alive
+-- Tells whether the worker's session still stands.
+select exists (select from worker where worker_id = $1);
+
+-- name: cancel_requested
+-- Finds runs under this worker's leases that shall stop.
+select l.org_id, l.run_id from lease l
+join item i on i.org_id = l.org_id and i.item_id = l.run_id and i.cancel_requested
+where l.worker_id = $1;
+
+-- name: try_lock
+-- Lets one process at a time do the chores.
+select pg_try_advisory_xact_lock(7741002);
+
+-- name: uptime_s
+-- Tells for how long Postgres has been running.
+select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8;
+
+-- name: expired_workers
+-- Locks and removes the sessions of workers whose heartbeat has stopped.
+delete from worker where worker_id in (
+  select worker_id from worker where expires_at < clock_timestamp() for update skip locked)
+returning worker_id, host, pid;
+
+-- name: orphaned_leases
+-- Removes leases that no worker's session stands behind.
+delete from lease where (org_id, item_id) in (
+  select l.org_id, l.item_id from lease l
+  where not exists (select from worker w where w.worker_id = l.worker_id)
+  order by l.org_id, l.item_id limit $1 for update of l skip locked)
+returning org_id, item_id, run_id, attempt, worker_id;
+
+-- name: lock_live
+-- Locks live rows in key order.
+select org_id, item_id from item
+where (org_id, item_id) in (select * from unnest($1::bigint[], $2::uuid[]))
+order by org_id, item_id for update;
+
+-- name: own_leases
+-- Reads what one worker holds.
+select org_id, item_id, run_id, attempt, token from lease where worker_id = $1;

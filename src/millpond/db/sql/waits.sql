@@ -1,0 +1,157 @@
+-- name: record_wait
+-- Stores a step that waits, unless it is recorded already.
+insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_at)
+values ($1, $2, $3, $4, $5, 'waiting', $6, clock_timestamp())
+on conflict (org_id, run_id, step_key) do nothing
+returning step_key;
+
+-- name: set_timer
+-- Sets what becomes true after so many seconds; a newer timer of the same step replaces an older one.
+insert into timer (org_id, run_id, step_key, kind, due_at)
+values ($1, $2, $3, $4, clock_timestamp() + $5 * interval '1 second')
+on conflict (org_id, run_id, step_key) do update set kind = excluded.kind, due_at = excluded.due_at
+returning due_at;
+
+-- name: ask
+-- Stores a question to a human.
+insert into input_request (org_id, request_id, run_id, step_key, role, title, form, proposal, digest, expires_at,
+                           expiry_answer)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp() + $10 * interval '1 second', $11);
+
+-- name: can_go
+-- Tells whether any of the waits that a run parks on is over; asked under the live row's lock.
+select exists (
+  select from step s
+  where s.org_id = $1 and s.run_id = $2 and s.step_key = any($3::text[])
+    and (s.state in ('done', 'failed')
+         or s.state = 'retrying' and not exists (
+           select from timer t where t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key)));
+
+-- name: unlease
+-- Gives the lease back; the caller holds it locked.
+delete from lease where org_id = $1 and item_id = $2 and token = $3;
+
+-- name: rest
+-- Lets the locked live row wait in the given state, with the event that tells of it.
+with i as (
+  update item set state = $3, event_no = event_no + 1, tries = tries + $6
+  where org_id = $1 and item_id = $2 returning event_no
+)
+insert into event (org_id, run_id, event_no, kind, data)
+select $1, $2, i.event_no, $4, $5::json from i;
+
+-- name: ready
+-- Queues locked work items again in their resumed lane (first starts in their own), with an event where one is given.
+with t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us),
+n as (
+  update item i
+  set lane_id = case when i.state = 'scheduled' then i.lane_id else i.lane_id | 1 end,
+      state = 'queued', rank = t.us + u.ord, deaths = i.deaths + u.deaths,
+      event_no = i.event_no + case when u.event_kind is null then 0 else 1 end
+  from t, unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::int[])
+    with ordinality as u(org_id, item_id, event_kind, event_data, deaths, ord)
+  where i.org_id = u.org_id and i.item_id = u.item_id and i.state <> 'queued'
+  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.rank, i.event_no, u.event_kind, u.event_data
+),
+queued as (
+  insert into ready (org_id, lane_id, rank, item_id) select org_id, lane_id, rank, item_id from n
+),
+events as (
+  insert into event (org_id, run_id, event_no, kind, data)
+  select org_id, run_id, event_no, event_kind, event_data::json from n where event_kind is not null
+),
+arrived as (
+  insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
+  select n.org_id, n.lane_id, r.queue, r.flow || '@' || r.version, r.keys,
+         -r.priority * $6::bigint - case when n.lane_id & 1 = 1 then $7::bigint else 0 end, min(n.rank)
+  from n join run r on r.org_id = n.org_id and r.run_id = n.run_id
+  group by 1, 2, 3, 4, 5, 6
+)
+select n.org_id, n.run_id, r.queue from n join run r on r.org_id = n.org_id and r.run_id = n.run_id;
+
+-- name: due
+-- Finds timers whose time has come, earliest first.
+select org_id, run_id, step_key, kind from timer where due_at <= clock_timestamp() order by due_at limit $1;
+
+-- name: next_due
+-- Tells in how many seconds the next timer is due.
+select extract(epoch from min(due_at) - clock_timestamp())::float8 from timer;
+
+-- name: lock_items
+-- Locks live rows that nobody else holds.
+select u.org_id, u.run_id, i.state
+from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
+cross join lateral (select i.state from item i where i.org_id = u.org_id and i.item_id = u.run_id
+                    for update skip locked) i;
+
+-- name: take_timers
+-- Removes due timers of locked runs; only those returned take effect.
+delete from timer t using unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
+where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = u.step_key and t.due_at <= clock_timestamp()
+returning t.org_id, t.run_id, t.step_key, t.kind;
+
+-- name: end_sleeps
+-- Records sleeps as over, each with its event.
+with s as (
+  update step s set state = 'done', finished_at = clock_timestamp()
+  from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
+  where s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.state = 'waiting'
+  returning s.org_id, s.run_id, s.step_key, s.name
+),
+c as materialized (
+  select s.*, row_number() over (partition by org_id, run_id order by step_key) as nth,
+         count(*) over (partition by org_id, run_id) as many from s
+),
+i as (
+  update item i set event_no = i.event_no + c.many from c
+  where c.nth = 1 and i.org_id = c.org_id and i.item_id = c.run_id
+  returning i.org_id, i.item_id, i.event_no - c.many as base
+)
+insert into event (org_id, run_id, event_no, kind, step_key, data)
+select c.org_id, c.run_id, i.base + c.nth, 'sleep.ended', c.step_key, json_build_object('name', c.name)
+from c join i on i.org_id = c.org_id and i.item_id = c.run_id;
+
+-- name: get_request
+-- Reads what a decision on a question needs.
+select run_id, step_key, role, title, form, proposal, digest, state, expiry_answer,
+       coalesce(expires_at <= clock_timestamp(), false) as is_expired
+from input_request where org_id = $1 and request_id = $2;
+
+-- name: request_of_step
+-- Finds the question that a step asked.
+select request_id from input_request where org_id = $1 and run_id = $2 and step_key = $3 and state = 'pending';
+
+-- name: lock_run
+-- Locks the live row of one run.
+select state from item where org_id = $1 and item_id = $2 for update;
+
+-- name: answer_request
+-- Consumes a pending question, once.
+update input_request set state = $3, answer = $4, resolved_by = $5, resolved_at = clock_timestamp()
+where org_id = $1 and request_id = $2 and state = 'pending'
+returning request_id;
+
+-- name: end_wait
+-- Records how a waiting step ended.
+update step set state = $4, output = $5, error = $6, finished_at = clock_timestamp()
+where org_id = $1 and run_id = $2 and step_key = $3 and state = 'waiting'
+returning name;
+
+-- name: drop_timer
+-- Removes the timer of a step.
+delete from timer where org_id = $1 and run_id = $2 and step_key = $3;
+
+-- name: drop_waits
+-- Removes what a finished run still waited for.
+with t as (delete from timer where org_id = $1 and run_id = $2)
+update input_request set state = 'cancelled', resolved_at = clock_timestamp()
+where org_id = $1 and run_id = $2 and state = 'pending';
+
+-- name: history
+-- Reads recorded steps of runs; a retry that is not due yet carries when it is.
+select s.run_id, s.step_key, s.kind, s.state, s.output, s.error, s.tries,
+       extract(epoch from clock_timestamp() - s.started_at)::float8 as age_s,
+       t.due_at is not null as has_timer
+from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
+join step s on s.org_id = u.org_id and s.run_id = u.run_id
+left join timer t on t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key;

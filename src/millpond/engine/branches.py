@@ -1,0 +1,120 @@
+"""Branches: the parallel strands of one attempt, their step keys, and how they are ended from outside.
+
+Called by `context`. Invariants: a step key depends only on the branch's place in the flow and on how
+often its name occurred there; once closed, an attempt's flow code gets nothing but `Unwind`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from millpond.errors import Permanent
+
+
+class Unwind(BaseException):
+    """Ends flow code from outside: parked, cancelled, drained, timed out, or the lease is lost.
+
+    Flow code must let it pass; `except Exception` does.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class Branch:
+    """One strand: its path in the flow (`` for the flow itself) and what it has counted.
+
+    `deadline` is when its running step is over its time, on the loop's clock.
+    """
+
+    path: str
+    occurrences: dict[str, int] = field(default_factory=dict)
+    is_in_step: bool = False
+    deadline: float | None = None
+    park: asyncio.Future[None] | None = None
+
+    def key(self, name: str) -> str:
+        """Return the key of the next step of this name: `path name:occurrence`."""
+        nth = self.occurrences.get(name, 0)
+        self.occurrences[name] = nth + 1
+        return f"{self.path}{name}:{nth}"
+
+
+class Branches:
+    """All strands of one attempt; knows when none of them can go on."""
+
+    def __init__(self) -> None:
+        self._by_task: dict[asyncio.Task[Any], Branch] = {}
+        self._going = 0
+        self.parked: list[tuple[str, bool]] = []
+        self.closed: str | None = None
+
+    def open(self, path: str) -> Branch:
+        """Make the current task a strand that can go on."""
+        task = asyncio.current_task()
+        assert task is not None
+        branch = Branch(path)
+        self._by_task[task] = branch
+        self._going += 1
+        return branch
+
+    def here(self) -> Branch:
+        """Return the strand of the current task; refuses foreign tasks and closed attempts."""
+        if self.closed is not None:
+            raise Unwind(self.closed)
+        branch = self._by_task.get(asyncio.current_task())  # type: ignore[arg-type]
+        if branch is None:
+            raise Permanent(
+                "ctx was used from a task that the flow started by itself",
+                code="foreign_task",
+                advice="use ctx.parallel for things at the same time, timeout_s for time limits",
+            )
+        if branch.is_in_step:
+            raise Permanent(
+                "ctx was used inside a step", code="nested_step", advice="call it in the flow body"
+            )
+        return branch
+
+    def rest(self, count: int) -> None:
+        """Count that `count` strands cannot go on now; when none can, the attempt parks."""
+        self._going -= count
+        if self._going == 0 and self.parked:
+            self.close("parked")
+
+    def deadline(self) -> float | None:
+        """Return when the first of the running steps is over its time, on the loop's clock."""
+        return min((b.deadline for b in self._by_task.values() if b.deadline), default=None)
+
+    def go(self, count: int) -> None:
+        """Count that `count` strands can go on again."""
+        self._going += count
+
+    def leave(self) -> None:
+        """Forget the current task's strand."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._by_task.pop(task, None)
+
+    async def park(self, branch: Branch, step_key: str, *, is_human: bool) -> NoReturn:
+        """Let this strand wait for something recorded; it never goes on in this attempt."""
+        branch.park = asyncio.get_running_loop().create_future()
+        self.parked.append((step_key, is_human))
+        self.rest(1)
+        await branch.park
+        raise Unwind(self.closed or "parked")
+
+    def close(self, reason: str) -> None:
+        """End every strand: the parked ones by Unwind, the working ones by cancelling their task."""
+        if self.closed is not None:
+            return
+        self.closed = reason
+        for task, branch in list(self._by_task.items()):
+            if branch.park is not None:
+                if not branch.park.done():
+                    branch.park.set_exception(Unwind(reason))
+            elif reason != "parked":
+                task.cancel()

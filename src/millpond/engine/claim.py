@@ -1,0 +1,190 @@
+"""Claim: one short transaction around admission moves ready work items to leases.
+
+Called by the worker's claim loop. Invariants: one claim at a time per shard; only rows that its
+delete returned are executed; it never waits for a lock that a caller can hold. Its commit is not
+waited for on disk: a lost claim is only claimed again.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from millpond.db.pool import Connection, EngineDatabase, Record
+from millpond.db.queries import queries
+from millpond.engine.admission import Decision, Lane, Pick, Share, admit
+
+_SQL = queries("claim")
+_MAX_ARRIVALS = 5000
+_MAX_ORGS = 256
+_END = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The right of this worker to one work item; `token` fences every write under it."""
+
+    org_id: int
+    item_id: uuid.UUID
+    run_id: uuid.UUID
+    attempt: int
+    token: uuid.UUID
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claimed:
+    """A leased work item with what the executor needs to run it; `input` is JSON text."""
+
+    lease: Lease
+    flow: str
+    version: int
+    queue: str
+    input: str
+    subject: str
+    timeout_s: float | None
+    deaths: int
+    tries: int
+    cancel_requested: bool
+
+
+class Claimer:
+    """Claims for one worker; remembers how deep to read lanes."""
+
+    def __init__(
+        self,
+        database: EngineDatabase,
+        *,
+        worker_id: uuid.UUID,
+        capabilities: Sequence[str],
+        estimate_s: Callable[[str], float],
+    ) -> None:
+        self._database = database
+        self._worker_id = worker_id
+        self._capabilities = list(capabilities)
+        self._estimate_s = estimate_s
+        self._depth = 16
+
+    async def claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
+        """Lease work for the free slots of each queue; also tells whether more could go at once."""
+        queues = [queue for queue, slots in free.items() if slots > 0]
+        async with self._database.duty("claim", durable=False) as con:
+            await con.execute(_SQL["lock"])
+            arrivals: int = await con.fetchval(_SQL["consume"], _MAX_ARRIVALS)
+            rows = await con.fetch(
+                _SQL["read"],
+                queues,
+                [min(free[queue], _MAX_ORGS) for queue in queues],
+                self._capabilities,
+                self._depth,
+            )
+            if not rows:
+                return [], arrivals >= _MAX_ARRIVALS
+            shares = self._shares(rows)
+            decision = admit(shares, free)
+            claimed = await self._take(con, decision)
+            await _settle(con, shares, decision)
+            if len(claimed) < len(decision.picks):
+                await _step_back(con, decision.picks, claimed)
+        self._adapt(sum(free[queue] for queue in queues), len(rows))
+        return claimed, decision.has_more or not decision.picks or arrivals >= _MAX_ARRIVALS
+
+    def _shares(self, rows: Sequence[Record]) -> list[Share]:
+        shares: dict[tuple[str, int], Share] = {}
+        for queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items in rows:
+            share = shares.get((queue, org_id))
+            if share is None:
+                share = Share(queue=queue, org_id=org_id, weight=weight, virtual_s=virtual_s)
+                shares[queue, org_id] = share
+            share.lanes.append(
+                Lane(
+                    lane_id=lane_id,
+                    offset_us=offset_us,
+                    ranks=ranks or (),
+                    items=items or (),
+                    is_whole=len(items or ()) < self._depth,
+                    estimate_s=self._estimate_s(able),
+                )
+            )
+        return list(shares.values())
+
+    async def _take(self, con: Connection, decision: Decision) -> list[Claimed]:
+        if not decision.picks:
+            return []
+        token = uuid.uuid4()
+        rows = await con.fetch(
+            _SQL["take"],
+            [pick.org_id for pick in decision.picks],
+            [pick.lane_id for pick in decision.picks],
+            [pick.rank for pick in decision.picks],
+            [pick.item_id for pick in decision.picks],
+            self._worker_id,
+            token,
+        )
+        return [
+            Claimed(
+                lease=Lease(org_id, item_id, run_id, attempt, token),
+                flow=flow,
+                version=version,
+                queue=queue,
+                input=text,
+                subject=subject,
+                timeout_s=timeout_s,
+                deaths=deaths,
+                tries=tries,
+                cancel_requested=cancel,
+            )
+            for (
+                org_id, item_id, run_id, attempt, deaths, tries, cancel,
+                flow, version, queue, text, subject, timeout_s,
+            ) in rows
+        ]  # fmt: skip
+
+    def _adapt(self, slots: int, lanes: int) -> None:
+        """Read next time about twice what each lane can be expected to give."""
+        self._depth = max(2, min(512, 2 * -(-slots // max(1, lanes))))
+
+
+async def _settle(con: Connection, shares: Sequence[Share], decision: Decision) -> None:
+    moved = [
+        (share.org_id, lane)
+        for share in shares
+        for lane in share.lanes
+        if lane.taken or (lane.is_spent and lane.is_whole)
+    ]
+    changed = [
+        share
+        for share in shares
+        if any(lane.taken or (lane.is_spent and lane.is_whole) for lane in share.lanes)
+    ]
+    await con.execute(
+        _SQL["settle"],
+        [org_id for org_id, _ in moved],
+        [lane.lane_id for _, lane in moved],
+        [_cursor(lane) for _, lane in moved],
+        [not (lane.is_spent and lane.is_whole) for _, lane in moved],
+        [share.org_id for share in changed],
+        [share.queue for share in changed],
+        [share.virtual_s for share in changed],
+        [any(lane.is_spent and lane.is_whole for lane in share.lanes) for share in changed],
+        list(decision.clocks),
+        list(decision.clocks.values()),
+    )
+
+
+def _cursor(lane: Lane) -> int:
+    """Return the rank from which the lane is read next; everything before it is gone.
+
+    An empty lane gets the highest one, since its next arrival brings its own.
+    """
+    if not lane.is_spent:
+        return lane.ranks[lane.taken]
+    return _END if lane.is_whole else lane.ranks[-1]
+
+
+async def _step_back(con: Connection, picks: Sequence[Pick], claimed: Sequence[Claimed]) -> None:
+    taken = {(one.lease.org_id, one.lease.item_id) for one in claimed}
+    left = [pick for pick in picks if (pick.org_id, pick.item_id) not in taken]
+    orgs, lanes = [pick.org_id for pick in left], [pick.lane_id for pick in left]
+    await con.execute(_SQL["step_back"], orgs, lanes, [pick.rank for pick in left])
+    await con.execute(_SQL["wake_shares"], orgs, lanes)

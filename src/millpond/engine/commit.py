@@ -1,0 +1,281 @@
+"""Group commit: steps and finishes of independent runs share fenced, durable commits.
+
+Called by `context` (steps) and `executor` (finishes) of one worker process. Invariants: every write
+names work item and token and locks the lease row in its own statement; a write whose lease is gone
+raises LeaseLost and stores nothing; one guilty write never fails its neighbours; after a commit of
+unknown outcome the batch is sent again, and finding one's own record is success.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import structlog
+
+from millpond.db.pool import Connection, EngineDatabase
+from millpond.db.queries import queries
+from millpond.engine.claim import Lease
+from millpond.engine.hints import Hints
+from millpond.errors import LeaseLost, MillpondError, Transient
+
+_SQL = queries("commit")
+_log = structlog.get_logger("millpond.commit")
+_MAX_BATCH = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepWrite:
+    """A step's record and its event; without `state` the event alone. JSON fields are text.
+
+    `duration_s` counts from the start of the step's first try.
+    """
+
+    lease: Lease
+    step_key: str
+    name: str
+    event_kind: str
+    event_data: str
+    kind: str = "step"
+    state: str | None = None
+    output: str | None = None
+    error: str | None = None
+    tries: int = 1
+    duration_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FinishWrite:
+    """A run's end: `outcome` is succeeded, failed or cancelled."""
+
+    lease: Lease
+    outcome: str
+    event_data: str
+    output: str | None = None
+    error: str | None = None
+
+
+W = TypeVar("W", StepWrite, FinishWrite)
+
+
+@dataclass(slots=True)
+class _Pending(Generic[W]):
+    write: W
+    done: asyncio.Future[None]
+
+
+@dataclass
+class _Batch:
+    steps: list[_Pending[StepWrite]] = field(default_factory=list)
+    ends: list[_Pending[FinishWrite]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.steps) + len(self.ends)
+
+    def fail(self, error: BaseException) -> None:
+        for done in [*(one.done for one in self.steps), *(one.done for one in self.ends)]:
+            _settle(done, error)
+
+    def halves(self) -> tuple[_Batch, _Batch]:
+        """Split so that the writes of one run stay in order: steps go before ends."""
+        steps, ends = len(self.steps), len(self.ends)
+        if steps and ends:
+            return _Batch(steps=self.steps), _Batch(ends=self.ends)
+        middle_s, middle_e = (steps + 1) // 2, (ends + 1) // 2
+        return (
+            _Batch(self.steps[:middle_s], self.ends[:middle_e]),
+            _Batch(self.steps[middle_s:], self.ends[middle_e:]),
+        )
+
+
+class Committer:
+    """Gathers writes for a moment and commits them together, batch after batch."""
+
+    def __init__(
+        self,
+        database: EngineDatabase,
+        hints: Hints,
+        *,
+        on_cancel_requested: Callable[[Lease], None],
+        gather_s: float = 0.002,
+        retry_s: float = 30.0,
+    ) -> None:
+        self._database = database
+        self._hints = hints
+        self._on_cancel_requested = on_cancel_requested
+        self._gather_s = gather_s
+        self._retry_s = retry_s
+        self._batch = _Batch()
+        self._kick = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, lanes: int = 2) -> None:
+        """Start `lanes` committing tasks: while one waits for the disk, the next gathers."""
+        self._tasks = [
+            asyncio.create_task(self._commit_all(), name=f"commit-{n}") for n in range(lanes)
+        ]
+
+    async def close(self) -> None:
+        """Stop committing; whoever still waits gets LeaseLost, since nothing more is written."""
+        for task in self._tasks:
+            task.cancel()
+        for task in self._tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        self._batch.fail(LeaseLost("this worker has stopped"))
+
+    def record(self, write: StepWrite) -> asyncio.Future[None]:
+        """Store a step or an event; the future ends when it is durable, or with LeaseLost."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._batch.steps.append(_Pending(write, done))
+        self._kick.set()
+        return done
+
+    def finish(self, write: FinishWrite) -> asyncio.Future[None]:
+        """End a run; the future ends when that is durable, or with LeaseLost."""
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._batch.ends.append(_Pending(write, done))
+        self._kick.set()
+        return done
+
+    async def _commit_all(self) -> None:
+        while True:
+            await self._kick.wait()
+            if len(self._batch) == 0:
+                self._kick.clear()
+                continue
+            if len(self._batch) < _MAX_BATCH:
+                await asyncio.sleep(self._gather_s)
+            batch, self._batch = self._batch, _Batch()
+            self._kick.clear()
+            if len(batch) == 0:
+                continue
+            try:
+                await self._commit(batch)
+            except asyncio.CancelledError:
+                batch.fail(LeaseLost("this worker has stopped"))
+                raise
+
+    async def _commit(self, batch: _Batch) -> None:
+        """Commit a batch, again after a lost connection, in parts after a refusal."""
+        _sort(batch)
+        loop = asyncio.get_running_loop()
+        give_up = loop.time() + self._retry_s
+        is_repeat = False
+        while True:
+            try:
+                await self._write(batch, is_repeat=is_repeat)
+            except Transient as error:
+                if loop.time() >= give_up:
+                    batch.fail(LeaseLost("the database stayed out of reach"))
+                    _log.error("commit.given_up", writes=len(batch), error=error.code)
+                    return
+                is_repeat = True
+                await asyncio.sleep(0.2)
+                continue
+            except MillpondError as error:
+                if len(batch) == 1:
+                    batch.fail(error)
+                    return
+                for half in batch.halves():
+                    await self._commit(half)
+            return
+
+    async def _write(self, batch: _Batch, *, is_repeat: bool) -> None:
+        async with self._database.duty("commit") as con:
+            steps = await _record(con, batch.steps) if batch.steps else {}
+            ends = await _finish(con, batch.ends) if batch.ends else set()
+            if is_repeat:
+                await _find_own(con, batch, steps, ends)
+        touched = set()
+        for nth, step in enumerate(batch.steps, 1):
+            if nth not in steps:
+                _settle(step.done, LeaseLost("the lease is gone"))
+                continue
+            touched.add(step.write.lease.run_id)
+            _settle(step.done, None)
+            if steps[nth]:
+                self._on_cancel_requested(step.write.lease)
+        for nth, end in enumerate(batch.ends, 1):
+            touched.add(end.write.lease.run_id)
+            _settle(end.done, None if nth in ends else LeaseLost("the lease is gone"))
+        self._hints.changed(touched)
+
+
+def _sort(batch: _Batch) -> None:
+    """Order writes by lease, which is the order in which their rows are locked."""
+    batch.steps.sort(key=lambda one: (one.write.lease.org_id, one.write.lease.item_id))
+    batch.ends.sort(key=lambda one: (one.write.lease.org_id, one.write.lease.item_id))
+
+
+async def _record(con: Connection, pending: Sequence[_Pending[StepWrite]]) -> dict[int, bool]:
+    """Store steps; returns the ordinals stored, with whether the run was asked to cancel."""
+    writes = [one.write for one in pending]
+    rows = await con.fetch(
+        _SQL["record"],
+        [write.lease.org_id for write in writes],
+        [write.lease.item_id for write in writes],
+        [write.lease.token for write in writes],
+        [write.step_key for write in writes],
+        [write.name for write in writes],
+        [write.kind for write in writes],
+        [write.state for write in writes],
+        [write.output for write in writes],
+        [write.error for write in writes],
+        [write.tries for write in writes],
+        [write.duration_s for write in writes],
+        [write.event_kind for write in writes],
+        [write.event_data for write in writes],
+    )
+    return {row[0]: row[1] for row in rows}
+
+
+async def _finish(con: Connection, pending: Sequence[_Pending[FinishWrite]]) -> set[int]:
+    writes = [one.write for one in pending]
+    rows = await con.fetch(
+        _SQL["finish"],
+        [write.lease.org_id for write in writes],
+        [write.lease.item_id for write in writes],
+        [write.lease.token for write in writes],
+        [write.outcome for write in writes],
+        [write.output for write in writes],
+        [write.error for write in writes],
+        [write.event_data for write in writes],
+    )
+    return {row[0] for row in rows}
+
+
+async def _find_own(con: Connection, batch: _Batch, steps: dict[int, bool], ends: set[int]) -> None:
+    """Count as stored what this attempt had stored before the connection broke."""
+    lost = [(nth, one.write) for nth, one in enumerate(batch.steps, 1) if nth not in steps]
+    if lost:
+        rows = await con.fetch(
+            _SQL["own_steps"],
+            [write.lease.org_id for _, write in lost],
+            [write.lease.run_id for _, write in lost],
+            [write.step_key for _, write in lost],
+            [write.lease.attempt for _, write in lost],
+        )
+        steps.update({lost[row[0] - 1][0]: False for row in rows})
+    gone = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
+    if gone:
+        found = await con.fetch(
+            _SQL["own_ends"],
+            [write.lease.org_id for _, write in gone],
+            [write.lease.run_id for _, write in gone],
+            [write.lease.attempt for _, write in gone],
+        )
+        ends.update(gone[row[0] - 1][0] for row in found)
+
+
+def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+        done.exception()  # read here, so that a write nobody waits for is not reported as forgotten

@@ -1,0 +1,89 @@
+"""Encoding: results and errors to JSON text and back, the same on first run and on replay.
+
+Called by `context` and `executor`. Invariant: what `load` gives back equals what `dump` was given,
+as far as JSON and the declared type can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any, get_type_hints
+
+import orjson
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
+from millpond.errors import InvalidInput, MillpondError
+from millpond.types import Json
+
+MAX_OUTPUT_BYTES = 16 * 1024 * 1024
+_MAX_MESSAGE = 2000
+
+
+def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
+    """Return JSON text of a value; raises InvalidInput when it is no JSON or over 16 MiB."""
+    try:
+        if adapter is None:
+            raw = orjson.dumps(value, default=to_jsonable_python)
+        else:
+            raw = adapter.dump_json(value, warnings="error")
+    except (TypeError, ValueError, PydanticSerializationError) as error:
+        kind = type(value).__name__
+        raise InvalidInput(
+            f"a {kind} does not fit the declared JSON output", code="not_json", param="output"
+        ) from error
+    if len(raw) > MAX_OUTPUT_BYTES:
+        raise InvalidInput(
+            f"the output has {len(raw)} bytes; at most {MAX_OUTPUT_BYTES} are stored",
+            code="too_large",
+            param="output",
+        )
+    return raw.decode()
+
+
+def load(adapter: TypeAdapter[Any] | None, text: str | None) -> Any:
+    """Return the value of recorded JSON text."""
+    if text is None:
+        return None
+    return orjson.loads(text) if adapter is None else adapter.validate_json(text)
+
+
+@lru_cache(maxsize=4096)
+def output_of(function: Callable[..., Any]) -> TypeAdapter[Any] | None:
+    """Return an adapter for a function's declared result, None when it declares nothing useful."""
+    try:
+        declared = get_type_hints(function, include_extras=True).get("return", Any)
+    except (NameError, TypeError):
+        return None
+    if declared in (Any, None, type(None), dict, list):
+        return None
+    return TypeAdapter(declared)
+
+
+def dump_error(error: BaseException, step: str | None = None) -> dict[str, Json]:
+    """Describe an error: class, code, message (cut at 2,000 characters), step and advice."""
+    code = error.code if isinstance(error, MillpondError) else type(error).__name__
+    described: dict[str, Json] = {
+        "class": type(error).__name__,
+        "code": code,
+        # Lone surrogates cannot be stored.
+        "message": _message(error)[:_MAX_MESSAGE].encode("utf-8", "replace").decode(),
+    }
+    if step is not None:
+        described["step"] = step
+    if isinstance(error, MillpondError) and error.advice:
+        described["advice"] = error.advice
+    return described
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, ValidationError):
+        # Without the input's values: they may be prompt text.
+        places = [
+            f"{'.'.join(map(str, one['loc'])) or 'value'}: {one['msg']}"
+            for one in error.errors(include_input=False, include_url=False, include_context=False)
+        ]
+        return "; ".join(places)
+    return str(error)
+

@@ -1,0 +1,80 @@
+"""Maintenance: rescue of leases whose worker is gone, and due timers.
+
+Called by a loop in every worker; one process at a time does the chores. Invariants: only missed
+heartbeats end a lease, never elapsed work; after a gap in its own ticks or a restart of Postgres it
+waits one full lease and charges no death, since then everybody was silent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import structlog
+
+from millpond.db.pool import EngineDatabase
+from millpond.db.queries import queries
+from millpond.engine import waits
+from millpond.engine.events import Fact
+from millpond.engine.waits import Readied, Wake
+
+_SQL = queries("maintenance")
+_WAITS = queries("waits")
+_log = structlog.get_logger("millpond.maintenance")
+_BATCH = 500
+
+
+class Maintenance:
+    """The chores of one process; remembers its own ticks."""
+
+    def __init__(self, database: EngineDatabase, *, lease_s: float) -> None:
+        self._database = database
+        self._lease_s = lease_s
+        self._last_tick = time.monotonic()
+        self._hold_until = 0.0
+
+    async def rescue(self) -> list[Readied]:
+        """Give back what dead workers held; returns the runs that may go on."""
+        now = time.monotonic()
+        if now - self._last_tick > self._lease_s / 2:
+            self._hold_until = now + self._lease_s
+        self._last_tick = now
+        if now < self._hold_until:
+            return []
+        async with self._database.duty("rescue") as con:
+            if not await con.fetchval(_SQL["try_lock"]):
+                return []
+            if await con.fetchval(_SQL["uptime_s"]) < self._lease_s:
+                self._hold_until = now + self._lease_s
+                return []
+            dead = await con.fetch(_SQL["expired_workers"])
+            lost = await con.fetch(_SQL["orphaned_leases"], _BATCH)
+            if not lost:
+                return []
+            orgs, items = [row["org_id"] for row in lost], [row["item_id"] for row in lost]
+            await con.fetch(_SQL["lock_live"], orgs, items)
+            charges = now - self._hold_until > self._lease_s
+            readied = await waits.ready(
+                con,
+                [
+                    Wake(
+                        org_id=row["org_id"],
+                        run_id=row["item_id"],
+                        event=Fact("run.rescued", None, {"attempt": row["attempt"]}),
+                        is_death=charges,
+                    )
+                    for row in lost
+                ],
+            )
+        _log.warning("runs.rescued", workers=[str(row["worker_id"]) for row in dead], runs=len(lost))
+        return readied
+
+    async def fire(self) -> Sequence[Readied]:
+        """Let due timers take effect; returns the runs that may go on."""
+        return await waits.fire(self._database, limit=_BATCH)
+
+    async def next_due_s(self) -> float | None:
+        """Return in how many seconds the next timer is due, None when there is none."""
+        async with self._database.duty("timers") as con:
+            due: float | None = await con.fetchval(_WAITS["next_due"])
+            return due

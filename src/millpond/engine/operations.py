@@ -1,0 +1,45 @@
+"""Operations: what people do to runs from outside.
+
+Called by the API in an org transaction; the caller commits, then hints. Invariant: the live row's
+lock decides between cancel, wait and finish.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from millpond.db.pool import Connection
+from millpond.db.queries import queries
+from millpond.engine.events import Fact, append
+from millpond.errors import Conflict, NotFound
+from millpond.types import RunState
+
+_SQL = queries("operations")
+_WAITS = queries("waits")
+
+
+async def cancel(
+    con: Connection, org_id: int, run_id: uuid.UUID, subject: str, reason: str = ""
+) -> RunState:
+    """Cancel a run; returns `cancelled`, or `running` while its worker is being told to stop.
+
+    Raises NotFound, and Conflict when the run has ended. Asking twice is no error.
+    """
+    live = await con.fetchrow(_SQL["lock_live"], org_id, run_id)
+    if live is None:
+        row = await con.fetchrow(_SQL["outcome"], org_id, run_id)
+        if row is None:
+            raise NotFound(f"run {run_id} does not exist", param="run_id")
+        raise Conflict(f"run {run_id} has already {row['outcome']}", code="already_finished")
+    data = {"by": subject, "reason": reason}
+    if live["state"] == RunState.RUNNING:
+        if not live["cancel_requested"]:
+            await con.execute(_SQL["request_cancel"], org_id, run_id)
+            await append(con, org_id, run_id, [Fact("run.cancel_requested", None, data)])
+        return RunState.RUNNING
+    await append(con, org_id, run_id, [Fact("run.cancelled", None, data)])
+    await con.execute(_SQL["unqueue"], org_id, live["lane_id"], live["rank"], run_id)
+    await con.execute(_SQL["end_live"], org_id, run_id)
+    await con.execute(_SQL["end_run"], org_id, run_id, live["attempt"], live["started_at"])
+    await con.execute(_WAITS["drop_waits"], org_id, run_id)
+    return RunState.CANCELLED

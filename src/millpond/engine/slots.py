@@ -1,0 +1,87 @@
+"""Slots: how many attempts each queue of this worker may hold, and when it is time to claim again.
+
+Called by the worker's loops, in one event loop. Invariant: a queue that may have more work than it
+had room for is claimed again soon after a slot of it is given back; others wait for a hint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from millpond.engine.claim import Claimed
+
+# Freed slots gather for this long, so that one claim fills many of them.
+_GATHER_S = 0.002
+_FIRST_GUESS_S = 0.05
+_WEIGHT_OF_NEWEST = 0.1
+
+
+class Slots:
+    """Counts of one worker; `total` is slots by queue."""
+
+    def __init__(self, total: Mapping[str, int]) -> None:
+        self.total = {queue: slots for queue, slots in total.items() if slots > 0}
+        self._taken: Counter[str] = Counter()
+        self._backlogged: set[str] = set()
+        self._averages: dict[str, float] = {}
+        self._kick = asyncio.Event()
+        self._is_gathering = False
+
+    def free(self) -> dict[str, int]:
+        """Return free slots by queue, queues without any left out."""
+        return {
+            queue: slots - self._taken[queue]
+            for queue, slots in self.total.items()
+            if slots > self._taken[queue]
+        }
+
+    def take(self, queue: str) -> None:
+        """Count an attempt in."""
+        self._taken[queue] += 1
+
+    def give(self, queue: str, capability: str, used_s: float) -> None:
+        """Count an attempt out and learn from how long it took."""
+        self._taken[queue] -= 1
+        before = self._averages.get(capability, used_s)
+        self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used_s - before)
+        if queue not in self._backlogged or self._kick.is_set():
+            return
+        if 4 * (self.total[queue] - self._taken[queue]) >= self.total[queue]:
+            self._kick.set()
+        elif not self._is_gathering:
+            self._is_gathering = True
+            asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
+
+    def estimate_s(self, capability: str) -> float:
+        """Return the expected service of one work item, in worker-seconds."""
+        return max(1e-6, self._averages.get(capability, _FIRST_GUESS_S))
+
+    def expect(self) -> None:
+        """Forget earlier reasons to claim: a claim begins now and sees what they told of."""
+        self._kick.clear()
+
+    def note_claim(self, free: Mapping[str, int], claimed: Sequence[Claimed]) -> None:
+        """Remember which queues were filled and so may have more work waiting."""
+        got = Counter(one.queue for one in claimed)
+        for queue, slots in free.items():
+            if got[queue] >= slots:
+                self._backlogged.add(queue)
+            else:
+                self._backlogged.discard(queue)
+
+    def wake(self) -> None:
+        """There is a reason to claim."""
+        self._kick.set()
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait for a reason to claim, at most so long."""
+        try:
+            await asyncio.wait_for(self._kick.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _gathered(self) -> None:
+        self._is_gathering = False
+        self._kick.set()
