@@ -7,7 +7,7 @@ CLI. Invariant: an implementation tries once; whoever calls (the engine's steps)
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,6 +39,7 @@ class Completion(BaseModel):
     finish_reason: FinishReason
 
 
+@runtime_checkable
 class TextModel(Protocol):
     """A model that writes text."""
 
@@ -66,6 +67,7 @@ class TextModel(Protocol):
         ...
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """A model that turns texts into vectors of length 1, closer for closer meanings."""
 

@@ -1,0 +1,27 @@
+"""Registered steps on models: `models.complete`.
+
+Used by flows; the worker holds the `TextModel` as a resource. Invariant: the recorded output names
+the model that wrote it.
+"""
+
+from __future__ import annotations
+
+from millpond.engine.context import StepContext
+from millpond.engine.registry import step
+from millpond.models.port import Completion, Message, TextModel
+
+
+@step("models.complete", timeout_s=300.0)
+async def complete(
+    step: StepContext,
+    prompt: str,
+    system: str = "",
+    max_tokens: int = 512,
+    temperature: float | None = None,
+) -> Completion:
+    """Have the worker's text model answer `prompt`, under the instructions of `system`."""
+    messages = [Message(role="user", content=prompt)]
+    if system:
+        messages.insert(0, Message(role="system", content=system))
+    model = step.get(TextModel)  # type: ignore[type-abstract]
+    return await model.complete(messages, max_tokens=max_tokens, temperature=temperature)
