@@ -1,0 +1,1 @@
+"""The HTTP API: authenticates, authorizes, validates, accepts intents, and shows what became of them."""

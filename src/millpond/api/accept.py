@@ -1,0 +1,190 @@
+"""Accepting work: an authorized, validated wish becomes a durable run, once per idempotency key.
+
+Called by the routes that answer 202. Invariant: nothing is answered before the commit, and what a
+key stands for is stored in the transaction of its run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+
+import orjson
+from fastapi import Depends, Header
+
+from millpond.api.ports import Ports
+from millpond.db.pool import Connection
+from millpond.db.queries import queries
+from millpond.engine.submit import submit
+from millpond.engine.views import FlowView
+from millpond.errors import Forbidden, InvalidInput
+from millpond.types import Intent, Json, Principal
+
+_SQL = queries("accept")
+_KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """An idempotency key as used on one route, with the digest of what was asked."""
+
+    key: str
+    route: str
+    digest: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accepted:
+    """A run that was accepted, now or by the first request with the same key."""
+
+    intent: Intent
+    is_repeat: bool
+
+
+async def accept(
+    ports: Ports, principal: Principal, intent: Intent, promise: Promise | None = None
+) -> Accepted:
+    """Store a run and wake its queue; a repeat of a promise returns the first run instead.
+
+    Raises InvalidInput when the key was used for something else.
+    """
+    async with ports.db.org(principal.org_id) as con:
+        if promise is not None and not await _claim(con, principal, intent, promise):
+            return await _first(con, principal, intent, promise)
+        await submit(con, [intent])
+    if not intent.delay_s:
+        ports.hints.wake([intent.queue])
+    return Accepted(intent=intent, is_repeat=False)
+
+
+async def recall(
+    ports: Ports, principal: Principal, intent: Intent, promise: Promise
+) -> Accepted | None:
+    """Return the run that a key stands for, if any, when the wish would not be accepted now."""
+    async with ports.db.org(principal.org_id) as con:
+        row = await con.fetchrow(_SQL["first_answer"], *_of(principal, promise))
+        return await _first(con, principal, intent, promise) if row else None
+
+
+def may_start(principal: Principal, flow: FlowView) -> bool:
+    """Whether the principal holds the permission that a flow asks for; internal flows ask in vain."""
+    return flow.permission is not None and principal.may(flow.permission)
+
+
+def permit_start(principal: Principal, flow: FlowView) -> None:
+    """Raise Forbidden unless the principal may start `flow`."""
+    if flow.permission is None:
+        raise Forbidden(
+            f"{flow.name} is internal: only other flows start it.",
+            code="flow_internal",
+            param="flow",
+            advice="declare `permission=` on the flow to let callers start it",
+        )
+    if not principal.may(flow.permission):
+        raise Forbidden(
+            f"Starting {flow.name} needs the permission {flow.permission}.",
+            code="permission_missing",
+            param="flow",
+        )
+
+
+def digest_of(document: Json) -> bytes:
+    """Return SHA-256 of a JSON document, whatever the order of its keys."""
+    return hashlib.sha256(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)).digest()
+
+
+def accepted_json(accepted: Accepted) -> dict[str, Any]:
+    """Return an accepted run as JSON: the same for the first request and for every repeat."""
+    intent = accepted.intent
+    return {
+        "id": intent.run_id,
+        "object": "run",
+        "flow": intent.flow,
+        "version": intent.version,
+        "queue": intent.queue,
+        "state": "scheduled" if intent.delay_s else "queued",
+        "priority": intent.priority,
+        "labels": dict(intent.labels),
+    }
+
+
+def accepted_headers(accepted: Accepted) -> dict[str, str]:
+    """Return the headers of a 202: where the run is, and when to look."""
+    headers = {"Location": f"/v1/runs/{accepted.intent.run_id}", "Retry-After": "1"}
+    if accepted.is_repeat:
+        headers["Idempotency-Replayed"] = "true"
+    return headers
+
+
+async def _claim(
+    con: Connection, principal: Principal, intent: Intent, promise: Promise
+) -> uuid.UUID | None:
+    claimed: uuid.UUID | None = await con.fetchval(
+        _SQL["claim_key"], *_of(principal, promise), promise.digest, intent.run_id
+    )
+    return claimed
+
+
+async def _first(
+    con: Connection, principal: Principal, intent: Intent, promise: Promise
+) -> Accepted:
+    row = await con.fetchrow(_SQL["first_answer"], *_of(principal, promise))
+    if row is None or row["digest"] != promise.digest:
+        raise InvalidInput(
+            "This Idempotency-Key was used for another request.",
+            code="idempotency_key_reused",
+            param="Idempotency-Key",
+            advice="use a new key for a new request",
+        )
+    labels: Mapping[str, str] = orjson.loads(row["labels"])
+    first = replace(
+        intent,
+        run_id=row["run_id"],
+        flow=row["flow"],
+        version=row["version"],
+        queue=row["queue"],
+        priority=row["priority"],
+        labels=labels,
+    )
+    return Accepted(intent=first, is_repeat=True)
+
+
+def _of(principal: Principal, promise: Promise) -> tuple[int, str, str, str]:
+    return principal.org_id, principal.subject, promise.route, promise.key
+
+
+async def _key(
+    key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="Any text unique to this request. A repeat with the same key and body returns "
+            "the first run; with another body it is refused (422).",
+        ),
+    ] = None,
+) -> str | None:
+    if key is not None and not _KEY.fullmatch(key):
+        raise InvalidInput(
+            "An Idempotency-Key has 1 to 255 visible ASCII characters.",
+            code="malformed_header",
+            param="Idempotency-Key",
+        )
+    return key
+
+
+async def _trace(
+    traceparent: Annotated[
+        str | None, Header(description="W3C trace context of the caller; the run links to it.")
+    ] = None,
+) -> str | None:
+    # The standard asks to go on without a trace when the header is malformed.
+    return traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
+
+
+IdempotencyKey = Annotated[str | None, Depends(_key)]
+Traceparent = Annotated[str | None, Depends(_trace)]

@@ -1,0 +1,89 @@
+"""The app: routes, errors and the OpenAPI document put together.
+
+Called by `cli`, which hands in what the routes work with. Invariant: nothing here reads settings or
+the environment, and no route exists without a declared permission or a place on the public list.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from millpond.api import problems
+from millpond.api.catalog import Catalog
+from millpond.api.models import CancelRun, Problem, ResolveRequest, StartRun
+from millpond.api.ports import Ports, SchemaCheck
+from millpond.api.routes import flows, health, inputs, keys, queues, runs
+from millpond.db.pool import Database
+from millpond.engine.events import Feed
+from millpond.engine.hints import Hints
+from millpond.identity.tokens import Keyring
+
+_DESCRIPTION = """\
+Accepts AI work and shows what becomes of it. Whatever is accepted is stored before the answer (202),
+is worked on by workers, and is followed by its events.
+
+Errors are RFC 9457 problem documents. Lists are newest first and paged by `after` and `before`.
+A POST that starts a run takes an `Idempotency-Key`.
+"""
+_REFERRED = (StartRun, CancelRun, ResolveRequest, Problem)
+
+
+class Api(FastAPI):
+    """FastAPI whose OpenAPI document also has the models that routes refer to by name."""
+
+    def openapi(self) -> dict[str, Any]:
+        """Return the OpenAPI document, made once."""
+        if self.openapi_schema is None:
+            document = get_openapi(
+                title=self.title,
+                version=self.version,
+                description=self.description,
+                routes=self.routes,
+            )
+            _, referred = models_json_schema(
+                [(model, "validation") for model in _REFERRED],
+                ref_template="#/components/schemas/{model}",
+            )
+            document["components"]["schemas"].update(referred["$defs"])
+            self.openapi_schema = document
+        return self.openapi_schema
+
+
+def create_app(
+    *,
+    db: Database,
+    keyring: Keyring,
+    hints: Hints,
+    feed: Feed,
+    check_schema: SchemaCheck | None = None,
+) -> FastAPI:
+    """Return the API over these connections, which the caller keeps and closes.
+
+    `check_schema` raises when database and code differ; `/readyz` asks it.
+    """
+    app = Api(
+        title="Millpond",
+        version=version("millpond"),
+        description=_DESCRIPTION,
+        docs_url=None,  # its pages load code from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
+    )
+    app.state.ports = Ports(
+        db=db,
+        keyring=keyring,
+        hints=hints,
+        feed=feed,
+        catalog=Catalog(db),
+        check_schema=check_schema,
+    )
+    problems.install(app)
+    for room in (runs, inputs, flows, queues, keys, health):
+        app.include_router(room.router)
+    return app

@@ -1,0 +1,86 @@
+"""Request bodies: read after authorization, with a cap on their size, parsed into models.
+
+Called by the routes that take a body, instead of FastAPI's own reading, which comes before any
+dependency: nobody unknown makes this process read a large body.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+import orjson
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+
+from millpond.api.problems import invalid
+from millpond.errors import InvalidInput
+
+MAX_JSON_BYTES = 1024 * 1024
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """Return the whole body; raises InvalidInput (413) as soon as it is larger than the cap."""
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise _too_large(max_bytes)
+    chunks: list[bytes] = []
+    size_bytes = 0
+    async for chunk in request.stream():
+        size_bytes += len(chunk)
+        if size_bytes > max_bytes:
+            raise _too_large(max_bytes)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+async def read_json(request: Request, model: type[_Model], *, is_optional: bool = False) -> _Model:
+    """Return the JSON body as `model`; raises InvalidInput that names every field at fault.
+
+    With `is_optional`, no body counts as `{}`.
+    """
+    body = await read_body(request, MAX_JSON_BYTES)
+    if not body and is_optional:
+        body = b"{}"
+    else:
+        _check_media_type(request)
+    try:
+        document: Any = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(
+            f"The body is not JSON: {error.msg} at character {error.pos}.", code="malformed_body"
+        ) from error
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise invalid(error.errors(include_url=False, include_input=False)) from error
+
+
+def described(model: type[BaseModel], *, is_required: bool = True) -> dict[str, Any]:
+    """Return what a route's `openapi_extra` says about its JSON body; `app` adds the model."""
+    schema = {"$ref": f"#/components/schemas/{model.__name__}"}
+    return {
+        "requestBody": {
+            "required": is_required,
+            "content": {"application/json": {"schema": schema}},
+        }
+    }
+
+
+def _check_media_type(request: Request) -> None:
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip()
+    if kind != "application/json" and not kind.endswith("+json"):
+        raise InvalidInput(
+            "The body's Content-Type is not JSON.",
+            code="unsupported_media_type",
+            advice="send `Content-Type: application/json`",
+        )
+
+
+def _too_large(max_bytes: int) -> InvalidInput:
+    return InvalidInput(
+        f"The body is larger than {max_bytes} bytes.",
+        code="too_large",
+        param="body",
+        advice="store large data elsewhere and pass a reference",
+    )

@@ -1,0 +1,233 @@
+"""Models: request bodies as they are validated, and every JSON shape as OpenAPI describes it.
+
+Called by the routes. Invariant: request models are strict and refuse fields that they do not know.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from millpond.types import RunState
+
+MAX_DELAY_S = 366 * 86_400
+_Item = TypeVar("_Item")
+
+Word = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+LabelValue = Annotated[str, StringConstraints(max_length=256)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class StartRun(_Request):
+    """A wish to run a flow."""
+
+    flow: Word = Field(description="Name of the flow; `GET /v1/flows` lists them.")
+    version: int | None = Field(None, ge=1, le=2**31 - 1, description="Unset: the newest.")
+    input: Any = Field(default_factory=dict, description="Must fit the flow's input schema.")
+    queue: Word | None = Field(None, description="A queue that workers serve. Unset: the flow's.")
+    priority: int = Field(0, ge=-100, le=100, description="Higher goes earlier.")
+    delay_s: float = Field(
+        0.0, ge=0, le=MAX_DELAY_S, allow_inf_nan=False, description="Seconds until it may start."
+    )
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict, max_length=16, description="Small texts to find the run by."
+    )
+
+
+class CancelRun(_Request):
+    """A wish to stop a run."""
+
+    reason: str = Field("", max_length=500, description="Why; kept in the run's events.")
+
+
+class ResolveRequest(_Request):
+    """A human's decision."""
+
+    answer: Any = Field(description="Must fit the form of the input request.")
+    digest: str | None = Field(
+        None,
+        pattern=r"^[0-9a-f]{64}$",
+        description="The `digest` that was shown: refused (409) when something else is asked now.",
+    )
+
+
+class AcceptedRun(BaseModel):
+    """A run as accepted: stored durably, not begun."""
+
+    id: uuid.UUID
+    object: Literal["run"]
+    flow: str
+    version: int
+    queue: str
+    state: Literal["queued", "scheduled"]
+    priority: int
+    labels: dict[str, str]
+
+
+class Run(BaseModel):
+    """A run as it stands now."""
+
+    id: uuid.UUID
+    object: Literal["run"]
+    flow: str
+    version: int
+    queue: str
+    state: RunState
+    priority: int
+    input: Any
+    output: Any = Field(description="The flow's result, once succeeded.")
+    error: dict[str, Any] | None = Field(description="`class`, `code` and `message`, once failed.")
+    subject: str = Field(description="Who started it.")
+    attempts: int = Field(description="How many times a worker took it up.")
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    labels: dict[str, str]
+    cancel_requested: bool
+
+
+class Step(BaseModel):
+    """A recorded step."""
+
+    key: str = Field(description="Branch path, name and occurrence: unique within the run.")
+    name: str
+    kind: Literal["step", "sleep", "input", "emit"]
+    state: Literal["done", "failed", "waiting", "retrying"]
+    output: Any
+    error: dict[str, Any] | None
+    tries: int
+    started_at: datetime
+    finished_at: datetime | None
+
+
+class InputRequest(BaseModel):
+    """A question to a human, bound to a run, a step and the digest of what is approved."""
+
+    id: uuid.UUID
+    object: Literal["input_request"]
+    run_id: uuid.UUID
+    step: str
+    role: str = Field(description="The role that may decide.")
+    title: str
+    form: Any = Field(description="JSON schema of the answer.")
+    proposal: Any = Field(description="What is to be approved.")
+    digest: str
+    state: Literal["pending", "resolved", "expired", "cancelled"]
+    expires_at: datetime | None
+    created_at: datetime
+    answer: Any
+    resolved_by: str | None
+    resolved_at: datetime | None
+
+
+class RunDetail(Run):
+    """A run with its recorded steps and its open questions."""
+
+    steps: list[Step]
+    input_requests: list[InputRequest]
+
+
+class EventOut(BaseModel):
+    """A stored fact of a run; on a stream, `id:` is its number and `event:` its kind."""
+
+    run_id: uuid.UUID
+    id: int = Field(description="Number within the run, from 1 without gaps.")
+    object: Literal["event"]
+    kind: str
+    step: str | None
+    data: dict[str, Any]
+    at: datetime
+
+
+class FlowOut(BaseModel):
+    """A flow as its newest version has it."""
+
+    id: str
+    object: Literal["flow"]
+    name: str
+    version: int
+    versions: list[int]
+    queue: str
+    permission: str | None = Field(description="What starting it needs; null is internal.")
+    may_start: bool = Field(description="Whether the caller may start it.")
+    is_served: bool = Field(description="Whether a live worker has this version.")
+    description: str
+    input_schema: Any
+    output_schema: Any
+    timeout_s: float | None
+    published_at: datetime
+
+
+class QueueOut(BaseModel):
+    """A queue as the caller's org sees it; `workers` and `slots` are those of all live workers."""
+
+    id: str
+    object: Literal["queue"]
+    name: str
+    queued: int = Field(description="Work items that could be claimed.")
+    oldest_s: float | None = Field(description="Age of the oldest of them, in seconds.")
+    running: int
+    scheduled: int
+    waiting: int
+    awaiting_input: int
+    workers: int
+    slots: int
+
+
+class Listing(BaseModel, Generic[_Item]):
+    """One page of a list, newest first; events and names come in their own order."""
+
+    data: list[_Item]
+    has_more: bool = Field(description="Whether more follow in this direction.")
+    first_id: str | int | None = Field(description="Give as `before` to go back.")
+    last_id: str | int | None = Field(description="Give as `after` to go on.")
+
+
+class Status(BaseModel):
+    """Whether this process serves."""
+
+    status: Literal["ok"]
+
+
+class KeySet(BaseModel):
+    """A JSON Web Key Set (RFC 7517)."""
+
+    keys: list[dict[str, str]]
+
+
+class ProblemError(BaseModel):
+    """The problem as clients of OpenAI's API read it."""
+
+    message: str
+    type: str
+    code: str
+    param: str | None
+
+
+class FieldFault(BaseModel):
+    """One field at fault."""
+
+    param: str | None
+    code: str
+    message: str
+
+
+class Problem(BaseModel):
+    """What went wrong (RFC 9457)."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    request_id: str
+    error: ProblemError
+    advice: str | None = None
+    errors: list[FieldFault] | None = None

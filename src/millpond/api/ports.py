@@ -1,0 +1,42 @@
+"""What routes work with: the pool, the keys, the hints, the feed, handed in by `cli`.
+
+Called by every route through the dependency `Wired`. Invariant: routes hold no state of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from millpond.api.catalog import Catalog
+from millpond.db.pool import Database
+from millpond.engine.events import Feed
+from millpond.engine.hints import Hints
+from millpond.identity.tokens import Keyring
+
+SchemaCheck = Callable[[], Awaitable[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ports:
+    """The app's connections to the rest; `stopping` is set when open streams shall end."""
+
+    db: Database
+    keyring: Keyring
+    hints: Hints
+    feed: Feed
+    catalog: Catalog
+    check_schema: SchemaCheck | None = None
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+async def _wired(request: Request) -> Ports:
+    ports: Ports = request.app.state.ports
+    return ports
+
+
+Wired = Annotated[Ports, Depends(_wired)]

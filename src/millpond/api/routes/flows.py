@@ -1,0 +1,49 @@
+"""Flows: what workers have published, with input schemas.
+
+Called by clients. Invariant: a flow is listed as its newest version has it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Response
+
+from millpond.api.accept import may_start
+from millpond.api.auth import requires
+from millpond.api.documented import failures
+from millpond.api.models import FlowOut, Listing
+from millpond.api.ports import Wired
+from millpond.api.reply import listing, reply
+from millpond.api.shapes import flow_json
+from millpond.types import Principal
+
+router = APIRouter(prefix="/v1/flows", tags=["flows"])
+
+Reader = Annotated[Principal, requires("flows:read")]
+
+
+@router.get(
+    "",
+    operation_id="list_flows",
+    responses={200: {"model": Listing[FlowOut]}, **failures(401, 403, 503)},
+)
+async def list_flows(principal: Reader, ports: Wired) -> Response:
+    """List all flows by name; the list is empty until a worker has published one."""
+    flows = [
+        flow_json(versions, may_start=may_start(principal, versions[-1]))
+        for versions in await ports.catalog.flows()
+    ]
+    return reply(listing(flows, has_more=False))
+
+
+@router.get(
+    "/{name}",
+    operation_id="get_flow",
+    responses={200: {"model": FlowOut}, **failures(401, 403, 404, 503)},
+)
+async def get_flow(principal: Reader, ports: Wired, name: str) -> Response:
+    """Show one flow."""
+    newest = await ports.catalog.flow(name)
+    versions = next(found for found in await ports.catalog.flows() if found[-1].name == newest.name)
+    return reply(flow_json(versions, may_start=may_start(principal, versions[-1])))

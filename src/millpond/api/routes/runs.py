@@ -1,0 +1,266 @@
+"""Runs: start, list, show, follow, cancel.
+
+Called by clients. Invariant: a 202 is sent only after the run was committed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Annotated
+
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+
+from millpond.api.accept import (
+    Accepted,
+    IdempotencyKey,
+    Promise,
+    Traceparent,
+    accept,
+    accepted_headers,
+    accepted_json,
+    digest_of,
+    permit_start,
+    recall,
+)
+from millpond.api.auth import requires
+from millpond.api.bodies import described, read_json
+from millpond.api.documented import ACCEPTED_HEADERS, failures
+from millpond.api.models import (
+    AcceptedRun,
+    CancelRun,
+    EventOut,
+    Listing,
+    Run,
+    RunDetail,
+    StartRun,
+)
+from millpond.api.paging import Paged
+from millpond.api.ports import Ports, Wired
+from millpond.api.reply import listing, reply
+from millpond.api.shapes import event_json, run_detail_json, run_json
+from millpond.api.sse import MEDIA_TYPE, EventStream
+from millpond.engine import events, operations, views
+from millpond.engine.views import FlowView, PageOf, RunFilter
+from millpond.errors import InvalidInput
+from millpond.types import Intent, Principal, RunState
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+
+_ROUTE = "POST /v1/runs"
+_MAX_EVENT_NO = 2**31 - 1
+Starter = Annotated[Principal, requires("runs:start")]
+Reader = Annotated[Principal, requires("runs:read")]
+Canceller = Annotated[Principal, requires("runs:cancel")]
+
+
+@router.post(
+    "",
+    operation_id="start_run",
+    status_code=202,
+    openapi_extra=described(StartRun),
+    responses={
+        202: {"model": AcceptedRun, "headers": ACCEPTED_HEADERS},
+        **failures(400, 401, 403, 404, 413, 415, 422, 503),
+    },
+)
+async def start_run(
+    request: Request,
+    principal: Starter,
+    ports: Wired,
+    key: IdempotencyKey,
+    traceparent: Traceparent,
+) -> Response:
+    """Accept a run of a flow.
+
+    The input is validated against the schema that workers published. The caller needs the flow's own
+    permission besides `runs:start`.
+    """
+    wish = await read_json(request, StartRun)
+    flow = await ports.catalog.flow(wish.flow, wish.version)
+    permit_start(principal, flow)
+    promise = key and Promise(key=key, route=_ROUTE, digest=digest_of(wish.model_dump()))
+    accepted = await _accept(ports, principal, wish, flow, promise or None, traceparent)
+    return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
+
+
+async def _accept(
+    ports: Ports,
+    principal: Principal,
+    wish: StartRun,
+    flow: FlowView,
+    promise: Promise | None,
+    traceparent: str | None,
+) -> Accepted:
+    """Validate and accept; what was accepted before under the same key needs no validation again."""
+    intent = Intent(
+        org_id=principal.org_id,
+        flow=flow.name,
+        version=flow.version,
+        queue=wish.queue or flow.queue,
+        input=orjson.dumps(wish.input),
+        subject=principal.subject,
+        priority=wish.priority,
+        delay_s=wish.delay_s,
+        timeout_s=flow.timeout_s,
+        traceparent=traceparent,
+        labels=wish.labels,
+    )
+    try:
+        await ports.catalog.check_queue(intent.queue, flow)
+        ports.catalog.check_input(flow, wish.input)
+        return await accept(ports, principal, intent, promise)
+    except InvalidInput as error:
+        if promise is None or error.code == "idempotency_key_reused":
+            raise
+        first = await recall(ports, principal, intent, promise)
+        if first is None:
+            raise
+        return first
+
+
+@router.get(
+    "",
+    operation_id="list_runs",
+    responses={200: {"model": Listing[Run]}, **failures(401, 403, 422, 503)},
+)
+async def list_runs(
+    principal: Reader,
+    ports: Wired,
+    page: Paged,
+    state: Annotated[
+        list[RunState] | None, Query(description="Only these states; may be given repeatedly.")
+    ] = None,
+    flow: Annotated[str | None, Query(max_length=200, description="Only this flow.")] = None,
+    queue: Annotated[str | None, Query(max_length=200, description="Only this queue.")] = None,
+    created_after: Annotated[datetime | None, Query(description="Made at or after.")] = None,
+    created_before: Annotated[datetime | None, Query(description="Made before.")] = None,
+    q: Annotated[
+        str | None,
+        Query(
+            min_length=1, max_length=200, description="Part of flow or labels, or start of the id."
+        ),
+    ] = None,
+) -> Response:
+    """List the org's runs, newest first."""
+    wanted = RunFilter(
+        states=frozenset(state or ()),
+        flow=flow,
+        queue=queue,
+        created_after=_aware(created_after, "created_after"),
+        created_before=_aware(created_before, "created_before"),
+        search=q,
+    )
+    async with ports.db.org(principal.org_id) as con:
+        runs, has_more = await views.list_runs(con, principal.org_id, wanted, page)
+    return reply(listing([run_json(run) for run in runs], has_more=has_more))
+
+
+@router.get(
+    "/{run_id}",
+    operation_id="get_run",
+    responses={200: {"model": RunDetail}, **failures(401, 403, 404, 422, 503)},
+)
+async def get_run(principal: Reader, ports: Wired, run_id: uuid.UUID) -> Response:
+    """Show one run with its recorded steps and open questions."""
+    org_id = principal.org_id
+    async with ports.db.org(org_id) as con:
+        run = await views.get_run(con, org_id, run_id)
+        steps = await views.list_steps(con, org_id, run_id)
+        requests, _ = await views.list_requests(
+            con, org_id, PageOf(limit=200), state="pending", run_id=run_id
+        )
+    return reply(run_detail_json(run, steps, requests))
+
+
+@router.get(
+    "/{run_id}/events",
+    operation_id="list_run_events",
+    responses={
+        200: {
+            "model": Listing[EventOut],
+            "content": {MEDIA_TYPE: {"schema": {"type": "string"}}},
+            "description": "A page of events, or with `Accept: text/event-stream` all of them, live.",
+        },
+        204: {"description": "The stream has nothing left: its run has ended."},
+        **failures(400, 401, 403, 404, 422, 503),
+    },
+)
+async def list_run_events(
+    principal: Reader,
+    ports: Wired,
+    run_id: uuid.UUID,
+    after: Annotated[
+        int, Query(ge=0, le=_MAX_EVENT_NO, description="Only events with a higher number.")
+    ] = 0,
+    limit: Annotated[int, Query(ge=1, le=1000, description="How many, for a page.")] = 100,
+    accept: Annotated[
+        str, Header(description="`text/event-stream` follows live; else a page of JSON.")
+    ] = "",
+    last_event_id: Annotated[
+        str | None, Header(description="Resume a stream after this number; goes before `after`.")
+    ] = None,
+) -> Response:
+    """Show a run's events: a page of JSON, or a live stream that ends after the final event."""
+    org_id = principal.org_id
+    if MEDIA_TYPE in accept:
+        return await _stream(ports, org_id, run_id, _resume(last_event_id, after))
+    async with ports.db.org(org_id) as con:
+        await views.event_position(con, org_id, run_id)
+        found = await events.page(con, org_id, run_id, after=after, limit=limit + 1)
+    data = [event_json(event) for event in found[:limit]]
+    return reply(listing(data, has_more=len(found) > limit))
+
+
+@router.post(
+    "/{run_id}/cancel",
+    operation_id="cancel_run",
+    status_code=202,
+    openapi_extra=described(CancelRun, is_required=False),
+    responses={202: {"model": Run}, **failures(400, 401, 403, 404, 409, 413, 415, 422, 503)},
+)
+async def cancel_run(
+    request: Request, principal: Canceller, ports: Wired, run_id: uuid.UUID
+) -> Response:
+    """Stop a run: at once when nothing executes it, else as soon as its worker has let go."""
+    wish = await read_json(request, CancelRun, is_optional=True)
+    org_id = principal.org_id
+    async with ports.db.org(org_id) as con:
+        await operations.cancel(con, org_id, run_id, principal.subject, wish.reason)
+        run = await views.get_run(con, org_id, run_id)
+    ports.hints.cancelled([run_id])
+    ports.hints.changed([run_id])
+    headers = {"Location": f"/v1/runs/{run_id}", "Retry-After": "1"}
+    return reply(run_json(run), status=202, headers=headers)
+
+
+async def _stream(ports: Ports, org_id: int, run_id: uuid.UUID, after: int) -> Response:
+    async with ports.db.org(org_id) as con:
+        position = await views.event_position(con, org_id, run_id)
+    if position.is_over and after >= position.last_no:
+        # Tells browsers not to come back; the type is for clients that look at nothing else.
+        return Response(status_code=204, headers={"Content-Type": MEDIA_TYPE})
+    return EventStream(
+        lambda number: events.tail(ports.db, ports.feed, org_id, run_id, after=number),
+        after=after,
+        stopping=ports.stopping,
+    )
+
+
+def _resume(last_event_id: str | None, after: int) -> int:
+    if last_event_id is None or not last_event_id.strip():
+        return after
+    if not last_event_id.isascii() or not last_event_id.isdigit() or len(last_event_id) > 10:
+        raise InvalidInput(
+            "Last-Event-ID is the number of an event.",
+            code="malformed_header",
+            param="Last-Event-ID",
+        )
+    return min(int(last_event_id), _MAX_EVENT_NO)
+
+
+def _aware(at: datetime | None, param: str) -> datetime | None:
+    if at is not None and at.tzinfo is None:
+        raise InvalidInput(f"{param} needs a time zone, for example `Z`", param=param)
+    return at

@@ -1,0 +1,134 @@
+"""Shapes: views as the JSON that clients see.
+
+Called by the routes and the event stream. Invariant: what these functions write is what the models
+in `models` describe; a test validates real responses against the published OpenAPI document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from millpond.api.reply import raw
+from millpond.engine.events import Event
+from millpond.engine.views import FlowView, QueueView, RequestView, RunView, StepView
+
+
+def run_json(run: RunView) -> dict[str, Any]:
+    """Return a run as it stands in lists."""
+    return {
+        "id": run.run_id,
+        "object": "run",
+        "flow": run.flow,
+        "version": run.version,
+        "queue": run.queue,
+        "state": run.state,
+        "priority": run.priority,
+        "input": raw(run.input),
+        "output": raw(run.output),
+        "error": raw(run.error),
+        "subject": run.subject,
+        "attempts": run.attempts,
+        "created_at": run.created_at,
+        "started_at": run.started_at,
+        "finished_at": run.finished_at,
+        "labels": raw(run.labels),
+        "cancel_requested": run.cancel_requested,
+    }
+
+
+def run_detail_json(
+    run: RunView, steps: Sequence[StepView], requests: Sequence[RequestView]
+) -> dict[str, Any]:
+    """Return a run with its steps and open questions."""
+    return {
+        **run_json(run),
+        "steps": [_step_json(step) for step in steps],
+        "input_requests": [request_json(request) for request in requests],
+    }
+
+
+def _step_json(step: StepView) -> dict[str, Any]:
+    return {
+        "key": step.step_key,
+        "name": step.name,
+        "kind": step.kind,
+        "state": step.state,
+        "output": raw(step.output),
+        "error": raw(step.error),
+        "tries": step.tries,
+        "started_at": step.started_at,
+        "finished_at": step.finished_at,
+    }
+
+
+def event_json(event: Event) -> dict[str, Any]:
+    """Return one event of a run."""
+    return {
+        "run_id": event.run_id,
+        "id": event.event_no,
+        "object": "event",
+        "kind": event.kind,
+        "step": event.step_key,
+        "data": event.data,
+        "at": event.at,
+    }
+
+
+def request_json(request: RequestView) -> dict[str, Any]:
+    """Return a question to a human."""
+    return {
+        "id": request.request_id,
+        "object": "input_request",
+        "run_id": request.run_id,
+        "step": request.step_key,
+        "role": request.role,
+        "title": request.title,
+        "form": raw(request.form),
+        "proposal": raw(request.proposal),
+        "digest": request.digest,
+        "state": request.state,
+        "expires_at": request.expires_at,
+        "created_at": request.created_at,
+        "answer": raw(request.answer),
+        "resolved_by": request.resolved_by,
+        "resolved_at": request.resolved_at,
+    }
+
+
+def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any]:
+    """Return a flow as its newest version has it."""
+    flow = versions[-1]
+    return {
+        "id": flow.name,
+        "object": "flow",
+        "name": flow.name,
+        "version": flow.version,
+        "versions": [version.version for version in versions],
+        "queue": flow.queue,
+        "permission": flow.permission,
+        "may_start": may_start,
+        "is_served": flow.is_served,
+        "description": flow.description,
+        "input_schema": flow.input_schema,
+        "output_schema": flow.output_schema,
+        "timeout_s": flow.timeout_s,
+        "published_at": flow.published_at,
+    }
+
+
+def queue_json(queue: QueueView) -> dict[str, Any]:
+    """Return a queue as the caller's org sees it."""
+    return {
+        "id": queue.name,
+        "object": "queue",
+        "name": queue.name,
+        "queued": queue.queued,
+        "oldest_s": queue.oldest_s,
+        "running": queue.running,
+        "scheduled": queue.scheduled,
+        "waiting": queue.waiting,
+        "awaiting_input": queue.awaiting_input,
+        "workers": queue.workers,
+        "slots": queue.slots,
+    }

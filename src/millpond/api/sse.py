@@ -1,0 +1,120 @@
+"""Server-sent events: a run's events as a stream that resumes by number.
+
+Called by the events route. Invariants: every event goes out once and in order with `id:` = its
+number; a stream ends after the final event, when the client has gone, or when the server stops;
+whatever ends it, nothing of it is left running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+
+import structlog
+from fastapi import Response
+from starlette.types import Receive, Scope, Send
+
+from millpond.api.reply import encode
+from millpond.api.shapes import event_json
+from millpond.engine.events import Event
+from millpond.errors import NotFound, Transient
+
+MEDIA_TYPE = "text/event-stream"
+KEEP_ALIVE_S = 15.0
+_RETRY_MS = 1000  # how long a client waits before it comes back
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_log = structlog.get_logger("millpond.api.sse")
+
+Open = Callable[[int], AsyncIterator[Event]]
+
+
+class EventStream(Response):
+    """Streams events until the final one; `open_from` opens the tail after a number."""
+
+    media_type = MEDIA_TYPE
+
+    def __init__(
+        self,
+        open_from: Open,
+        *,
+        after: int,
+        stopping: asyncio.Event,
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        super().__init__(None, 200, _HEADERS, MEDIA_TYPE)
+        del self.headers["content-length"]
+        self._open_from = open_from
+        self._after = after
+        self._stopping = stopping
+        self._keep_alive_s = keep_alive_s
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the stream; returns when it is over for whatever reason."""
+        start = {"type": "http.response.start", "status": 200, "headers": self.raw_headers}
+        await send(start)
+        async with asyncio.TaskGroup() as tasks:
+            pump = tasks.create_task(self._pump(send), name="sse.pump")
+            gone = tasks.create_task(_until_gone(receive), name="sse.gone")
+            stop = tasks.create_task(self._stopping.wait(), name="sse.stop")
+            await asyncio.wait({pump, gone, stop}, return_when=asyncio.FIRST_COMPLETED)
+            is_here = not gone.done()
+            for task in (pump, gone, stop):
+                task.cancel()
+        if is_here:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pump(self, send: Send) -> None:
+        chunks = self._chunks()
+        async with contextlib.aclosing(chunks):
+            async for chunk in chunks:
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
+        yield b"retry: %d\n\n" % _RETRY_MS
+        events = self._events()
+        upcoming = asyncio.ensure_future(anext(events, None))
+        try:
+            while True:
+                await asyncio.wait({upcoming}, timeout=self._keep_alive_s)
+                if not upcoming.done():
+                    yield b": keep-alive\n\n"
+                    continue
+                event = upcoming.result()
+                if event is None:
+                    return
+                yield frame(event)
+                upcoming = asyncio.ensure_future(anext(events, None))
+        finally:
+            upcoming.cancel()
+            await asyncio.wait({upcoming})
+            await events.aclose()
+
+    async def _events(self) -> AsyncGenerator[Event, None]:
+        """Yield events, opening the tail again from the last number after a fault that passes."""
+        after = self._after
+        while True:
+            try:
+                async for event in self._open_from(after):
+                    after = event.event_no
+                    yield event
+                return
+            except NotFound:
+                return  # removed meanwhile
+            except Transient as error:
+                _log.warning("sse.interrupted", code=error.code)
+                await asyncio.sleep(error.retry_after_s or 1.0)
+
+
+def frame(event: Event) -> bytes:
+    """Return one event as it goes over the wire; JSON has no line breaks, so one data line does."""
+    return b"id: %d\nevent: %s\ndata: %s\n\n" % (
+        event.event_no,
+        event.kind.encode(),
+        encode(event_json(event)),
+    )
+
+
+async def _until_gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
