@@ -11,7 +11,7 @@ import contextlib
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -41,7 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 async def _stop_left_over() -> None:
     """Stop servers whose test process was killed; those in use are locked and stay."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{SERVER_FOLDER}*/postgres/lock"):
+    for lock in Path(tempfile.gettempdir()).glob(f"{SERVER_FOLDER}*/**/postgres/lock"):
         folder = lock.parent.parent
         server = EmbeddedPostgres(folder, owner_note="tests", options=TEST_OPTIONS)
         with contextlib.suppress(Conflict, Forbidden, OSError):
@@ -49,15 +49,29 @@ async def _stop_left_over() -> None:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def server() -> Iterator[EmbeddedPostgres]:
-    """The Postgres of this test process; its database `millpond` is the migrated template.
+def _open_folder() -> Path:
+    """Make a folder that the server's system user can reach when the tests run as root.
 
-    Not under pytest's own folder: that is closed to the system user that the server is as root.
+    Pytest's own folders are closed to it.
     """
-    asyncio.run(_stop_left_over())
     folder = Path(tempfile.mkdtemp(prefix=SERVER_FOLDER))
     folder.chmod(0o711)
+    return folder
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A data directory for a test that runs a server of its own, which it stops itself."""
+    folder = _open_folder()
+    yield folder / "data"
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedPostgres]:
+    """The Postgres of this test process; its database `millpond` is the migrated template."""
+    asyncio.run(_stop_left_over())
+    folder = _open_folder()
     server = EmbeddedPostgres(folder, owner_note="tests", options=TEST_OPTIONS)
 
     async def start() -> None:
@@ -76,11 +90,15 @@ def server() -> Iterator[EmbeddedPostgres]:
 async def urls(server: EmbeddedPostgres) -> AsyncIterator[Urls]:
     """Addresses of a fresh, migrated database."""
     name = f"test_{uuid.uuid4().hex[:12]}"
-    con = await asyncpg.connect(server.urls("postgres").owner)
+    await _run(server.urls("postgres").owner, f"create database {name} template {DATABASE}")
+    yield server.urls(name)
+    await _run(server.admin_url("postgres"), f"drop database {name} with (force)")
+
+
+async def _run(url: str, statement: str) -> None:
+    con = await asyncpg.connect(url)
     try:
-        await con.execute(f"create database {name} template {DATABASE}")
-        yield server.urls(name)
-        await con.execute(f"drop database {name} with (force)")
+        await con.execute(statement)
     finally:
         await con.close()
 
@@ -89,6 +107,23 @@ async def urls(server: EmbeddedPostgres) -> AsyncIterator[Urls]:
 def admin_url(server: EmbeddedPostgres, urls: Urls) -> str:
     """The superuser's address of the test's database: to arrange what no role may."""
     return server.admin_url(urls.app.rsplit("@/", 1)[1].split("?", 1)[0])
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """Compare text with a file of `tests/golden`, or rewrite it under --renew-golden."""
+    folder = Path(__file__).parent / "golden"
+
+    def compare(name: str, text: str) -> None:
+        path = folder / name
+        if request.config.getoption("--renew-golden"):
+            folder.mkdir(exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        assert path.read_text(encoding="utf-8") == text, (
+            f"tests/golden/{name} differs; if that is meant: pytest --renew-golden"
+        )
+
+    return compare
 
 
 @pytest_asyncio.fixture

@@ -12,26 +12,30 @@ import fcntl
 import importlib.metadata
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import asyncpg
 import psutil
 
 from millpond.db import server_process
+from millpond.db.migrate import APP_ROLE, ENGINE_ROLE, EXTENSIONS
 from millpond.db.server_home import WHEEL, ServerHome, open_home, server_binaries
 from millpond.db.server_process import Server
+from millpond.db.translate import translated
 from millpond.errors import Conflict, Permanent, Unavailable
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
 OWNER = "millpond_owner"
-APP = "millpond_app"
-ENGINE = "millpond_engine"
+PASSWORD_FILES = {OWNER: "owner", APP_ROLE: "app", ENGINE_ROLE: "engine"}
 DATABASE = "millpond"
-# Not trusted by Postgres, so the owner, who is no superuser, could not make them.
-EXTENSIONS = ("vector", "pg_trgm", "unaccent")
+# What a server says while it starts, recovers or shuts down.
+NOT_YET = (asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError, asyncpg.InterfaceError)
 # Recovery after a crash replays up to `max_wal_size` before the first connection is let in.
 START_S = 300.0
 POLL_S = 0.01
@@ -117,9 +121,9 @@ class EmbeddedPostgres:
         self._lock = _take_lock(home.root / "lock", self._note)
         self._home = home
         try:
-            self._server = await self._adopt_or_spawn(home)
-            await self._until_ready(self._server)
-            await self._prepare()
+            with translated(connecting=True):
+                await self._run(home)
+                await self._prepare(home)
         except BaseException:
             await self.stop()
             raise
@@ -148,67 +152,72 @@ class EmbeddedPostgres:
     def urls(self, database: str) -> Urls:
         """Return the addresses of a database on this server."""
         return Urls(
-            owner=self._url(OWNER, "owner", database),
-            app=self._url(APP, "app", database),
-            engine=self._url(ENGINE, "engine", database),
+            owner=self._url(OWNER, database),
+            app=self._url(APP_ROLE, database),
+            engine=self._url(ENGINE_ROLE, database),
         )
 
     def admin_url(self, database: str) -> str:
         """Return the superuser's address: backups and the doctor, never the running product."""
-        return self._url("postgres", "superuser", database)
+        return self._url("postgres", database)
 
-    def _url(self, role: str, password_file: str, database: str) -> str:
+    def _url(self, role: str, database: str) -> str:
         if self._home is None:
             raise Conflict("The embedded database is not started.")
-        secret = self._home.password(password_file)
+        secret = self._home.password(PASSWORD_FILES.get(role, "superuser"))
         host = quote(str(self._home.sockets), safe="")
         return f"postgresql://{role}:{secret}@/{database}?host={host}&port=5432"
 
-    async def _adopt_or_spawn(self, home: ServerHome) -> Server:
-        binaries = await asyncio.to_thread(server_binaries, home)
+    async def _run(self, home: ServerHome) -> None:
+        """Adopt or start the server; a left one that was just shutting down is started anew."""
+        binaries = await _finish_thread(server_binaries, home)
         if not home.is_initialised:
-            durable = self._options["fsync"] != "off"
-            await asyncio.to_thread(
-                server_process.initialise, binaries, home, durable=durable
-            )
+            is_durable = self._options["fsync"] != "off"
+            await _finish_thread(server_process.initialise, binaries, home, is_durable)
         _refuse_other_major(home)
         command = server_process.command_line(binaries, home, self._options)
-        left = await asyncio.to_thread(server_process.find_server, home)
+        left = await _finish_thread(server_process.find_server, home)
         if left is not None and left.was_started_by(command):
-            return left
-        if left is not None:
+            self._server = left
+            if await self._becomes_ready(left):
+                return
+        elif left is not None:
             await server_process.stop(left)
-        return server_process.spawn(command, home)
+        self._server = server_process.spawn(command, home)
+        if not await self._becomes_ready(self._server):
+            raise Permanent(
+                f"Embedded Postgres ended while it started: {_last_lines(home.log)}",
+                code="embedded_postgres",
+                advice=f"See {home.log}.",
+            )
 
-    async def _until_ready(self, server: Server) -> None:
-        """Return when the server lets the superuser in."""
+    async def _becomes_ready(self, server: Server) -> bool:
+        """Wait until the superuser is let in; False when the server ended instead."""
         url = self.admin_url("postgres")
         until = time.monotonic() + START_S
         while time.monotonic() < until:
             if not server.is_alive():
-                raise Permanent(
-                    f"Embedded Postgres ended while it started: {_last_lines(self.log)}",
-                    advice=f"See {self.log}.",
-                )
-            with contextlib.suppress(
-                OSError, TimeoutError, asyncpg.CannotConnectNowError, asyncpg.InterfaceError
-            ):
+                return False
+            with contextlib.suppress(OSError, *NOT_YET):
                 con = await asyncpg.connect(url, timeout=5)
                 await con.close()
-                return
+                return True
             await asyncio.sleep(POLL_S)
-        raise Unavailable(f"Embedded Postgres did not get ready in {START_S:.0f} s; see {self.log}.")
+        raise Unavailable(f"Embedded Postgres is not ready after {START_S:.0f} s; see {self.log}.")
 
-    async def _prepare(self) -> None:
-        """Make the owner, the database and its extensions where they are missing."""
+    async def _prepare(self, home: ServerHome) -> None:
+        """Make the owner, the database and its extensions where they are missing.
+
+        The password files are the truth: a role that exists gets the password of its file.
+        """
         con = await asyncpg.connect(self.admin_url("postgres"))
         try:
-            if not await con.fetchval("select 1 from pg_roles where rolname = $1", OWNER):
-                assert self._home is not None
-                secret = self._home.password("owner")
-                await con.execute(
-                    f"create role {OWNER} login createrole createdb password '{secret}'"
-                )
+            found = {row[0] for row in await con.fetch("select rolname from pg_roles")}
+            if OWNER not in found:
+                await con.execute(f"create role {OWNER} login createrole createdb")
+            for role in {OWNER, *found} & PASSWORD_FILES.keys():
+                secret = home.password(PASSWORD_FILES[role])
+                await con.execute(f"alter role {role} password '{secret}'")
             if not await con.fetchval("select 1 from pg_database where datname = $1", DATABASE):
                 await con.execute(f"create database {DATABASE} owner {OWNER}")
         finally:
@@ -221,12 +230,25 @@ class EmbeddedPostgres:
             await con.close()
 
 
+async def _finish_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Run `function` in a thread and wait for its end even when cancelled.
+
+    Otherwise the lock would be given up while the thread still works on the data directory.
+    """
+    work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
+    try:
+        return await asyncio.shield(work)
+    except asyncio.CancelledError:
+        await asyncio.wait([work])
+        raise
+
+
 def _take_lock(path: Path, note: str) -> IO[str]:
     """Lock the data directory for this process; raises Conflict naming the one that holds it.
 
     The lock ends with the process, however it ends. A forked child must not keep it alive.
     """
-    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
+    file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -160,9 +160,7 @@ async def _upgrade(con: _Connection, owner_url: str) -> list[str]:
     async def connect() -> _Connection:
         return await asyncpg.connect(owner_url, timeout=10)
 
-    engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=connect, poolclass=NullPool
-    )
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     async with engine.connect() as connection:
         await connection.run_sync(_run_alembic)
     await con.execute(
@@ -235,7 +233,7 @@ async def _applied(con: _Connection) -> str | None:
     """Return the number of the last migration that ran, None when none did."""
     try:
         number: str | None = await con.fetchval(
-            f"select max(version_num) from {SCHEMA}.{VERSION_TABLE}"
+            f"select max(version_num) from {SCHEMA}.{VERSION_TABLE}"  # noqa: S608 - constants
         )
     except (
         asyncpg.UndefinedTableError,

@@ -8,6 +8,7 @@ was cancelled inside a transaction is discarded, since its server side may still
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import TypeAlias
@@ -15,13 +16,18 @@ from typing import TypeAlias
 import asyncpg
 
 from millpond.db.translate import translated
+from millpond.errors import Permanent
 
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 )
+_Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Record = asyncpg.Record
 
 SCHEMA = "millpond"
+# A rollback is immediate; past this the connection is as good as gone.
+ROLLBACK_S = 5.0
+DISCARD_S = 2.0
 
 
 async def _open_pool(url: str, *, name: str, min_size: int, max_size: int) -> asyncpg.Pool[Record]:
@@ -62,23 +68,58 @@ class _Pool:
     async def _transaction(self, begin: str) -> AsyncIterator[Connection]:
         with translated(connecting=True):
             con = await self._pool.acquire(timeout=10)
-        ended = False
+        is_clean = False
         try:
-            with translated():
+            with translated(connecting=True):
                 await con.execute(begin)
+            with translated():
                 yield con
-                await con.execute("commit")
-            ended = True
+            with translated(connecting=True):
+                _refuse_rolled_back(await con.execute("commit"))
+            is_clean = True
         except Exception:
-            if not con.is_closed():
-                with translated():
-                    await con.execute("rollback")
-                ended = True
+            is_clean = await _is_rolled_back(con)
             raise
         finally:
-            if not ended and not con.is_closed():
-                con.terminate()
+            await self._give_back(con, is_clean=is_clean)
+
+    async def _give_back(self, con: _Pooled, *, is_clean: bool) -> None:
+        """Return a connection to the pool, closed unless clean.
+
+        An error here must not fail a committed transaction: the pool drops a broken connection.
+        """
+        if not is_clean:
+            await asyncio.shield(_discard(con))
+        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
             await self._pool.release(con)
+
+
+async def _discard(con: _Pooled) -> None:
+    """Close a connection once its cancelled statement has ended on the server.
+
+    Cutting it at once would also cut the driver's request to cancel, and the statement would go on
+    with its locks.
+    """
+    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        await con.close(timeout=DISCARD_S)
+
+
+async def _is_rolled_back(con: Connection) -> bool:
+    """Roll back what is open; False when the connection is not fit for another transaction."""
+    try:
+        await con.execute("rollback", timeout=ROLLBACK_S)
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        return False
+    return True
+
+
+def _refuse_rolled_back(status: str) -> None:
+    """Raise when Postgres answered a commit by rolling back: a statement's error was swallowed."""
+    if status != "COMMIT":
+        raise Permanent(
+            "The transaction was rolled back, because a statement in it had failed.",
+            code="transaction_aborted",
+        )
 
 
 class Database(_Pool):

@@ -17,9 +17,12 @@ _NAME = re.compile(r"^-- name: (\w+)\s*$", re.MULTILINE)
 
 @cache
 def queries(room: str) -> Mapping[str, str]:
-    """Return the statements of `db/sql/<room>.sql` by their names."""
+    """Return the statements of `db/sql/<room>.sql` by their names; a name may stand once only."""
     text = files("millpond.db").joinpath("sql", f"{room}.sql").read_text(encoding="utf-8")
     parts = _NAME.split(text)
-    return MappingProxyType(
-        {name: body.strip() for name, body in zip(parts[1::2], parts[2::2], strict=True)}
-    )
+    named: dict[str, str] = {}
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        if name in named:
+            raise ValueError(f"sql/{room}.sql has two statements named {name}")
+        named[name] = body.strip()
+    return MappingProxyType(named)

