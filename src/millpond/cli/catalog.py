@@ -33,18 +33,13 @@ def queues(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None)
     if as_json:
         print_json(page)
         return
-    columns = ["queue", "waiting line", "oldest", "running", "slots", "workers"]
+    keys = ["name", "queued", "oldest_s", "running", "slots", "workers"]
+    keys += ["scheduled", "waiting", "awaiting_input"]
     rows = [
-        [
-            queue["name"],
-            queue["depth"],
-            _age(queue["oldest_age_s"]),
-            queue["running"],
-            queue["slots"],
-            queue["workers"],
-        ]
+        [_age(queue[key]) if key == "oldest_s" else queue[key] for key in keys]
         for queue in page["data"]
     ]
+    columns = ["queue", "queued", "oldest", *(key.replace("_", " ") for key in keys[3:])]
     print_table(columns, rows, empty="No queues: nothing waits and no worker is known.")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 from structlog.types import EventDict, Processor
@@ -24,8 +24,9 @@ _SECRET_TEXT = (
 )
 
 
-def configure_logging(level: str, *, process: str) -> None:
-    """Send every log line to stderr, each with the name of the `process` that wrote it."""
+def configure_logging(level: str, *, process: str, stream: TextIO | None = None) -> None:
+    """Send every log line to `stream` (stderr), each with the name of the `process` that wrote it."""
+    stream = stream or sys.stderr
     shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
@@ -33,7 +34,7 @@ def configure_logging(level: str, *, process: str) -> None:
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _named(process),
     ]
-    is_terminal = sys.stderr.isatty()
+    is_terminal = stream.isatty()
     ending: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if is_terminal:
         ending += [redact, structlog.dev.ConsoleRenderer()]
@@ -49,7 +50,7 @@ def configure_logging(level: str, *, process: str) -> None:
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=False,
     )
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=ending)
     )

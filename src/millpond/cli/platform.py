@@ -27,6 +27,7 @@ from millpond.cli.config import (
     queue_slots,
 )
 from millpond.cli.devtoken import DevToken, mint_dev_token
+from millpond.cli.listening import address, listen
 from millpond.cli.remote import Remote
 from millpond.cli.running import forget_running, note_running
 from millpond.cli.supervise import Child, Supervisor
@@ -34,7 +35,7 @@ from millpond.db.embedded import EmbeddedPostgres
 from millpond.db.migrate import check_schema, migrate
 from millpond.db.pool import Database
 from millpond.db.queries import queries
-from millpond.errors import Conflict, InvalidInput, Transient, Unavailable
+from millpond.errors import InvalidInput, Transient, Unavailable
 from millpond.settings import Settings
 
 _log = structlog.get_logger("millpond.up")
@@ -45,8 +46,6 @@ API_GRACE_S = 8.0
 WORKER_EXTRA_S = 10.0
 _READY_S = 90.0
 _POLL_S = 0.05
-# A killed `up` leaves an API that ends by itself within this time; until then it holds the port.
-_PORT_PATIENCE_S = 5.0
 
 
 @dataclass(kw_only=True)
@@ -123,7 +122,7 @@ async def _prepare(
     log_file: IO[bytes] | None,
 ) -> Platform:
     """Take the port and describe the processes; nothing runs yet."""
-    listener = stack.enter_context(await _bind(settings.host, settings.port))
+    listener = stack.enter_context(await listen(settings.host, settings.port))
     supervisor = Supervisor(log_file=log_file)
     stack.push_async_callback(supervisor.end)
     environment = child_environment(settings, databases)
@@ -140,9 +139,8 @@ async def _prepare(
         environment=environment,
         grace_s=settings.drain_s + WORKER_EXTRA_S,
     )
-    host, port = listener.getsockname()[:2]
     return Platform(
-        url=f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}",
+        url=address(listener),
         databases=databases,
         supervisor=supervisor,
         api=api,
@@ -199,21 +197,3 @@ def _refuse_exposed(settings: Settings, *, is_embedded: bool) -> None:
             param="MILLPOND_HOST",
             advice="Leave MILLPOND_HOST at 127.0.0.1, or set MILLPOND_DATABASE_URL.",
         )
-
-
-async def _bind(host: str, port: int) -> socket.socket:
-    """Open the API's listening socket; it stays open while the API process is restarted."""
-    until = time.monotonic() + _PORT_PATIENCE_S
-    while True:
-        try:
-            return socket.create_server(
-                (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=512
-            )
-        except OSError as error:
-            if time.monotonic() > until:
-                raise Conflict(
-                    f"Port {port} on {host} cannot be used: {error.strerror}.",
-                    code="port_in_use",
-                    advice="Name another one by --port or MILLPOND_PORT (0 takes a free one).",
-                ) from error
-        await asyncio.sleep(_POLL_S)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,7 +68,17 @@ async def _serve(settings: Settings, socket_fd: int | None) -> None:
         stack.push_async_callback(hints.close)
         feed = await Feed.connect(databases.app_listen)
         stack.push_async_callback(feed.close)
-        await _run_server(settings, db, hints, feed, socket_fd, stop)
+        listener = stack.enter_context(await _listen(settings, socket_fd))
+        await _run_server(settings, db, hints, feed, databases.app, [listener], stop)
+
+
+async def _listen(settings: Settings, socket_fd: int | None) -> socket.socket:
+    """Return the socket handed over by `millpond up`, or a new one on the settings' host and port."""
+    from millpond.cli.listening import listen
+
+    if socket_fd is not None:
+        return socket.socket(fileno=socket_fd)
+    return await listen(settings.host, settings.port)
 
 
 async def _run_server(
@@ -77,42 +86,25 @@ async def _run_server(
     db: Database,
     hints: Hints,
     feed: Feed,
-    socket_fd: int | None,
+    app_url: str,
+    sockets: list[socket.socket],
     stop: asyncio.Event,
 ) -> None:
     """Serve until `stop` is set; then close what is open, within a few seconds."""
-    import uvicorn
-
     from millpond.api.app import create_app
+    from millpond.api.server import ApiServer
     from millpond.cli.config import open_seal
+    from millpond.db.migrate import check_schema
     from millpond.identity.tokens import Keyring
 
     keyring = await Keyring.open(
         db, open_seal(settings), issuer=settings.token_issuer, audience=settings.token_audience
     )
-
-    class Server(uvicorn.Server):
-        """A server that leaves signals to this process."""
-
-        @contextlib.contextmanager
-        def capture_signals(self) -> Iterator[None]:
-            yield
-
-    app = create_app(db=db, keyring=keyring, hints=hints, feed=feed)
-    config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_graceful_shutdown=_CLOSE_S,
+    app = create_app(
+        db=db,
+        keyring=keyring,
+        hints=hints,
+        feed=feed,
+        check_schema=lambda: check_schema(app_url),
     )
-    server = Server(config)
-    sockets = [socket.socket(fileno=socket_fd)] if socket_fd is not None else None
-    serving = asyncio.create_task(server.serve(sockets=sockets), name="http")
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    stopping.cancel()
-    await serving
+    await ApiServer(app, grace_s=_CLOSE_S).run_until(stop, sockets)

@@ -66,7 +66,7 @@ def _banner(made: Platform, *, as_json: bool) -> None:
         return
     lines = [
         ("Millpond", made.url),
-        ("API", f"{made.url}/docs"),
+        ("API", f"{made.url}/openapi.json"),
         ("health", f"{made.url}/readyz"),
         ("database", "embedded Postgres" if made.is_embedded else "MILLPOND_DATABASE_URL"),
     ]

@@ -11,7 +11,6 @@ import contextlib
 from collections.abc import Awaitable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import structlog
 import typer
 
 from millpond.cli.options import DataDir, Flows
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 
 Model = TypeVar("Model", "TextModel", "Embedder")
 
-_log = structlog.get_logger("millpond.worker")
 # Time to close after the drain, before a worker whose parent is gone ends hard.
 _CLOSE_S = 10.0
 
@@ -138,11 +136,14 @@ async def _open_embedder(settings: Settings) -> Embedder:
 async def _opened(
     what: str, opening: Awaitable[Model], stack: contextlib.AsyncExitStack
 ) -> Model | None:
+    import structlog
+
+    log = structlog.get_logger("millpond.worker")
     try:
         model = await opening
     except MillpondError as error:
-        _log.warning("model_left_out", what=what, reason=error.message, advice=error.advice)
+        log.warning("model_left_out", what=what, reason=error.message, advice=error.advice)
         return None
     stack.push_async_callback(model.close)
-    _log.info("model_opened", what=what, model=model.name)
+    log.info("model_opened", what=what, model=model.name)
     return model

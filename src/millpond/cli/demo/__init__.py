@@ -1,0 +1,1 @@
+"""`millpond demo`: one real AI job on the whole road, a killed worker included."""
