@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from models.provider_server import Reply, far_end
 
 from millpond.errors import InvalidInput, Permanent, Transient
 from millpond.models import Message, TextModel, open_embedder, open_text_model
+from models.provider_server import Reply, far_end
 
 OPENAI: dict[str, Any] = {
     "id": "c1",

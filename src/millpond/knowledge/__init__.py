@@ -1,0 +1,1 @@
+"""Knowledge: documents become chunks with vectors and lexemes; questions become cited passages."""
