@@ -98,6 +98,7 @@ class Keyring:
             if time.time() < expires_at + _LEEWAY_S:
                 return principal
             del self._verified[token]
+            raise _expired(expires_at)
         claims = self._claims(token)
         principal = _principal(claims)
         if len(self._verified) >= _MAX_REMEMBERED:
@@ -148,11 +149,7 @@ def _malformed(why: str) -> Unauthenticated:
 def _refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
     match error:
         case jwt.ExpiredSignatureError():
-            return Unauthenticated(
-                f"The token expired{_expiry_words(token)}.",
-                code="token_expired",
-                advice="get a new token",
-            )
+            return _expired(_expiry(token))
         case jwt.InvalidIssuerError():
             return Unauthenticated("The token is from another issuer.", code="token_issuer")
         case jwt.InvalidAudienceError():
@@ -169,17 +166,22 @@ def _refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
             return _malformed("a part of it has the wrong form")
 
 
-def _expiry_words(token: str) -> str:
-    # Reached only after the signature was found good.
-    exp = jwt.decode(token, options={"verify_signature": False}).get("exp")
-    if not isinstance(exp, int):
-        return ""
-    return f" at {datetime.fromtimestamp(exp, UTC):%Y-%m-%d %H:%M:%S} UTC"
+def _expiry(token: str) -> float:
+    # Reached only after the signature and the form of `exp` were found good.
+    return float(jwt.decode(token, options={"verify_signature": False})["exp"])
+
+
+def _expired(at: float) -> Unauthenticated:
+    return Unauthenticated(
+        f"The token expired at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC.",
+        code="token_expired",
+        advice="get a new token",
+    )
 
 
 def _principal(claims: dict[str, Any]) -> Principal:
     org_id, subject = claims["org"], claims["sub"]
-    if not isinstance(org_id, int) or isinstance(org_id, bool) or org_id < 1:
+    if not isinstance(org_id, int) or isinstance(org_id, bool) or not 0 < org_id < 2**63:
         raise _malformed("claim org is not the id of an org")
     if not isinstance(subject, str) or not subject:
         raise _malformed("claim sub names nobody")
