@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from millpond.errors import InvalidInput
@@ -163,9 +164,23 @@ def _parse_pdf(content: bytes) -> Parsed:
     return Parsed(text=text, title=title or None, page_starts=tuple(starts))
 
 
+_STARTS_ANEW = re.compile(r"(\d+(\.\d+)*[.)]?|[•‣▪*–-])\s")
+# A line this full, against the fuller lines of its page, was wrapped by the layout and goes on below.
+_WRAPPED = 0.75
+
+
 def _page_text(raw: str) -> str:
-    """Join words that the page's layout split at a line's end."""
-    return _tidy(_HYPHEN_AT_LINE_END.sub("", raw.replace("\r\n", "\n"))).strip()
+    """Undo the layout of a page: join words and lines that it broke, part paragraphs by blank lines."""
+    text = _tidy(_HYPHEN_AT_LINE_END.sub("", raw.replace("\r\n", "\n")))
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    if not lines:
+        return ""
+    width = sorted(len(line) for line in lines)[len(lines) * 9 // 10]
+    out = lines[0]
+    for above, line in pairwise(lines):
+        goes_on = len(above) >= width * _WRAPPED and not _STARTS_ANEW.match(line)
+        out += (" " if goes_on else "\n\n") + line
+    return out
 
 
 _PARSERS = {
