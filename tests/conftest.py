@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import shutil
 import tempfile
 import uuid
@@ -15,13 +16,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 import pytest_asyncio
 
 from millpond.db.embedded import DATABASE, EmbeddedPostgres, Urls
 from millpond.db.migrate import migrate
 from millpond.db.pool import Database, EngineDatabase
-from millpond.errors import Conflict, Forbidden
+from millpond.errors import MillpondError
 
 SERVER_FOLDER = "millpond-test-"
 # Lost with the machine, which is all right for a test and nowhere else.
@@ -40,29 +42,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 async def _stop_left_over() -> None:
-    """Stop servers whose test process was killed; those in use are locked and stay."""
-    for lock in Path(tempfile.gettempdir()).glob(f"{SERVER_FOLDER}*/**/postgres/lock"):
-        folder = lock.parent.parent
-        server = EmbeddedPostgres(folder, owner_note="tests", options=TEST_OPTIONS)
-        with contextlib.suppress(Conflict, Forbidden, OSError):
-            await server.stop_left_over()
+    """Stop servers of test processes that were killed, and remove their folders."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{SERVER_FOLDER}*-*"):
+        pid = folder.name.removeprefix(SERVER_FOLDER).split("-")[0]
+        if not pid.isdecimal() or psutil.pid_exists(int(pid)):
+            continue
+        with contextlib.suppress(MillpondError, OSError):
+            for lock in folder.glob("**/postgres/lock"):
+                await EmbeddedPostgres(lock.parent.parent).stop_left_over()
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _open_folder() -> Path:
+def open_folder() -> Path:
     """Make a folder that the server's system user can reach when the tests run as root.
 
     Pytest's own folders are closed to it.
     """
-    folder = Path(tempfile.mkdtemp(prefix=SERVER_FOLDER))
+    folder = Path(tempfile.mkdtemp(prefix=f"{SERVER_FOLDER}{os.getpid()}-"))
     folder.chmod(0o711)
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder_of_module() -> Iterator[Path]:
+    """A folder for what the tests of one file share."""
+    folder = open_folder()
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     """A data directory for a test that runs a server of its own, which it stops itself."""
-    folder = _open_folder()
+    folder = open_folder()
     yield folder / "data"
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -71,7 +83,7 @@ def data_dir() -> Iterator[Path]:
 def server() -> Iterator[EmbeddedPostgres]:
     """The Postgres of this test process; its database `millpond` is the migrated template."""
     asyncio.run(_stop_left_over())
-    folder = _open_folder()
+    folder = open_folder()
     server = EmbeddedPostgres(folder, owner_note="tests", options=TEST_OPTIONS)
 
     async def start() -> None:

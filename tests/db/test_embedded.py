@@ -14,6 +14,7 @@ from pathlib import Path
 import asyncpg
 import psutil
 import pytest
+import pytest_asyncio
 
 from millpond.db.embedded import EmbeddedPostgres, Urls
 from millpond.db.migrate import migrate
@@ -21,6 +22,27 @@ from millpond.errors import Conflict, Forbidden, Permanent
 
 FAST = {"fsync": "off", "shared_buffers": "32MB"}
 AS_ROOT = os.geteuid() == 0
+
+
+@pytest.fixture(scope="module")
+def made_dir(folder_of_module: Path) -> Path:
+    """A data directory that was started and stopped once: setting one up takes seconds."""
+    server = EmbeddedPostgres(folder_of_module / "data", options=FAST)
+
+    async def start_and_stop() -> None:
+        await server.start()
+        await server.stop()
+
+    asyncio.run(start_and_stop())
+    return server.data_dir
+
+
+@pytest_asyncio.fixture
+async def used_dir(made_dir: Path) -> AsyncIterator[Path]:
+    """A data directory of earlier runs, whose server is stopped before and after the test."""
+    yield made_dir
+    await EmbeddedPostgres(made_dir, options=FAST).stop_left_over()
+
 
 HOLDER = """
 import asyncio, sys
@@ -59,7 +81,7 @@ async def holder(data_dir: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proce
 
 async def note(urls: Urls, text: str) -> None:
     con = await asyncpg.connect(urls.owner)
-    await con.execute("create table if not exists public.note (text text)")
+    await con.execute("drop table if exists public.note; create table public.note (text text)")
     await con.execute("insert into public.note values ($1)", text)
     await con.close()
 
@@ -71,8 +93,8 @@ async def notes(urls: Urls) -> list[str]:
     return [row["text"] for row in rows]
 
 
-async def test_start_stop_start_keeps_the_data(data_dir: Path) -> None:
-    server = EmbeddedPostgres(data_dir, options=FAST)
+async def test_start_stop_start_keeps_the_data(used_dir: Path) -> None:
+    server = EmbeddedPostgres(used_dir, options=FAST)
     first = await server.start()
     pid = server.pid
     assert pid is not None
@@ -86,65 +108,69 @@ async def test_start_stop_start_keeps_the_data(data_dir: Path) -> None:
     await server.stop()
 
 
-async def test_folders_and_passwords_are_closed(data_dir: Path) -> None:
-    above = mode(data_dir.parent)
-    server = EmbeddedPostgres(data_dir, options=FAST)
-    urls = await server.start()
-    home = data_dir / "postgres"
+def test_folders_and_passwords_are_closed(server: EmbeddedPostgres) -> None:
+    home = server.data_dir / "postgres"
     assert mode(home / "run") == 0o700
     assert mode(home / "data") == 0o700
     assert mode(home / "passwords") == 0o700
+    assert mode(home / "server.log") == 0o600
     files = sorted((home / "passwords").iterdir())
     assert [path.name for path in files] == ["app", "engine", "owner", "superuser"]
     assert {mode(path) for path in files} == {0o600}
-    assert len({path.read_text() for path in files}) == 4
-    assert mode(home / "server.log") == 0o600
-    assert mode(data_dir.parent) == above
-    for secret in files:
-        assert secret.read_text() not in " ".join(psutil.Process(server.pid).cmdline())
-    with pytest.raises(asyncpg.InvalidPasswordError):
-        await asyncpg.connect(urls.owner.replace(":", ":wrong", 2).replace(":wrong", ":", 1))
-    await server.stop()
+    secrets = {path.read_text() for path in files}
+    assert len(secrets) == 4
+    assert not any(secret in " ".join(psutil.Process(server.pid).cmdline()) for secret in secrets)
 
 
-async def test_the_server_listens_on_its_socket_only(data_dir: Path) -> None:
-    server = EmbeddedPostgres(data_dir, options=FAST)
-    urls = await server.start()
-    con = await asyncpg.connect(urls.owner)
-    shown = "select current_setting($1)"
-    assert await con.fetchval(shown, "listen_addresses") == ""
-    assert await con.fetchval(shown, "max_connections") == "200"
-    assert await con.fetchval(shown, "synchronous_commit") == "on"
-    assert await con.fetchval(shown, "jit") == "off"
-    listening = [
-        entry for entry in psutil.Process(server.pid).net_connections("inet") if entry.laddr
-    ]
-    assert listening == []
+async def test_every_role_needs_its_password(server: EmbeddedPostgres, urls: Urls) -> None:
+    for url in (urls.owner, urls.app, urls.engine, server.admin_url("postgres")):
+        role, rest = url.removeprefix("postgresql://").split(":", 1)
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(f"postgresql://{role}:guess{rest}")
+
+
+async def test_the_server_listens_on_its_socket_only(server: EmbeddedPostgres) -> None:
+    assert psutil.Process(server.pid).net_connections("inet") == []
+
+
+async def test_the_server_is_durable_by_default(used_dir: Path) -> None:
+    server = EmbeddedPostgres(used_dir)
+    con = await asyncpg.connect((await server.start()).owner)
+    for name, value in {
+        "fsync": "on",
+        "synchronous_commit": "on",
+        "full_page_writes": "on",
+        "max_connections": "200",
+        "jit": "off",
+        "autovacuum_naptime": "5s",
+        "max_wal_size": "4GB",
+    }.items():
+        assert await con.fetchval("select current_setting($1)", name) == value, name
     await con.close()
     await server.stop()
 
 
-async def test_a_second_start_names_the_process_that_holds_it(data_dir: Path) -> None:
-    async with holder(data_dir) as (process, _):
+async def test_a_second_start_names_the_process_that_holds_it(used_dir: Path) -> None:
+    async with holder(used_dir) as (process, _):
         with pytest.raises(Conflict) as caught:
-            await EmbeddedPostgres(data_dir, options=FAST).start()
+            await EmbeddedPostgres(used_dir, options=FAST).start()
         assert f"process {process.pid} (millpond up)" in caught.value.message
-    server = EmbeddedPostgres(data_dir, owner_note="this test", options=FAST)
+    server = EmbeddedPostgres(used_dir, owner_note="this test", options=FAST)
     await server.start()
     with pytest.raises(Conflict):
         await server.start()
     with pytest.raises(Conflict) as caught:
-        await EmbeddedPostgres(data_dir, options=FAST).start()
+        await EmbeddedPostgres(used_dir, options=FAST).start()
     assert f"process {os.getpid()} (this test)" in caught.value.message
     await server.stop()
 
 
-async def test_a_server_left_by_a_killed_holder_is_adopted(data_dir: Path) -> None:
-    async with holder(data_dir) as (process, pid):
+async def test_a_server_left_by_a_killed_holder_is_adopted(used_dir: Path) -> None:
+    async with holder(used_dir) as (process, pid):
         process.kill()
         await process.wait()
     assert psutil.pid_exists(pid)
-    server = EmbeddedPostgres(data_dir, options=FAST)
+    server = EmbeddedPostgres(used_dir, options=FAST)
     urls = await server.start()
     assert server.pid == pid
     await note(urls, "adopted")
@@ -156,11 +182,11 @@ async def test_a_server_left_by_a_killed_holder_is_adopted(data_dir: Path) -> No
     await server.stop()
 
 
-async def test_a_left_server_with_other_options_is_restarted(data_dir: Path) -> None:
-    async with holder(data_dir) as (process, pid):
+async def test_a_left_server_with_other_options_is_restarted(used_dir: Path) -> None:
+    async with holder(used_dir) as (process, pid):
         process.kill()
         await process.wait()
-    server = EmbeddedPostgres(data_dir, options=FAST | {"max_connections": "50"})
+    server = EmbeddedPostgres(used_dir, options=FAST | {"max_connections": "50"})
     urls = await server.start()
     assert server.pid != pid
     con = await asyncpg.connect(urls.owner)
@@ -169,19 +195,19 @@ async def test_a_left_server_with_other_options_is_restarted(data_dir: Path) -> 
     await server.stop()
 
 
-async def test_a_left_server_that_is_shutting_down_is_started_anew(data_dir: Path) -> None:
-    async with holder(data_dir) as (process, pid):
+async def test_a_left_server_that_is_shutting_down_is_started_anew(used_dir: Path) -> None:
+    async with holder(used_dir) as (process, pid):
         process.kill()
         await process.wait()
     os.kill(pid, signal.SIGINT)
-    server = EmbeddedPostgres(data_dir, options=FAST)
+    server = EmbeddedPostgres(used_dir, options=FAST)
     await note(await server.start(), "anew")
     assert server.pid != pid
     await server.stop()
 
 
-async def test_a_killed_postmaster_recovers_at_the_next_start(data_dir: Path) -> None:
-    server = EmbeddedPostgres(data_dir, options=FAST)
+async def test_a_killed_postmaster_recovers_at_the_next_start(used_dir: Path) -> None:
+    server = EmbeddedPostgres(used_dir, options=FAST)
     urls = await server.start()
     await note(urls, "before the crash")
     assert server.pid is not None
@@ -190,19 +216,19 @@ async def test_a_killed_postmaster_recovers_at_the_next_start(data_dir: Path) ->
         while server.is_alive:
             await asyncio.sleep(0.01)
     await server.stop()
-    assert (data_dir / "postgres" / "data" / "postmaster.pid").exists()
+    assert (used_dir / "postgres" / "data" / "postmaster.pid").exists()
     await server.start()
     assert await notes(urls) == ["before the crash"]
     await server.stop()
 
 
-async def test_a_pid_that_another_process_has_now_is_no_server(data_dir: Path) -> None:
+async def test_a_pid_that_another_process_has_now_is_no_server(used_dir: Path) -> None:
     """After a reboot, or in a new container, the old number may be anybody's: here our own."""
-    server = EmbeddedPostgres(data_dir, options=FAST)
+    server = EmbeddedPostgres(used_dir, options=FAST)
     urls = await server.start()
     await note(urls, "kept")
     await server.stop()
-    stale = data_dir / "postgres" / "data" / "postmaster.pid"
+    stale = used_dir / "postgres" / "data" / "postmaster.pid"
     stale.write_text(f"{os.getpid()}\n{stale.parent}\n")
     await server.start()
     assert server.pid != os.getpid()
@@ -222,21 +248,22 @@ async def test_a_killed_first_start_is_begun_again(data_dir: Path) -> None:
     await server.stop()
 
 
-async def test_a_lost_password_file_is_made_anew_but_the_superusers(data_dir: Path) -> None:
-    server = EmbeddedPostgres(data_dir, options=FAST)
+async def test_a_lost_password_file_is_made_anew_but_the_superusers(used_dir: Path) -> None:
+    server = EmbeddedPostgres(used_dir, options=FAST)
     urls = await server.start()
     await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
     await server.stop()
-    passwords = data_dir / "postgres" / "passwords"
+    passwords = used_dir / "postgres" / "passwords"
     (passwords / "app").unlink()
     renewed = await server.start()
     assert renewed.app != urls.app
     con = await asyncpg.connect(renewed.app)
     await con.close()
     await server.stop()
-    (passwords / "superuser").unlink()
+    kept = (passwords / "superuser").rename(passwords.parent / "superuser")
     with pytest.raises(Permanent, match="superuser"):
         await server.start()
+    kept.rename(passwords / "superuser")
 
 
 async def test_a_data_directory_with_a_long_name_works(data_dir: Path) -> None:
@@ -250,13 +277,14 @@ async def test_a_data_directory_with_a_long_name_works(data_dir: Path) -> None:
     socket_folder.rmdir()
 
 
-async def test_another_major_version_is_refused(data_dir: Path) -> None:
-    server = EmbeddedPostgres(data_dir, options=FAST)
+async def test_another_major_version_is_refused(used_dir: Path) -> None:
+    server = EmbeddedPostgres(used_dir, options=FAST)
     await server.start()
     await server.stop()
-    (data_dir / "postgres" / "data" / "PG_VERSION").write_text("17\n")
+    (used_dir / "postgres" / "data" / "PG_VERSION").write_text("17\n")
     with pytest.raises(Conflict, match="Postgres 17"):
         await server.start()
+    (used_dir / "postgres" / "data" / "PG_VERSION").write_text("18\n")
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as another user")
@@ -268,10 +296,7 @@ async def test_as_root_no_closed_folder_is_opened(data_dir: Path) -> None:
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root runs the server as another user")
-async def test_as_root_the_server_runs_as_a_system_user(data_dir: Path) -> None:
-    server = EmbeddedPostgres(data_dir, options=FAST)
-    await server.start()
+def test_as_root_the_server_runs_as_a_system_user(server: EmbeddedPostgres) -> None:
     process = psutil.Process(server.pid)
     assert process.username() == "millpond-pg"
-    assert Path(process.exe()).is_relative_to(data_dir)
-    await server.stop()
+    assert Path(process.exe()).is_relative_to(server.data_dir)

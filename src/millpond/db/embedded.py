@@ -87,7 +87,7 @@ class EmbeddedPostgres:
     def __init__(
         self, data_dir: Path, *, owner_note: str = "", options: Mapping[str, str] | None = None
     ) -> None:
-        self._data_dir = data_dir
+        self.data_dir = data_dir.absolute()
         self._note = owner_note or "another Millpond process"
         self._options = {**_memory_options(), **SERVER_OPTIONS, **(options or {})}
         self._lock: IO[str] | None = None
@@ -102,7 +102,7 @@ class EmbeddedPostgres:
     @property
     def log(self) -> Path:
         """The server's log file."""
-        return self._data_dir.absolute() / "postgres" / "server.log"
+        return self.data_dir / "postgres" / "server.log"
 
     @property
     def is_alive(self) -> bool:
@@ -116,8 +116,8 @@ class EmbeddedPostgres:
         the process when another one holds this data directory.
         """
         if self._lock is not None:
-            raise Conflict(f"The embedded database in {self._data_dir} is started already.")
-        home = await asyncio.to_thread(open_home, self._data_dir)
+            raise Conflict(f"The embedded database in {self.data_dir} is started already.")
+        home = await asyncio.to_thread(open_home, self.data_dir)
         self._lock = _take_lock(home.root / "lock", self._note)
         self._home = home
         try:
@@ -140,7 +140,7 @@ class EmbeddedPostgres:
 
     async def stop_left_over(self) -> None:
         """Stop a server whose holder was killed; raises Conflict when it is in use."""
-        home = await asyncio.to_thread(open_home, self._data_dir)
+        home = await asyncio.to_thread(open_home, self.data_dir)
         lock = _take_lock(home.root / "lock", self._note)
         try:
             left = await asyncio.to_thread(server_process.find_server, home)
