@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from millpond.cli import catalog, doctor, inputs, kb, runs, schema, serve, tokens, up, work
+from millpond.cli.demo import command
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
 from millpond.errors import MillpondError
@@ -46,6 +47,7 @@ app.command()(work.worker)
 app.command()(schema.migrate)
 app.command()(doctor.doctor)
 app.command()(tokens.token)
+app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")

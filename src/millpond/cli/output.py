@@ -107,7 +107,7 @@ def progress(message: str) -> None:
 
 def print_error(error: MillpondError) -> None:
     """Print an expected error as one line, and what to do about it as a second."""
-    where = f" ({plain(error.param)})" if error.param else ""
+    where = f" ({plain(error.param)})" if error.param and error.param not in error.message else ""
     err().print(Text.assemble(("error: ", "bold red"), plain(error.message) + where))
     if error.advice:
         err().print(Text.assemble(("advice: ", "bold"), plain(error.advice)))

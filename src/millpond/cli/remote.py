@@ -177,7 +177,7 @@ def problem(response: httpx2.Response) -> MillpondError:
     error = document.get("error")
     param = error.get("param") if isinstance(error, dict) else None
     advice = document.get("advice") or _ADVICE.get(status)
-    kind = _CLASSES.get(status, Transient if status >= 500 else Permanent)
+    kind = _CLASSES.get(status, Permanent)
     return kind(
         str(message), code=document.get("code"), param=param, advice=advice, details=document
     )
