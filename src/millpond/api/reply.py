@@ -5,6 +5,7 @@ Called by every route. Invariant: JSON that the database stores as text goes out
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,4 +46,6 @@ def listing(data: Sequence[Mapping[str, Any]], *, has_more: bool) -> Page:
 def _other(value: object) -> str:
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, uuid.UUID):
+        return str(value)  # the driver's own subclass
     raise TypeError(f"{type(value).__name__} is not JSON")
