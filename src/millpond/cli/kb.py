@@ -67,11 +67,9 @@ def list_documents(
     if as_json:
         print_json(page)
         return
-    columns = ["document", "state", "chunks", "id"]
-    rows = [
-        [document.get("filename"), document.get("state"), document.get("chunks"), document["id"]]
-        for document in page["data"]
-    ]
+    keys = ["filename", "status", "stage", "chunks", "reason", "id"]
+    columns = ["document", *keys[1:]]
+    rows = [[document.get(key) for key in keys] for document in page["data"]]
     print_table(columns, rows, empty="No documents.")
 
 

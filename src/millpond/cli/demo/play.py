@@ -15,7 +15,7 @@ from pathlib import Path
 
 from millpond.cli.demo import proof
 from millpond.cli.demo.proof import Finding
-from millpond.cli.demo.script import BASE, FLOW, QUESTIONS, Question, documents
+from millpond.cli.demo.script import BASE, FLOW, QUESTIONS, Question, documents, read_text
 from millpond.cli.demo.stage import Stage
 from millpond.cli.demo.watch import Watch
 from millpond.cli.platform import Platform
@@ -190,7 +190,7 @@ class Play:
             "the events of every run are numbered without a gap",
             is_true=all(proof.numbers_have_no_gap(events) for events in watch.events.values()),
         )
-        texts = {path.name: path.read_text(encoding="utf-8") for path in documents(self.clone)}
+        texts = {path.name: read_text(path) for path in documents(self.clone)}
         for run in runs:
             self._prove_reply(self.runs[run["id"]], run, texts)
         self.stage.findings(self.findings)

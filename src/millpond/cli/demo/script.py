@@ -36,20 +36,21 @@ class Question:
 QUESTIONS = (
     Question(
         label="Q1",
-        text="How many days do I have to return an opened item, and who pays for shipping?",
+        text="I have lit my camp stove once and it does not work. May I still send it back?",
         decision="approve",
     ),
     Question(
         label="Q2",
-        text="How often do I have to descale the machine?",
+        text="How often do I have to replace the hose and the regulator of the Ember 2?",
         decision="edit",
-        written="Please descale the machine as the manual says; the passage is linked below.",
+        written="Please replace the hose and the regulator (part EM-RG1) every 5 years, or at once if "
+        "the hose is cracked, stiff or scorched.",
     ),
     Question(
         label="Q3",
         text="Which chess opening should I play against a much stronger opponent?",
         decision="write",
-        written="We only sell and service our machines, so we cannot advise on this. Good luck!",
+        written="We know stoves and tents better than chess, so we cannot advise on this. Good luck!",
     ),
 )
 
@@ -72,3 +73,13 @@ def documents(clone: Path) -> list[Path]:
     if not found:
         raise NotFound(f"{folder} holds no documents")
     return found
+
+
+def read_text(path: Path) -> str:
+    """Return the words of a shipped document, read apart from how the platform reads it."""
+    if path.suffix != ".pdf":
+        return path.read_text(encoding="utf-8")
+    import pypdfium2
+
+    with pypdfium2.PdfDocument(path) as pdf:
+        return "\n".join(page.get_textpage().get_text_bounded() for page in pdf)

@@ -1,0 +1,63 @@
+"""Flows that the tests of the command line run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from millpond.engine.context import Context, StepContext
+from millpond.engine.registry import flow, step
+from millpond.errors import Permanent
+
+
+class Word(BaseModel):
+    """What is said."""
+
+    word: str = "hello"
+
+
+class Verdict(BaseModel):
+    """A human's yes or no."""
+
+    is_right: bool
+
+
+@step("sample.shout")
+async def shout(step: StepContext, word: str) -> str:
+    """Make a word loud."""
+    return word.upper()
+
+
+@step("sample.refuse")
+async def refuse(step: StepContext) -> str:
+    """Fail for good."""
+    raise Permanent("the sample refuses", code="sample_refusal")
+
+
+@flow("sample.shout", permission="runs:start")
+async def loud(ctx: Context, word: Word) -> Word:
+    """Shout a word."""
+    return Word(word=await ctx.step(shout, word.word))
+
+
+@flow("sample.fail", permission="runs:start")
+async def fail(ctx: Context, word: Word) -> str:
+    """Fail."""
+    return await ctx.step(refuse)
+
+
+@flow("sample.wait", permission="runs:start")
+async def wait(ctx: Context, word: Word) -> Word:
+    """Wait for a long time."""
+    await ctx.sleep(3600.0, name="long")
+    return word
+
+
+@flow("sample.ask", permission="runs:start")
+async def ask(ctx: Context, word: Word) -> dict[str, Any]:
+    """Ask whether a word is right."""
+    decision = await ctx.ask_human(
+        "right", role="support", form=Verdict, proposal={"word": word.word}, title="Is it right?"
+    )
+    return {"is_right": decision.answer.is_right, "by": decision.resolved_by}
