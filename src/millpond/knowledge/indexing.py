@@ -13,7 +13,7 @@ from millpond.errors import Conflict, InvalidInput, NotFound, Permanent
 from millpond.knowledge import reader
 from millpond.knowledge.chunker import MAX_CHUNKS
 from millpond.knowledge.records import Ingested, Source, Stage
-from millpond.knowledge.retrieval import embedded_text, to_sql
+from millpond.knowledge.retrieval import to_sql
 from millpond.knowledge.store import KnowledgeStore
 
 _SQL = queries("knowledge")
@@ -90,8 +90,7 @@ async def embed(
         rows = await con.fetch(_SQL["unembedded"], *key, first, end)
     if not rows:
         return 0
-    texts = [embedded_text(row["title"], row["text"]) for row in rows]
-    vectors = await store.embedder.embed(texts)
+    vectors = await store.embedder.embed([row["text"] for row in rows])
     async with store.db.org(org_id) as con:
         await con.execute(
             _SQL["store_vectors"],

@@ -19,6 +19,7 @@ from millpond.errors import InvalidInput, Permanent
 from millpond.knowledge.parsers import Parsed
 
 Span = tuple[int, int]
+_MODULE = "millpond.knowledge.reader_child"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +51,7 @@ async def _read(request: dict[str, Any], payload: bytes, limits: Limits) -> dict
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "millpond.knowledge.reader_child",
+        _MODULE,
         stdin=PIPE,
         stdout=PIPE,
         stderr=DEVNULL,

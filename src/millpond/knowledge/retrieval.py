@@ -10,7 +10,9 @@ from collections.abc import Sequence
 
 from millpond.errors import InvalidInput
 
-# Tuned on examples/documents by tests/knowledge/test_search.py, for all-MiniLM-L6-v2.
+# Measured on examples/documents with all-MiniLM-L6-v2, 20 questions that they answer and 23 that they
+# do not. These weights part the two best (area under the curve 0.985; vectors alone 0.939), and with
+# this cut-off 18 of 20 pass and 22 of 23 are refused. tests/knowledge/test_search.py holds them.
 VECTOR_WEIGHT = 0.6
 TEXT_WEIGHT = 0.4
 MIN_SCORE = 0.4
@@ -35,7 +37,3 @@ def to_sql(vector: Sequence[float]) -> str:
         raise InvalidInput("A vector holds a number that is not finite.", code="bad_vector")
     return "[" + ",".join(f"{number:.7g}" for number in vector) + "]"
 
-
-def embedded_text(title: str, text: str) -> str:
-    """Return what is embedded for a chunk: its document's title says what it is about."""
-    return f"{title}\n{text}"

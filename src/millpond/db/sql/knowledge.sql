@@ -117,13 +117,11 @@ where d.org_id = $1 and d.document_id = $2
 on conflict (org_id, document_id, version, ordinal) do nothing;
 
 -- name: unembedded
--- Reads chunks of a range that have no vector yet, with their document's title.
-select c.ordinal, d.title, c.text
-from chunk c
-join document d on d.org_id = c.org_id and d.document_id = c.document_id
-where c.org_id = $1 and c.document_id = $2 and c.version = $3 and c.ordinal >= $4 and c.ordinal < $5
-  and c.embedding is null
-order by c.ordinal;
+-- Reads chunks of a range that have no vector yet.
+select ordinal, text
+from chunk
+where org_id = $1 and document_id = $2 and version = $3 and ordinal >= $4 and ordinal < $5 and embedding is null
+order by ordinal;
 
 -- name: store_vectors
 -- Gives chunks their vectors.
@@ -176,10 +174,10 @@ with near as (
   join document d on d.org_id = c.org_id and d.document_id = c.document_id and d.ready_version = c.version
   where c.org_id = $1 and c.base_id = $2
   order by c.embedding <=> $3::vector
-  limit $7
+  limit $7::int
 ),
 worded as (
-  select document_id, version, ordinal, coverage from search_text($2, $4, $7)
+  select document_id, version, ordinal, coverage from search_text($2, $4::text, $7::int)
 ),
 candidate as (
   select document_id, version, ordinal from near
@@ -196,9 +194,9 @@ scored as (
 select s.document_id, d.title, d.filename, s.version, s.ordinal, s.start_char, s.end_char, s.text,
        case when cardinality(t.page_starts) > 0
             then (select count(*) from unnest(t.page_starts) p where p <= s.start_char)::int end as page,
-       s.vector_score, s.text_score, $5 * s.vector_score + $6 * s.text_score as score
+       s.vector_score, s.text_score, $5::float8 * s.vector_score + $6::float8 * s.text_score as score
 from scored s
 join document d on d.org_id = $1 and d.document_id = s.document_id
 join document_text t on t.org_id = $1 and t.document_id = s.document_id and t.version = s.version
 order by score desc, s.document_id, s.ordinal
-limit $8;
+limit $8::int;
