@@ -32,14 +32,14 @@ format: setup-dev ## Rewrite the code in the one format
 	@$(BIN)/ruff check --select I --fix -q .
 	@$(BIN)/ruff format .
 
-bench: setup-dev ## Measure at length; prints figures with their spread
-	@$(BIN)/python -m benchmarks
+bench: setup-dev ## Measure at length; prints medians with their range
+	@$(BIN)/python -m benchmarks.quick --rounds 9
 
 bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch in under 3 minutes
-	@$(BIN)/python -m benchmarks --quick
+	@$(BIN)/python -m benchmarks.quick
 
-soak: setup-dev ## Run the tests that take minutes
-	@$(BIN)/python -m pytest -m soak --timeout 3600
+soak: setup-dev ## Kill workers for five minutes and count: nothing lost, nothing repeated
+	@$(BIN)/python -m pytest -m soak --timeout 3600 tests/soak
 
 reference: setup-dev ## Write the tables of docs/ that follow from the code
 	@$(BIN)/python scripts/reference.py

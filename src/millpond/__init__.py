@@ -1,0 +1,1 @@
+"""Millpond: durable, fair, visible runs of AI work for many organizations, on Postgres alone."""
