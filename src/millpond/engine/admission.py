@@ -86,7 +86,7 @@ def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decisio
     heapq.heapify(order)
     while order and slots > 0:
         start, org_id, share = heapq.heappop(order)
-        lane = min((lane for lane in share.lanes if not lane.is_spent), key=lambda one: one.head)
+        lane = _next_lane(share)
         decision.picks.append(
             Pick(org_id, lane.lane_id, lane.ranks[lane.taken], lane.items[lane.taken])
         )
@@ -99,6 +99,13 @@ def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decisio
             decision.has_more = True
         elif _has_head(share):
             heapq.heappush(order, (share.virtual_s, org_id, share))
+
+
+def _next_lane(share: Share) -> Lane:
+    """Return the org's lane whose head comes first; there is one."""
+    if len(share.lanes) == 1:
+        return share.lanes[0]
+    return min((lane for lane in share.lanes if not lane.is_spent), key=lambda one: one.head)
 
 
 def _has_head(share: Share) -> bool:

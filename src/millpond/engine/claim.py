@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
@@ -21,8 +21,7 @@ _MAX_ORGS = 256
 _END = 2**62
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """The right of this worker to one work item; `token` fences every write under it."""
 
     org_id: int
@@ -32,20 +31,19 @@ class Lease:
     token: uuid.UUID
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Claimed:
+class Claimed(NamedTuple):
     """A leased work item with what the executor needs to run it; `input` is JSON text."""
 
     lease: Lease
+    deaths: int
+    tries: int
+    cancel_requested: bool
     flow: str
     version: int
     queue: str
     input: str
     subject: str
     timeout_s: float | None
-    deaths: int
-    tries: int
-    cancel_requested: bool
 
 
 class Claimer:
@@ -121,24 +119,7 @@ class Claimer:
             self._worker_id,
             token,
         )
-        return [
-            Claimed(
-                lease=Lease(org_id, item_id, run_id, attempt, token),
-                flow=flow,
-                version=version,
-                queue=queue,
-                input=text,
-                subject=subject,
-                timeout_s=timeout_s,
-                deaths=deaths,
-                tries=tries,
-                cancel_requested=cancel,
-            )
-            for (
-                org_id, item_id, run_id, attempt, deaths, tries, cancel,
-                flow, version, queue, text, subject, timeout_s,
-            ) in rows
-        ]  # fmt: skip
+        return [Claimed(Lease(*row[:5]), *row[5:]) for row in rows]
 
     def _adapt(self, slots: int, lanes: int) -> None:
         """Read next time about twice what each lane can be expected to give."""

@@ -1,8 +1,8 @@
 """Group commit: steps and finishes of independent runs share fenced, durable commits.
 
 Called by `context` (steps) and `executor` (finishes) of one worker process. Invariants: every write
-names work item and token and locks the lease row in its own statement; a write whose lease is gone
-raises LeaseLost and stores nothing; one guilty write never fails its neighbours; after a commit of
+names work item and token, and locks the live row that holds the token in its own statement; a write
+whose lease is gone raises LeaseLost and stores nothing; one guilty write never fails its neighbours; after a commit of
 unknown outcome the batch is sent again, and finding one's own record is success.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -24,10 +25,11 @@ from millpond.errors import LeaseLost, MillpondError, Transient
 
 _SQL = queries("commit")
 _log = structlog.get_logger("millpond.commit")
-_MAX_BATCH = 1000
+# Small enough that the disk works on one batch while the event loop makes the next.
+_MAX_BATCH = 100
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
@@ -47,7 +49,7 @@ class StepWrite:
     duration_s: float = 0.0
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class FinishWrite:
     """A run's end: `outcome` is succeeded, failed or cancelled."""
 
@@ -78,6 +80,14 @@ class _Batch:
     def fail(self, error: BaseException) -> None:
         for done in [*(one.done for one in self.steps), *(one.done for one in self.ends)]:
             _settle(done, error)
+
+    def split(self, most: int) -> tuple[_Batch, _Batch]:
+        """Take the first writes off, steps before ends; returns them and the rest."""
+        ends = max(0, most - len(self.steps))
+        return (
+            _Batch(self.steps[:most], self.ends[:ends]),
+            _Batch(self.steps[most:], self.ends[ends:]),
+        )
 
     def halves(self) -> tuple[_Batch, _Batch]:
         """Split so that the writes of one run stay in order: steps go before ends."""
@@ -149,8 +159,9 @@ class Committer:
                 continue
             if len(self._batch) < _MAX_BATCH:
                 await asyncio.sleep(self._gather_s)
-            batch, self._batch = self._batch, _Batch()
-            self._kick.clear()
+            batch, self._batch = self._batch.split(_MAX_BATCH)
+            if len(self._batch) == 0:
+                self._kick.clear()
             if len(batch) == 0:
                 continue
             try:
@@ -186,7 +197,9 @@ class Committer:
 
     async def _write(self, batch: _Batch, *, is_repeat: bool) -> None:
         async with self._database.duty("commit") as con:
-            steps = await _record(con, batch.steps) if batch.steps else {}
+            steps: dict[int, bool] = {}
+            for layer in _layers(batch.steps):
+                steps.update(await _record(con, layer))
             ends = await _finish(con, batch.ends) if batch.ends else set()
             if is_repeat:
                 await _find_own(con, batch, steps, ends)
@@ -211,9 +224,22 @@ def _sort(batch: _Batch) -> None:
     batch.ends.sort(key=lambda one: (one.write.lease.org_id, one.write.lease.item_id))
 
 
-async def _record(con: Connection, pending: Sequence[_Pending[StepWrite]]) -> dict[int, bool]:
+def _layers(pending: Sequence[_Pending[StepWrite]]) -> list[list[tuple[int, StepWrite]]]:
+    """Part writes, with their ordinals, so that each part has at most one of each run, in order."""
+    layers: list[list[tuple[int, StepWrite]]] = []
+    depth: dict[uuid.UUID, int] = {}
+    for nth, one in enumerate(pending, 1):
+        level = depth.get(one.write.lease.item_id, 0)
+        depth[one.write.lease.item_id] = level + 1
+        if level == len(layers):
+            layers.append([])
+        layers[level].append((nth, one.write))
+    return layers
+
+
+async def _record(con: Connection, layer: Sequence[tuple[int, StepWrite]]) -> dict[int, bool]:
     """Store steps; returns the ordinals stored, with whether the run was asked to cancel."""
-    writes = [one.write for one in pending]
+    writes = [write for _, write in layer]
     rows = await con.fetch(
         _SQL["record"],
         [write.lease.org_id for write in writes],
@@ -230,7 +256,7 @@ async def _record(con: Connection, pending: Sequence[_Pending[StepWrite]]) -> di
         [write.event_kind for write in writes],
         [write.event_data for write in writes],
     )
-    return {row[0]: row[1] for row in rows}
+    return {layer[row[0] - 1][0]: row[1] for row in rows}
 
 
 async def _finish(con: Connection, pending: Sequence[_Pending[FinishWrite]]) -> set[int]:

@@ -409,16 +409,18 @@ class Context:
         branch.is_in_step = True
         if plan.timeout_s is not None:
             branch.deadline = loop.time() + plan.timeout_s
-        limit = asyncio.timeout(plan.timeout_s)
+        limit = None
         try:
-            async with limit:
+            if plan.timeout_s is None:
+                return await call(tries)
+            async with asyncio.timeout(plan.timeout_s) as limit:
                 return await call(tries)
         except asyncio.CancelledError as error:
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
             raise
         except TimeoutError as error:
-            if not limit.expired():
+            if limit is None or not limit.expired():
                 raise
             raise Transient(
                 f"step {plan.name} took longer than {plan.timeout_s} s", code="timeout"

@@ -23,6 +23,8 @@ _MAX_MESSAGE = 2000
 
 def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
     """Return JSON text of a value; raises InvalidInput when it is no JSON or over 16 MiB."""
+    if value is None:
+        return "null"
     try:
         if adapter is None:
             raw = orjson.dumps(value, default=to_jsonable_python)
@@ -56,7 +58,7 @@ def output_of(function: Callable[..., Any]) -> TypeAdapter[Any] | None:
         declared = get_type_hints(function, include_extras=True).get("return", Any)
     except (NameError, TypeError):
         return None
-    if declared in (Any, None, type(None), dict, list):
+    if declared in (Any, None, type(None), bool, int, float, str, dict, list):
         return None
     return TypeAdapter(declared)
 

@@ -34,7 +34,7 @@ R = TypeVar("R")
 _log = structlog.get_logger("millpond.executor")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Attempt:
     """A claimed run with its code and history, ready to be executed."""
 
@@ -67,7 +67,7 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
             return await _unwound(attempt, scope, unwind.reason)
         except Exception as error:
             return await _failed(attempt, scope, error)
-        data = orjson.dumps({"duration_s": round(time.monotonic() - began, 6)}).decode()
+        data = f'{{"duration_s":{time.monotonic() - began:.6f}}}'
         await scope.committer.finish(
             FinishWrite(lease=claimed.lease, outcome="succeeded", output=output, event_data=data)
         )

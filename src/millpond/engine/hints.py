@@ -72,14 +72,13 @@ class Hints:
         for channel, words in self._pending.items():
             if not words:
                 continue
-            batch = ""
-            for word in words:
-                if len(batch) + len(word) >= _MAX_PAYLOAD:
-                    messages.append((channel, batch))
-                    batch = ""
-                batch = f"{batch},{word}" if batch else word
-            messages.append((channel, batch))
+            payload = ",".join(words)
             words.clear()
+            while len(payload) > _MAX_PAYLOAD:
+                cut = payload.rindex(",", 0, _MAX_PAYLOAD)
+                messages.append((channel, payload[:cut]))
+                payload = payload[cut + 1 :]
+            messages.append((channel, payload))
         return messages
 
     async def _send_all(self) -> None:

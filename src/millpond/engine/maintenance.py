@@ -48,11 +48,15 @@ class Maintenance:
                 self._hold_until = now + self._lease_s
                 return []
             dead = await con.fetch(_SQL["expired_workers"])
-            lost = await con.fetch(_SQL["orphaned_leases"], _BATCH)
+            lost = await con.fetch(_SQL["orphaned"], _BATCH)
             if not lost:
                 return []
-            orgs, items = [row["org_id"] for row in lost], [row["item_id"] for row in lost]
-            await con.fetch(_SQL["lock_live"], orgs, items)
+            await con.execute(
+                _SQL["unlease"],
+                [row["org_id"] for row in lost],
+                [row["item_id"] for row in lost],
+                [row["token"] for row in lost],
+            )
             charges = now - self._hold_until > self._lease_s
             readied = await waits.ready(
                 con,

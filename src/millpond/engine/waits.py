@@ -83,8 +83,8 @@ async def ready(con: Connection, wakes: Sequence[Wake]) -> list[Readied]:
 
 
 async def _held(con: Connection, lease: Lease) -> bool:
-    """Lock lease and live row; returns whether cancel was asked, raises LeaseLost when gone."""
-    row = await con.fetchrow(_COMMIT["lock_lease"], lease.org_id, lease.item_id, lease.token)
+    """Lock the live row; returns whether cancel was asked, raises LeaseLost without a lease."""
+    row = await con.fetchrow(_COMMIT["hold"], lease.org_id, lease.item_id, lease.token)
     if row is None:
         raise LeaseLost("the lease is gone")
     return bool(row["cancel_requested"])

@@ -66,7 +66,7 @@ class Worker:
         self._lease_s = lease_s
         self._drain_s = drain_s
         self._gather_s = gather_s
-        self._attempts: dict[Lease, Attempt] = {}
+        self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self._look_for_cancels = asyncio.Event()
@@ -202,9 +202,9 @@ class Worker:
             try:
                 async with self._database.duty("reconcile") as con:
                     rows = await con.fetch(_SQL["own_leases"], self.worker_id)
-                for row in rows:
-                    lease = Lease(*row)
-                    if lease not in self._attempts:
+                known = {attempt.claimed.lease for attempt in self._attempts}
+                for lease in (Lease(*row) for row in rows):
+                    if lease not in known:
                         self._hint(
                             hints, [await waits.release(self._database, lease, reason="lost claim")]
                         )
@@ -219,7 +219,7 @@ class Worker:
         self, claimed: Claimed, recorded: history.History, scope: Scope, hints: Hints
     ) -> None:
         attempt = prepare(claimed, self._flows, recorded, scope)
-        self._attempts[claimed.lease] = attempt
+        self._attempts.add(attempt)
         self._slots.take(claimed.queue)
         task = asyncio.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
@@ -231,7 +231,7 @@ class Worker:
         try:
             self._hint(hints, await execute(attempt, scope))
         finally:
-            del self._attempts[claimed.lease]
+            self._attempts.discard(attempt)
             self._slots.give(
                 claimed.queue, attempt.flow.capability, time.monotonic() - began
             )
@@ -252,13 +252,14 @@ class Worker:
             self._look_for_cancels.set()
             return
         asked = set(payload.split(","))
-        for lease in [one for one in self._attempts if str(one.run_id) in asked]:
-            self._unwind(lease, "cancelled")
+        for attempt in list(self._attempts):
+            if str(attempt.claimed.lease.run_id) in asked:
+                attempt.context.unwind("cancelled")
 
     def _unwind(self, lease: Lease, reason: str) -> None:
-        attempt = self._attempts.get(lease)
-        if attempt is not None:
-            attempt.context.unwind(reason)
+        for attempt in list(self._attempts):
+            if attempt.claimed.lease == lease:
+                attempt.context.unwind(reason)
 
     # Chores
 
@@ -281,7 +282,7 @@ class Worker:
         """Tick for the heartbeat; notice a lost session and runs that shall stop."""
         checked = 0.0
         while True:
-            deadlines = [attempt.context.deadline for attempt in self._attempts.values()]
+            deadlines = [attempt.context.deadline for attempt in self._attempts]
             first = min((one for one in deadlines if one is not None), default=None)
             pulse.write(time.monotonic(), first)
             if beat.returncode is not None:
@@ -301,8 +302,9 @@ class Worker:
                 return
             rows = await con.fetch(_SQL["cancel_requested"], self.worker_id)
         asked = {(row["org_id"], row["run_id"]) for row in rows}
-        for lease in [one for one in self._attempts if (one.org_id, one.run_id) in asked]:
-            self._unwind(lease, "cancelled")
+        for attempt in list(self._attempts):
+            if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:
+                attempt.context.unwind("cancelled")
 
     # Ending
 
@@ -317,8 +319,8 @@ class Worker:
         await self._unwind_all("drained")
 
     async def _unwind_all(self, reason: str) -> None:
-        for lease in list(self._attempts):
-            self._unwind(lease, reason)
+        for attempt in list(self._attempts):
+            attempt.context.unwind(reason)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S)
         for task in self._tasks:

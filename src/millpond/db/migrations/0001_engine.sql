@@ -71,12 +71,13 @@ create table run (
   finished_at timestamptz,
   primary key (org_id, run_id),
   check ((outcome is null) = (finished_at is null))
-);
-create index run_by_outcome on run (org_id, outcome, run_id desc) where outcome is not null;
+) with (fillfactor = 70);
+-- No index names a column that the end of a run changes: that update stays on its page (HOT).
 create index run_by_flow on run (org_id, flow, run_id desc);
 
 -- The narrow live row of a work item: a run that is not finished (item_id = run_id), or one step of it that runs in
 -- another queue. The run's row numbers its events; its lock decides cancel, wait and finish.
+-- `token` is that of the lease, null without one: writes of a worker name it, so that updating this row is the fence.
 create table item (
   org_id bigint not null,
   item_id uuid not null,
@@ -86,12 +87,14 @@ create table item (
   lane_id bigint not null,
   rank bigint not null,
   attempt integer not null default 0,
+  token uuid,
   event_no integer not null default 0,
   deaths smallint not null default 0,
   tries smallint not null default 0,
   cancel_requested boolean not null default false,
   started_at timestamptz,
-  primary key (org_id, item_id)
+  primary key (org_id, item_id),
+  check ((state = 'running') = (token is not null))
 ) with (fillfactor = 70);
 
 -- Work items that may be claimed, in the order of their lane.
@@ -142,7 +145,7 @@ create table share (
 ) with (fillfactor = 50);
 create index share_active on share (queue, virtual_s, org_id) where active;
 
--- The right of one worker to one work item. Deleting the row ends it.
+-- The right of one worker to one work item; slots and limits are counted from here. Locked after its item, never before.
 create table lease (
   org_id bigint not null,
   item_id uuid not null,
@@ -156,7 +159,6 @@ create table lease (
   claimed_at timestamptz not null default clock_timestamp(),
   primary key (org_id, item_id)
 );
-create index lease_by_worker on lease (worker_id);
 
 -- Recorded checkpoints of a run.
 create table step (
@@ -288,7 +290,8 @@ create table fair_clock (
 ) with (fillfactor = 50);
 grant select, insert, update on fair_clock to millpond_engine;
 
--- The engine's statements are few and go by keys: generic plans, no scans of hot tables whose statistics lag.
+-- The engine's statements are few and go by keys. Plans are made once, when tables may be nearly empty; these costs
+-- make touching a row dear and finding one by its key cheap, so that such a plan holds at any size.
 do $$
 begin
   alter role millpond_engine set plan_cache_mode to 'force_generic_plan';
@@ -296,6 +299,9 @@ begin
   alter role millpond_engine set enable_hashjoin to off;
   alter role millpond_engine set enable_mergejoin to off;
   alter role millpond_engine set jit to off;
+  alter role millpond_engine set random_page_cost to 0.1;
+  alter role millpond_engine set cpu_tuple_cost to 1;
+  alter role millpond_engine set cpu_operator_cost to 0.1;
 exception when insufficient_privilege then
-  raise notice 'ask an administrator to set plan_cache_mode, enable_seqscan, enable_hashjoin, enable_mergejoin and jit for millpond_engine';
+  raise notice 'ask an administrator to give millpond_engine the settings at the end of 0001_engine.sql';
 end $$;

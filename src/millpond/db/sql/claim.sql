@@ -71,7 +71,7 @@ gone as (
   returning r.org_id, r.item_id
 ),
 taken as (
-  update item i set state = 'running', attempt = i.attempt + 1, event_no = i.event_no + 1,
+  update item i set state = 'running', token = $6, attempt = i.attempt + 1, event_no = i.event_no + 1,
                     started_at = coalesce(i.started_at, clock_timestamp())
   from gone g where i.org_id = g.org_id and i.item_id = g.item_id
   returning i.org_id, i.item_id, i.run_id, i.lane_id, i.attempt, i.event_no, i.deaths, i.tries, i.cancel_requested
@@ -87,7 +87,7 @@ events as (
          json_build_object('attempt', attempt)
   from taken
 )
-select t.org_id, t.item_id, t.run_id, t.attempt, t.deaths, t.tries, t.cancel_requested,
+select t.org_id, t.item_id, t.run_id, t.attempt, $6::uuid, t.deaths, t.tries, t.cancel_requested,
        r.flow, r.version, r.queue, r.input, r.subject, r.timeout_s
 from taken t join run r on r.org_id = t.org_id and r.run_id = t.run_id;
 

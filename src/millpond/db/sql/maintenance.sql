@@ -49,19 +49,20 @@ delete from worker where worker_id in (
   select worker_id from worker where expires_at < clock_timestamp() for update skip locked)
 returning worker_id, host, pid;
 
--- name: orphaned_leases
--- Removes leases that no worker's session stands behind.
-delete from lease where (org_id, item_id) in (
-  select l.org_id, l.item_id from lease l
-  where not exists (select from worker w where w.worker_id = l.worker_id)
-  order by l.org_id, l.item_id limit $1 for update of l skip locked)
-returning org_id, item_id, run_id, attempt, worker_id;
+-- name: orphaned
+-- Locks the live rows under leases that no worker's session stands behind.
+select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id
+from lease l
+cross join lateral (
+  select from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked
+) i
+where not exists (select from worker w where w.worker_id = l.worker_id)
+limit $1;
 
--- name: lock_live
--- Locks live rows in key order.
-select org_id, item_id from item
-where (org_id, item_id) in (select * from unnest($1::bigint[], $2::uuid[]))
-order by org_id, item_id for update;
+-- name: unlease
+-- Removes leases whose live rows are locked.
+delete from lease l using unnest($1::bigint[], $2::uuid[], $3::uuid[]) as u(org_id, item_id, token)
+where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token;
 
 -- name: own_leases
 -- Reads what one worker holds.

@@ -34,7 +34,7 @@ delete from lease where org_id = $1 and item_id = $2 and token = $3;
 -- name: rest
 -- Lets the locked live row wait in the given state, with the event that tells of it.
 with i as (
-  update item set state = $3, event_no = event_no + 1, tries = tries + $6
+  update item set state = $3, token = null, event_no = event_no + 1, tries = tries + $6
   where org_id = $1 and item_id = $2 returning event_no
 )
 insert into event (org_id, run_id, event_no, kind, data)
@@ -46,7 +46,7 @@ with t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)
 n as (
   update item i
   set lane_id = case when i.state = 'scheduled' then i.lane_id else i.lane_id | 1 end,
-      state = 'queued', rank = t.us + u.ord, deaths = i.deaths + u.deaths,
+      state = 'queued', token = null, rank = t.us + u.ord, deaths = i.deaths + u.deaths,
       event_no = i.event_no + case when u.event_kind is null then 0 else 1 end
   from t, unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::int[])
     with ordinality as u(org_id, item_id, event_kind, event_data, deaths, ord)
