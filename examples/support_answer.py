@@ -26,7 +26,7 @@ from millpond.models.port import Embedder
 from millpond.models.steps import complete
 
 PASSAGES = 3
-DRAFT_TOKENS = 120
+DRAFT_TOKENS = 80
 THREE_DAYS_S = 3 * 24 * 3600.0
 SYSTEM = (
     "You answer customers of Lakehouse Outfitters, a shop for outdoor gear. Use only the passages you "

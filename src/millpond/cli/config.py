@@ -21,6 +21,14 @@ from millpond.settings import Settings
 
 BUILT_IN_FLOWS = ("millpond.knowledge.flows",)
 SEAL_FILE = "secret.key"
+_ADDRESSES = frozenset(
+    {
+        "MILLPOND_DATABASE_URL",
+        "MILLPOND_ENGINE_DATABASE_URL",
+        "MILLPOND_OWNER_DATABASE_URL",
+        "MILLPOND_LISTEN_DATABASE_URL",
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,10 +131,9 @@ def import_from_here() -> None:
 def child_environment(settings: Settings, databases: Databases) -> dict[str, str]:
     """Return the environment of a child process: this one's, with the addresses it needs.
 
-    The owner's address is left out: children migrate nothing.
+    Addresses that are inherited do not count, and the owner's is left out: children migrate nothing.
     """
-    environment = dict(os.environ)
-    environment.pop("MILLPOND_OWNER_DATABASE_URL", None)
+    environment = {name: value for name, value in os.environ.items() if name not in _ADDRESSES}
     named = {
         "MILLPOND_DATABASE_URL": databases.app,
         "MILLPOND_ENGINE_DATABASE_URL": databases.engine,

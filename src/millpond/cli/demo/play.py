@@ -25,6 +25,7 @@ from millpond.types import Json
 
 # Ample: a slow machine is no failure, an event that never comes is.
 _PATIENCE_S = 240.0
+DRAFT = "models.complete"
 _WAITS = ("run.awaiting_input", *sorted(FINAL_KINDS))
 
 
@@ -103,16 +104,13 @@ class Play:
 
     async def _kill(self, watch: Watch) -> None:
         """Kill the worker while the model drafts, with steps recorded; wait for the rescue."""
-        run_id = next(iter(self.runs))
-        label = self.runs[run_id].label
         await watch.until(
-            f"the drafting of {label}",
-            lambda: (
-                watch.has(run_id, "step.started", "models.complete")
-                or watch.stands_at(run_id, *_WAITS)
-            ),
+            "the drafting of a reply",
+            lambda: self._drafting(watch) is not None or self._all_wait(watch),
             timeout_s=_PATIENCE_S,
         )
+        run_id = self._drafting(watch) or next(iter(self.runs))
+        label = self.runs[run_id].label
         pid = self.platform.worker.pid
         if pid is None:
             raise Permanent("the worker is not there to be killed")
@@ -125,7 +123,7 @@ class Play:
             f"   The API is alive. The lease runs out within {self.lease_s:.0f} s; then a new "
             "worker takes the runs over."
         )
-        is_half_done = bool(done) and "models.complete" not in done
+        is_half_done = bool(done) and DRAFT not in done
         self._find("the worker was killed in the middle of a run", is_true=is_half_done)
         await watch.until(
             f"the rescue of {label}",
@@ -134,9 +132,21 @@ class Play:
         )
         await watch.until(
             "every run's way to a human",
-            lambda: all(watch.stands_at(one, *_WAITS) for one in self.runs),
+            lambda: self._all_wait(watch),
             timeout_s=_PATIENCE_S,
         )
+
+    def _drafting(self, watch: Watch) -> str | None:
+        """Return a run whose topic is recorded and whose draft is being written, if there is one."""
+        for run_id in self.runs:
+            began = watch.has(run_id, "step.started", DRAFT)
+            is_classified = watch.has(run_id, "step.succeeded", "support.classify")
+            if began and is_classified and not watch.has(run_id, "step.succeeded", DRAFT):
+                return run_id
+        return None
+
+    def _all_wait(self, watch: Watch) -> bool:
+        return all(watch.stands_at(run_id, *_WAITS) for run_id in self.runs)
 
     async def _show_waiting(self, watch: Watch) -> None:
         """Show that runs which await a human hold no slot."""
@@ -231,7 +241,7 @@ class Play:
             return
         self._find(
             f"{label}, which the documents do not answer, went to a human without a draft",
-            is_true="models.complete" not in names and not citations and "write" in names,
+            is_true=DRAFT not in names and not citations and "write" in names,
         )
 
     def _find(self, claim: str, *, is_true: bool, detail: str = "") -> None:
