@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-import pytest_asyncio
 
 from millpond.db.pool import Database
 from millpond.knowledge import indexing
@@ -20,11 +19,10 @@ Ingest = Callable[..., Awaitable[Ingested]]
 Upload = Callable[..., Awaitable[uuid.UUID]]
 
 
-@pytest_asyncio.fixture
-async def embedder() -> AsyncIterator[Embedder]:
-    embedder = open_embedder("local")
-    yield embedder
-    await embedder.close()
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    """The bundled embedder, loaded once: it has a thread of its own and no tie to an event loop."""
+    return open_embedder("local")
 
 
 @pytest.fixture

@@ -38,9 +38,7 @@ def test_type_follows_name_and_content(name: str, content: bytes, expected: str)
         ("a.txt", b"abc\x00def", "type_mismatch"),
     ],
 )
-def test_what_cannot_be_read_is_refused_with_its_code(
-    name: str, content: bytes, code: str
-) -> None:
+def test_what_cannot_be_read_is_refused_with_its_code(name: str, content: bytes, code: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         media.media_type(name, content)
     assert caught.value.code == code
@@ -53,7 +51,18 @@ def test_plain_names_pass(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "  ", "/etc/a.md", "../a.md", "a/../b.md", "a//b.md", "./a.md", "a\\b.md", "a\x00.md", "a\n.md"],
+    [
+        "",
+        "  ",
+        "/etc/a.md",
+        "../a.md",
+        "a/../b.md",
+        "a//b.md",
+        "./a.md",
+        "a\\b.md",
+        "a\x00.md",
+        "a\n.md",
+    ],
 )
 def test_names_that_climb_or_hide_are_refused(name: str) -> None:
     with pytest.raises(InvalidInput) as caught:

@@ -54,9 +54,7 @@ async def test_pdf_gives_text_pages_and_title() -> None:
     parsed = await reader.parse("application/pdf", make_pdf(["First page.", "Second page."]))
     assert parsed.text.startswith("First page.")
     assert parsed.text[parsed.page_starts[1] :].startswith("Second page.")
-    manual = await reader.parse(
-        "application/pdf", (DOCUMENTS / "ember-2-manual.pdf").read_bytes()
-    )
+    manual = await reader.parse("application/pdf", (DOCUMENTS / "ember-2-manual.pdf").read_bytes())
     assert manual.title == "Ember 2 Camp Stove Manual"
     assert len(manual.page_starts) == 4
     assert "Use only threaded isobutane-propane canisters of the EN 417 type" in manual.text
@@ -116,7 +114,18 @@ async def test_markdown_chunks_are_exact_spans_that_begin_with_their_heading() -
 @given(
     st.lists(
         st.sampled_from(
-            ["word ", "Größe ", "日本語 ", "🚣 ", "\n", "\n\n", "# head\n", "- item\n", "| a | b |\n", "x" * 900]
+            [
+                "word ",
+                "Größe ",
+                "日本語 ",
+                "🚣 ",
+                "\n",
+                "\n\n",
+                "# head\n",
+                "- item\n",
+                "| a | b |\n",
+                "x" * 900,
+            ]
         ),
         max_size=120,
     ).map("".join),
