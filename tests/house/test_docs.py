@@ -190,3 +190,16 @@ def test_no_page_claims_a_rate_without_a_command(pages):
         page for page, text in pages.items() if rate.search(text) and "make bench" not in text
     ]
     assert claims == []
+
+
+def test_the_status_page_names_only_tests_that_exist(root, pages):
+    (text,) = [text for page, text in pages.items() if page.name == "status.md"]
+    named = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", text)
+    assert len(named) > 20
+    gone = [
+        f"{path}::{test}"
+        for path, test in named
+        if not (root / path).is_file()
+        or (test and f"def {test}(" not in (root / path).read_text(encoding="utf-8"))
+    ]
+    assert gone == []
