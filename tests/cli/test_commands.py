@@ -1,0 +1,179 @@
+"""Commands against a real server: what they print, what they return, how they end."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytestmark = pytest.mark.xdist_group("platform")
+
+
+def test_start_waits_and_shows_the_result(cli_json):
+    run = cli_json("runs", "start", "sample.shout", "-i", '{"word": "hi"}', "--wait")
+    assert (run["object"], run["state"], run["output"]) == ("run", "succeeded", {"word": "HI"})
+    assert [step["name"] for step in run["steps"]] == ["sample.shout"]
+
+
+def test_start_takes_its_input_from_stdin(cli_json):
+    run = cli_json("runs", "start", "sample.shout", "-i", "-", "--wait", stdin='{"word": "in"}')
+    assert run["output"] == {"word": "IN"}
+
+
+def test_start_without_wait_tells_the_accepted_run(cli_json):
+    run = cli_json("runs", "start", "sample.wait", "--label", "a=b", "--priority", "5")
+    assert run["state"] in ("queued", "scheduled")
+    shown = cli_json("runs", "show", run["id"])
+    assert (shown["labels"], shown["priority"]) == ({"a": "b"}, 5)
+
+
+def test_an_idempotency_key_returns_the_first_run(cli_json):
+    arguments = ("runs", "start", "sample.shout", "--idempotency-key", "cli-once")
+    assert cli_json(*arguments)["id"] == cli_json(*arguments)["id"]
+
+
+def test_a_failed_run_ends_with_1(cli):
+    result = cli("runs", "start", "sample.fail", "--wait", "--json")
+    assert result.exit_code == 1
+    assert json.loads(result.stdout)["error"]["code"] == "sample_refusal"
+
+
+def test_tail_prints_one_event_a_line_and_ends_by_the_outcome(cli, cli_json):
+    run = cli_json("runs", "start", "sample.fail")
+    result = cli("runs", "tail", run["id"], "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 1
+    assert [event["id"] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1]["kind"] == "run.failed"
+    later = cli("runs", "tail", run["id"], "--json", "--after", str(len(events) - 1))
+    assert later.stdout.splitlines() == result.stdout.splitlines()[-1:]
+
+
+def test_tail_gives_up_after_its_timeout_and_the_run_goes_on(cli, cli_json):
+    run = cli_json("runs", "start", "sample.wait")
+    result = cli("runs", "tail", run["id"], "--timeout", "0.5")
+    assert result.exit_code == 7
+    assert "millpond runs tail" in result.stderr
+    assert cli_json("runs", "show", run["id"])["state"] not in ("failed", "cancelled")
+
+
+def test_a_run_is_cancelled_once(cli, cli_json):
+    run = cli_json("runs", "start", "sample.wait")
+    assert cli("runs", "cancel", run["id"], "--reason", "test").exit_code == 0
+    assert cli("runs", "tail", run["id"]).exit_code == 1
+    assert cli_json("runs", "show", run["id"])["state"] == "cancelled"
+    assert cli("runs", "cancel", run["id"]).exit_code == 6
+
+
+def test_runs_are_listed_by_filter_and_page(cli_json):
+    run = cli_json("runs", "start", "sample.fail")
+    first = cli_json("runs", "list", "--flow", "sample.fail", "--limit", "1")
+    assert first["data"][0]["id"] == run["id"]
+    cli_json("runs", "start", "sample.fail")
+    page = cli_json("runs", "list", "--flow", "sample.fail", "--limit", "1")
+    assert page["has_more"]
+    after = cli_json("runs", "list", "--flow", "sample.fail", "--after", page["last_id"])
+    assert after["data"][0]["id"] == run["id"]
+
+
+def test_a_question_is_listed_shown_and_answered(cli, cli_json):
+    run = cli_json("runs", "start", "sample.ask")
+    tail = cli("runs", "tail", run["id"], "--timeout", "0.5", "--json")
+    assert "run.awaiting_input" in tail.stdout
+    pending = cli_json("inputs", "list", "--limit", "100")["data"]
+    request = next(item for item in pending if item["run_id"] == run["id"])
+    shown = cli_json("inputs", "show", request["id"])
+    assert shown["proposal"] == {"word": "hello"}
+    wrong = cli("inputs", "resolve", request["id"], "-a", '{"is_right": "perhaps"}')
+    assert wrong.exit_code == 2
+    stale = cli("inputs", "resolve", request["id"], "-a", '{"is_right": true}', "--digest", "0" * 64)
+    assert stale.exit_code == 6
+    cli_json("inputs", "resolve", request["id"], "-a", '{"is_right": true}')
+    assert cli("runs", "tail", run["id"]).exit_code == 0
+    output = cli_json("runs", "show", run["id"])["output"]
+    assert output == {"is_right": True, "by": "user:developer"}
+    assert cli("inputs", "resolve", request["id"], "-a", '{"is_right": true}').exit_code == 6
+
+
+def test_flows_and_queues_are_listed(cli, cli_json):
+    flows = {flow["name"]: flow for flow in cli_json("flows")["data"]}
+    assert flows["sample.shout"]["input_schema"]["properties"]["word"]["type"] == "string"
+    queues = {queue["name"]: queue for queue in cli_json("queues")["data"]}
+    assert queues["default"]["slots"] == 100
+    assert "sample.shout" in cli("flows").stdout
+    assert "default" in cli("queues").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("runs", "start", "no.such.flow"), 3, "no.such.flow"),
+        (("runs", "show", "00000000-0000-7000-8000-000000000000"), 3, "does not exist"),
+        (("runs", "start", "sample.shout", "-i", '{"word": 3}'), 2, "input.word"),
+        (("runs", "start", "sample.shout", "-i", "{"), 2, "not JSON"),
+        (("runs", "start"), 2, "Missing argument"),
+        (("runs", "list", "--token", "nonsense"), 4, "token"),
+        (("runs", "list", "--url", "http://127.0.0.1:9"), 5, "cannot be reached"),
+    ],
+)
+def test_an_expected_error_is_one_line_with_its_exit_code(arguments, code, words, cli):
+    result = cli(*arguments)
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+def test_without_a_token_the_call_is_refused(cli, tmp_path):
+    result = cli("runs", "list", MILLPOND_DATA_DIR=str(tmp_path))
+    assert result.exit_code == 4
+    assert "millpond token" in result.stderr
+
+
+def test_doctor_finds_everything_in_order(cli):
+    result = cli("doctor", "--json")
+    checks = {check["name"]: check for check in json.loads(result.stdout)["data"]}
+    assert checks["workers"]["state"] == "ok"
+    assert checks["rights of app"]["state"] == "ok"
+    assert checks["rights of engine"]["state"] == "ok"
+    assert checks["schema as app"]["state"] == "ok"
+    failed = [check for check in checks.values() if check["state"] == "failed"]
+    assert failed == []
+    assert result.exit_code == 0
+
+
+def test_doctor_says_what_to_do_about_a_database_that_is_away(cli):
+    away = "postgresql://app:pw@127.0.0.1:9/db"
+    result = cli("doctor", "--json", MILLPOND_DATABASE_URL=away)
+    checks = {check["name"]: check for check in json.loads(result.stdout)["data"]}
+    assert result.exit_code == 1
+    assert checks["database as app"]["state"] == "failed"
+    assert checks["database as app"]["advice"]
+    assert "pw@" not in result.stdout
+
+
+def test_doctor_refuses_a_role_that_could_read_everything(cli, server):
+    admin = server.admin_url("millpond")
+    result = cli("doctor", "--json", MILLPOND_DATABASE_URL=admin)
+    checks = {check["name"]: check for check in json.loads(result.stdout)["data"]}
+    assert checks["rights of app"]["state"] == "failed"
+    assert "superuser" in checks["rights of app"]["found"]
+
+
+def test_a_new_token_is_written_but_not_printed_where_there_is_no_terminal(cli, up):
+    before = (up.data_dir / "token").read_text()
+    result = cli("token", "--json")
+    document = json.loads(result.stdout)
+    assert document["file"] == str(up.data_dir / "token")
+    assert "token" not in document
+    assert (up.data_dir / "token").read_text() != before
+    assert cli("runs", "list").exit_code == 0
+
+
+def test_there_is_no_development_token_for_an_external_database(cli):
+    result = cli("token", MILLPOND_DATABASE_URL="postgresql://app:pw@127.0.0.1:9/db")
+    assert result.exit_code == 4
+
+
+def test_there_is_no_development_token_without_a_running_platform(invoke, tmp_path):
+    assert invoke("token", "--data-dir", str(tmp_path)).exit_code == 5

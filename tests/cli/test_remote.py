@@ -1,0 +1,146 @@
+"""Following a run over a real socket: streams that break, resume and end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import aclosing, asynccontextmanager
+
+import pytest
+
+from millpond.cli.remote import Remote
+from millpond.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    Permanent,
+    Unauthenticated,
+    Unavailable,
+)
+
+RUN = "01920000-0000-7000-8000-000000000000"
+KINDS = ["run.queued", "run.started", "step.succeeded", "run.succeeded"]
+
+
+def event(number):
+    return {"run_id": RUN, "id": number, "kind": KINDS[number - 1], "data": {}, "step": None}
+
+
+def frame(number):
+    return f"id: {number}\nevent: {KINDS[number - 1]}\ndata: {json.dumps(event(number))}\n\n"
+
+
+class Server:
+    """A bare HTTP server: answers each request by the next of its scripted replies."""
+
+    def __init__(self, replies):
+        self.replies = list(replies)
+        self.requests = []
+
+    async def handle(self, reader, writer):
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        self.requests.append(head)
+        status, kind, body = self.replies.pop(0)
+        writer.write(f"HTTP/1.1 {status} X\r\ncontent-type: {kind}\r\n".encode())
+        writer.write(b"connection: close\r\n\r\n" + body.encode())
+        await writer.drain()
+        writer.close()
+
+    def last_ids(self):
+        lines = [line for head in self.requests for line in head.split("\r\n")]
+        return [line.split(": ")[1] for line in lines if line.lower().startswith("last-event-id")]
+
+
+@asynccontextmanager
+async def serving(*replies):
+    server = Server(replies)
+    listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+    url = "http://127.0.0.1:%d" % listener.sockets[0].getsockname()[1]
+    async with listener, Remote.connect(url, "t0ken") as remote:
+        yield server, remote
+
+
+def stream(*numbers, status=200):
+    return status, "text/event-stream", "".join(frame(number) for number in numbers)
+
+
+def document(body, status=200):
+    return status, "application/json", json.dumps(body)
+
+
+async def follow(remote, after=0):
+    async with aclosing(remote.follow(RUN, after)) as events:
+        return [event["id"] async for event in events]
+
+
+async def test_a_broken_stream_is_resumed_after_the_last_event_seen():
+    running = document({"id": RUN, "state": "running"})
+    async with serving(stream(1, 2), running, stream(2, 3, 4)) as (server, remote):
+        assert await follow(remote) == [1, 2, 3, 4]
+    assert server.last_ids() == ["0", "2"]
+    assert "authorization: Bearer t0ken" in server.requests[0].replace("Authorization", "authorization")
+
+
+async def test_a_server_that_is_too_busy_is_asked_again():
+    async with serving(stream(status=503), stream(1, 2, 3, 4)) as (_, remote):
+        assert await follow(remote) == [1, 2, 3, 4]
+
+
+async def test_following_a_finished_run_after_its_last_event_ends():
+    replies = stream(), document({"id": RUN, "state": "succeeded"}), document({"data": []})
+    async with serving(*replies) as (_, remote):
+        assert await follow(remote, after=4) == []
+
+
+async def test_a_refused_stream_is_an_error_and_not_tried_again():
+    async with serving(document({"detail": "no such run"}, status=404)) as (server, remote):
+        with pytest.raises(NotFound, match="no such run"):
+            await follow(remote)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"),
+    [
+        (400, InvalidInput),
+        (401, Unauthenticated),
+        (403, Forbidden),
+        (404, NotFound),
+        (409, Conflict),
+        (422, InvalidInput),
+        (429, Unavailable),
+        (500, Permanent),
+        (503, Unavailable),
+    ],
+)
+async def test_a_problem_document_becomes_the_error_of_its_status(status, kind):
+    problem = {
+        "detail": "it is so",
+        "code": "so_it_is",
+        "advice": "do this",
+        "error": {"message": "it is so", "param": "input.x"},
+    }
+    async with serving(document(problem, status=status)) as (_, remote):
+        with pytest.raises(kind) as caught:
+            await remote.get("/v1/runs")
+    error = caught.value
+    assert (error.message, error.code, error.advice) == ("it is so", "so_it_is", "do this")
+    assert error.param == "input.x"
+
+
+async def test_an_answer_that_is_not_json_says_so():
+    async with serving((200, "text/html", "<html>")) as (_, remote):
+        with pytest.raises(Permanent, match="did not answer with JSON"):
+            await remote.get("/v1/runs")
+
+
+async def test_a_server_that_is_away_is_unavailable_with_advice():
+    listener = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
+    url = "http://127.0.0.1:%d" % listener.sockets[0].getsockname()[1]
+    listener.close()
+    await listener.wait_closed()
+    async with Remote.connect(url, None) as remote:
+        with pytest.raises(Unavailable) as caught:
+            await remote.get("/v1/runs")
+    assert "millpond up" in caught.value.advice
