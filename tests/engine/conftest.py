@@ -21,7 +21,7 @@ from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
 from millpond.types import Intent
 
-DEADLINE_S = 20.0
+DEADLINE_S = 40.0
 
 
 @dataclass

@@ -80,7 +80,8 @@ async def test_recorded_steps_are_not_run_again_after_a_wait(pond: Pond) -> None
         second = await ctx.step("note", note, "after")
         return [first, second]
 
-    async with pond.worker() if pond.flow(waits) else None:  # type: ignore[union-attr]
+    pond.flow(waits)
+    async with pond.worker():
         run_id = await pond.submit("waits")
         await pond.until(run_id, "run.waiting")
         assert await pond.count("lease") == 0

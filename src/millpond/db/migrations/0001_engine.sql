@@ -299,6 +299,8 @@ begin
   alter role millpond_engine set enable_hashjoin to off;
   alter role millpond_engine set enable_mergejoin to off;
   alter role millpond_engine set jit to off;
+  -- A stopped process must not keep the claim's lock or a row's: its session ends, its locks with it.
+  alter role millpond_engine set idle_in_transaction_session_timeout to '3s';
   alter role millpond_engine set random_page_cost to 0.1;
   alter role millpond_engine set cpu_tuple_cost to 1;
   alter role millpond_engine set cpu_operator_cost to 0.1;

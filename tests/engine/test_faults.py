@@ -1,0 +1,266 @@
+"""Faults: killed, stopped and blocked workers, stale attempts, values that cannot be stored."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import orjson
+import pytest
+
+from millpond.engine.claim import Claimer, Lease
+from millpond.engine.commit import Committer, FinishWrite, StepWrite
+from millpond.engine.context import Context
+from millpond.engine.waits import park, release
+from millpond.errors import LeaseLost, MillpondError
+from tests.engine.conftest import DEADLINE_S, Pond
+
+LEASE_S = 1.5
+
+
+@asynccontextmanager
+async def worker_process(pond: Pond) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Start a worker process on the test's database; kill what is left of it in the end."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "tests.engine.worker_process", stdin=subprocess.PIPE
+    )
+    assert process.stdin is not None
+    orders = {"engine": pond.urls.engine, "lease_s": LEASE_S}
+    process.stdin.write(orjson.dumps(orders) + b"\n")
+    await process.stdin.drain()
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            await process.wait()
+
+
+def _data(tmp_path: Path) -> dict[str, str]:
+    return {"log": str(tmp_path / "log"), "gate": str(tmp_path / "gate")}
+
+
+def _log(tmp_path: Path) -> list[str]:
+    return (tmp_path / "log").read_text().split()
+
+
+async def test_a_killed_worker_is_taken_over_and_no_recorded_step_runs_again(
+    pond: Pond, tmp_path: Path
+) -> None:
+    async with worker_process(pond) as first:
+        run_id = await pond.submit("tests.long", _data(tmp_path))
+        await pond.until(run_id, "step.started")
+        first.kill()
+        await first.wait()
+        (tmp_path / "gate").touch()
+        async with worker_process(pond):
+            row = await pond.ended(run_id)
+    assert row["output"] == [5, 2]
+    assert row["attempts"] == 2
+    assert _log(tmp_path) == ["first", "second", "second"]
+    assert (await pond.kinds(run_id)).count("run.rescued") == 1
+
+
+async def test_a_stopped_worker_loses_its_lease_and_writes_nothing_when_it_wakes(
+    pond: Pond, tmp_path: Path
+) -> None:
+    async with worker_process(pond) as first, worker_process(pond) as second:
+        run_id = await pond.submit("tests.long", _data(tmp_path))
+        await pond.until(run_id, "step.started")
+        async with pond.engine_db.duty("test") as con:
+            pid = await con.fetchval("select pid from worker join lease using (worker_id)")
+        holder, other = (first, second) if first.pid == pid else (second, first)
+        holder.send_signal(signal.SIGSTOP)
+        await pond.until(run_id, "run.rescued")
+        await pond.until(run_id, "run.resumed")
+        (tmp_path / "gate").touch()
+        row = await pond.ended(run_id)
+        holder.send_signal(signal.SIGCONT)
+        # The one that woke works again under a new session, and the old attempt left no trace.
+        async with asyncio.timeout(DEADLINE_S):
+            while await pond.count("worker") < 2:
+                await asyncio.sleep(0.05)
+        again = await pond.submit("tests.long", _data(tmp_path))
+        assert (await pond.ended(again))["outcome"] == "succeeded"
+        assert other.returncode is None
+    assert row["attempts"] == 2
+    assert (await pond.kinds(run_id)).count("run.succeeded") == 1
+
+
+async def test_a_blocked_loop_keeps_its_lease(pond: Pond, tmp_path: Path) -> None:
+    async with worker_process(pond), pond.worker(flows=[], lease_s=LEASE_S):
+        data = {"log": str(tmp_path / "log"), "seconds": 3 * LEASE_S}
+        run_id = await pond.submit("tests.blocking", data)
+        row = await pond.ended(run_id)
+    assert row["output"] is True
+    assert row["attempts"] == 1
+    assert _log(tmp_path) == ["match"]
+
+
+async def test_sigterm_hands_work_back_to_the_next_worker(pond: Pond, tmp_path: Path) -> None:
+    async with worker_process(pond) as first:
+        run_id = await pond.submit("tests.long", _data(tmp_path))
+        await pond.until(run_id, "step.started")
+        first.terminate()
+        assert await asyncio.wait_for(first.wait(), DEADLINE_S) == 0
+    assert await pond.count("lease") == 0
+    assert await pond.count("worker") == 0
+    assert (await pond.kinds(run_id))[-1] == "run.released"
+
+
+@asynccontextmanager
+async def _lease(pond: Pond, count: int = 1) -> AsyncIterator[tuple[list[Lease], Committer]]:
+    """Claim runs by hand, without a worker."""
+
+    async def idle(ctx: Context, _: Any) -> None:
+        return None
+
+    flow = pond.flow(idle)
+    for n in range(count):
+        await pond.submit(flow, n)
+    worker_id = uuid.uuid4()
+    claimer = Claimer(
+        pond.engine_db,
+        worker_id=worker_id,
+        capabilities=[flow.capability],
+        estimate_s=lambda _: 1.0,
+    )
+    claimed, _ = await claimer.claim({"default": count})
+    committer = Committer(pond.engine_db, pond.hints, on_cancel_requested=lambda _: None)
+    committer.start()
+    try:
+        yield [one.lease for one in claimed], committer
+    finally:
+        await committer.close()
+
+
+def _step(lease: Lease, output: str = "1", key: str = "s:0") -> StepWrite:
+    return StepWrite(
+        lease=lease,
+        step_key=key,
+        name="s",
+        state="done",
+        output=output,
+        event_kind="step.succeeded",
+        event_data="{}",
+    )
+
+
+async def test_a_stale_attempt_cannot_write(pond: Pond) -> None:
+    async with _lease(pond) as ([lease], committer):
+        stale = lease._replace(token=uuid.uuid4())
+        for future in (
+            committer.record(_step(stale)),
+            committer.finish(FinishWrite(lease=stale, outcome="succeeded", event_data="{}")),
+        ):
+            with pytest.raises(LeaseLost):
+                await future
+        for write in (
+            park(pond.engine_db, stale, step_keys=[], is_human=False),
+            release(pond.engine_db, stale, reason="test"),
+        ):
+            with pytest.raises(LeaseLost):
+                await write
+        assert await pond.count("step") == 0
+        assert await pond.count("run", "outcome is not null") == 0
+        await committer.record(_step(lease))
+        await committer.finish(FinishWrite(lease=lease, outcome="succeeded", event_data="{}"))
+        with pytest.raises(LeaseLost):
+            await committer.record(_step(lease, key="late:0"))
+    assert await pond.count("step") == 1
+
+
+async def test_one_value_that_cannot_be_stored_fails_only_its_own_write(pond: Pond) -> None:
+    async with _lease(pond, 5) as (leases, committer):
+        outputs = ['{"a": "\\u0000"}', "1", "this is not json", "[2]", '"fine"']
+        futures = [committer.record(_step(one, text)) for one, text in zip(leases, outputs, strict=True)]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+    assert [isinstance(one, MillpondError) for one in results] == [False, False, True, False, False]
+    assert not isinstance(results[2], LeaseLost)
+    assert await pond.count("step") == 4
+
+
+async def test_events_have_no_gaps_when_branches_write_in_one_batch(pond: Pond) -> None:
+    async with _lease(pond) as ([lease], committer):
+        await asyncio.gather(*(committer.record(_step(lease, key=f"s:{n}")) for n in range(30)))
+    numbers = [event.event_no for event in await pond.events(lease.run_id)]
+    assert numbers == list(range(1, 33))
+
+
+async def test_a_value_with_a_nul_from_a_model_is_stored_and_read_back(pond: Pond) -> None:
+    async def odd(ctx: Context, _: None) -> str:
+        async def model() -> str:
+            return "before\x00after"
+
+        text = await ctx.step("model", model)
+        await ctx.sleep(1.1)
+        return text
+
+    pond.flow(odd)
+    async with pond.worker():
+        row = await pond.ended(await pond.submit("odd"))
+    assert row["outcome"] == "succeeded"
+    assert row["output"] == "before\x00after"
+
+
+async def test_an_output_that_is_no_json_fails_the_run_with_its_field(pond: Pond) -> None:
+    async def odd(ctx: Context, _: None) -> Any:
+        return object()
+
+    pond.flow(odd)
+    async with pond.worker():
+        row = await pond.ended(await pond.submit("odd"))
+    assert row["outcome"] == "failed"
+    assert row["error"]["code"] == "not_json"
+
+
+async def test_a_callers_open_transaction_stalls_nobody(pond: Pond) -> None:
+    async def quick(ctx: Context, n: int) -> int:
+        return n
+
+    flow = pond.flow(quick)
+    from millpond.engine.submit import submit
+
+    async with pond.worker():
+        async with pond.db.org(pond.org_id) as con:
+            mine = pond.intent(flow, 1)
+            await submit(con, [mine])
+            for n in range(5):
+                assert (await pond.ended(await pond.submit(flow, n)))["output"] == n
+        assert (await pond.ended(mine.run_id))["output"] == 1
+
+
+async def test_broken_connections_lose_nothing(pond: Pond, admin_url: str) -> None:
+    async def three(ctx: Context, n: int) -> int:
+        async def add(value: int) -> int:
+            await asyncio.sleep(0.02)
+            return value + 1
+
+        for _ in range(3):
+            n = await ctx.step("add", add, n)
+        return n
+
+    flow = pond.flow(three)
+    admin = await asyncpg.connect(admin_url)
+    async with pond.worker({"default": 10}):
+        ids = [await pond.submit(flow, n) for n in range(60)]
+        for _ in range(6):
+            await admin.execute(
+                "select pg_terminate_backend(pid) from pg_stat_activity"
+                " where usename = 'millpond_engine' and datname = current_database()"
+            )
+            await asyncio.sleep(0.15)
+        outputs = [(await pond.ended(run_id))["output"] for run_id in ids]
+    await admin.close()
+    assert outputs == [n + 3 for n in range(60)]
+    assert await pond.count("lease") == 0
+    assert await pond.count("step") == 180

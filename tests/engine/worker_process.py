@@ -1,0 +1,82 @@
+"""A worker in a process of its own, for tests that kill or stop it.
+
+Reads one JSON line {engine, app, lease_s} on standard input; SIGTERM drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import sys
+import time
+from typing import Any
+
+import orjson
+
+from millpond.db.pool import EngineDatabase
+from millpond.engine.context import Context
+from millpond.engine.registry import Registry, flow
+from millpond.engine.worker import Worker
+
+REGISTRY = Registry()
+
+
+@flow("tests.long", registry=REGISTRY)
+async def long(ctx: Context, data: dict[str, Any]) -> list[int]:
+    """Record one step, then stay in the second until a file appears."""
+    first = await ctx.step("first", _append, data["log"], "first")
+    second = await ctx.step("second", _hold, data["log"], data["gate"])
+    return [first, second]
+
+
+@flow("tests.blocking", registry=REGISTRY)
+async def blocking(ctx: Context, data: dict[str, Any]) -> bool:
+    """Block the event loop with a catastrophic regular expression for some seconds."""
+    return await ctx.step("match", _match, data["log"], data["seconds"])
+
+
+async def _append(path: str, word: str) -> int:
+    with open(path, "a") as file:  # noqa: PTH123, ASYNC230 - a few bytes
+        file.write(word + "\n")
+    return len(word)
+
+
+async def _hold(path: str, gate: str) -> int:
+    from pathlib import Path
+
+    await _append(path, "second")
+    while not Path(gate).exists():  # noqa: ASYNC110, ASYNC240 - the gate is another process's
+        await asyncio.sleep(0.02)
+    return 2
+
+
+async def _match(path: str, seconds: float) -> bool:
+    await _append(path, "match")
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        re.match(r"(a+)+$", "a" * 22 + "b")
+    return True
+
+
+async def main() -> None:
+    """Work until SIGTERM."""
+    orders = orjson.loads(sys.stdin.readline())
+    database = await EngineDatabase.connect(orders["engine"])
+    worker = Worker(
+        database=database,
+        engine_url=orders["engine"],
+        listen_url=orders["engine"],
+        flows=list(REGISTRY.flows.values()),
+        slots={"default": 10},
+        lease_s=orders["lease_s"],
+        drain_s=2.0,
+    )
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await worker.run(stop)
+    await database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
