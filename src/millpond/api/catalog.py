@@ -17,7 +17,7 @@ import jsonschema_rs
 
 from millpond.db.pool import Database
 from millpond.engine.views import FlowView, list_flows, served_queues
-from millpond.errors import InvalidInput, NotFound
+from millpond.errors import InvalidInput, NotFound, Permanent
 from millpond.types import Json
 
 MAX_AGE_S = 2.0
@@ -94,7 +94,13 @@ class Catalog:
         known = self._validators.get(key)
         if known is not None and (known[0] is flow.input_schema or known[0] == flow.input_schema):
             return known[1]
-        made = jsonschema_rs.validator_for(flow.input_schema, mask="the value", offline=True)
+        try:
+            made = jsonschema_rs.validator_for(flow.input_schema, mask="the value", offline=True)
+        except ValueError as error:
+            raise Permanent(
+                f"the published input schema of {flow.name}@{flow.version} cannot be used",
+                code="flow_schema_broken",
+            ) from error
         self._validators[key] = flow.input_schema, made
         return made
 

@@ -27,17 +27,18 @@ _WORDS = {
     413: "The body is too large.",
     415: "The body is of another type than expected.",
     422: "A field is not valid; `error.param` and `errors` name it.",
+    500: "Something went wrong here; the log has more under the request id.",
     503: "The database cannot be reached; nothing was accepted for sure. Retry as `Retry-After` says.",
 }
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of these failures, each a problem document."""
+    """Return the `responses` of these failures and of 500, each a problem document."""
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
     return {
         status: {
             "description": _WORDS.get(status, HTTPStatus(status).phrase),
             "content": {"application/problem+json": {"schema": schema}},
         }
-        for status in statuses
+        for status in (*statuses, 500)
     }

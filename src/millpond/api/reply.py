@@ -46,6 +46,8 @@ def listing(data: Sequence[Mapping[str, Any]], *, has_more: bool) -> Page:
 def _other(value: object) -> str:
     if isinstance(value, bytes):
         return value.hex()
+    if isinstance(value, uuid.UUID):  # the driver's own subclass
+        return str(value)
     if isinstance(value, uuid.UUID):
         return str(value)  # the driver's own subclass
     raise TypeError(f"{type(value).__name__} is not JSON")

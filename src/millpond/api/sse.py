@@ -23,7 +23,11 @@ from millpond.errors import NotFound, Transient
 MEDIA_TYPE = "text/event-stream"
 KEEP_ALIVE_S = 15.0
 _RETRY_MS = 1000  # how long a client waits before it comes back
-_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+_HEADERS = {
+    "Content-Type": MEDIA_TYPE,
+    "Cache-Control": "no-store",
+    "X-Accel-Buffering": "no",
+}
 _log = structlog.get_logger("millpond.api.sse")
 
 Open = Callable[[int], AsyncIterator[Event]]
@@ -42,7 +46,7 @@ class EventStream(Response):
         stopping: asyncio.Event,
         keep_alive_s: float = KEEP_ALIVE_S,
     ) -> None:
-        super().__init__(None, 200, _HEADERS, MEDIA_TYPE)
+        super().__init__(None, 200, _HEADERS)
         del self.headers["content-length"]
         self._open_from = open_from
         self._after = after
@@ -71,7 +75,7 @@ class EventStream(Response):
                 await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
-        yield b"retry: %d\n\n" % _RETRY_MS
+        opening = b"retry: %d\n" % _RETRY_MS  # goes with the first event: alone it is none
         events = self._events()
         upcoming = asyncio.ensure_future(anext(events, None))
         try:
@@ -83,7 +87,8 @@ class EventStream(Response):
                 event = upcoming.result()
                 if event is None:
                     return
-                yield frame(event)
+                yield opening + frame(event)
+                opening = b""
                 upcoming = asyncio.ensure_future(anext(events, None))
         finally:
             upcoming.cancel()

@@ -40,7 +40,7 @@ async def list_flows(principal: Reader, ports: Wired) -> Response:
 @router.get(
     "/{name}",
     operation_id="get_flow",
-    responses={200: {"model": FlowOut}, **failures(401, 403, 404, 503)},
+    responses={200: {"model": FlowOut}, **failures(401, 403, 404, 422, 503)},
 )
 async def get_flow(principal: Reader, ports: Wired, name: str) -> Response:
     """Show one flow."""

@@ -1,0 +1,240 @@
+"""The API served on a real socket in this process, clients of several callers, and a worker.
+
+Every response that a client gets is held against the published OpenAPI document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+from fastapi import FastAPI
+
+from millpond.api.app import create_app
+from millpond.api.server import ApiServer
+from millpond.db.embedded import Urls
+from millpond.db.migrate import check_schema
+from millpond.db.pool import Database, EngineDatabase
+from millpond.db.queries import queries
+from millpond.engine.events import Feed
+from millpond.engine.hints import Hints
+from millpond.engine.registry import Flow, Registry
+from millpond.engine.worker import Worker
+from millpond.identity.seal import KEY_BYTES, Seal
+from millpond.identity.tokens import Keyring
+from millpond.types import FINAL_STATES, Principal
+
+from .conformity import Conformity
+
+DEADLINE_S = 20.0
+ALL = frozenset(
+    {
+        "runs:start",
+        "runs:read",
+        "runs:cancel",
+        "inputs:read",
+        "inputs:resolve",
+        "flows:read",
+        "queues:read",
+        "knowledge:read",
+        "knowledge:write",
+    }
+)
+Client = httpx2.AsyncClient
+
+
+@dataclass
+class Front:
+    """One API process, as its callers and a test see it."""
+
+    url: str
+    urls: Urls
+    db: Database
+    engine_db: EngineDatabase
+    org_id: int
+    keyring: Keyring
+    app: FastAPI
+    closing: AsyncExitStack
+    registry: Registry = field(default_factory=Registry)
+
+    def token(
+        self,
+        *,
+        org_id: int | None = None,
+        subject: str = "user:ann",
+        permissions: frozenset[str] = ALL,
+        roles: Sequence[str] = ("support",),
+        ttl_s: float = 600,
+    ) -> str:
+        """Mint a token of this installation."""
+        principal = Principal(
+            org_id=org_id or self.org_id,
+            subject=subject,
+            permissions=permissions,
+            roles=frozenset(roles),
+        )
+        return self.keyring.mint(principal, "pond", ttl_s)
+
+    async def client(self, token: str | None = None, **who: Any) -> Client:
+        """Open a client of a caller; without a token and a description, ann with all permissions."""
+        held = self.token(**who) if token is None else token
+        conformity = Conformity(self.app.openapi())
+        client = httpx2.AsyncClient(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {held}"} if held else {},
+            timeout=DEADLINE_S,
+            trust_env=False,
+            event_hooks={"response": [conformity.check]},
+        )
+        return await self.closing.enter_async_context(client)
+
+    async def publish(
+        self,
+        name: str = "echo",
+        *,
+        version: int = 1,
+        queue: str = "default",
+        permission: str | None = "runs:start",
+        schema: Any = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        """Publish a flow as a worker would, without anybody to run it."""
+        async with self.engine_db.duty("publish") as con:
+            await con.execute(
+                queries("maintenance")["publish_flow"],
+                name,
+                version,
+                queue,
+                permission,
+                "Says it again.",
+                orjson.dumps({} if schema is None else schema).decode(),
+                None,
+                timeout_s,
+            )
+
+    def flow(self, function: Callable[..., Any], **options: Any) -> Flow:
+        """Register a flow under its function's name, startable by `runs:start`."""
+        from millpond.engine.registry import flow
+
+        options.setdefault("permission", "runs:start")
+        name = options.pop("name", function.__name__)
+        return flow(name, registry=self.registry, **options)(function)
+
+    @asynccontextmanager
+    async def worker(self, **slots: int) -> AsyncIterator[Worker]:
+        """Run a worker with all registered flows until the block ends; begins once it is known."""
+        worker = Worker(
+            database=self.engine_db,
+            engine_url=self.urls.engine,
+            listen_url=self.urls.engine,
+            flows=list(self.registry.flows.values()),
+            slots=slots or {"default": 10},
+            lease_s=2.0,
+            drain_s=5.0,
+        )
+        stop = asyncio.Event()
+        running = asyncio.create_task(worker.run(stop))
+        try:
+            await self._until_known(running)
+            yield worker
+        finally:
+            stop.set()
+            await running
+
+    async def _until_known(self, running: asyncio.Task[None]) -> None:
+        async with asyncio.timeout(DEADLINE_S):
+            while not running.done():
+                async with self.engine_db.duty("test") as con:
+                    if await con.fetchval("select exists (select from worker)"):
+                        return
+                await asyncio.sleep(0.01)
+
+    async def ended(self, client: Client, run_id: str) -> dict[str, Any]:
+        """Follow a run to its end and return it."""
+        async with asyncio.timeout(DEADLINE_S):
+            async for _ in stream(client, run_id):
+                pass
+        run: dict[str, Any] = (await client.get(f"/v1/runs/{run_id}")).json()
+        assert run["state"] in FINAL_STATES
+        return run
+
+
+async def stream(
+    client: Client, run_id: str, *, after: int | None = None, resume: str | None = None
+) -> AsyncIterator[httpx2.ServerSentEvent]:
+    """Follow a run's events."""
+    params = {} if after is None else {"after": after}
+    headers = {} if resume is None else {"Last-Event-ID": resume}
+    async with client.sse(f"/v1/runs/{run_id}/events", params=params, headers=headers) as source:
+        async for message in source:
+            yield message
+
+
+async def until(client: Client, run_id: str, kind: str) -> dict[str, Any]:
+    """Wait for an event of a kind and return it."""
+    async with asyncio.timeout(DEADLINE_S):
+        async for message in stream(client, run_id):
+            if message.event == kind:
+                event: dict[str, Any] = orjson.loads(message.data)
+                return event
+    raise AssertionError(f"the run ended without {kind}")
+
+
+def bind() -> socket.socket:
+    """Bind a free port of this machine."""
+    return socket.create_server(("127.0.0.1", 0), backlog=256)
+
+
+@asynccontextmanager
+async def served(app: FastAPI, *, grace_s: float = 5.0) -> AsyncIterator[str]:
+    """Serve an app on a free port until the block ends; yields its address."""
+    listener = bind()
+    server = ApiServer(app, grace_s=grace_s)
+    stop = asyncio.Event()
+    serving = asyncio.create_task(server.run_until(stop, [listener]))
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        stop.set()
+        await serving
+
+
+@asynccontextmanager
+async def opened(urls: Urls, db: Database) -> AsyncIterator[FastAPI]:
+    """Make an app with everything it needs."""
+    hints = await Hints.connect(urls.app)
+    feed = await Feed.connect(urls.app)
+    keyring = await Keyring.open(db, Seal(bytes(KEY_BYTES)))
+    try:
+        yield create_app(
+            db=db,
+            keyring=keyring,
+            hints=hints,
+            feed=feed,
+            check_schema=lambda: check_schema(urls.app),
+        )
+    finally:
+        await feed.close()
+        await hints.close()
+
+
+@pytest.fixture
+async def front(
+    urls: Urls, db: Database, engine_db: EngineDatabase, org: int
+) -> AsyncIterator[Front]:
+    """An API on a fresh database, with no flow published and no worker."""
+    async with opened(urls, db) as app, served(app) as url, AsyncExitStack() as closing:
+        yield Front(url, urls, db, engine_db, org, app.state.ports.keyring, app, closing)
+
+
+@pytest.fixture
+async def ann(front: Front) -> Client:
+    """A caller with all permissions and the role `support`."""
+    return await front.client()

@@ -1,0 +1,97 @@
+"""POST /v1/runs/{id}/cancel in every state of a run."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from .conftest import Client, Front, until
+
+
+async def start(client: Client, flow: str = "echo", **body: Any) -> str:
+    run: str = (await client.post("/v1/runs", json={"flow": flow, **body})).json()["id"]
+    return run
+
+
+@pytest.mark.parametrize("delay_s", [0, 3600])
+async def test_run_that_nobody_executes_ends_at_once(
+    front: Front, ann: Client, delay_s: float
+) -> None:
+    await front.publish()
+    run_id = await start(ann, delay_s=delay_s)
+    response = await ann.post(f"/v1/runs/{run_id}/cancel", json={"reason": "not needed"})
+    assert response.status_code == 202
+    assert response.headers["location"] == f"/v1/runs/{run_id}"
+    assert response.json()["state"] == "cancelled"
+    events = (await ann.get(f"/v1/runs/{run_id}/events")).json()["data"]
+    assert events[-1]["kind"] == "run.cancelled"
+    assert events[-1]["data"]["reason"] == "not needed"
+    assert (await ann.get("/v1/queues")).json()["data"] == []
+
+
+async def test_running_run_stops(front: Front, ann: Client) -> None:
+    was_unwound = asyncio.Event()
+
+    async def hold(ctx: Any, _: Any) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            was_unwound.set()
+
+    front.flow(hold)
+    async with front.worker():
+        run_id = await start(ann, "hold")
+        await until(ann, run_id, "run.started")
+        response = await ann.post(f"/v1/runs/{run_id}/cancel")
+        assert response.status_code == 202
+        ended = await front.ended(ann, run_id)
+    assert ended["state"] == "cancelled"
+    assert was_unwound.is_set()
+
+
+async def test_sleeping_run_stops(front: Front, ann: Client) -> None:
+    async def nap(ctx: Any, _: Any) -> None:
+        await ctx.sleep(3600)
+
+    front.flow(nap)
+    async with front.worker():
+        run_id = await start(ann, "nap")
+        await until(ann, run_id, "run.waiting")
+        assert (await ann.get(f"/v1/runs/{run_id}")).json()["state"] == "waiting"
+        response = await ann.post(f"/v1/runs/{run_id}/cancel")
+    assert response.json()["state"] == "cancelled"
+
+
+async def test_finished_run_cannot_be_cancelled(front: Front, ann: Client) -> None:
+    await front.publish()
+    run_id = await start(ann)
+    assert (await ann.post(f"/v1/runs/{run_id}/cancel")).status_code == 202
+    response = await ann.post(f"/v1/runs/{run_id}/cancel")
+    assert response.status_code == 409
+    assert response.json()["code"] == "already_finished"
+    assert response.json()["error"]["type"] == "conflict_error"
+
+
+async def test_of_many_cancels_one_counts(front: Front, ann: Client) -> None:
+    await front.publish()
+    run_id = await start(ann)
+    responses = await asyncio.gather(*(ann.post(f"/v1/runs/{run_id}/cancel") for _ in range(8)))
+    assert sorted(response.status_code for response in responses) == [202] + [409] * 7
+    events = (await ann.get(f"/v1/runs/{run_id}/events")).json()["data"]
+    assert [event["kind"] for event in events] == ["run.queued", "run.cancelled"]
+
+
+async def test_unknown_run(front: Front, ann: Client) -> None:
+    response = await ann.post("/v1/runs/0199aaaa-0000-7000-8000-000000000000/cancel")
+    assert response.status_code == 404
+
+
+async def test_body_is_optional_but_checked(front: Front, ann: Client) -> None:
+    await front.publish()
+    run_id = await start(ann)
+    wrong = await ann.post(f"/v1/runs/{run_id}/cancel", json={"reason": 7, "force": True})
+    assert wrong.status_code == 422
+    assert {fault["param"] for fault in wrong.json()["errors"]} == {"reason", "force"}
+    assert (await ann.post(f"/v1/runs/{run_id}/cancel", json={})).status_code == 202
