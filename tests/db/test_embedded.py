@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import stat
@@ -229,11 +230,26 @@ async def test_a_pid_that_another_process_has_now_is_no_server(used_dir: Path) -
     await note(urls, "kept")
     await server.stop()
     stale = used_dir / "postgres" / "data" / "postmaster.pid"
-    stale.write_text(f"{os.getpid()}\n{stale.parent}\n")
+    for file in (stale, used_dir / "postgres" / "run" / ".s.PGSQL.5432.lock"):
+        file.write_text(f"{os.getpid()}\n{stale.parent}\n")
     await server.start()
     assert server.pid != os.getpid()
     assert await notes(urls) == ["kept"]
     await server.stop()
+
+
+async def test_what_users_wrote_stays_out_of_the_log(used_dir: Path) -> None:
+    server = EmbeddedPostgres(used_dir, options=FAST)
+    con = await asyncpg.connect((await server.start()).owner)
+    await con.execute("create temp table once (text text primary key)")
+    for wanted in (None, asyncpg.UniqueViolationError):
+        with contextlib.nullcontext() if wanted is None else pytest.raises(wanted):
+            await con.execute("insert into once values ($1)", "a private sentence")
+    await con.close()
+    await server.stop()
+    log = server.log.read_text()
+    assert "duplicate key" in log
+    assert "a private sentence" not in log
 
 
 async def test_a_killed_first_start_is_begun_again(data_dir: Path) -> None:

@@ -49,6 +49,10 @@ SERVER_OPTIONS: Mapping[str, str] = {
     "log_timezone": "UTC",
     "log_line_prefix": "%m [%p] %q%u %a ",
     "lc_messages": "C",
+    # Details of errors quote rows, which may hold what users wrote.
+    "log_error_verbosity": "terse",
+    # A statement whose client is gone ends, with its locks.
+    "client_connection_check_interval": "5s",
     "password_encryption": "scram-sha-256",
     # Durability is the promise of a 202.
     "fsync": "on",
@@ -210,7 +214,8 @@ class EmbeddedPostgres:
 
         The password files are the truth: a role that exists gets the password of its file.
         """
-        con = await asyncpg.connect(self.admin_url("postgres"))
+        silent = {"log_min_error_statement": "panic"}
+        con = await asyncpg.connect(self.admin_url("postgres"), server_settings=silent)
         try:
             found = {row[0] for row in await con.fetch("select rolname from pg_roles")}
             if OWNER not in found:

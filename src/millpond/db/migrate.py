@@ -32,6 +32,12 @@ SCHEMA = "millpond"
 APP_ROLE = "millpond_app"
 ENGINE_ROLE = "millpond_engine"
 SEARCH_PATH = "millpond, public"
+# Kept with the roles, not the database, so that they hold for copies and restored dumps. A worker
+# stopped in the middle of a transaction must not hold its locks for good.
+ROLE_SETTINGS = (
+    ("search_path", SEARCH_PATH),
+    ("idle_in_transaction_session_timeout", "60000"),
+)
 VERSION_TABLE = "schema_revision"
 EXTENSIONS = ("vector", "pg_trgm", "unaccent")
 # Any number that other users of advisory locks in this database do not take.
@@ -112,17 +118,15 @@ async def migrate(owner_url: str, *, app_url: str, engine_url: str) -> list[str]
 
 
 async def _ensure_role(con: _Connection, role: str, password: str) -> None:
-    """Make `role` when it is missing, and set where it looks for tables.
-
-    The setting is the role's, not the database's, so that it holds for copies and restored dumps.
-    """
-    config = await con.fetchval("select rolconfig from pg_roles where rolname = $1", role)
-    exists = await con.fetchval("select exists (select from pg_roles where rolname = $1)", role)
-    if not exists:
+    """Make `role` when it is missing, and give it the settings that it lacks."""
+    row = await con.fetchrow("select rolconfig from pg_roles where rolname = $1", role)
+    if row is None:
         literal = await con.fetchval("select quote_literal($1::text)", password)
         await _administer(con, f"create role {role} login", f" password {literal}")
-    if f"search_path={SEARCH_PATH}" not in (config or []):
-        await _administer(con, f"alter role {role} set search_path = {SEARCH_PATH}")
+    kept = (row and row["rolconfig"]) or []
+    for name, value in ROLE_SETTINGS:
+        if f"{name}={value}" not in kept:
+            await _administer(con, f"alter role {role} set {name} = {value}")
 
 
 async def _ensure_extensions(con: _Connection) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import psutil
 
-from millpond.db.server_home import ServerHome
+from millpond.db.server_home import SOCKET_FILE, ServerHome
 from millpond.errors import Permanent
 
 # A fast shutdown writes a checkpoint; past this the server is cut and recovers at its next start.
@@ -69,7 +69,9 @@ def find_server(home: ServerHome) -> Server | None:
         return Server(process)
     orphans = [_postgres_in(pid, home.cluster) for pid in psutil.pids()]
     _end([process for process in orphans if process is not None])
-    pid_file.unlink(missing_ok=True)
+    # Their numbers may be another process's by now, for which Postgres would refuse to start.
+    for stale in (pid_file, home.sockets / f"{SOCKET_FILE}.lock"):
+        stale.unlink(missing_ok=True)
     return None
 
 
