@@ -1,0 +1,45 @@
+"""Named SQL: every statement has one name, one comment line, and is one that Postgres accepts."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from millpond.db import queries as named
+
+FOLDER = Path(str(files("millpond.db"))) / "sql"
+ROOMS = sorted(path.stem for path in FOLDER.glob("*.sql"))
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_statement_says_in_one_line_what_it_is_for(room: str) -> None:
+    found = named.queries(room)
+    assert found
+    for name, text in found.items():
+        first, second, *_ = [*text.splitlines(), ""]
+        assert first.startswith("-- "), (room, name)
+        assert not first.startswith("-- name"), (room, name)
+        assert not second.startswith("-- "), (room, name)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+async def test_every_statement_fits_the_schema(room: str, admin_url: str) -> None:
+    con = await asyncpg.connect(admin_url, server_settings={"search_path": "millpond, public"})
+    for name, text in named.queries(room).items():
+        try:
+            await con.prepare(text)
+        except asyncpg.PostgresError as error:
+            pytest.fail(f"{room}.{name}: {error}")
+    await con.close()
+
+
+def test_a_name_may_stand_once_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "sql").mkdir()
+    twice = "-- name: pick\n-- Picks.\nselect 1;\n-- name: pick\n-- Picks.\nselect 2;\n"
+    (tmp_path / "sql" / "made.sql").write_text(twice)
+    monkeypatch.setattr(named, "files", lambda _: tmp_path)
+    with pytest.raises(ValueError, match="two statements named pick"):
+        named.queries("made")
