@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import json
+import time
 
 import pytest
 
 pytestmark = pytest.mark.xdist_group("platform")
+
+
+def asked_by(run_id, cli_json):
+    """The question that a run asks, once it does."""
+    until = time.monotonic() + 30
+    while time.monotonic() < until:
+        for request in cli_json("inputs", "list", "--limit", "100")["data"]:
+            if request["run_id"] == run_id:
+                return request
+    raise AssertionError("the run asked nothing")
 
 
 def test_start_waits_and_shows_the_result(cli_json):
@@ -78,10 +89,7 @@ def test_runs_are_listed_by_filter_and_page(cli_json):
 
 def test_a_question_is_listed_shown_and_answered(cli, cli_json):
     run = cli_json("runs", "start", "sample.ask")
-    tail = cli("runs", "tail", run["id"], "--timeout", "0.5", "--json")
-    assert "run.awaiting_input" in tail.stdout
-    pending = cli_json("inputs", "list", "--limit", "100")["data"]
-    request = next(item for item in pending if item["run_id"] == run["id"])
+    request = asked_by(run["id"], cli_json)
     shown = cli_json("inputs", "show", request["id"])
     assert shown["proposal"] == {"word": "hello"}
     wrong = cli("inputs", "resolve", request["id"], "-a", '{"is_right": "perhaps"}')

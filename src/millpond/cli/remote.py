@@ -36,7 +36,6 @@ _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _PATIENCE_S = 30.0
 _ADVICE = {
     401: "Set MILLPOND_TOKEN or --token; `millpond token` mints one for development.",
-    403: "Ask for a token with this permission.",
 }
 _CLASSES: dict[int, type[MillpondError]] = {
     400: InvalidInput,
@@ -176,7 +175,7 @@ def problem(response: httpx2.Response) -> MillpondError:
     message = document.get("detail") or document.get("title") or f"the server answered {status}"
     error = document.get("error")
     param = error.get("param") if isinstance(error, dict) else None
-    advice = document.get("advice") or _ADVICE.get(status)
+    advice = _ADVICE.get(status) or document.get("advice")
     kind = _CLASSES.get(status, Permanent)
     return kind(
         str(message), code=document.get("code"), param=param, advice=advice, details=document
