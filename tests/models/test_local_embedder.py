@@ -55,3 +55,17 @@ async def test_the_event_loop_goes_on_meanwhile(embedder: Embedder) -> None:
         ticks += 1
     assert ticks > 10
     assert len(await asked) == 24
+
+
+async def test_a_question_does_not_wait_for_a_whole_document(embedder: Embedder) -> None:
+    ended: list[str] = []
+
+    async def embed(name: str, texts: list[str]) -> None:
+        await embedder.embed(texts)
+        ended.append(name)
+
+    document = asyncio.create_task(embed("document", ["a long text of many words " * 30] * 40))
+    await asyncio.sleep(0)
+    await embed("question", ["a short question"])
+    assert ended == ["question"]
+    await document

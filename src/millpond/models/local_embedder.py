@@ -38,20 +38,32 @@ class LocalEmbedder:
         self._encoder: _Encoder | None = None
 
     async def embed(self, texts: Sequence[str]) -> list[list[float]]:
-        """Return one vector of length 1 per text; what is past 256 tokens of a text is not read."""
-        if not texts:
-            return []
+        """Return one vector of length 1 per text; what is past 256 tokens of a text is not read.
+
+        Works in small batches of similar length: little is padded, and between two batches others
+        have their turn, so that a question does not wait for a whole document.
+        """
+        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        vectors: list[list[float]] = [[] for _ in texts]
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._pool, self._embed, list(texts))
+        for first in range(0, len(order), _BATCH):
+            batch = order[first : first + _BATCH]
+            found = await loop.run_in_executor(
+                self._pool, self._encode, [texts[index] for index in batch]
+            )
+            for index, vector in zip(batch, found, strict=True):
+                vectors[index] = vector
+        return vectors
 
     async def close(self) -> None:
         """Stop the thread; texts already handed over are still embedded."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _embed(self, texts: list[str]) -> list[list[float]]:
+    def _encode(self, texts: list[str]) -> list[list[float]]:
         if self._encoder is None:
             self._encoder = _Encoder(self._model_path, self._tokenizer_path, self._threads)
-        return self._encoder.encode(texts)
+        vectors: list[list[float]] = self._encoder.encode(texts).tolist()
+        return vectors
 
 
 class _Encoder:
@@ -80,19 +92,8 @@ class _Encoder:
         self._tokenizer.enable_padding()
         self._inputs = {entry.name for entry in self._session.get_inputs()}
 
-    def encode(self, texts: list[str]) -> list[list[float]]:
-        """Embed in small batches of similar length, so that little is padded."""
-        order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        vectors: list[list[float]] = [[] for _ in texts]
-        for first in range(0, len(order), _BATCH):
-            batch = order[first : first + _BATCH]
-            for index, vector in zip(
-                batch, self._encode([texts[i] for i in batch]).tolist(), strict=True
-            ):
-                vectors[index] = vector
-        return vectors
-
-    def _encode(self, texts: list[str]) -> NDArray[np.float32]:
+    def encode(self, texts: list[str]) -> NDArray[np.float32]:
+        """Return the vectors of one batch, a row each."""
         encodings = self._tokenizer.encode_batch(texts)
         ids = np.array([encoding.ids for encoding in encodings], dtype=np.int64)
         mask = np.array([encoding.attention_mask for encoding in encodings], dtype=np.int64)

@@ -54,6 +54,7 @@ class LocalTextModel:
         self._timeout_s = timeout_s
         self._turn = asyncio.Lock()
         self._process: Process | None = None
+        self._dying: list[Process] = []
 
     async def complete(
         self,
@@ -86,10 +87,8 @@ class LocalTextModel:
 
     async def close(self) -> None:
         """End the process and wait until it is gone."""
-        process = self._process
         self._end()
-        if process is not None:
-            await process.wait()
+        await self._bury()
 
     @property
     def pid(self) -> int | None:
@@ -98,6 +97,7 @@ class LocalTextModel:
 
     async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
         if self._process is None or self._process.returncode is not None:
+            await self._bury()
             self._process = await _start()
             await self._exchange(self._settings)
         return await self._exchange(request)
@@ -120,8 +120,16 @@ class LocalTextModel:
 
     def _end(self) -> None:
         process, self._process = self._process, None
-        if process is not None and process.returncode is None:
-            process.kill()
+        if process is not None:
+            self._dying.append(process)
+            if process.returncode is None:
+                process.kill()
+
+    async def _bury(self) -> None:
+        """Wait for processes that were killed; a second one never runs beside them."""
+        dying, self._dying = self._dying, []
+        for process in dying:
+            await process.wait()
 
     def _completion(self, answer: dict[str, Any]) -> Completion:
         if error := answer.get("error"):
