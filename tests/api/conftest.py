@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +29,8 @@ from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
+from millpond.knowledge.store import KnowledgeStore
+from millpond.models import Embedder, open_embedder
 from millpond.types import FINAL_STATES, Principal
 
 from .conformity import Conformity
@@ -128,7 +130,9 @@ class Front:
         return flow(name, registry=self.registry, **options)(function)
 
     @asynccontextmanager
-    async def worker(self, **slots: int) -> AsyncIterator[Worker]:
+    async def worker(
+        self, resources: Mapping[type, object] | None = None, **slots: int
+    ) -> AsyncIterator[Worker]:
         """Run a worker with all registered flows until the block ends; begins once it is known."""
         worker = Worker(
             database=self.engine_db,
@@ -136,6 +140,7 @@ class Front:
             listen_url=self.urls.engine,
             flows=list(self.registry.flows.values()),
             slots=slots or {"default": 10},
+            resources=resources,
             lease_s=2.0,
             drain_s=5.0,
         )
@@ -207,7 +212,9 @@ async def served(app: FastAPI, *, grace_s: float = 5.0) -> AsyncIterator[str]:
 
 
 @asynccontextmanager
-async def opened(urls: Urls, db: Database) -> AsyncIterator[FastAPI]:
+async def opened(
+    urls: Urls, db: Database, knowledge: KnowledgeStore | None = None
+) -> AsyncIterator[FastAPI]:
     """Make an app with everything it needs."""
     hints = await Hints.connect(urls.app)
     feed = await Feed.connect(urls.app)
@@ -219,18 +226,26 @@ async def opened(urls: Urls, db: Database) -> AsyncIterator[FastAPI]:
             hints=hints,
             feed=feed,
             check_schema=lambda: check_schema(urls.app),
+            knowledge=knowledge,
         )
     finally:
         await feed.close()
         await hints.close()
 
 
+@pytest.fixture(scope="session")
+def embedder() -> Embedder:
+    """The bundled embedder, loaded once."""
+    return open_embedder("local")
+
+
 @pytest.fixture
 async def front(
-    urls: Urls, db: Database, engine_db: EngineDatabase, org: int
+    urls: Urls, db: Database, engine_db: EngineDatabase, org: int, embedder: Embedder
 ) -> AsyncIterator[Front]:
     """An API on a fresh database, with no flow published and no worker."""
-    async with opened(urls, db) as app, served(app) as url, AsyncExitStack() as closing:
+    store = KnowledgeStore(db, embedder)
+    async with opened(urls, db, store) as app, served(app) as url, AsyncExitStack() as closing:
         yield Front(url, urls, db, engine_db, org, app.state.ports.keyring, app, closing)
 
 

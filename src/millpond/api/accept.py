@@ -9,20 +9,22 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
 from fastapi import Depends, Header
 
 from millpond.api.ports import Ports
-from millpond.db.pool import Connection
+from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.submit import submit
 from millpond.engine.views import FlowView
 from millpond.errors import Forbidden, InvalidInput
-from millpond.types import Intent, Json, Principal
+from millpond.types import Intent, Json, Principal, RunState
+
+Make = Callable[[Connection], Awaitable[Intent]]
 
 _SQL = queries("accept")
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
@@ -40,10 +42,20 @@ class Promise:
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
-    """A run that was accepted, now or by the first request with the same key."""
+    """A run as it was accepted, now or by the first request with the same key."""
 
-    intent: Intent
-    is_repeat: bool
+    run_id: uuid.UUID
+    flow: str
+    version: int
+    queue: str
+    priority: int
+    labels: Mapping[str, str]
+    is_delayed: bool
+    is_repeat: bool = False
+
+
+class _TakenMeanwhile(Exception):
+    """A rival committed the same key first."""
 
 
 async def accept(
@@ -53,22 +65,47 @@ async def accept(
 
     Raises InvalidInput when the key was used for something else.
     """
+    is_delayed = intent.delay_s > 0
     async with ports.db.org(principal.org_id) as con:
         if promise is not None and not await _claim(con, principal, intent, promise):
-            return await _first(con, principal, intent, promise)
+            return await _first(con, principal, promise, is_delayed=is_delayed)
         await submit(con, [intent])
-    if not intent.delay_s:
+    if not is_delayed:
         ports.hints.wake([intent.queue])
-    return Accepted(intent=intent, is_repeat=False)
+    return _accepted(intent)
+
+
+async def accept_with(
+    ports: Ports, principal: Principal, make: Make, promise: Promise | None = None
+) -> Accepted:
+    """Store what `make` stores together with the run that it returns, in one transaction.
+
+    A repeat of a promise stores nothing and returns the first run.
+    """
+    try:
+        async with ports.db.org(principal.org_id) as con:
+            if promise is not None and await _find(con, principal, promise) is not None:
+                return await _first(con, principal, promise)
+            intent = await make(con)
+            if promise is not None and not await _claim(con, principal, intent, promise):
+                raise _TakenMeanwhile
+            await submit(con, [intent])
+    except _TakenMeanwhile:
+        assert promise is not None
+        async with ports.db.org(principal.org_id) as con:
+            return await _first(con, principal, promise)
+    ports.hints.wake([intent.queue])
+    return _accepted(intent)
 
 
 async def recall(
-    ports: Ports, principal: Principal, intent: Intent, promise: Promise
+    ports: Ports, principal: Principal, promise: Promise, *, is_delayed: bool
 ) -> Accepted | None:
     """Return the run that a key stands for, if any, when the wish would not be accepted now."""
     async with ports.db.org(principal.org_id) as con:
-        row = await con.fetchrow(_SQL["first_answer"], *_of(principal, promise))
-        return await _first(con, principal, intent, promise) if row else None
+        if await _find(con, principal, promise) is None:
+            return None
+        return await _first(con, principal, promise, is_delayed=is_delayed)
 
 
 def may_start(principal: Principal, flow: FlowView) -> bool:
@@ -100,25 +137,36 @@ def digest_of(document: Json) -> bytes:
 
 def accepted_json(accepted: Accepted) -> dict[str, Any]:
     """Return an accepted run as JSON: the same for the first request and for every repeat."""
-    intent = accepted.intent
     return {
-        "id": intent.run_id,
+        "id": accepted.run_id,
         "object": "run",
-        "flow": intent.flow,
-        "version": intent.version,
-        "queue": intent.queue,
-        "state": "scheduled" if intent.delay_s else "queued",
-        "priority": intent.priority,
-        "labels": dict(intent.labels),
+        "flow": accepted.flow,
+        "version": accepted.version,
+        "queue": accepted.queue,
+        "state": RunState.SCHEDULED if accepted.is_delayed else RunState.QUEUED,
+        "priority": accepted.priority,
+        "labels": dict(accepted.labels),
     }
 
 
 def accepted_headers(accepted: Accepted) -> dict[str, str]:
     """Return the headers of a 202: where the run is, and when to look."""
-    headers = {"Location": f"/v1/runs/{accepted.intent.run_id}", "Retry-After": "1"}
+    headers = {"Location": f"/v1/runs/{accepted.run_id}", "Retry-After": "1"}
     if accepted.is_repeat:
         headers["Idempotency-Replayed"] = "true"
     return headers
+
+
+def _accepted(intent: Intent) -> Accepted:
+    return Accepted(
+        run_id=intent.run_id,
+        flow=intent.flow,
+        version=intent.version,
+        queue=intent.queue,
+        priority=intent.priority,
+        labels=intent.labels,
+        is_delayed=intent.delay_s > 0,
+    )
 
 
 async def _claim(
@@ -130,10 +178,14 @@ async def _claim(
     return claimed
 
 
+async def _find(con: Connection, principal: Principal, promise: Promise) -> Record | None:
+    return await con.fetchrow(_SQL["first_answer"], *_of(principal, promise))
+
+
 async def _first(
-    con: Connection, principal: Principal, intent: Intent, promise: Promise
+    con: Connection, principal: Principal, promise: Promise, *, is_delayed: bool = False
 ) -> Accepted:
-    row = await con.fetchrow(_SQL["first_answer"], *_of(principal, promise))
+    row = await _find(con, principal, promise)
     if row is None or row["digest"] != promise.digest:
         raise InvalidInput(
             "This Idempotency-Key was used for another request.",
@@ -141,17 +193,16 @@ async def _first(
             param="Idempotency-Key",
             advice="use a new key for a new request",
         )
-    labels: Mapping[str, str] = orjson.loads(row["labels"])
-    first = replace(
-        intent,
+    return Accepted(
         run_id=row["run_id"],
         flow=row["flow"],
         version=row["version"],
         queue=row["queue"],
         priority=row["priority"],
-        labels=labels,
+        labels=orjson.loads(row["labels"]),
+        is_delayed=is_delayed,
+        is_repeat=True,
     )
-    return Accepted(intent=first, is_repeat=True)
 
 
 def _of(principal: Principal, promise: Promise) -> tuple[int, str, str, str]:

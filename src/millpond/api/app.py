@@ -15,13 +15,14 @@ from pydantic.json_schema import models_json_schema
 
 from millpond.api import problems
 from millpond.api.catalog import Catalog
-from millpond.api.models import CancelRun, Problem, ResolveRequest, StartRun
+from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuestion, StartRun
 from millpond.api.ports import Ports, SchemaCheck
-from millpond.api.routes import flows, health, inputs, keys, queues, runs
+from millpond.api.routes import flows, health, inputs, keys, knowledge_bases, queues, runs
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.tokens import Keyring
+from millpond.knowledge.store import KnowledgeStore
 
 _DESCRIPTION = """\
 Accepts AI work and shows what becomes of it. Whatever is accepted is stored before the answer (202),
@@ -30,7 +31,7 @@ is worked on by workers, and is followed by its events.
 Errors are RFC 9457 problem documents. Lists are newest first and paged by `after` and `before`.
 A POST that starts a run takes an `Idempotency-Key`.
 """
-_REFERRED = (StartRun, CancelRun, ResolveRequest, Problem)
+_REFERRED = (StartRun, CancelRun, ResolveRequest, SearchQuestion, Problem)
 
 
 class Api(FastAPI):
@@ -61,10 +62,12 @@ def create_app(
     hints: Hints,
     feed: Feed,
     check_schema: SchemaCheck | None = None,
+    knowledge: KnowledgeStore | None = None,
 ) -> FastAPI:
     """Return the API over these connections, which the caller keeps and closes.
 
-    `check_schema` raises when database and code differ; `/readyz` asks it.
+    `check_schema` raises when database and code differ; `/readyz` asks it. Without a `knowledge`
+    store there are no knowledge routes.
     """
     app = Api(
         title="Millpond",
@@ -82,8 +85,11 @@ def create_app(
         feed=feed,
         catalog=Catalog(db),
         check_schema=check_schema,
+        knowledge=knowledge,
     )
     problems.install(app)
     for room in (runs, inputs, flows, queues, keys, health):
         app.include_router(room.router)
+    if knowledge is not None:
+        app.include_router(knowledge_bases.router)
     return app

@@ -58,6 +58,13 @@ class ResolveRequest(_Request):
     )
 
 
+class SearchQuestion(_Request):
+    """A question to a knowledge base."""
+
+    query: str = Field(min_length=1, max_length=2000, description="What to look for.")
+    limit: int = Field(5, ge=1, le=50, description="How many passages at most.")
+
+
 class AcceptedRun(BaseModel):
     """A run as accepted: stored durably, not begun."""
 
@@ -179,6 +186,67 @@ class QueueOut(BaseModel):
     awaiting_input: int
     workers: int
     slots: int
+
+
+class KnowledgeBaseOut(BaseModel):
+    """A knowledge base."""
+
+    id: uuid.UUID
+    object: Literal["knowledge_base"]
+    name: str
+    embedder: str = Field(description="Where its vectors come from.")
+    documents: int
+    created_at: datetime
+
+
+class DocumentOut(BaseModel):
+    """A document: its newest upload, and how far its ingestion is."""
+
+    id: uuid.UUID
+    object: Literal["document"]
+    filename: str
+    title: str
+    media_type: str
+    size_bytes: int
+    digest: str = Field(description="SHA-256 of the bytes.")
+    version: int
+    ready_version: int | None = Field(description="The version that searches see, if any.")
+    state: Literal["pending", "processing", "ready", "failed"]
+    stage: Literal["parse", "chunk", "embed", "index"] | None
+    progress: float = Field(description="From 0 to 1.")
+    reason: str | None = Field(description="Why it failed.")
+    chunks: int | None
+    run_id: uuid.UUID | None = Field(description="The run that ingests it.")
+    created_at: datetime
+    updated_at: datetime
+
+
+class PassageOut(BaseModel):
+    """A cited passage: `text` is characters [start, end) of that version of the document."""
+
+    object: Literal["passage"]
+    document_id: uuid.UUID
+    title: str
+    filename: str
+    version: int
+    ordinal: int
+    start: int
+    end: int
+    page: int | None
+    text: str
+    score: float
+    vector_score: float
+    text_score: float
+
+
+class SearchOut(BaseModel):
+    """What a question found, best first; empty when nothing reaches `min_score`."""
+
+    object: Literal["search_result"]
+    query: str
+    data: list[PassageOut]
+    min_score: float
+    best_score: float | None
 
 
 class Listing(BaseModel, Generic[_Item]):

@@ -17,6 +17,7 @@ from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.tokens import Keyring
+from millpond.knowledge.store import KnowledgeStore
 
 SchemaCheck = Callable[[], Awaitable[None]]
 
@@ -31,6 +32,7 @@ class Ports:
     feed: Feed
     catalog: Catalog
     check_schema: SchemaCheck | None = None
+    knowledge: KnowledgeStore | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 

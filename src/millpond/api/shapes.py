@@ -12,6 +12,7 @@ from typing import Any
 from millpond.api.reply import raw
 from millpond.engine.events import Event
 from millpond.engine.views import FlowView, QueueView, RequestView, RunView, StepView
+from millpond.knowledge.records import BaseSummary, Document, SearchResult
 
 
 def run_json(run: RunView) -> dict[str, Any]:
@@ -131,4 +132,26 @@ def queue_json(queue: QueueView) -> dict[str, Any]:
         "awaiting_input": queue.awaiting_input,
         "workers": queue.workers,
         "slots": queue.slots,
+    }
+
+
+def base_json(base: BaseSummary) -> dict[str, Any]:
+    """Return a knowledge base."""
+    return {"object": "knowledge_base", **base.model_dump()}
+
+
+def document_json(document: Document) -> dict[str, Any]:
+    """Return a document of a knowledge base."""
+    fields = document.model_dump(exclude={"status"})
+    return {"object": "document", **fields, "state": document.status}
+
+
+def search_json(found: SearchResult) -> dict[str, Any]:
+    """Return what a search found."""
+    return {
+        "object": "search_result",
+        "query": found.query,
+        "data": [{"object": "passage", **passage.model_dump()} for passage in found.passages],
+        "min_score": found.min_score,
+        "best_score": found.best_score,
     }

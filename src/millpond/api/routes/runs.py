@@ -114,7 +114,7 @@ async def _accept(
     except InvalidInput as error:
         if promise is None or error.code == "idempotency_key_reused":
             raise
-        first = await recall(ports, principal, intent, promise)
+        first = await recall(ports, principal, promise, is_delayed=intent.delay_s > 0)
         if first is None:
             raise
         return first
