@@ -1,7 +1,7 @@
-"""Sets a manual's text as a PDF: `python make_pdf.py ember-2-manual.txt ../ember-2-manual.pdf`.
+"""Sets a manual's text as a PDF: `python make_pdf.py ember-2-manual.source ../ember-2-manual.pdf`.
 
 Needs `reportlab` (BSD), which Millpond itself does not use. The PDF is in the repository, so that this
-is only run when the text changes.
+is only run when the text changes. The ending keeps the text from being ingested beside the PDF.
 """
 
 from __future__ import annotations
