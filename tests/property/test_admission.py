@@ -48,11 +48,6 @@ free = st.fixed_dictionaries({"default": st.integers(0, 20), "llm": st.integers(
 
 
 def _by_queue(members: list[Share], decision: Decision) -> Counter[str]:
-    queue_of = {
-        item: share.queue for share in members for lane in share.lanes for item in lane.items
-    }
-    # Item ids are equal in both queues for one org, so count by lane objects instead.
-    assert queue_of is not None
     counts: Counter[str] = Counter()
     for share in members:
         counts[share.queue] += sum(lane.taken for lane in share.lanes)

@@ -30,6 +30,14 @@ ROLLBACK_S = 5.0
 DISCARD_S = 2.0
 
 
+_DRIVER_ERRORS = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+)
+
+
 async def _leave_as_it_is(_: object) -> None:
     """Spare a round trip per use: every setting made here ends with its transaction."""
 
@@ -95,7 +103,7 @@ class _Pool:
         """
         if not is_clean:
             await asyncio.shield(_discard(con))
-        with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        with contextlib.suppress(*_DRIVER_ERRORS):
             await self._pool.release(con)
 
 
@@ -105,7 +113,7 @@ async def _discard(con: _Pooled) -> None:
     Cutting it at once would also cut the driver's request to cancel, and the statement would go on
     with its locks.
     """
-    with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    with contextlib.suppress(*_DRIVER_ERRORS):
         await con.close(timeout=DISCARD_S)
 
 
@@ -113,7 +121,7 @@ async def _is_rolled_back(con: Connection) -> bool:
     """Roll back what is open; False when the connection is not fit for another transaction."""
     try:
         await con.execute("rollback", timeout=ROLLBACK_S)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+    except _DRIVER_ERRORS:
         return False
     return True
 

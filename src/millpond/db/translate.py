@@ -40,7 +40,8 @@ def translate(error: Exception) -> MillpondError | None:
     if isinstance(error, asyncpg.InterfaceError):
         return _from_driver(error)
     if isinstance(error, asyncpg.InternalClientError):
-        return Permanent(f"The database driver failed ({type(error).__name__}).")
+        # Seen when a session is ended in the middle of an exchange: the driver loses its place.
+        return Unavailable("The database connection broke.", retry_after_s=1.0)
     return None
 
 

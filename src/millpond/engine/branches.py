@@ -7,10 +7,13 @@ often its name occurred there; once closed, an attempt's flow code gets nothing 
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from millpond.errors import Permanent
+from millpond.errors import InvalidInput, Permanent
+
+_NAME = re.compile(r"[\w.\- ]{1,200}")
 
 
 class Unwind(BaseException):
@@ -33,15 +36,32 @@ class Branch:
 
     path: str
     occurrences: dict[str, int] = field(default_factory=dict)
+    forks: int = 0
     is_in_step: bool = False
     deadline: float | None = None
     park: asyncio.Future[None] | None = None
 
+    def fork(self) -> str:
+        """Return the path under which the next parallel branches stand."""
+        nth = self.forks
+        self.forks += 1
+        return f"{self.path}~{nth}"
+
     def key(self, name: str) -> str:
         """Return the key of the next step of this name: `path name:occurrence`."""
         nth = self.occurrences.get(name, 0)
+        if nth == 0:
+            _check_name(name)
         self.occurrences[name] = nth + 1
         return f"{self.path}{name}:{nth}"
+
+
+def _check_name(name: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{name!r} cannot name a step: 1 to 200 letters, digits and ._- and blanks are expected",
+            param="name",
+        )
 
 
 class Branches:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -197,12 +197,12 @@ class Committer:
 
     async def _write(self, batch: _Batch, *, is_repeat: bool) -> None:
         async with self._database.duty("commit") as con:
-            steps: dict[int, bool] = {}
-            for layer in _layers(batch.steps):
+            steps, ends = await _find_own(con, batch) if is_repeat else ({}, set())
+            for layer in _layers(batch.steps, steps):
                 steps.update(await _record(con, layer))
-            ends = await _finish(con, batch.ends) if batch.ends else set()
-            if is_repeat:
-                await _find_own(con, batch, steps, ends)
+            left = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
+            if left:
+                ends.update(await _finish(con, left))
         touched = set()
         for nth, step in enumerate(batch.steps, 1):
             if nth not in steps:
@@ -224,11 +224,15 @@ def _sort(batch: _Batch) -> None:
     batch.ends.sort(key=lambda one: (one.write.lease.org_id, one.write.lease.item_id))
 
 
-def _layers(pending: Sequence[_Pending[StepWrite]]) -> list[list[tuple[int, StepWrite]]]:
+def _layers(
+    pending: Sequence[_Pending[StepWrite]], stored: Mapping[int, bool]
+) -> list[list[tuple[int, StepWrite]]]:
     """Part writes, with their ordinals, so that each part has at most one of each run, in order."""
     layers: list[list[tuple[int, StepWrite]]] = []
     depth: dict[uuid.UUID, int] = {}
     for nth, one in enumerate(pending, 1):
+        if nth in stored:
+            continue
         level = depth.get(one.write.lease.item_id, 0)
         depth[one.write.lease.item_id] = level + 1
         if level == len(layers):
@@ -259,8 +263,9 @@ async def _record(con: Connection, layer: Sequence[tuple[int, StepWrite]]) -> di
     return {layer[row[0] - 1][0]: row[1] for row in rows}
 
 
-async def _finish(con: Connection, pending: Sequence[_Pending[FinishWrite]]) -> set[int]:
-    writes = [one.write for one in pending]
+async def _finish(con: Connection, ends: Sequence[tuple[int, FinishWrite]]) -> set[int]:
+    """End runs; returns the ordinals stored."""
+    writes = [write for _, write in ends]
     rows = await con.fetch(
         _SQL["finish"],
         [write.lease.org_id for write in writes],
@@ -271,30 +276,32 @@ async def _finish(con: Connection, pending: Sequence[_Pending[FinishWrite]]) -> 
         [write.error for write in writes],
         [write.event_data for write in writes],
     )
-    return {row[0] for row in rows}
+    return {ends[row[0] - 1][0] for row in rows}
 
 
-async def _find_own(con: Connection, batch: _Batch, steps: dict[int, bool], ends: set[int]) -> None:
-    """Count as stored what this attempt had stored before the connection broke."""
-    lost = [(nth, one.write) for nth, one in enumerate(batch.steps, 1) if nth not in steps]
-    if lost:
-        rows = await con.fetch(
-            _SQL["own_steps"],
-            [write.lease.org_id for _, write in lost],
-            [write.lease.run_id for _, write in lost],
-            [write.step_key for _, write in lost],
-            [write.lease.attempt for _, write in lost],
-        )
-        steps.update({lost[row[0] - 1][0]: False for row in rows})
-    gone = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
-    if gone:
-        found = await con.fetch(
-            _SQL["own_ends"],
-            [write.lease.org_id for _, write in gone],
-            [write.lease.run_id for _, write in gone],
-            [write.lease.attempt for _, write in gone],
-        )
-        ends.update(gone[row[0] - 1][0] for row in found)
+async def _find_own(con: Connection, batch: _Batch) -> tuple[dict[int, bool], set[int]]:
+    """Find what this attempt had stored before the connection broke: it counts as stored.
+
+    An event without a step leaves nothing to find and may be stored twice.
+    """
+    steps = [(nth, one.write) for nth, one in enumerate(batch.steps, 1) if one.write.state]
+    step_rows = await con.fetch(
+        _SQL["own_steps"],
+        [write.lease.org_id for _, write in steps],
+        [write.lease.run_id for _, write in steps],
+        [write.step_key for _, write in steps],
+        [write.lease.attempt for _, write in steps],
+        [write.tries for _, write in steps],
+        [write.state for _, write in steps],
+    )
+    ends = [one.write.lease for one in batch.ends]
+    end_rows = await con.fetch(
+        _SQL["own_ends"],
+        [lease.org_id for lease in ends],
+        [lease.run_id for lease in ends],
+        [lease.attempt for lease in ends],
+    )
+    return {steps[row[0] - 1][0]: False for row in step_rows}, {row[0] for row in end_rows}
 
 
 def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:

@@ -181,14 +181,14 @@ class Context:
         Waits for all of them; then raises the failure of the first by position, if any failed.
         """
         parent = self._branches.here()
-        nth = parent.key("~")
+        fork = parent.fork()
         if not branches:
             return ()
         left = len(branches)
 
         async def run(index: int, body: Awaitable[Any]) -> Any:
             nonlocal left
-            self._branches.open(f"{nth}.{index}/")
+            self._branches.open(f"{fork}.{index}/")
             try:
                 return await body
             except asyncio.CancelledError as error:

@@ -29,7 +29,7 @@ from millpond.engine.maintenance import Maintenance
 from millpond.engine.registry import Flow
 from millpond.engine.slots import Slots
 from millpond.engine.waits import Readied
-from millpond.errors import LeaseLost, MillpondError
+from millpond.errors import LeaseLost, MillpondError, Transient
 
 _SQL = queries("maintenance")
 _log = structlog.get_logger("millpond.worker")
@@ -75,13 +75,17 @@ class Worker:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain and return."""
-        await self._publish()
         while not stop.is_set():
             self._lost.clear()
-            await self._session(stop)
+            try:
+                await self._publish()
+                await self._session(stop)
+            except Transient as error:
+                _log.warning("worker.database_away", error=error.code)
+                await asyncio.sleep(1.0)
 
     async def _publish(self) -> None:
-        """Tell the API which flows can be run, again until the database answers."""
+        """Tell the API which flows can be run."""
         async with self._database.duty("publish") as con:
             for flow in self._flows.values():
                 await con.execute(

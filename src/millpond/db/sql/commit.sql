@@ -54,8 +54,10 @@ select ord from held;
 -- name: own_steps
 -- Finds steps that this attempt recorded already, after a commit whose outcome is unknown.
 select u.ord
-from unnest($1::bigint[], $2::uuid[], $3::text[], $4::int[]) with ordinality as u(org_id, run_id, step_key, attempt, ord)
-join step s on s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.attempt = u.attempt;
+from unnest($1::bigint[], $2::uuid[], $3::text[], $4::int[], $5::int[], $6::text[])
+  with ordinality as u(org_id, run_id, step_key, attempt, tries, state, ord)
+join step s on s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.attempt = u.attempt
+  and s.tries = u.tries and s.state = u.state;
 
 -- name: own_ends
 -- Finds runs that this attempt ended already, after a commit whose outcome is unknown.
