@@ -67,7 +67,7 @@ def list_documents(
     if as_json:
         print_json(page)
         return
-    keys = ["filename", "status", "stage", "chunks", "reason", "id"]
+    keys = ["filename", "state", "stage", "chunks", "reason", "id"]
     columns = ["document", *keys[1:]]
     rows = [[document.get(key) for key in keys] for document in page["data"]]
     print_table(columns, rows, empty="No documents.")

@@ -16,9 +16,9 @@ import typer
 from millpond.cli.options import DataDir
 
 if TYPE_CHECKING:
-    from millpond.db.pool import Database
-    from millpond.engine.events import Feed
-    from millpond.engine.hints import Hints
+    from fastapi import FastAPI
+
+    from millpond.cli.config import Databases
     from millpond.settings import Settings
 
 # Streams that are still open get so long to close; their clients come back with Last-Event-ID.
@@ -51,25 +51,51 @@ def api(
 
 
 async def _serve(settings: Settings, socket_fd: int | None) -> None:
+    """Open what the API works with, serve until told to stop, close everything."""
+    from millpond.api.server import ApiServer
     from millpond.cli.running import find_databases
     from millpond.cli.signals import stop_event
     from millpond.db.migrate import check_schema
-    from millpond.db.pool import Database
-    from millpond.engine.events import Feed
-    from millpond.engine.hints import Hints
 
     databases = find_databases(settings)
     async with contextlib.AsyncExitStack() as stack:
         stop = stack.enter_context(stop_event())
         await check_schema(databases.app)
-        db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
-        stack.push_async_callback(db.close)
-        hints = await Hints.connect(databases.app_listen)
-        stack.push_async_callback(hints.close)
-        feed = await Feed.connect(databases.app_listen)
-        stack.push_async_callback(feed.close)
+        app = await _compose(settings, databases, stack)
         listener = stack.enter_context(await _listen(settings, socket_fd))
-        await _run_server(settings, db, hints, feed, databases.app, [listener], stop)
+        await ApiServer(app, grace_s=_CLOSE_S).run_until(stop, [listener])
+
+
+async def _compose(
+    settings: Settings, databases: Databases, stack: contextlib.AsyncExitStack
+) -> FastAPI:
+    """Connect and return the app; `stack` closes the connections again."""
+    from millpond.api.app import create_app
+    from millpond.cli.config import open_seal
+    from millpond.cli.resources import open_knowledge
+    from millpond.db.migrate import check_schema
+    from millpond.db.pool import Database
+    from millpond.engine.events import Feed
+    from millpond.engine.hints import Hints
+    from millpond.identity.tokens import Keyring
+
+    db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
+    stack.push_async_callback(db.close)
+    hints = await Hints.connect(databases.app_listen)
+    stack.push_async_callback(hints.close)
+    feed = await Feed.connect(databases.app_listen)
+    stack.push_async_callback(feed.close)
+    keyring = await Keyring.open(
+        db, open_seal(settings), issuer=settings.token_issuer, audience=settings.token_audience
+    )
+    return create_app(
+        db=db,
+        keyring=keyring,
+        hints=hints,
+        feed=feed,
+        check_schema=lambda: check_schema(databases.app),
+        knowledge=open_knowledge(settings, db, stack),
+    )
 
 
 async def _listen(settings: Settings, socket_fd: int | None) -> socket.socket:
@@ -79,32 +105,3 @@ async def _listen(settings: Settings, socket_fd: int | None) -> socket.socket:
     if socket_fd is not None:
         return socket.socket(fileno=socket_fd)
     return await listen(settings.host, settings.port)
-
-
-async def _run_server(
-    settings: Settings,
-    db: Database,
-    hints: Hints,
-    feed: Feed,
-    app_url: str,
-    sockets: list[socket.socket],
-    stop: asyncio.Event,
-) -> None:
-    """Serve until `stop` is set; then close what is open, within a few seconds."""
-    from millpond.api.app import create_app
-    from millpond.api.server import ApiServer
-    from millpond.cli.config import open_seal
-    from millpond.db.migrate import check_schema
-    from millpond.identity.tokens import Keyring
-
-    keyring = await Keyring.open(
-        db, open_seal(settings), issuer=settings.token_issuer, audience=settings.token_audience
-    )
-    app = create_app(
-        db=db,
-        keyring=keyring,
-        hints=hints,
-        feed=feed,
-        check_schema=lambda: check_schema(app_url),
-    )
-    await ApiServer(app, grace_s=_CLOSE_S).run_until(stop, sockets)

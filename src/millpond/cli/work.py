@@ -8,22 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from millpond.cli.options import DataDir, Flows
 from millpond.cli.serve import ParentFd
-from millpond.errors import MillpondError
 
 if TYPE_CHECKING:
-    from millpond.db.pool import Database
     from millpond.engine.registry import Flow
-    from millpond.models.port import Embedder, TextModel
     from millpond.settings import Settings
-
-Model = TypeVar("Model", "TextModel", "Embedder")
 
 # Time to close after the drain, before a worker whose parent is gone ends hard.
 _CLOSE_S = 10.0
@@ -51,6 +45,7 @@ def worker(
 
 async def _work(settings: Settings) -> None:
     from millpond.cli.config import queue_slots
+    from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
     from millpond.cli.signals import stop_event
     from millpond.db.migrate import check_schema
@@ -73,7 +68,7 @@ async def _work(settings: Settings) -> None:
             listen_url=databases.engine_listen,
             flows=flows,
             slots=slots,
-            resources=await open_resources(settings, app, stack),
+            resources=open_step_resources(settings, app, stack),
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,
         )
@@ -95,55 +90,3 @@ def load_flows(settings: Settings) -> list[Flow]:
             param="MILLPOND_FLOWS",
             advice="Name it as Python imports it, from the folder in which you start the worker.",
         ) from error
-
-
-async def open_resources(
-    settings: Settings, app: Database, stack: contextlib.AsyncExitStack
-) -> dict[type, object]:
-    """Open what steps may ask for: the text model, the embedder, the knowledge store.
-
-    A model that cannot be opened is left out with a warning: flows that do not need it still run,
-    and a step that does fails with that reason.
-    """
-    from millpond.knowledge.store import KnowledgeStore
-    from millpond.models.port import Embedder, TextModel
-
-    resources: dict[type, object] = {}
-    text = await _opened("text model", _open_text(settings), stack)
-    if text is not None:
-        resources[TextModel] = text
-    embedder = await _opened("embedder", _open_embedder(settings), stack)
-    if embedder is not None:
-        resources[Embedder] = embedder
-        resources[KnowledgeStore] = KnowledgeStore(app, embedder)
-    return resources
-
-
-async def _open_text(settings: Settings) -> TextModel:
-    from millpond.models.opening import open_text_model
-
-    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
-    return open_text_model(settings.llm, settings.llm_base_url, key)
-
-
-async def _open_embedder(settings: Settings) -> Embedder:
-    from millpond.models.opening import open_embedder
-
-    key = settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
-    return open_embedder(settings.embedder, settings.llm_base_url, key)
-
-
-async def _opened(
-    what: str, opening: Awaitable[Model], stack: contextlib.AsyncExitStack
-) -> Model | None:
-    import structlog
-
-    log = structlog.get_logger("millpond.worker")
-    try:
-        model = await opening
-    except MillpondError as error:
-        log.warning("model_left_out", what=what, reason=error.message, advice=error.advice)
-        return None
-    stack.push_async_callback(model.close)
-    log.info("model_opened", what=what, model=model.name)
-    return model
