@@ -88,8 +88,9 @@ def routes() -> str:
     """Render every route with the permission that it needs and the statuses it answers."""
     from millpond.api.app import create_app
 
-    nothing: Any = None
-    app = create_app(db=nothing, keyring=nothing, hints=nothing, feed=nothing)
+    none: Any = None
+    some: Any = object()
+    app = create_app(db=none, keyring=none, hints=none, feed=none, knowledge=some)
     needed = dict(_permissions(app.routes))
     lines = ["| route | what it does | permission | answers |", "|---|---|---|---|"]
     for path, methods in app.openapi()["paths"].items():
