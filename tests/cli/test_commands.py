@@ -94,7 +94,9 @@ def test_a_question_is_listed_shown_and_answered(cli, cli_json):
     assert shown["proposal"] == {"word": "hello"}
     wrong = cli("inputs", "resolve", request["id"], "-a", '{"is_right": "perhaps"}')
     assert wrong.exit_code == 2
-    stale = cli("inputs", "resolve", request["id"], "-a", '{"is_right": true}', "--digest", "0" * 64)
+    stale = cli(
+        "inputs", "resolve", request["id"], "-a", '{"is_right": true}', "--digest", "0" * 64
+    )
     assert stale.exit_code == 6
     cli_json("inputs", "resolve", request["id"], "-a", '{"is_right": true}')
     assert cli("runs", "tail", run["id"]).exit_code == 0

@@ -57,7 +57,7 @@ class Server:
 async def serving(*replies):
     server = Server(replies)
     listener = await asyncio.start_server(server.handle, "127.0.0.1", 0)
-    url = "http://127.0.0.1:%d" % listener.sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     async with listener, Remote.connect(url, "t0ken") as remote:
         yield server, remote
 
@@ -80,7 +80,9 @@ async def test_a_broken_stream_is_resumed_after_the_last_event_seen():
     async with serving(stream(1, 2), running, stream(2, 3, 4)) as (server, remote):
         assert await follow(remote) == [1, 2, 3, 4]
     assert server.last_ids() == ["0", "2"]
-    assert "authorization: Bearer t0ken" in server.requests[0].replace("Authorization", "authorization")
+    assert "authorization: Bearer t0ken" in server.requests[0].replace(
+        "Authorization", "authorization"
+    )
 
 
 async def test_a_server_that_is_too_busy_is_asked_again():
@@ -139,7 +141,7 @@ async def test_an_answer_that_is_not_json_says_so():
 
 async def test_a_server_that_is_away_is_unavailable_with_advice():
     listener = await asyncio.start_server(lambda r, w: None, "127.0.0.1", 0)
-    url = "http://127.0.0.1:%d" % listener.sockets[0].getsockname()[1]
+    url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
     listener.close()
     await listener.wait_closed()
     async with Remote.connect(url, None) as remote:

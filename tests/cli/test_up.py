@@ -112,8 +112,10 @@ def test_a_killed_api_is_started_again_on_the_same_port(started, invoke):
 
 def test_flows_that_cannot_be_imported_end_it(folder, invoke):
     result = subprocess.run(
-        [sys.executable, "-m", "millpond.cli", "up", "--data-dir", str(folder / "data")]
-        + ["--port", "0", "--flows", "no.such.module"],
+        [
+            *(sys.executable, "-m", "millpond.cli", "up", "--data-dir", str(folder / "data")),
+            *("--port", "0", "--flows", "no.such.module"),
+        ],
         capture_output=True,
         text=True,
         timeout=100,

@@ -41,6 +41,7 @@ class Play:
     runs: dict[str, Question] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     killed: str = ""
+    killed_pid: int = 0
     before_kill: Json = None
 
     async def perform(self) -> list[Json]:
@@ -115,7 +116,12 @@ class Play:
         if pid is None:
             raise Permanent("the worker is not there to be killed")
         os.kill(pid, signal.SIGKILL)
-        self.killed, self.before_kill = run_id, await self._run(run_id)
+        self.killed, self.killed_pid = run_id, pid
+        self.before_kill = await self._run(run_id)
+        self._find(
+            "the API went on answering while the worker was dead",
+            is_true=self.before_kill["id"] == run_id and self.platform.worker.pid is None,
+        )
         done = [step["name"] for step in proof.recorded(self.before_kill).values()]
         self.stage.act(f"kill -9 of the worker (process {pid}) while the model drafts {label}")
         self.stage.say(f"   recorded of {label} so far: {', '.join(done) or 'nothing'}")
@@ -209,8 +215,10 @@ class Play:
         events = watch.events[self.killed]
         self._find(
             "another worker took the run over",
-            is_true=watch.has(self.killed, "run.rescued") and run["attempts"] > 1,
-            detail=f"{run['attempts']} attempts",
+            is_true=watch.has(self.killed, "run.rescued")
+            and run["attempts"] > 1
+            and self.platform.worker.pid not in (None, self.killed_pid),
+            detail=f"process {self.platform.worker.pid}, {run['attempts']} attempts in all",
         )
         changed = proof.changed_since(self.before_kill, run)
         touched = proof.touched_after_rescue(self.before_kill, events)

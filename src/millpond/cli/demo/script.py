@@ -36,7 +36,7 @@ class Question:
 QUESTIONS = (
     Question(
         label="Q1",
-        text="I have lit my camp stove once and it does not work. May I still send it back?",
+        text="How many days do I have to return a tent?",
         decision="approve",
     ),
     Question(
