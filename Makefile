@@ -28,8 +28,8 @@ check: setup-dev ## Format, lint, strict types, import layers
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q --confcutdir tests/house tests/house/test_layers.py
 
-format: setup-dev ## Rewrite the code in the one format
-	@$(BIN)/ruff check --select I --fix -q .
+format: setup-dev ## Rewrite the code in the one format; fixes what the linter can fix safely
+	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format .
 
 bench: setup-dev ## Measure at length; prints medians with their range
