@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import uuid
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import orjson
 import pytest
 
-from millpond.types import Json
+from millpond.api.batches import Batches
+from millpond.errors import InvalidInput, Unavailable
+from millpond.types import Intent, Json
 
 from .conftest import ALL, Client, Front, until
 
@@ -355,3 +358,75 @@ async def test_accepting_wakes_a_worker(front: Front, ann: Client) -> None:
         run = (await ann.post("/v1/runs", json={"flow": "echo", "input": "x"})).json()
         started = await until(ann, run["id"], "run.started")
     assert uuid.UUID(started["run_id"]) == uuid.UUID(run["id"])
+
+
+async def test_runs_accepted_at_once_share_transactions(front: Front, ann: Client) -> None:
+    await front.publish()
+    bodies = [{"flow": "echo", "input": number} for number in range(60)]
+    responses = await asyncio.gather(*(ann.post("/v1/runs", json=body) for body in bodies))
+    assert {response.status_code for response in responses} == {202}
+    stored = {str(row["run_id"]): orjson.loads(row["input"]) for row in await rows(front, "run")}
+    told = {r.json()["id"]: n for n, r in enumerate(responses)}
+    assert stored == told
+    async with front.engine_db.duty("test") as con:
+        transactions = await con.fetchval("select count(distinct xmin::text) from run")
+    assert transactions < 60
+
+
+async def test_run_that_cannot_be_stored_does_not_fail_its_neighbours(front: Front) -> None:
+    def intent(queue: str) -> Intent:
+        return Intent(
+            org_id=front.org_id,
+            flow="echo",
+            version=1,
+            queue=queue,
+            input=b"{}",
+            subject="user:ann",
+        )
+
+    batches = Batches(front.db)
+    intents = [intent("default"), intent("nul \x00"), intent("default"), intent("default")]
+    results = await asyncio.gather(
+        *(batches.submit(one) for one in intents), return_exceptions=True
+    )
+    assert [result is None for result in results] == [True, False, True, True]
+    assert isinstance(results[1], InvalidInput)
+    assert len(await rows(front, "run")) == 3
+
+
+async def test_request_given_up_does_not_hold_its_batch(front: Front) -> None:
+    def intent() -> Intent:
+        return Intent(
+            org_id=front.org_id,
+            flow="echo",
+            version=1,
+            queue="default",
+            input=b"{}",
+            subject="user:ann",
+        )
+
+    batches = Batches(front.db)
+    tasks = [asyncio.create_task(batches.submit(intent())) for _ in range(5)]
+    await asyncio.sleep(0)
+    tasks[2].cancel()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [result for number, result in enumerate(results) if number != 2] == [None] * 4
+    assert isinstance(results[2], asyncio.CancelledError)
+
+
+async def test_nobody_in_a_batch_is_told_of_a_run_when_the_commit_fails(
+    front: Front, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await front.publish()
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 202
+
+    async def away(*_: object) -> None:
+        raise Unavailable("The database is not reachable.", retry_after_s=3)
+
+    monkeypatch.setattr("millpond.api.batches.submit", away)
+    responses = await asyncio.gather(
+        *(ann.post("/v1/runs", json={"flow": "echo"}) for _ in range(8))
+    )
+    assert {response.status_code for response in responses} == {503}
+    assert {response.headers["retry-after"] for response in responses} == {"3"}
+    assert len(await rows(front, "run")) == 1

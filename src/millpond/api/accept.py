@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
-from fastapi import Depends, Header
+from fastapi import Header
 
-from millpond.api.ports import Ports
+from millpond.api.auth import Caller
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.submit import submit
@@ -54,58 +54,73 @@ class Accepted:
     is_repeat: bool = False
 
 
+def promised(key: str | None, route: str, digest: Callable[[], bytes]) -> Promise | None:
+    """Return the promise of a request with this Idempotency-Key, None without one."""
+    if key is None:
+        return None
+    if not _KEY.fullmatch(key):
+        raise InvalidInput(
+            "An Idempotency-Key has 1 to 255 visible ASCII characters.",
+            code="malformed_header",
+            param="Idempotency-Key",
+        )
+    return Promise(key=key, route=route, digest=digest())
+
+
+def wellformed(traceparent: str | None) -> str | None:
+    """Return the trace context, or None when it is malformed: the standard asks to go on without."""
+    return traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
+
+
 class _TakenMeanwhile(Exception):
     """A rival committed the same key first."""
 
 
-async def accept(
-    ports: Ports, principal: Principal, intent: Intent, promise: Promise | None = None
-) -> Accepted:
+async def accept(caller: Caller, intent: Intent, promise: Promise | None = None) -> Accepted:
     """Store a run and wake its queue; a repeat of a promise returns the first run instead.
 
     Raises InvalidInput when the key was used for something else.
     """
     is_delayed = intent.delay_s > 0
-    async with ports.db.org(principal.org_id) as con:
-        if promise is not None and not await _claim(con, principal, intent, promise):
-            return await _first(con, principal, promise, is_delayed=is_delayed)
-        await submit(con, [intent])
+    if promise is None:
+        await caller.ports.batches.submit(intent)
+    else:
+        async with caller.org() as con:
+            if not await _claim(con, caller.principal, intent, promise):
+                return await _first(con, caller.principal, promise, is_delayed=is_delayed)
+            await submit(con, [intent])
     if not is_delayed:
-        ports.hints.wake([intent.queue])
+        caller.ports.hints.wake([intent.queue])
     return _accepted(intent)
 
 
-async def accept_with(
-    ports: Ports, principal: Principal, make: Make, promise: Promise | None = None
-) -> Accepted:
+async def accept_with(caller: Caller, make: Make, promise: Promise | None = None) -> Accepted:
     """Store what `make` stores together with the run that it returns, in one transaction.
 
     A repeat of a promise stores nothing and returns the first run.
     """
     try:
-        async with ports.db.org(principal.org_id) as con:
-            if promise is not None and await _find(con, principal, promise) is not None:
-                return await _first(con, principal, promise)
+        async with caller.org() as con:
+            if promise is not None and await _find(con, caller.principal, promise) is not None:
+                return await _first(con, caller.principal, promise)
             intent = await make(con)
-            if promise is not None and not await _claim(con, principal, intent, promise):
+            if promise is not None and not await _claim(con, caller.principal, intent, promise):
                 raise _TakenMeanwhile
             await submit(con, [intent])
     except _TakenMeanwhile:
         assert promise is not None
-        async with ports.db.org(principal.org_id) as con:
-            return await _first(con, principal, promise)
-    ports.hints.wake([intent.queue])
+        async with caller.org() as con:
+            return await _first(con, caller.principal, promise)
+    caller.ports.hints.wake([intent.queue])
     return _accepted(intent)
 
 
-async def recall(
-    ports: Ports, principal: Principal, promise: Promise, *, is_delayed: bool
-) -> Accepted | None:
+async def recall(caller: Caller, promise: Promise, *, is_delayed: bool) -> Accepted | None:
     """Return the run that a key stands for, if any, when the wish would not be accepted now."""
-    async with ports.db.org(principal.org_id) as con:
-        if await _find(con, principal, promise) is None:
+    async with caller.org() as con:
+        if await _find(con, caller.principal, promise) is None:
             return None
-        return await _first(con, principal, promise, is_delayed=is_delayed)
+        return await _first(con, caller.principal, promise, is_delayed=is_delayed)
 
 
 def may_start(principal: Principal, flow: FlowView) -> bool:
@@ -209,33 +224,14 @@ def _of(principal: Principal, promise: Promise) -> tuple[int, str, str, str]:
     return principal.org_id, principal.subject, promise.route, promise.key
 
 
-async def _key(
-    key: Annotated[
-        str | None,
-        Header(
-            alias="Idempotency-Key",
-            description="Any text unique to this request. A repeat with the same key and body returns "
-            "the first run; with another body it is refused (422).",
-        ),
-    ] = None,
-) -> str | None:
-    if key is not None and not _KEY.fullmatch(key):
-        raise InvalidInput(
-            "An Idempotency-Key has 1 to 255 visible ASCII characters.",
-            code="malformed_header",
-            param="Idempotency-Key",
-        )
-    return key
-
-
-async def _trace(
-    traceparent: Annotated[
-        str | None, Header(description="W3C trace context of the caller; the run links to it.")
-    ] = None,
-) -> str | None:
-    # The standard asks to go on without a trace when the header is malformed.
-    return traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
-
-
-IdempotencyKey = Annotated[str | None, Depends(_key)]
-Traceparent = Annotated[str | None, Depends(_trace)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        description="Any text unique to this request. A repeat with the same key and body returns "
+        "the first run; with another body it is refused (422).",
+    ),
+]
+Traceparent = Annotated[
+    str | None, Header(description="W3C trace context of the caller; the run links to it.")
+]

@@ -14,6 +14,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from millpond.api import problems
+from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
 from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuestion, StartRun
 from millpond.api.ports import Ports, SchemaCheck
@@ -84,6 +85,7 @@ def create_app(
         hints=hints,
         feed=feed,
         catalog=Catalog(db),
+        batches=Batches(db),
         check_schema=check_schema,
         knowledge=knowledge,
     )

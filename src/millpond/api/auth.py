@@ -6,50 +6,69 @@ tests, or they fail.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any
 
-from fastapi import Depends, Request, Security
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
 
 from millpond.api.ports import Ports
+from millpond.db.pool import Connection
 from millpond.errors import Forbidden, Unauthenticated
 from millpond.types import Principal
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/.well-known/jwks.json"})
 
-_bearer = HTTPBearer(
-    auto_error=False,
-    scheme_name="bearer",
-    bearerFormat="JWT",
-    description="A token of this installation: `millpond token` prints one for development.",
-)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Who calls, and what the route works with on their behalf."""
+
+    principal: Principal
+    ports: Ports
+
+    @property
+    def org_id(self) -> int:
+        """The org of the caller's token: the only one that exists for this request."""
+        return self.principal.org_id
+
+    def org(self) -> AbstractAsyncContextManager[Connection]:
+        """Open a transaction in the caller's org."""
+        return self.ports.db.org(self.principal.org_id)
 
 
-class Requires:
-    """The dependency of a route on one permission; returns the principal that holds it."""
+class Requires(HTTPBearer):
+    """The dependency of a route on one permission; gives it its caller.
+
+    One class for scheme and check, since each further dependency costs every request.
+    """
 
     def __init__(self, permission: str) -> None:
+        super().__init__(
+            bearerFormat="JWT",
+            scheme_name="bearer",
+            description="A token of this installation: `millpond token` prints one for development.",
+        )
         self.permission = permission
 
-    async def __call__(
-        self,
-        request: Request,
-        credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
-    ) -> Principal:
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
         """Return who calls; raises Unauthenticated or Forbidden."""
-        if credentials is None:
+        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
             raise Unauthenticated(
                 "This needs a bearer token.",
                 code="token_missing",
                 advice="send the header `Authorization: Bearer <token>`",
             )
-        principal = await _verified(request.app.state.ports, credentials.credentials)
+        ports: Ports = request.app.state.ports
+        principal = await _verified(ports, token.strip())
         permit(principal, self.permission)
-        return principal
+        return Caller(principal=principal, ports=ports)
 
 
 def requires(permission: str) -> Any:
-    """Declare that a route needs `permission`; gives the route its principal."""
+    """Declare that a route needs `permission`; gives the route its `Caller`."""
     return Depends(Requires(permission))
 
 

@@ -62,6 +62,11 @@ class Catalog:
         snapshot = await self._fresh(MAX_AGE_S)
         return [list(versions.values()) for versions in snapshot.flows.values()]
 
+    async def versions(self, name: str) -> list[FlowView]:
+        """Return all versions of a flow, oldest first; raises NotFound with advice."""
+        await self.flow(name)
+        return list(self._snapshot.flows[name].values())
+
     async def check_queue(self, queue: str, flow: FlowView) -> None:
         """Raise InvalidInput unless a live worker serves `queue` or the flow names it."""
         if queue == flow.queue or queue in (await self._fresh(MAX_AGE_S)).queues:

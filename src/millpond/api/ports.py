@@ -1,6 +1,7 @@
 """What routes work with: the pool, the keys, the hints, the feed, handed in by `cli`.
 
-Called by every route through the dependency `Wired`. Invariant: routes hold no state of their own.
+Reached by routes through their `Caller`, by public ones through `Wired`. Invariant: routes hold no
+state of their own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Annotated
 
 from fastapi import Depends, Request
 
+from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
@@ -31,6 +33,7 @@ class Ports:
     hints: Hints
     feed: Feed
     catalog: Catalog
+    batches: Batches
     check_schema: SchemaCheck | None = None
     knowledge: KnowledgeStore | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

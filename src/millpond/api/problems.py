@@ -15,7 +15,6 @@ from typing import Any
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,7 +32,7 @@ from millpond.errors import (
 from millpond.types import new_id
 
 MEDIA_TYPE = "application/problem+json"
-REQUEST_ID = "X-Request-Id"
+REQUEST_ID = b"x-request-id"
 _log = structlog.get_logger("millpond.api")
 
 
@@ -128,7 +127,7 @@ class Shield:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+                message["headers"] = [*message["headers"], (REQUEST_ID, request_id.encode())]
             await send(message)
 
         try:

@@ -26,6 +26,7 @@ class ApiServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                proxy_headers=False,
                 ws="none",
                 timeout_keep_alive=15,
                 timeout_graceful_shutdown=max(1, round(grace_s)),

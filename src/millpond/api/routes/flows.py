@@ -10,17 +10,15 @@ from typing import Annotated
 from fastapi import APIRouter, Response
 
 from millpond.api.accept import may_start
-from millpond.api.auth import requires
+from millpond.api.auth import Caller, requires
 from millpond.api.documented import failures
 from millpond.api.models import FlowOut, Listing
-from millpond.api.ports import Wired
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import flow_json
-from millpond.types import Principal
 
 router = APIRouter(prefix="/v1/flows", tags=["flows"])
 
-Reader = Annotated[Principal, requires("flows:read")]
+Reader = Annotated[Caller, requires("flows:read")]
 
 
 @router.get(
@@ -28,11 +26,11 @@ Reader = Annotated[Principal, requires("flows:read")]
     operation_id="list_flows",
     responses={200: {"model": Listing[FlowOut]}, **failures(401, 403, 503)},
 )
-async def list_flows(principal: Reader, ports: Wired) -> Response:
+async def list_flows(caller: Reader) -> Response:
     """List all flows by name; the list is empty until a worker has published one."""
     flows = [
-        flow_json(versions, may_start=may_start(principal, versions[-1]))
-        for versions in await ports.catalog.flows()
+        flow_json(versions, may_start=may_start(caller.principal, versions[-1]))
+        for versions in await caller.ports.catalog.flows()
     ]
     return reply(listing(flows, has_more=False))
 
@@ -42,8 +40,7 @@ async def list_flows(principal: Reader, ports: Wired) -> Response:
     operation_id="get_flow",
     responses={200: {"model": FlowOut}, **failures(401, 403, 404, 422, 503)},
 )
-async def get_flow(principal: Reader, ports: Wired, name: str) -> Response:
+async def get_flow(caller: Reader, name: str) -> Response:
     """Show one flow."""
-    newest = await ports.catalog.flow(name)
-    versions = next(found for found in await ports.catalog.flows() if found[-1].name == newest.name)
-    return reply(flow_json(versions, may_start=may_start(principal, versions[-1])))
+    versions = await caller.ports.catalog.versions(name)
+    return reply(flow_json(versions, may_start=may_start(caller.principal, versions[-1])))

@@ -11,21 +11,19 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
 
-from millpond.api.auth import requires
+from millpond.api.auth import Caller, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import InputRequest, Listing, ResolveRequest
 from millpond.api.paging import Paged
-from millpond.api.ports import Wired
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import request_json
 from millpond.engine import views, waits
-from millpond.types import Principal
 
 router = APIRouter(prefix="/v1/input-requests", tags=["input requests"])
 
-Reader = Annotated[Principal, requires("inputs:read")]
-Resolver = Annotated[Principal, requires("inputs:resolve")]
+Reader = Annotated[Caller, requires("inputs:read")]
+Resolver = Annotated[Caller, requires("inputs:resolve")]
 RequestState = Literal["pending", "resolved", "expired", "cancelled"]
 
 
@@ -35,16 +33,15 @@ RequestState = Literal["pending", "resolved", "expired", "cancelled"]
     responses={200: {"model": Listing[InputRequest]}, **failures(401, 403, 422, 503)},
 )
 async def list_input_requests(
-    principal: Reader,
-    ports: Wired,
+    caller: Reader,
     page: Paged,
     state: Annotated[RequestState | None, Query(description="Only this state.")] = None,
     role: Annotated[str | None, Query(max_length=200, description="Only for this role.")] = None,
     run_id: Annotated[uuid.UUID | None, Query(description="Only of this run.")] = None,
 ) -> Response:
     """List questions to humans, newest first."""
-    org_id = principal.org_id
-    async with ports.db.org(org_id) as con:
+    org_id = caller.org_id
+    async with caller.org() as con:
         requests, has_more = await views.list_requests(
             con, org_id, page, state=state, role=role, run_id=run_id
         )
@@ -56,10 +53,10 @@ async def list_input_requests(
     operation_id="get_input_request",
     responses={200: {"model": InputRequest}, **failures(401, 403, 404, 422, 503)},
 )
-async def get_input_request(principal: Reader, ports: Wired, request_id: uuid.UUID) -> Response:
+async def get_input_request(caller: Reader, request_id: uuid.UUID) -> Response:
     """Show one question: its form, what is to be approved, and the decision once made."""
-    async with ports.db.org(principal.org_id) as con:
-        return reply(request_json(await views.get_request(con, principal.org_id, request_id)))
+    async with caller.org() as con:
+        return reply(request_json(await views.get_request(con, caller.org_id, request_id)))
 
 
 @router.post(
@@ -72,7 +69,7 @@ async def get_input_request(principal: Reader, ports: Wired, request_id: uuid.UU
     },
 )
 async def resolve_input_request(
-    request: Request, principal: Resolver, ports: Wired, request_id: uuid.UUID
+    request: Request, caller: Resolver, request_id: uuid.UUID
 ) -> Response:
     """Decide a question; its run goes on.
 
@@ -81,11 +78,13 @@ async def resolve_input_request(
     """
     wish = await read_json(request, ResolveRequest)
     digest = None if wish.digest is None else bytes.fromhex(wish.digest)
-    org_id = principal.org_id
-    async with ports.db.org(org_id) as con:
-        readied = await waits.resolve(con, org_id, request_id, principal, wish.answer, digest)
+    org_id = caller.org_id
+    async with caller.org() as con:
+        readied = await waits.resolve(
+            con, org_id, request_id, caller.principal, wish.answer, digest
+        )
         resolved = await views.get_request(con, org_id, request_id)
     if readied.queue:
-        ports.hints.wake([readied.queue])
-    ports.hints.changed([readied.run_id])
+        caller.ports.hints.wake([readied.queue])
+    caller.ports.hints.changed([readied.run_id])
     return reply(request_json(resolved))

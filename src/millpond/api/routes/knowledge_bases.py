@@ -13,12 +13,12 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from millpond.api.accept import (
     IdempotencyKey,
-    Promise,
     accept_with,
     accepted_headers,
     accepted_json,
+    promised,
 )
-from millpond.api.auth import requires
+from millpond.api.auth import Caller, requires
 from millpond.api.bodies import described, read_body, read_json
 from millpond.api.documented import ACCEPTED_HEADERS, failures
 from millpond.api.models import (
@@ -29,19 +29,19 @@ from millpond.api.models import (
     SearchOut,
     SearchQuestion,
 )
-from millpond.api.ports import Ports, Wired
+from millpond.api.ports import Ports
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import base_json, document_json, search_json
 from millpond.db.pool import Connection
 from millpond.knowledge.media import MAX_BYTES, MAX_NAME
 from millpond.knowledge.store import KnowledgeStore
-from millpond.types import Intent, Principal
+from millpond.types import Intent
 
 router = APIRouter(prefix="/v1/knowledge-bases", tags=["knowledge"])
 
 _ROUTE = "POST /v1/knowledge-bases/{name}/documents"
-Reader = Annotated[Principal, requires("knowledge:read")]
-Writer = Annotated[Principal, requires("knowledge:write")]
+Reader = Annotated[Caller, requires("knowledge:read")]
+Writer = Annotated[Caller, requires("knowledge:write")]
 BaseName = Annotated[str, Path(description="Name of the knowledge base.")]
 _UPLOAD = {
     "requestBody": {
@@ -57,9 +57,9 @@ _UPLOAD = {
     operation_id="list_knowledge_bases",
     responses={200: {"model": Listing[KnowledgeBaseOut]}, **failures(401, 403, 503)},
 )
-async def list_knowledge_bases(principal: Reader, ports: Wired) -> Response:
+async def list_knowledge_bases(caller: Reader) -> Response:
     """List knowledge bases by name."""
-    bases = await _store(ports).bases(principal.org_id)
+    bases = await _store(caller.ports).bases(caller.org_id)
     return reply(listing([base_json(base) for base in bases], has_more=False))
 
 
@@ -75,9 +75,7 @@ async def list_knowledge_bases(principal: Reader, ports: Wired) -> Response:
 )
 async def add_document(
     request: Request,
-    principal: Writer,
-    ports: Wired,
-    key: IdempotencyKey,
+    caller: Writer,
     name: BaseName,
     filename: Annotated[
         str,
@@ -88,19 +86,20 @@ async def add_document(
             "version of the document.",
         ),
     ],
+    key: IdempotencyKey = None,
 ) -> Response:
     """Store a document and accept the run that ingests it; makes the knowledge base if needed."""
     content = await read_body(request, MAX_BYTES)
-    store = _store(ports)
+    store = _store(caller.ports)
 
     async def make(con: Connection) -> Intent:
         _, intent = await store.add_document(
-            con, principal.org_id, name, filename, content, principal.subject
+            con, caller.org_id, name, filename, content, caller.principal.subject
         )
         return intent
 
-    promise = key and Promise(key=key, route=_ROUTE, digest=_digest(name, filename, content))
-    accepted = await accept_with(ports, principal, make, promise or None)
+    promise = promised(key, _ROUTE, lambda: _digest(name, filename, content))
+    accepted = await accept_with(caller, make, promise)
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
 
 
@@ -109,9 +108,9 @@ async def add_document(
     operation_id="list_documents",
     responses={200: {"model": Listing[DocumentOut]}, **failures(401, 403, 404, 422, 503)},
 )
-async def list_documents(principal: Reader, ports: Wired, name: BaseName) -> Response:
+async def list_documents(caller: Reader, name: BaseName) -> Response:
     """List the documents of a knowledge base by file name, with how far their ingestion is."""
-    documents = await _store(ports).documents(principal.org_id, name)
+    documents = await _store(caller.ports).documents(caller.org_id, name)
     return reply(listing([document_json(one) for one in documents], has_more=False))
 
 
@@ -124,12 +123,10 @@ async def list_documents(principal: Reader, ports: Wired, name: BaseName) -> Res
         **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
     },
 )
-async def search_knowledge_base(
-    request: Request, principal: Reader, ports: Wired, name: BaseName
-) -> Response:
+async def search_knowledge_base(request: Request, caller: Reader, name: BaseName) -> Response:
     """Find the passages that answer a question, best first, each with its source."""
     question = await read_json(request, SearchQuestion)
-    found = await _store(ports).search(principal.org_id, name, question.query, question.limit)
+    found = await _store(caller.ports).search(caller.org_id, name, question.query, question.limit)
     return reply(search_json(found))
 
 

@@ -9,18 +9,16 @@ from typing import Annotated
 
 from fastapi import APIRouter, Response
 
-from millpond.api.auth import requires
+from millpond.api.auth import Caller, requires
 from millpond.api.documented import failures
 from millpond.api.models import Listing, QueueOut
-from millpond.api.ports import Wired
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import queue_json
 from millpond.engine import views
-from millpond.types import Principal
 
 router = APIRouter(prefix="/v1/queues", tags=["queues"])
 
-Reader = Annotated[Principal, requires("queues:read")]
+Reader = Annotated[Caller, requires("queues:read")]
 
 
 @router.get(
@@ -28,8 +26,8 @@ Reader = Annotated[Principal, requires("queues:read")]
     operation_id="list_queues",
     responses={200: {"model": Listing[QueueOut]}, **failures(401, 403, 503)},
 )
-async def list_queues(principal: Reader, ports: Wired) -> Response:
+async def list_queues(caller: Reader) -> Response:
     """List queues by name, with the org's own work in each."""
-    async with ports.db.org(principal.org_id) as con:
-        queues = await views.list_queues(con, principal.org_id)
+    async with caller.org() as con:
+        queues = await views.list_queues(con, caller.org_id)
     return reply(listing([queue_json(queue) for queue in queues], has_more=False))

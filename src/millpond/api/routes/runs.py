@@ -22,9 +22,11 @@ from millpond.api.accept import (
     accepted_json,
     digest_of,
     permit_start,
+    promised,
     recall,
+    wellformed,
 )
-from millpond.api.auth import requires
+from millpond.api.auth import Caller, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import ACCEPTED_HEADERS, failures
 from millpond.api.models import (
@@ -37,22 +39,21 @@ from millpond.api.models import (
     StartRun,
 )
 from millpond.api.paging import Paged
-from millpond.api.ports import Ports, Wired
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import event_json, run_detail_json, run_json
 from millpond.api.sse import MEDIA_TYPE, EventStream
 from millpond.engine import events, operations, views
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
-from millpond.types import Intent, Principal, RunState
+from millpond.types import Intent, RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 _ROUTE = "POST /v1/runs"
 _MAX_EVENT_NO = 2**31 - 1
-Starter = Annotated[Principal, requires("runs:start")]
-Reader = Annotated[Principal, requires("runs:read")]
-Canceller = Annotated[Principal, requires("runs:cancel")]
+Starter = Annotated[Caller, requires("runs:start")]
+Reader = Annotated[Caller, requires("runs:read")]
+Canceller = Annotated[Caller, requires("runs:cancel")]
 
 
 @router.post(
@@ -67,10 +68,9 @@ Canceller = Annotated[Principal, requires("runs:cancel")]
 )
 async def start_run(
     request: Request,
-    principal: Starter,
-    ports: Wired,
-    key: IdempotencyKey,
-    traceparent: Traceparent,
+    caller: Starter,
+    key: IdempotencyKey = None,
+    traceparent: Traceparent = None,
 ) -> Response:
     """Accept a run of a flow.
 
@@ -78,16 +78,15 @@ async def start_run(
     permission besides `runs:start`.
     """
     wish = await read_json(request, StartRun)
-    flow = await ports.catalog.flow(wish.flow, wish.version)
-    permit_start(principal, flow)
-    promise = key and Promise(key=key, route=_ROUTE, digest=digest_of(wish.model_dump()))
-    accepted = await _accept(ports, principal, wish, flow, promise or None, traceparent)
+    flow = await caller.ports.catalog.flow(wish.flow, wish.version)
+    permit_start(caller.principal, flow)
+    promise = promised(key, _ROUTE, lambda: digest_of(wish.model_dump()))
+    accepted = await _accept(caller, wish, flow, promise, traceparent)
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
 
 
 async def _accept(
-    ports: Ports,
-    principal: Principal,
+    caller: Caller,
     wish: StartRun,
     flow: FlowView,
     promise: Promise | None,
@@ -95,26 +94,26 @@ async def _accept(
 ) -> Accepted:
     """Validate and accept; what was accepted before under the same key needs no validation again."""
     intent = Intent(
-        org_id=principal.org_id,
+        org_id=caller.org_id,
         flow=flow.name,
         version=flow.version,
         queue=wish.queue or flow.queue,
         input=orjson.dumps(wish.input),
-        subject=principal.subject,
+        subject=caller.principal.subject,
         priority=wish.priority,
         delay_s=wish.delay_s,
         timeout_s=flow.timeout_s,
-        traceparent=traceparent,
+        traceparent=wellformed(traceparent),
         labels=wish.labels,
     )
     try:
-        await ports.catalog.check_queue(intent.queue, flow)
-        ports.catalog.check_input(flow, wish.input)
-        return await accept(ports, principal, intent, promise)
+        await caller.ports.catalog.check_queue(intent.queue, flow)
+        caller.ports.catalog.check_input(flow, wish.input)
+        return await accept(caller, intent, promise)
     except InvalidInput as error:
         if promise is None or error.code == "idempotency_key_reused":
             raise
-        first = await recall(ports, principal, promise, is_delayed=intent.delay_s > 0)
+        first = await recall(caller, promise, is_delayed=intent.delay_s > 0)
         if first is None:
             raise
         return first
@@ -126,8 +125,7 @@ async def _accept(
     responses={200: {"model": Listing[Run]}, **failures(401, 403, 422, 503)},
 )
 async def list_runs(
-    principal: Reader,
-    ports: Wired,
+    caller: Reader,
     page: Paged,
     state: Annotated[
         list[RunState] | None, Query(description="Only these states; may be given repeatedly.")
@@ -152,8 +150,8 @@ async def list_runs(
         created_before=_aware(created_before, "created_before"),
         search=q,
     )
-    async with ports.db.org(principal.org_id) as con:
-        runs, has_more = await views.list_runs(con, principal.org_id, wanted, page)
+    async with caller.org() as con:
+        runs, has_more = await views.list_runs(con, caller.org_id, wanted, page)
     return reply(listing([run_json(run) for run in runs], has_more=has_more))
 
 
@@ -162,10 +160,10 @@ async def list_runs(
     operation_id="get_run",
     responses={200: {"model": RunDetail}, **failures(401, 403, 404, 422, 503)},
 )
-async def get_run(principal: Reader, ports: Wired, run_id: uuid.UUID) -> Response:
+async def get_run(caller: Reader, run_id: uuid.UUID) -> Response:
     """Show one run with its recorded steps and open questions."""
-    org_id = principal.org_id
-    async with ports.db.org(org_id) as con:
+    org_id = caller.org_id
+    async with caller.org() as con:
         run = await views.get_run(con, org_id, run_id)
         steps = await views.list_steps(con, org_id, run_id)
         requests, _ = await views.list_requests(
@@ -188,8 +186,7 @@ async def get_run(principal: Reader, ports: Wired, run_id: uuid.UUID) -> Respons
     },
 )
 async def list_run_events(
-    principal: Reader,
-    ports: Wired,
+    caller: Reader,
     run_id: uuid.UUID,
     after: Annotated[
         int, Query(ge=0, le=_MAX_EVENT_NO, description="Only events with a higher number.")
@@ -203,10 +200,10 @@ async def list_run_events(
     ] = None,
 ) -> Response:
     """Show a run's events: a page of JSON, or a live stream that ends after the final event."""
-    org_id = principal.org_id
+    org_id = caller.org_id
     if MEDIA_TYPE in accept:
-        return await _stream(ports, org_id, run_id, _resume(last_event_id, after))
-    async with ports.db.org(org_id) as con:
+        return await _stream(caller, run_id, _resume(last_event_id, after))
+    async with caller.org() as con:
         await views.event_position(con, org_id, run_id)
         found = await events.page(con, org_id, run_id, after=after, limit=limit + 1)
     data = [event_json(event) for event in found[:limit]]
@@ -220,23 +217,22 @@ async def list_run_events(
     openapi_extra=described(CancelRun, is_required=False),
     responses={202: {"model": Run}, **failures(400, 401, 403, 404, 409, 413, 415, 422, 503)},
 )
-async def cancel_run(
-    request: Request, principal: Canceller, ports: Wired, run_id: uuid.UUID
-) -> Response:
+async def cancel_run(request: Request, caller: Canceller, run_id: uuid.UUID) -> Response:
     """Stop a run: at once when nothing executes it, else as soon as its worker has let go."""
     wish = await read_json(request, CancelRun, is_optional=True)
-    org_id = principal.org_id
-    async with ports.db.org(org_id) as con:
-        await operations.cancel(con, org_id, run_id, principal.subject, wish.reason)
+    org_id = caller.org_id
+    async with caller.org() as con:
+        await operations.cancel(con, org_id, run_id, caller.principal.subject, wish.reason)
         run = await views.get_run(con, org_id, run_id)
-    ports.hints.cancelled([run_id])
-    ports.hints.changed([run_id])
+    caller.ports.hints.cancelled([run_id])
+    caller.ports.hints.changed([run_id])
     headers = {"Location": f"/v1/runs/{run_id}", "Retry-After": "1"}
     return reply(run_json(run), status=202, headers=headers)
 
 
-async def _stream(ports: Ports, org_id: int, run_id: uuid.UUID, after: int) -> Response:
-    async with ports.db.org(org_id) as con:
+async def _stream(caller: Caller, run_id: uuid.UUID, after: int) -> Response:
+    org_id, ports = caller.org_id, caller.ports
+    async with caller.org() as con:
         position = await views.event_position(con, org_id, run_id)
     if position.is_over and after >= position.last_no:
         # Tells browsers not to come back; the type is for clients that look at nothing else.
