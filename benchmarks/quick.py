@@ -136,7 +136,9 @@ async def measure(rounds: int, only: set[str]) -> list[Figure]:
 
     async def drains(at: Ground) -> None:
         add("drain of no-op runs, 1 org", "runs/s", await drain(at, noop, orgs=1, count=20_000))
-        add("drain of no-op runs, 100 orgs", "runs/s", await drain(at, noop, orgs=100, count=20_000))
+        add(
+            "drain of no-op runs, 100 orgs", "runs/s", await drain(at, noop, orgs=100, count=20_000)
+        )
 
     async def steps(at: Ground) -> None:
         add("three durable steps", "runs/s", await drain(at, three, orgs=1, count=8_000))

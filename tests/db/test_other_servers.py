@@ -21,6 +21,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from tests.engine.conftest import Pond
 
 from millpond.db.embedded import Urls
 from millpond.db.migrate import check_schema, migrate
@@ -29,7 +30,6 @@ from millpond.engine.context import Context
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.errors import MillpondError
-from tests.engine.conftest import Pond
 
 DEBIAN = Path("/usr/lib/postgresql")
 
@@ -78,7 +78,7 @@ class Server:
 @pytest.fixture
 def folder() -> Iterator[Path]:
     """A folder that the server's user owns, with a short path for its socket."""
-    path = Path(tempfile.mkdtemp(prefix="mp-other-", dir="/tmp"))  # noqa: S108
+    path = Path(tempfile.mkdtemp(prefix="mp-other-", dir="/tmp"))
     path.chmod(0o711)
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -100,7 +100,7 @@ async def _server(binaries: Path, folder: Path) -> AsyncIterator[Server]:
     if user:
         shutil.chown(folder / "password", user)
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
-    subprocess.run(  # noqa: ASYNC221
+    subprocess.run(
         [binaries / "initdb", "-D", folder / "data", "-U", "boss", "--auth=scram-sha-256",
          "--encoding=UTF8", f"--pwfile={folder / 'password'}", "--no-sync"],
         check=True, capture_output=True, user=user, env=environment, cwd=folder,

@@ -15,13 +15,13 @@ from typing import Any
 import asyncpg
 import orjson
 import pytest
+from tests.engine.conftest import DEADLINE_S, Pond
 
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer, FinishWrite, StepWrite
 from millpond.engine.context import Context
 from millpond.engine.waits import park, release
 from millpond.errors import LeaseLost, MillpondError
-from tests.engine.conftest import DEADLINE_S, Pond
 
 LEASE_S = 1.5
 
@@ -182,7 +182,9 @@ async def test_a_stale_attempt_cannot_write(pond: Pond) -> None:
 async def test_one_value_that_cannot_be_stored_fails_only_its_own_write(pond: Pond) -> None:
     async with _lease(pond, 5) as (leases, committer):
         outputs = ['{"a": "\\u0000"}', "1", "this is not json", "[2]", '"fine"']
-        futures = [committer.record(_step(one, text)) for one, text in zip(leases, outputs, strict=True)]
+        futures = [
+            committer.record(_step(one, text)) for one, text in zip(leases, outputs, strict=True)
+        ]
         results = await asyncio.gather(*futures, return_exceptions=True)
     assert [isinstance(one, MillpondError) for one in results] == [False, False, True, False, False]
     assert not isinstance(results[2], LeaseLost)

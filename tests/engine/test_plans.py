@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.engine.conftest import Pond
 
 from millpond.db.queries import queries
-from tests.engine.conftest import Pond
 
 HOT = {
     ("claim", "consume"),
@@ -56,7 +56,9 @@ async def test_hot_statements_go_by_key(pond: Pond, rows: int) -> None:
         for room, name in sorted(HOT):
             statement = queries(room)[name]
             await con.execute(f"prepare hot as {statement}")
-            nulls = ", ".join(["null"] * max(map(int, re.findall(r"\$(\d+)", statement)), default=0))
+            nulls = ", ".join(
+                ["null"] * max(map(int, re.findall(r"\$(\d+)", statement)), default=0)
+            )
             text = await con.fetchval(
                 f"explain (format json) execute hot{f'({nulls})' if nulls else ''}"
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel
+from tests.engine.conftest import Pond
 
 from millpond.engine.context import Context, Decision, InputExpired, StepFailed
 from millpond.engine.operations import cancel
@@ -14,7 +15,6 @@ from millpond.engine.waits import resolve
 from millpond.errors import Conflict, Forbidden, InvalidInput, Permanent, Transient
 from millpond.retry import Retry
 from millpond.types import Principal, RunState
-from tests.engine.conftest import Pond
 
 
 class Greeting(BaseModel):

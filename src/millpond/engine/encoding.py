@@ -88,4 +88,3 @@ def _message(error: BaseException) -> str:
         ]
         return "; ".join(places)
     return str(error)
-

@@ -91,7 +91,9 @@ async def _perform(attempt: Attempt) -> str:
         try:
             value = flow.input.validate_json(attempt.claimed.input)
         except ValidationError as error:
-            raise InvalidInput(f"the input does not fit: {_places(error)}", param="input") from error
+            raise InvalidInput(
+                f"the input does not fit: {_places(error)}", param="input"
+            ) from error
         result = await flow.function(context, value)
         if context.closed is not None:
             raise Unwind(context.closed)
@@ -208,5 +210,3 @@ async def _persist(write: Callable[[], Awaitable[R]]) -> R:
         except Transient:
             await asyncio.sleep(0.3)
     raise LeaseLost("the database stayed out of reach")
-
-

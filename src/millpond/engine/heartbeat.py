@@ -132,7 +132,10 @@ async def _beat(orders: Orders) -> int:
         if is_stopped_or_gone(orders.pid):
             continue
         if is_stuck(pulse, time.monotonic()):
-            print("millpond: a step is over its time and blocks the worker; ending it", file=sys.stderr)
+            print(
+                "millpond: a step is over its time and blocks the worker; ending it",
+                file=sys.stderr,
+            )
             os.kill(orders.pid, signal.SIGKILL)
             break
         try:

@@ -108,7 +108,9 @@ class Hints:
 
 
 async def _connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
-    con = await asyncpg.connect(url, timeout=5, server_settings={"application_name": "millpond-hints"})
+    con = await asyncpg.connect(
+        url, timeout=5, server_settings={"application_name": "millpond-hints"}
+    )
     # A transaction that only notifies writes a commit record; nobody needs it on disk.
     await con.execute("set synchronous_commit = off")
     return con

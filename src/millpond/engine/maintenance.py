@@ -70,7 +70,9 @@ class Maintenance:
                     for row in lost
                 ],
             )
-        _log.warning("runs.rescued", workers=[str(row["worker_id"]) for row in dead], runs=len(lost))
+        _log.warning(
+            "runs.rescued", workers=[str(row["worker_id"]) for row in dead], runs=len(lost)
+        )
         return readied
 
     async def fire(self) -> Sequence[Readied]:

@@ -131,7 +131,9 @@ async def record_question(
             orjson.dumps(question.proposal).decode(),
             question.digest(),
             question.expires_in_s,
-            None if question.expiry_answer is None else orjson.dumps(question.expiry_answer).decode(),
+            None
+            if question.expiry_answer is None
+            else orjson.dumps(question.expiry_answer).decode(),
         )
         if question.expires_in_s is not None:
             await con.fetchval(
@@ -166,9 +168,7 @@ async def park(
             return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id)]))[0]
         state = "awaiting_input" if is_human else "waiting"
         data = orjson.dumps({"steps": list(step_keys)}).decode()
-        await con.execute(
-            _SQL["rest"], lease.org_id, lease.run_id, state, f"run.{state}", data, 0
-        )
+        await con.execute(_SQL["rest"], lease.org_id, lease.run_id, state, f"run.{state}", data, 0)
         return None
 
 
@@ -320,7 +320,11 @@ async def _expire(con: Connection, org_id: int, run_id: uuid.UUID, step_key: str
     output = error = None
     if request["expiry_answer"] is None:
         state = "failed"
-        error = {"class": "InputExpired", "code": "input_expired", "message": "nobody decided in time"}
+        error = {
+            "class": "InputExpired",
+            "code": "input_expired",
+            "message": "nobody decided in time",
+        }
     else:
         state = "done"
         output = {

@@ -127,9 +127,7 @@ class Worker:
         committer.start()
         listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
         await listener.start()
-        scope = Scope(
-            database=self._database, committer=committer, resources=self._resources
-        )
+        scope = Scope(database=self._database, committer=committer, resources=self._resources)
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         loops = [
             asyncio.create_task(self._claim_all(scope, hints), name="claim"),
@@ -236,9 +234,7 @@ class Worker:
             self._hint(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
-            self._slots.give(
-                claimed.queue, attempt.flow.capability, time.monotonic() - began
-            )
+            self._slots.give(claimed.queue, attempt.flow.capability, time.monotonic() - began)
 
     def _hint(self, hints: Hints, readied: Sequence[Readied]) -> None:
         if readied:

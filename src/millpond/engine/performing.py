@@ -1,0 +1,279 @@
+"""Performing a step: tried until there is a result, a failure, or a wait; each outcome recorded.
+
+Called by `context`, one Performer per attempt. Invariants: a step's result is returned only after its
+record is durable; a failure that is raised is recorded first; a lost lease ends the attempt silently.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import orjson
+from pydantic import TypeAdapter
+
+from millpond.db.pool import EngineDatabase
+from millpond.engine import waits
+from millpond.engine.branches import Branch, Branches, Unwind
+from millpond.engine.claim import Lease
+from millpond.engine.commit import Committer, StepWrite
+from millpond.engine.encoding import dump, dump_error
+from millpond.engine.history import Recorded
+from millpond.errors import LeaseLost, Transient
+from millpond.retry import Retry, backoff_s, classify, retry_after_s
+from millpond.types import Json
+
+R = TypeVar("R")
+
+# A backoff or sleep above this is a wait: recorded, and the slot is given back.
+HOLD_S = 1.0
+# A step that lasts longer is announced by an event of its own.
+ANNOUNCE_S = 0.05
+
+
+class StepFailed(Exception):
+    """A step ended in failure after its last try; raised in the flow, also on replay."""
+
+    def __init__(self, step: str, *, error_class: str, code: str, message: str) -> None:
+        super().__init__(f"step {step} failed: {error_class}: {message}")
+        self.step = step
+        self.error_class = error_class
+        self.code = code
+        self.message = message
+
+
+class InputExpired(StepFailed):
+    """Nobody decided in time, and the question had no default."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What one worker gives to all its attempts. `resources` are instances by their type."""
+
+    database: EngineDatabase
+    committer: Committer
+    resources: Mapping[type, object]
+
+
+@dataclass(slots=True)
+class Plan:
+    """How one step is to be performed."""
+
+    name: str
+    key: str
+    retry: Retry
+    timeout_s: float | None
+    output: TypeAdapter[Any] | None
+
+
+class Performer:
+    """Performs and records the steps of one attempt."""
+
+    def __init__(self, lease: Lease, scope: Scope, branches: Branches) -> None:
+        self._lease = lease
+        self._database = scope.database
+        self._committer = scope.committer
+        self._branches = branches
+
+    async def perform(
+        self,
+        branch: Branch,
+        plan: Plan,
+        call: Callable[[int], Awaitable[Any]],
+        recorded: Recorded | None,
+    ) -> Any:
+        """Try until there is a result; raises StepFailed, or Unwind to park for a long backoff."""
+        now = asyncio.get_running_loop().time
+        tries = recorded.tries if recorded else 0
+        began = now() - (recorded.age_s if recorded else 0.0)
+        while True:
+            tries += 1
+            try_began = now()
+            try:
+                value = await self._try(branch, plan, call, tries)
+                text = dump(plan.output, value)
+                await self._succeeded(plan, text, tries, now() - try_began, now() - began)
+            except Exception as error:
+                delay_s = await self._failed_try(plan, error, tries, now() - began)
+            else:
+                return value if plan.output is not None else orjson.loads(text)
+            if delay_s > HOLD_S:
+                await self._back_off(plan, delay_s)
+                await self._branches.park(branch, plan.key, is_human=False)
+            await self.own(asyncio.sleep(delay_s))
+
+    async def _try(
+        self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
+    ) -> Any:
+        """Execute a step's function once, within its time limit."""
+        loop = asyncio.get_running_loop()
+        announce = loop.call_later(ANNOUNCE_S, self._announce, plan, tries)
+        branch.is_in_step = True
+        limit = None
+        try:
+            if plan.timeout_s is None:
+                return await call(tries)
+            branch.deadline = loop.time() + plan.timeout_s
+            async with asyncio.timeout(plan.timeout_s) as limit:
+                return await call(tries)
+        except asyncio.CancelledError as error:
+            if self._branches.closed is not None:
+                raise Unwind(self._branches.closed) from error
+            raise
+        except TimeoutError as error:
+            if limit is None or not limit.expired():
+                raise
+            raise Transient(
+                f"step {plan.name} took longer than {plan.timeout_s} s", code="timeout"
+            ) from error
+        finally:
+            branch.is_in_step = False
+            branch.deadline = None
+            announce.cancel()
+
+    async def _succeeded(
+        self, plan: Plan, text: str, tries: int, took_s: float, duration_s: float
+    ) -> None:
+        """Record a result. Step names need no escaping in JSON."""
+        written = self._committer.record(
+            StepWrite(
+                lease=self._lease,
+                step_key=plan.key,
+                name=plan.name,
+                state="done",
+                output=text,
+                tries=tries,
+                duration_s=duration_s,
+                event_kind="step.succeeded",
+                event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
+            )
+        )
+        await self.own(written)
+
+    async def _failed_try(
+        self, plan: Plan, error: Exception, tries: int, elapsed_s: float
+    ) -> float:
+        """Record a failed try; returns the delay before the next one or raises StepFailed."""
+        delay_s = backoff_s(
+            plan.retry,
+            tries=tries,
+            verdict=classify(error),
+            elapsed_s=elapsed_s,
+            wish_s=retry_after_s(error),
+            random=random.random,
+        )
+        described = dump_error(error, plan.name)
+        data: dict[str, Json] = {"name": plan.name, "tries": tries, "error": described}
+        if delay_s is not None:
+            data["delay_s"] = round(delay_s, 3)
+        await self.record(
+            plan.key,
+            plan.name,
+            "step.failed" if delay_s is None else "step.retrying",
+            data,
+            state="failed" if delay_s is None else "retrying",
+            error=orjson.dumps(described).decode(),
+            tries=tries,
+            duration_s=elapsed_s,
+        )
+        if delay_s is None:
+            raise failure(plan.name, described) from error
+        return delay_s
+
+    async def _back_off(self, plan: Plan, delay_s: float) -> None:
+        await self.persist(
+            lambda: waits.record_backoff(
+                self._database, self._lease, step_key=plan.key, delay_s=delay_s
+            )
+        )
+
+    def _announce(self, plan: Plan, tries: int) -> None:
+        """Tell that a step is under way; nobody waits for this."""
+        self._committer.record(
+            StepWrite(
+                lease=self._lease,
+                step_key=plan.key,
+                name=plan.name,
+                event_kind="step.started",
+                event_data=orjson.dumps({"name": plan.name, "tries": tries}).decode(),
+            )
+        )
+
+    async def tell(self, key: str, name: str, kind: str, data: Mapping[str, Json]) -> None:
+        """Store an event that belongs to a step under way."""
+        if self._branches.closed is not None:
+            raise Unwind(self._branches.closed)
+        write = StepWrite(
+            lease=self._lease,
+            step_key=key,
+            name=name,
+            event_kind=kind,
+            event_data=dump(None, data),
+        )
+        await self.own(self._committer.record(write))
+
+    async def record(
+        self,
+        key: str,
+        name: str,
+        event_kind: str,
+        data: Mapping[str, Json],
+        *,
+        kind: str = "step",
+        state: str,
+        error: str | None = None,
+        tries: int = 1,
+        duration_s: float = 0.0,
+    ) -> None:
+        """Store a checkpoint without a result, and its event, durably."""
+        write = StepWrite(
+            lease=self._lease,
+            step_key=key,
+            name=name,
+            kind=kind,
+            state=state,
+            error=error,
+            tries=tries,
+            duration_s=duration_s,
+            event_kind=event_kind,
+            event_data=dump(None, data),
+        )
+        await self.own(self._committer.record(write))
+
+    async def persist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """Make a write of its own, again while the database is out of reach."""
+        for _ in range(100):
+            try:
+                await self.own(write())
+            except Transient:
+                await self.own(asyncio.sleep(0.3))
+            else:
+                return
+        self._branches.close("lost")
+        raise Unwind("lost")
+
+    async def own(self, awaitable: Awaitable[R]) -> R:
+        """Await something of the engine's; an attempt ended meanwhile gets Unwind."""
+        try:
+            return await awaitable
+        except LeaseLost as error:
+            self._branches.close("lost")
+            raise Unwind("lost") from error
+        except asyncio.CancelledError as error:
+            if self._branches.closed is not None:
+                raise Unwind(self._branches.closed) from error
+            raise
+
+
+def failure(step: str, described: Mapping[str, Json]) -> StepFailed:
+    """Make the exception of a recorded failure."""
+    kind = InputExpired if described.get("class") == "InputExpired" else StepFailed
+    return kind(
+        step,
+        error_class=str(described.get("class", "")),
+        code=str(described.get("code", "")),
+        message=str(described.get("message", "")),
+    )
