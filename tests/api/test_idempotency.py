@@ -157,3 +157,22 @@ async def test_malformed_key(front: Front, ann: Client, key: str) -> None:
 async def test_wellformed_key(front: Front, ann: Client, key: str) -> None:
     await front.publish()
     assert (await post(ann, key)).json()["id"] == (await post(ann, key)).json()["id"]
+
+
+async def test_many_keys_at_once_each_make_one_run(front: Front, ann: Client) -> None:
+    await front.publish()
+    bob = await front.client(subject="user:bob")
+    keys = [f"k{number % 10}" for number in range(60)]
+    callers = [ann, bob]
+    responses = await asyncio.gather(
+        *(post(callers[number % 2], key) for number, key in enumerate(keys)),
+        *(ann.post("/v1/runs", json=BODY) for _ in range(5)),
+    )
+    assert {response.status_code for response in responses} == {202}
+    runs = {
+        (n % 2, key): r.json()["id"]
+        for n, (key, r) in enumerate(zip(keys, responses, strict=False))
+    }
+    for number, (key, response) in enumerate(zip(keys, responses, strict=False)):
+        assert response.json()["id"] == runs[number % 2, key]
+    assert await count(front) == len(set(runs.values())) + 5

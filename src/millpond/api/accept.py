@@ -17,6 +17,7 @@ import orjson
 from fastapi import Header
 
 from millpond.api.auth import Caller
+from millpond.api.batches import Promise, claim_keys
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.submit import submit
@@ -29,15 +30,6 @@ Make = Callable[[Connection], Awaitable[Intent]]
 _SQL = queries("accept")
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Promise:
-    """An idempotency key as used on one route, with the digest of what was asked."""
-
-    key: str
-    route: str
-    digest: bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,13 +74,10 @@ async def accept(caller: Caller, intent: Intent, promise: Promise | None = None)
     Raises InvalidInput when the key was used for something else.
     """
     is_delayed = intent.delay_s > 0
-    if promise is None:
-        await caller.ports.batches.submit(intent)
-    else:
+    if not await caller.ports.batches.submit(intent, promise):
+        assert promise is not None
         async with caller.org() as con:
-            if not await _claim(con, caller.principal, intent, promise):
-                return await _first(con, caller.principal, promise, is_delayed=is_delayed)
-            await submit(con, [intent])
+            return await _first(con, caller.principal, promise, is_delayed=is_delayed)
     if not is_delayed:
         caller.ports.hints.wake([intent.queue])
     return _accepted(intent)
@@ -104,7 +93,7 @@ async def accept_with(caller: Caller, make: Make, promise: Promise | None = None
             if promise is not None and await _find(con, caller.principal, promise) is not None:
                 return await _first(con, caller.principal, promise)
             intent = await make(con)
-            if promise is not None and not await _claim(con, caller.principal, intent, promise):
+            if promise and not await claim_keys(con, caller.org_id, [(intent, promise)]):
                 raise _TakenMeanwhile
             await submit(con, [intent])
     except _TakenMeanwhile:
@@ -182,15 +171,6 @@ def _accepted(intent: Intent) -> Accepted:
         labels=intent.labels,
         is_delayed=intent.delay_s > 0,
     )
-
-
-async def _claim(
-    con: Connection, principal: Principal, intent: Intent, promise: Promise
-) -> uuid.UUID | None:
-    claimed: uuid.UUID | None = await con.fetchval(
-        _SQL["claim_key"], *_of(principal, promise), promise.digest, intent.run_id
-    )
-    return claimed
 
 
 async def _find(con: Connection, principal: Principal, promise: Promise) -> Record | None:

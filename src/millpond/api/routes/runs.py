@@ -15,7 +15,6 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from millpond.api.accept import (
     Accepted,
     IdempotencyKey,
-    Promise,
     Traceparent,
     accept,
     accepted_headers,
@@ -27,6 +26,7 @@ from millpond.api.accept import (
     wellformed,
 )
 from millpond.api.auth import Caller, requires
+from millpond.api.batches import Promise
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import ACCEPTED_HEADERS, failures
 from millpond.api.models import (

@@ -1,6 +1,9 @@
--- name: claim_key
--- Takes an idempotency key for a run about to be submitted; nothing comes back when it is taken. Waits for a rival.
-insert into idempotency (org_id, subject, route, key, digest, run_id) values ($1, $2, $3, $4, $5, $6)
+-- name: claim_keys
+-- Takes idempotency keys for runs about to be submitted, in key order; those taken already do not come back. Waits for rivals.
+insert into idempotency (org_id, subject, route, key, digest, run_id)
+select $1, u.subject, u.route, u.key, u.digest, u.run_id
+from unnest($2::text[], $3::text[], $4::text[], $5::bytea[], $6::uuid[]) as u(subject, route, key, digest, run_id)
+order by u.subject, u.route, u.key
 on conflict (org_id, subject, route, key) do nothing
 returning run_id;
 
