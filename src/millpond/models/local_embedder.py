@@ -8,6 +8,7 @@ thread does, since onnxruntime releases the interpreter while it runs.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -70,6 +71,8 @@ class _Encoder:
     """Tokenizer and session, used by one thread."""
 
     def __init__(self, model: Path, tokenizer: Path, threads: int) -> None:
+        # Its official builds report to their maker unless told not to before they are loaded.
+        os.environ["ORT_DISABLE_TELEMETRY"] = "1"
         import onnxruntime
         from tokenizers import Tokenizer
 
