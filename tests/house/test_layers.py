@@ -37,6 +37,7 @@ ENGINE = [
     "slots",
     "executor",
     "context",
+    "performing",
     "branches",
     "operations",
     "maintenance",

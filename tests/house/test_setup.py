@@ -17,7 +17,7 @@ def run(place: Path, *arguments: str, **environment: str) -> subprocess.Complete
     """Run the set-up script of a clone."""
     return subprocess.run(
         [place / "scripts" / "setup", *arguments],
-        env={"PATH": os.environ["PATH"], "HOME": str(place), **environment},
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -76,7 +76,7 @@ def test_no_python_at_all_is_said(clone):
 
 def test_a_failed_installation_shows_why_and_is_not_taken_for_done(clone):
     (clone / "constraints.txt").write_text("hatchling==0.0.0.dev0\n")
-    done = run(clone, PIP_NO_INDEX="1", PYTHON=sys.executable)
+    done = run(clone, PIP_NO_INDEX="1", PIP_CONFIG_FILE=os.devnull, PYTHON=sys.executable)
     assert done.returncode == 1
     assert "installing failed" in done.stderr
     assert "hatchling" in done.stderr
