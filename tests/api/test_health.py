@@ -7,10 +7,12 @@ import shutil
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from millpond.api.readiness import Readiness
 from millpond.db.embedded import EmbeddedPostgres
 from millpond.db.migrate import migrate
 from millpond.db.pool import Database, EngineDatabase
@@ -26,18 +28,31 @@ async def test_healthy_and_ready(front: Front) -> None:
     assert (await nobody.get("/readyz")).json() == {"status": "ok"}
 
 
-async def test_not_ready_on_another_schema(
-    front: Front, ann: Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_not_ready_on_another_schema(front: Front, ann: Client) -> None:
     async def mismatch() -> None:
         raise SchemaMismatch("The database is older.", advice="Run `millpond migrate`.")
 
     ports = front.app.state.ports
-    monkeypatch.setitem(ports.__dict__, "check_schema", mismatch)
+    front.app.state.ports = replace(ports, readiness=Readiness(front.db, mismatch))
     response = await ann.get("/readyz")
     assert response.status_code == 503
     assert response.headers["retry-after"] == "1"
     assert response.json()["advice"] == "Run `millpond migrate`."
+
+
+async def test_many_who_ask_cause_one_look(front: Front, ann: Client) -> None:
+    looks = 0
+
+    async def look() -> None:
+        nonlocal looks
+        looks += 1
+        await asyncio.sleep(0)
+
+    ports = front.app.state.ports
+    front.app.state.ports = replace(ports, readiness=Readiness(front.db, look))
+    responses = await asyncio.gather(*(ann.get("/readyz") for _ in range(20)))
+    assert {response.status_code for response in responses} == {200}
+    assert looks < 20
 
 
 async def test_not_ready_while_stopping(front: Front, ann: Client) -> None:

@@ -17,7 +17,8 @@ from millpond.api import problems
 from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
 from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuestion, StartRun
-from millpond.api.ports import Ports, SchemaCheck
+from millpond.api.ports import Ports
+from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import flows, health, inputs, keys, knowledge_bases, queues, runs
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
@@ -86,7 +87,7 @@ def create_app(
         feed=feed,
         catalog=Catalog(db),
         batches=Batches(db),
-        check_schema=check_schema,
+        readiness=Readiness(db, check_schema),
         knowledge=knowledge,
     )
     problems.install(app)

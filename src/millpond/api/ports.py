@@ -7,7 +7,6 @@ state of their own.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
@@ -15,13 +14,12 @@ from fastapi import Depends, Request
 
 from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
+from millpond.api.readiness import Readiness
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.tokens import Keyring
 from millpond.knowledge.store import KnowledgeStore
-
-SchemaCheck = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,7 @@ class Ports:
     feed: Feed
     catalog: Catalog
     batches: Batches
-    check_schema: SchemaCheck | None = None
+    readiness: Readiness
     knowledge: KnowledgeStore | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -31,7 +31,5 @@ async def get_readiness(ports: Wired) -> Response:
     """Tell whether requests can be served: the database answers and its schema fits this code."""
     if ports.stopping.is_set():
         raise Unavailable("This process is stopping.", code="stopping")
-    await ports.db.ping()
-    if ports.check_schema is not None:
-        await ports.check_schema()
+    await ports.readiness.check()
     return reply({"status": "ok"})
