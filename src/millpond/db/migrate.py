@@ -32,12 +32,26 @@ SCHEMA = "millpond"
 APP_ROLE = "millpond_app"
 ENGINE_ROLE = "millpond_engine"
 SEARCH_PATH = "millpond, public"
-# Kept with the roles, not the database, so that they hold for copies and restored dumps. A worker
-# stopped in the middle of a transaction must not hold its locks for good.
-ROLE_SETTINGS = (
-    ("search_path", SEARCH_PATH),
-    ("idle_in_transaction_session_timeout", "60000"),
-)
+# Kept with the roles, not the database, so that they hold for copies and restored dumps.
+ROLE_SETTINGS: dict[str, dict[str, str]] = {
+    APP_ROLE: {"search_path": SEARCH_PATH, "idle_in_transaction_session_timeout": "60s"},
+    ENGINE_ROLE: {
+        "search_path": SEARCH_PATH,
+        # A stopped worker must not keep the claim's lock or a row's: its session ends, they with it.
+        "idle_in_transaction_session_timeout": "3s",
+        # The engine's statements are few and go by keys. Their plans are made once, when tables may
+        # be nearly empty; these costs make touching a row dear and finding one by its key cheap, so
+        # that such a plan holds at any size.
+        "plan_cache_mode": "force_generic_plan",
+        "enable_seqscan": "off",
+        "enable_hashjoin": "off",
+        "enable_mergejoin": "off",
+        "jit": "off",
+        "random_page_cost": "0.1",
+        "cpu_tuple_cost": "1",
+        "cpu_operator_cost": "0.1",
+    },
+}
 VERSION_TABLE = "schema_revision"
 EXTENSIONS = ("vector", "pg_trgm", "unaccent")
 # Any number that other users of advisory locks in this database do not take.
@@ -124,9 +138,10 @@ async def _ensure_role(con: _Connection, role: str, password: str) -> None:
         literal = await con.fetchval("select quote_literal($1::text)", password)
         await _administer(con, f"create role {role} login", f" password {literal}")
     kept = (row and row["rolconfig"]) or []
-    for name, value in ROLE_SETTINGS:
+    for name, value in ROLE_SETTINGS[role].items():
+        quoted = value if name == "search_path" else f"'{value}'"
         if f"{name}={value}" not in kept:
-            await _administer(con, f"alter role {role} set {name} = {value}")
+            await _administer(con, f"alter role {role} set {name} = {quoted}")
 
 
 async def _ensure_extensions(con: _Connection) -> None:

@@ -289,21 +289,3 @@ create table fair_clock (
   virtual_s double precision not null
 ) with (fillfactor = 50);
 grant select, insert, update on fair_clock to millpond_engine;
-
--- The engine's statements are few and go by keys. Plans are made once, when tables may be nearly empty; these costs
--- make touching a row dear and finding one by its key cheap, so that such a plan holds at any size.
-do $$
-begin
-  alter role millpond_engine set plan_cache_mode to 'force_generic_plan';
-  alter role millpond_engine set enable_seqscan to off;
-  alter role millpond_engine set enable_hashjoin to off;
-  alter role millpond_engine set enable_mergejoin to off;
-  alter role millpond_engine set jit to off;
-  -- A stopped process must not keep the claim's lock or a row's: its session ends, its locks with it.
-  alter role millpond_engine set idle_in_transaction_session_timeout to '3s';
-  alter role millpond_engine set random_page_cost to 0.1;
-  alter role millpond_engine set cpu_tuple_cost to 1;
-  alter role millpond_engine set cpu_operator_cost to 0.1;
-exception when insufficient_privilege then
-  raise notice 'ask an administrator to give millpond_engine the settings at the end of 0001_engine.sql';
-end $$;
