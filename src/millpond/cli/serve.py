@@ -6,7 +6,6 @@ code's; it ends by itself when the process that started it is gone.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import socket
 from typing import TYPE_CHECKING, Annotated
@@ -42,12 +41,13 @@ def api(
     """Run the HTTP API alone, on MILLPOND_DATABASE_URL."""
     from millpond.cli.config import read_settings
     from millpond.cli.logs import configure_logging
+    from millpond.cli.loop import run_loop
     from millpond.cli.signals import end_with_parent
 
     settings = read_settings(host=host, port=port, data_dir=data_dir)
     configure_logging(settings.log_level, process="api")
     end_with_parent(parent_fd, grace_s=_CLOSE_S + 2)
-    asyncio.run(_serve(settings, socket_fd))
+    run_loop(_serve(settings, socket_fd))
 
 
 async def _serve(settings: Settings, socket_fd: int | None) -> None:

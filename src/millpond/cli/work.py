@@ -6,7 +6,6 @@ what is in `resources`, never the engine's pool; SIGTERM drains, a second signal
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 from typing import TYPE_CHECKING, Annotated
 
@@ -35,12 +34,13 @@ def worker(
     """Run one worker on MILLPOND_DATABASE_URL, or beside the `millpond up` of this machine."""
     from millpond.cli.config import read_settings
     from millpond.cli.logs import configure_logging
+    from millpond.cli.loop import run_loop
     from millpond.cli.signals import end_with_parent
 
     settings = read_settings(flows=flows, queues=queues, data_dir=data_dir)
     configure_logging(settings.log_level, process="worker")
     end_with_parent(parent_fd, grace_s=settings.drain_s + _CLOSE_S)
-    asyncio.run(_work(settings))
+    run_loop(_work(settings))
 
 
 async def _work(settings: Settings) -> None:

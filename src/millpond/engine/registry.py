@@ -7,6 +7,7 @@ Invariant: a (flow, version) and a step name stand for one function for the life
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints
@@ -115,7 +116,13 @@ def flow(
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
         hints = _hints(function)
-        parameters = [key for key in hints if key not in ("return", "ctx")]
+        parameters = list(inspect.signature(function).parameters)
+        if len(parameters) != 2:
+            raise InvalidInput(
+                f"flow {name}: a function of two parameters is expected, (ctx, input)",
+                param="function",
+                advice="take the input also where the flow does not use it",
+            )
         made = Flow(
             name=name,
             version=version,
@@ -124,7 +131,7 @@ def flow(
             retry=retry,
             timeout_s=timeout_s,
             permission=permission,
-            input=TypeAdapter(input if input is not None else _first(hints, parameters)),
+            input=TypeAdapter(input if input is not None else hints.get(parameters[1], Any)),
             output=TypeAdapter(output if output is not None else hints.get("return", Any)),
             description=(function.__doc__ or "").strip(),
         )
@@ -157,10 +164,6 @@ def step(
         return made
 
     return register
-
-
-def _first(hints: dict[str, Any], parameters: list[str]) -> Any:
-    return hints[parameters[0]] if parameters else Any
 
 
 def _origin(function: Callable[..., Any]) -> tuple[str, str]:

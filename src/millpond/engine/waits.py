@@ -22,7 +22,7 @@ from millpond.engine.claim import Lease
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import PRIORITY_STEP_US, RESUME_LEAD_US
 from millpond.errors import Conflict, Forbidden, InvalidInput, LeaseLost, NotFound
-from millpond.types import Json, Principal
+from millpond.types import Json, Principal, new_id
 
 _SQL = queries("waits")
 _COMMIT = queries("commit")
@@ -111,7 +111,7 @@ async def record_question(
     database: EngineDatabase, lease: Lease, *, step_key: str, question: Question
 ) -> None:
     """Store a question to a human, with the timer of its expiry."""
-    request_id = uuid.uuid4()
+    request_id = new_id()
     org_id, run_id = lease.org_id, lease.run_id
     async with database.duty("wait") as con:
         await _held(con, lease)
@@ -257,7 +257,7 @@ async def _wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, fact: F
 
 
 def _fits(form: str, answer: Json) -> None:
-    validator = jsonschema_rs.validator_for(orjson.loads(form))
+    validator = jsonschema_rs.validator_for(orjson.loads(form), mask="the value", offline=True)
     for error in validator.iter_errors(answer):
         path = ".".join(["answer", *(str(part) for part in error.instance_path)])
         raise InvalidInput(f"{path}: {error.message}", param=path, code="invalid_answer")
