@@ -46,16 +46,16 @@ class Up:
     api_pid: int = 0
 
     @classmethod
-    def start(cls, data_dir: Path, *arguments: str, flows: str = FLOWS) -> Up:
+    def start(cls, data_dir: Path, **environment: str) -> Up:
         """Start it on a free port and return when it is ready."""
         log = data_dir.parent / "up.log"
         command = [sys.executable, "-m", "millpond.cli", "up", "--json", "--port", "0"]
-        command += ["--data-dir", str(data_dir), "--flows", flows, *arguments]
+        command += ["--data-dir", str(data_dir), "--flows", FLOWS]
         with log.open("a") as stderr:
             process = subprocess.Popen(
                 command,
                 cwd=ROOT,
-                env=clean_environment(),
+                env=clean_environment(**environment),
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 text=True,
@@ -124,8 +124,8 @@ def started(folder: Path) -> Iterator[Callable[..., Up]]:
     """Start `millpond up` processes that are gone after the test."""
     ups: list[Up] = []
 
-    def start(*arguments: str, flows: str = FLOWS) -> Up:
-        ups.append(Up.start(folder / "data", *arguments, flows=flows))
+    def start(**environment: str) -> Up:
+        ups.append(Up.start(folder / "data", **environment))
         return ups[-1]
 
     yield start

@@ -187,3 +187,28 @@ def test_there_is_no_development_token_for_an_external_database(cli):
 
 def test_there_is_no_development_token_without_a_running_platform(invoke, tmp_path):
     assert invoke("token", "--data-dir", str(tmp_path)).exit_code == 5
+
+
+def test_documents_are_added_listed_and_found(cli, cli_json, tmp_path):
+    (tmp_path / "pond.md").write_text(
+        "# The pond\n\nThe mill wheel turns at seven in the morning.\n"
+    )
+    runs = cli_json("kb", "add", "cli-base", str(tmp_path))
+    assert [run["state"] for run in runs["data"]] == ["succeeded"]
+    documents = cli_json("kb", "list", "cli-base")["data"]
+    assert [(one["filename"], one["state"]) for one in documents] == [("pond.md", "ready")]
+    found = cli_json("kb", "search", "cli-base", "When does the mill wheel turn?")
+    assert "seven in the morning" in found["data"][0]["text"]
+    assert "pond.md" in cli("kb", "list", "cli-base").stdout
+    assert "seven in the morning" in cli("kb", "search", "cli-base", "mill wheel").stdout
+    assert cli("kb", "list", "no-such-base").exit_code == 3
+
+
+def test_a_file_that_is_no_document_fails_with_its_reason(cli, tmp_path):
+    (tmp_path / "broken.pdf").write_bytes(b"%PDF-1.7 not really")
+    result = cli("kb", "add", "cli-base", str(tmp_path / "broken.pdf"), "--json")
+    assert result.exit_code == 1
+    documents = json.loads(cli("kb", "list", "cli-base", "--json").stdout)["data"]
+    [broken] = [one for one in documents if one["filename"] == "broken.pdf"]
+    assert broken["state"] == "failed"
+    assert broken["reason"]

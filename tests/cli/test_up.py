@@ -57,16 +57,14 @@ def test_it_ends_in_order_and_leaves_nothing(started, invoke):
     assert again.stop() == 0
 
 
-def test_a_second_one_on_the_same_folder_names_the_first(started, invoke):
-    up = started()
+def test_a_second_one_on_the_same_folder_names_the_first(up, invoke):
     result = invoke("up", "--data-dir", str(up.data_dir), "--port", "0")
     assert result.exit_code == 6
     assert str(up.process.pid) in result.stderr
     assert against(up, invoke)("runs", "list").exit_code == 0
 
 
-def test_a_taken_port_is_named(started, invoke, folder):
-    up = started()
+def test_a_taken_port_is_named(up, invoke, folder):
     port = up.url.rsplit(":", 1)[1]
     result = invoke("up", "--data-dir", str(folder / "other"), "--port", port)
     assert result.exit_code == 6
@@ -133,18 +131,43 @@ def test_with_its_own_database_it_listens_on_this_machine_only(folder, invoke):
     assert not (folder / "data").exists()
 
 
-def test_an_external_database_is_not_migrated_but_refused(urls, admin_url, invoke, folder):
+@pytest.mark.parametrize("command", ["up", "api", "worker"])
+def test_an_external_database_without_the_schema_is_refused(command, server, invoke, folder):
+    urls = server.urls("postgres")
     result = invoke(
-        "up",
+        command,
         "--data-dir",
         str(folder / "data"),
-        "--port",
-        "0",
-        MILLPOND_DATABASE_URL=urls.app.replace("/test_", "/no_such_"),
+        MILLPOND_PORT="0",
+        MILLPOND_DATABASE_URL=urls.app,
         MILLPOND_ENGINE_DATABASE_URL=urls.engine,
     )
-    assert result.exit_code != 0
-    assert "Traceback" not in result.stderr
+    assert result.exit_code == 6
+    assert "millpond migrate" in result.stderr
+    assert not (folder / "data" / "postgres").exists()
+
+
+def test_migrate_says_when_there_is_nothing_to_do(urls, invoke):
+    result = invoke(
+        "migrate",
+        "--json",
+        MILLPOND_DATABASE_URL=urls.app,
+        MILLPOND_ENGINE_DATABASE_URL=urls.engine,
+        MILLPOND_OWNER_DATABASE_URL=urls.owner,
+    )
+    assert result.exit_code == 0, result.stderr
+    assert json.loads(result.stdout)["applied"] == []
+
+
+def test_on_an_external_database_there_is_no_development_token(started, server, urls):
+    up = started(
+        MILLPOND_DATABASE_URL=urls.app,
+        MILLPOND_ENGINE_DATABASE_URL=urls.engine,
+    )
+    assert up.token_file is None
+    assert not (up.data_dir / "token").exists()
+    assert not (up.data_dir / "postgres").exists()
+    assert up.stop() == 0
 
 
 def test_the_token_file_is_private_and_the_token_is_not_in_any_log(started):
@@ -159,8 +182,7 @@ def test_the_token_file_is_private_and_the_token_is_not_in_any_log(started):
         assert secret.read_text() not in up.log.read_text()
 
 
-def test_the_token_is_printed_to_a_terminal(started, folder):
-    up = started()
+def test_the_token_is_printed_to_a_terminal(up):
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "millpond.cli", "token", "--data-dir", str(up.data_dir)]
     process = subprocess.Popen(command, stdout=theirs, stderr=subprocess.PIPE, close_fds=True)
