@@ -12,7 +12,7 @@ import structlog
 
 from millpond.cli import timeline
 from millpond.cli.config import is_loopback, queue_slots, read_settings
-from millpond.cli.exit import MEANINGS, ExitCode, TimedOut, exit_code
+from millpond.cli.exit import MEANINGS, ExitCode, Interrupted, TimedOut, exit_code
 from millpond.cli.kb import collect
 from millpond.cli.logs import configure_logging
 from millpond.cli.options import read_json, read_pairs
@@ -55,6 +55,7 @@ EVENT = {
         (Conflict("x"), 6),
         (SchemaMismatch("x"), 6),
         (TimedOut("x"), 7),
+        (Interrupted("x"), 130),
         (Permanent("x"), 1),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import psutil
@@ -35,7 +37,7 @@ def play(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def folder():
     """A temporary folder that the database's system user can pass through, for the demo alone."""
     with tempfile.TemporaryDirectory(
-        prefix="millpond-demo-test-", ignore_cleanup_errors=True
+        prefix="millpond-test-demo-", ignore_cleanup_errors=True
     ) as made:
         Path(made).chmod(0o711)
         yield Path(made)
@@ -132,3 +134,50 @@ def test_words_that_no_document_holds_are_found():
 def test_the_shipped_documents_are_two_and_one_question_has_no_answer_in_them():
     assert len(documents(find_clone())) == 2
     assert [question.is_answerable for question in QUESTIONS].count(False) == 1
+
+
+def start_demo(folder: Path) -> subprocess.Popen[str]:
+    """Start the demo and return once its platform is up."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MILLPOND_")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "millpond.cli", "demo"],
+        cwd=ROOT,
+        env={**kept, "NO_COLOR": "1", "TMPDIR": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "ready after" in line:
+            return process
+    raise AssertionError("the demo did not start")
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_the_demo_and_leaves_nothing(folder):
+    process = start_demo(folder)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "The demo was stopped." in said
+    assert "Traceback" not in said
+    assert list(folder.iterdir()) == []
+    assert processes_in(folder) == []
+
+
+@pytest.mark.slow
+def test_what_a_killed_demo_left_is_swept_by_the_next_one(folder):
+    process = start_demo(folder)
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(list(folder.iterdir())) == 1
+    process = start_demo(folder)
+    assert len(list(folder.iterdir())) == 1
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert list(folder.iterdir()) == []
+    until = time.monotonic() + 60
+    while processes_in(folder):  # the killed one's API and worker end by themselves
+        assert time.monotonic() < until, processes_in(folder)
+        time.sleep(0.05)

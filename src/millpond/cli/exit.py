@@ -62,10 +62,18 @@ class TimedOut(MillpondError):
     code = "timed_out"
 
 
+class Interrupted(MillpondError):
+    """Whoever started the command ended it by a signal."""
+
+    code = "interrupted"
+
+
 def exit_code(error: MillpondError) -> ExitCode:
     """Return the code for an expected error, by its class."""
     if isinstance(error, TimedOut):
         return ExitCode.TIMED_OUT
+    if isinstance(error, Interrupted):
+        return ExitCode.INTERRUPTED
     for kind, code in _BY_CLASS:
         if isinstance(error, kind):
             return code

@@ -7,20 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from millpond.cli.exit import ExitCode
+from millpond.cli.exit import ExitCode, Interrupted
 from millpond.cli.options import AsJson
 from millpond.cli.output import print_json
-from millpond.errors import MillpondError, Unavailable
+from millpond.errors import MillpondError
 from millpond.types import Json
 
 if TYPE_CHECKING:
@@ -39,6 +35,7 @@ def demo(
 ) -> None:
     """Watch one real AI job take the whole road, a killed worker included (about a minute)."""
     from millpond.cli.config import read_settings
+    from millpond.cli.demo.folder import private_folder
     from millpond.cli.demo.script import FLOW_MODULE, find_clone
     from millpond.cli.demo.stage import Stage
     from millpond.cli.logs import configure_logging
@@ -46,7 +43,7 @@ def demo(
     clone = find_clone()
     os.chdir(clone)
     stage = Stage(is_quiet=as_json)
-    with _private_folder(keep=keep) as folder, (folder / _LOG).open("a") as log:
+    with private_folder(keep=keep) as folder, (folder / _LOG).open("a") as log:
         settings = read_settings(
             data_dir=folder / "data",
             host="127.0.0.1",
@@ -58,11 +55,15 @@ def demo(
         configure_logging(settings.log_level, process="demo", stream=log)
         try:
             verdict = asyncio.run(_perform(settings, stage, clone, folder / _LOG))
+        except Interrupted:
+            raise
         except MillpondError:
             stage.say(_end_of(folder / _LOG), style="dim")
             raise
         if not verdict["ok"]:
             stage.say(_end_of(folder / _LOG), style="dim")
+        if keep:
+            stage.say(f"Kept: {folder}")
     if as_json:
         print_json(verdict)
     if not verdict["ok"]:
@@ -81,7 +82,7 @@ async def _perform(settings: Settings, stage: Stage, clone: Path, log: Path) -> 
     with log.open("ab") as sink, stop_event() as stop:
         async with platform(settings, stop=stop, log_file=sink) as made:
             if stop.is_set() or made.token is None:
-                raise Unavailable("The demo was stopped.")
+                raise Interrupted("The demo was stopped.")
             stage.say(f"   ready after {time.monotonic() - began:.1f} s: API at {made.url}")
             stage.say(
                 f"   text model: {settings.llm or 'the bundled SmolLM2-135M, on this machine'}"
@@ -96,14 +97,14 @@ async def _perform(settings: Settings, stage: Stage, clone: Path, log: Path) -> 
 
 
 async def _or_stopped(play: Play, stop: asyncio.Event) -> list[Json]:
-    """Play to the end, or raise Unavailable when a signal comes first."""
+    """Play to the end, or raise Interrupted when a signal comes first."""
     playing = asyncio.create_task(play.perform(), name="play")
     stopped = asyncio.create_task(stop.wait(), name="stop")
     await asyncio.wait({playing, stopped}, return_when=asyncio.FIRST_COMPLETED)
     if not playing.done():
         playing.cancel()
         await asyncio.wait({playing})
-        raise Unavailable("The demo was stopped.")
+        raise Interrupted("The demo was stopped.")
     stopped.cancel()
     return playing.result()
 
@@ -136,23 +137,6 @@ def _verdict(play: Play, runs: list[Json], stage: Stage, took_s: float) -> Json:
         ],
         "runs": runs,
     }
-
-
-@contextmanager
-def _private_folder(*, keep: bool) -> Iterator[Path]:
-    """Make a folder for this demo alone, and remove it afterwards.
-
-    As root, the database's own system user has to reach it, so others may pass through the folder,
-    not read it.
-    """
-    as_root = hasattr(os, "geteuid") and os.geteuid() == 0
-    folder = Path(tempfile.mkdtemp(prefix="millpond-demo-"))
-    folder.chmod(0o711 if as_root else 0o700)
-    try:
-        yield folder
-    finally:
-        if not keep:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _end_of(log: Path) -> str:
