@@ -129,7 +129,9 @@ async def _takes_a_run_down_the_road(urls: Urls) -> None:
     db, engine_db = await Database.connect(urls.app), await EngineDatabase.connect(urls.engine)
     hints, feed = await Hints.connect(urls.engine), await Feed.connect(urls.engine)
     async with db.globals() as con:
-        org_id = await con.fetchval("insert into org (slug, name) values ('o', 'o') returning org_id")
+        org_id = await con.fetchval(
+            "insert into org (slug, name) values ('o', 'o') returning org_id"
+        )
     pond = Pond(urls, db, engine_db, org_id, hints, feed)
 
     async def road(ctx: Context, n: int) -> int:
@@ -153,7 +155,9 @@ async def _takes_a_run_down_the_road(urls: Urls) -> None:
     assert outputs == [4 * n + 2 for n in range(10)]
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 13), reason="the wheel of Postgres 16 ends at Python 3.12")
+@pytest.mark.skipif(
+    sys.version_info >= (3, 13), reason="the wheel of Postgres 16 ends at Python 3.12"
+)
 async def test_postgres_16_carries_everything(folder: Path) -> None:
     async with _server(_require(_wheel_16(), "the wheel pgserver"), folder) as server:
         urls = server.urls
@@ -164,7 +168,9 @@ async def test_postgres_16_carries_everything(folder: Path) -> None:
         await _takes_a_run_down_the_road(urls)
 
 
-async def test_the_distributions_server_carries_the_engine_and_migrate_names_what_it_lacks(folder: Path) -> None:
+async def test_the_distributions_server_carries_the_engine_and_migrate_names_what_it_lacks(
+    folder: Path,
+) -> None:
     async with _server(_require(_oldest_of_debian(), "Debian's postgresql"), folder) as server:
         urls = server.urls
         with pytest.raises(MillpondError, match="vector"):

@@ -17,6 +17,7 @@ import orjson
 import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 
+from millpond.db.queries import queries
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer, FinishWrite, StepWrite
 from millpond.engine.context import Context
@@ -128,6 +129,10 @@ async def _lease(pond: Pond, count: int = 1) -> AsyncIterator[tuple[list[Lease],
     for n in range(count):
         await pond.submit(flow, n)
     worker_id = uuid.uuid4()
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            queries("maintenance")["register_worker"], worker_id, "here", 1, "{}", [], 600.0
+        )
     claimer = Claimer(
         pond.engine_db,
         worker_id=worker_id,

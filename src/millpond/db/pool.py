@@ -16,7 +16,7 @@ from typing import TypeAlias
 import asyncpg
 
 from millpond.db.translate import translated
-from millpond.errors import Permanent
+from millpond.errors import Permanent, Unavailable
 
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -28,6 +28,8 @@ SCHEMA = "millpond"
 # A rollback is immediate; past this the connection is as good as gone.
 ROLLBACK_S = 5.0
 DISCARD_S = 2.0
+# The engine's statements take milliseconds; one that hangs has lost its connection.
+_ENGINE_TIMEOUT_S = 30.0
 
 
 _DRIVER_ERRORS = (
@@ -42,7 +44,9 @@ async def _leave_as_it_is(_: object) -> None:
     """Spare a round trip per use: every setting made here ends with its transaction."""
 
 
-async def _open_pool(url: str, *, name: str, min_size: int, max_size: int) -> asyncpg.Pool[Record]:
+async def _open_pool(
+    url: str, *, name: str, min_size: int, max_size: int, command_timeout_s: float | None = None
+) -> asyncpg.Pool[Record]:
     """Open a pool; connecting is capped at 10 s, and idle connections are kept for 5 minutes."""
     with translated(connecting=True):
         pool = await asyncpg.create_pool(
@@ -50,6 +54,7 @@ async def _open_pool(url: str, *, name: str, min_size: int, max_size: int) -> as
             min_size=min_size,
             max_size=max_size,
             timeout=10,
+            command_timeout=command_timeout_s,
             max_inactive_connection_lifetime=300,
             reset=_leave_as_it_is,
             server_settings={"application_name": name},
@@ -77,15 +82,27 @@ class _Pool:
             async with asyncio.timeout(2), self._pool.acquire() as con:
                 await con.fetchval("select 1")
 
+    async def _acquire(self) -> _Pooled:
+        """Take a connection; a role refused now was let in before, so that passes as an outage."""
+        try:
+            with translated(connecting=True):
+                return await self._pool.acquire(timeout=10)
+        except Permanent as error:
+            if error.code != "database_login":
+                raise
+            raise Unavailable(error.message, retry_after_s=1.0) from error
+
     @asynccontextmanager
-    async def _transaction(self, begin: str) -> AsyncIterator[Connection]:
-        with translated(connecting=True):
-            con = await self._pool.acquire(timeout=10)
+    async def _transaction(
+        self, begin: str, *, is_engine: bool = False
+    ) -> AsyncIterator[Connection]:
+        con = await self._acquire()
         is_clean = False
         try:
             with translated(connecting=True):
                 await con.execute(begin)
-            with translated():
+            # The engine's blocks do nothing but talk to the database: a timeout in one is its.
+            with translated(connecting=is_engine):
                 yield con
             with translated(connecting=True):
                 _refuse_rolled_back(await con.execute("commit"))
@@ -167,7 +184,14 @@ class EngineDatabase(_Pool):
         cls, url: str, *, name: str = "millpond-engine", min_size: int = 2, max_size: int = 6
     ) -> EngineDatabase:
         """Open the pool as `millpond_engine`; raises Unavailable when Postgres cannot be reached."""
-        return cls(await _open_pool(url, name=name, min_size=min_size, max_size=max_size))
+        pool = await _open_pool(
+            url,
+            name=name,
+            min_size=min_size,
+            max_size=max_size,
+            command_timeout_s=_ENGINE_TIMEOUT_S,
+        )
+        return cls(pool)
 
     @asynccontextmanager
     async def duty(self, name: str, *, durable: bool = True) -> AsyncIterator[Connection]:
@@ -180,5 +204,5 @@ class EngineDatabase(_Pool):
         begin = f"begin; set local millpond.duty = '{name}'"
         if not durable:
             begin += "; set local synchronous_commit = off"
-        async with self._transaction(begin) as con:
+        async with self._transaction(begin, is_engine=True) as con:
             yield con

@@ -81,6 +81,23 @@ def admit(shares: Sequence[Share], free: Mapping[str, int]) -> Decision:
     return decision
 
 
+def pass_over(shares: Sequence[Share], missed: Sequence[Pick]) -> None:
+    """Take back picks that could not be had: they leave their lanes, and nobody is charged."""
+    gone = {(pick.org_id, pick.item_id) for pick in missed}
+    for share in shares:
+        for lane in share.lanes:
+            kept = [
+                (rank, item)
+                for rank, item in zip(lane.ranks, lane.items, strict=True)
+                if (share.org_id, item) not in gone
+            ]
+            lost = len(lane.items) - len(kept)
+            if lost:
+                lane.ranks, lane.items = [rank for rank, _ in kept], [item for _, item in kept]
+                lane.taken -= lost
+                share.virtual_s -= lost * lane.estimate_s / share.weight
+
+
 def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decision) -> None:
     order = [(share.virtual_s, share.org_id, share) for share in members if _has_head(share)]
     heapq.heapify(order)

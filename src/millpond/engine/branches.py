@@ -124,7 +124,14 @@ class Branches:
         branch.park = asyncio.get_running_loop().create_future()
         self.parked.append((step_key, is_human))
         self.rest(1)
-        await branch.park
+        try:
+            await branch.park
+        except asyncio.CancelledError:
+            if self.closed is None:  # a time limit of the flow's own: this strand goes on
+                branch.park = None
+                self.parked.remove((step_key, is_human))
+                self.go(1)
+            raise
         raise Unwind(self.closed or "parked")
 
     def close(self, reason: str) -> None:

@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.admission import Decision, Lane, Pick, Share, admit
+from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_over
+from millpond.errors import LeaseLost
 
 _SQL = queries("claim")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
+_ROUNDS = 3
 _END = 2**62
 
 
@@ -64,11 +66,17 @@ class Claimer:
         self._depth = 16
 
     async def claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
-        """Lease work for the free slots of each queue; also tells whether more could go at once."""
+        """Lease work for the free slots of each queue; also tells whether more could go at once.
+
+        Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
+        """
         queues = [queue for queue, slots in free.items() if slots > 0]
         async with self._database.duty("claim", durable=False) as con:
             await con.execute(_SQL["lock"])
-            arrivals: int = await con.fetchval(_SQL["consume"], _MAX_ARRIVALS)
+            consumed = await con.fetchrow(_SQL["consume"], _MAX_ARRIVALS, self._worker_id)
+            if consumed is None or not consumed["is_alive"]:
+                raise LeaseLost("this worker's session is gone")
+            arrivals: int = consumed["arrivals"]
             rows = await con.fetch(
                 _SQL["read"],
                 queues,
@@ -79,13 +87,38 @@ class Claimer:
             if not rows:
                 return [], arrivals >= _MAX_ARRIVALS
             shares = self._shares(rows)
-            decision = admit(shares, free)
-            claimed = await self._take(con, decision)
+            decision, claimed, missed = await self._admit(con, shares, free)
             await _settle(con, shares, decision)
-            if len(claimed) < len(decision.picks):
-                await _step_back(con, decision.picks, claimed)
+            if missed:
+                await _step_back(con, missed)
         self._adapt(sum(free[queue] for queue in queues), len(rows))
-        return claimed, decision.has_more or not decision.picks or arrivals >= _MAX_ARRIVALS
+        is_idle = not decision.picks and not missed
+        return claimed, decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
+
+    async def _admit(
+        self, con: Connection, shares: Sequence[Share], free: Mapping[str, int]
+    ) -> tuple[Decision, list[Claimed], list[Pick]]:
+        """Decide and take; items that somebody holds locked are passed over for the next ones."""
+        whole = Decision(picks=[], clocks={}, has_more=False)
+        claimed: list[Claimed] = []
+        missed: list[Pick] = []
+        left = dict(free)
+        for _ in range(_ROUNDS):
+            decision = admit(shares, left)
+            whole.picks += decision.picks
+            whole.clocks |= decision.clocks
+            whole.has_more = decision.has_more
+            got = await self._take(con, decision.picks)
+            claimed += got
+            taken = {(one.lease.org_id, one.lease.item_id) for one in got}
+            skipped = [one for one in decision.picks if (one.org_id, one.item_id) not in taken]
+            if not skipped:
+                break
+            missed += skipped
+            pass_over(shares, skipped)
+            for one in got:
+                left[one.queue] -= 1
+        return whole, claimed, missed
 
     def _shares(self, rows: Sequence[Record]) -> list[Share]:
         shares: dict[tuple[str, int], Share] = {}
@@ -106,16 +139,16 @@ class Claimer:
             )
         return list(shares.values())
 
-    async def _take(self, con: Connection, decision: Decision) -> list[Claimed]:
-        if not decision.picks:
+    async def _take(self, con: Connection, picks: Sequence[Pick]) -> list[Claimed]:
+        if not picks:
             return []
         token = uuid.uuid4()
         rows = await con.fetch(
             _SQL["take"],
-            [pick.org_id for pick in decision.picks],
-            [pick.lane_id for pick in decision.picks],
-            [pick.rank for pick in decision.picks],
-            [pick.item_id for pick in decision.picks],
+            [pick.org_id for pick in picks],
+            [pick.lane_id for pick in picks],
+            [pick.rank for pick in picks],
+            [pick.item_id for pick in picks],
             self._worker_id,
             token,
         )
@@ -160,12 +193,11 @@ def _cursor(lane: Lane) -> int:
     """
     if not lane.is_spent:
         return lane.ranks[lane.taken]
-    return _END if lane.is_whole else lane.ranks[-1]
+    return _END if lane.is_whole or not lane.ranks else lane.ranks[-1]
 
 
-async def _step_back(con: Connection, picks: Sequence[Pick], claimed: Sequence[Claimed]) -> None:
-    taken = {(one.lease.org_id, one.lease.item_id) for one in claimed}
-    left = [pick for pick in picks if (pick.org_id, pick.item_id) not in taken]
+async def _step_back(con: Connection, left: Sequence[Pick]) -> None:
+    """Let lanes be read again from what could not be taken."""
     orgs, lanes = [pick.org_id for pick in left], [pick.lane_id for pick in left]
     await con.execute(_SQL["step_back"], orgs, lanes, [pick.rank for pick in left])
     await con.execute(_SQL["wake_shares"], orgs, lanes)

@@ -9,7 +9,6 @@ unknown outcome the batch is sent again, and finding one's own record is success
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,12 +20,13 @@ from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.claim import Lease
 from millpond.engine.hints import Hints
-from millpond.errors import LeaseLost, MillpondError, Transient
+from millpond.errors import LeaseLost, Transient
 
 _SQL = queries("commit")
 _log = structlog.get_logger("millpond.commit")
 # Small enough that the disk works on one batch while the event loop makes the next.
 _MAX_BATCH = 100
+_MAX_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,16 +77,17 @@ class _Batch:
     def __len__(self) -> int:
         return len(self.steps) + len(self.ends)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         for done in [*(one.done for one in self.steps), *(one.done for one in self.ends)]:
             _settle(done, error)
 
-    def split(self, most: int) -> tuple[_Batch, _Batch]:
+    def split(self) -> tuple[_Batch, _Batch]:
         """Take the first writes off, steps before ends; returns them and the rest."""
-        ends = max(0, most - len(self.steps))
+        steps, weight = _fitting(self.steps, _MAX_BATCH, 0)
+        ends, _ = _fitting(self.ends, _MAX_BATCH - steps, weight)
         return (
-            _Batch(self.steps[:most], self.ends[:ends]),
-            _Batch(self.steps[most:], self.ends[ends:]),
+            _Batch(self.steps[:steps], self.ends[:ends]),
+            _Batch(self.steps[steps:], self.ends[ends:]),
         )
 
     def halves(self) -> tuple[_Batch, _Batch]:
@@ -99,6 +100,15 @@ class _Batch:
             _Batch(self.steps[:middle_s], self.ends[:middle_e]),
             _Batch(self.steps[middle_s:], self.ends[middle_e:]),
         )
+
+
+def _fitting(pending: Sequence[_Pending[W]], most: int, weight: int) -> tuple[int, int]:
+    """Count the first writes that fit in `most` and `_MAX_BYTES`, at least one of a batch."""
+    for nth, one in enumerate(pending):
+        weight += len(one.write.output or "") + len(one.write.event_data)
+        if nth >= most or (weight > _MAX_BYTES and nth > 0):
+            return nth, weight
+    return len(pending), weight
 
 
 class Committer:
@@ -120,34 +130,38 @@ class Committer:
         self._retry_s = retry_s
         self._batch = _Batch()
         self._kick = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+        self._is_closed = False
+        self.tasks: list[asyncio.Task[None]] = []
 
     def start(self, lanes: int = 2) -> None:
         """Start `lanes` committing tasks: while one waits for the disk, the next gathers."""
-        self._tasks = [
+        self.tasks = [
             asyncio.create_task(self._commit_all(), name=f"commit-{n}") for n in range(lanes)
         ]
 
     async def close(self) -> None:
         """Stop committing; whoever still waits gets LeaseLost, since nothing more is written."""
-        for task in self._tasks:
+        self._is_closed = True
+        for task in self.tasks:
             task.cancel()
-        for task in self._tasks:
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*self.tasks, return_exceptions=True)
         self._batch.fail(LeaseLost("this worker has stopped"))
 
     def record(self, write: StepWrite) -> asyncio.Future[None]:
         """Store a step or an event; the future ends when it is durable, or with LeaseLost."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._batch.steps.append(_Pending(write, done))
-        self._kick.set()
-        return done
+        return self._pended(done)
 
     def finish(self, write: FinishWrite) -> asyncio.Future[None]:
         """End a run; the future ends when that is durable, or with LeaseLost."""
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._batch.ends.append(_Pending(write, done))
+        return self._pended(done)
+
+    def _pended(self, done: asyncio.Future[None]) -> asyncio.Future[None]:
+        if self._is_closed:
+            self._batch.fail(LeaseLost("this worker has stopped"))
         self._kick.set()
         return done
 
@@ -159,7 +173,7 @@ class Committer:
                 continue
             if len(self._batch) < _MAX_BATCH:
                 await asyncio.sleep(self._gather_s)
-            batch, self._batch = self._batch.split(_MAX_BATCH)
+            batch, self._batch = self._batch.split()
             if len(self._batch) == 0:
                 self._kick.clear()
             if len(batch) == 0:
@@ -187,8 +201,9 @@ class Committer:
                 is_repeat = True
                 await asyncio.sleep(0.2)
                 continue
-            except MillpondError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, it ends in the guilty write
                 if len(batch) == 1:
+                    _log.error("commit.refused", error=type(error).__name__)
                     batch.fail(error)
                     return
                 for half in batch.halves():
@@ -229,12 +244,13 @@ def _layers(
 ) -> list[list[tuple[int, StepWrite]]]:
     """Part writes, with their ordinals, so that each part has at most one of each run, in order."""
     layers: list[list[tuple[int, StepWrite]]] = []
-    depth: dict[uuid.UUID, int] = {}
+    depth: dict[tuple[int, uuid.UUID], int] = {}
     for nth, one in enumerate(pending, 1):
         if nth in stored:
             continue
-        level = depth.get(one.write.lease.item_id, 0)
-        depth[one.write.lease.item_id] = level + 1
+        item = one.write.lease[:2]
+        level = depth.get(item, 0)
+        depth[item] = level + 1
         if level == len(layers):
             layers.append([])
         layers[level].append((nth, one.write))
@@ -282,8 +298,13 @@ async def _finish(con: Connection, ends: Sequence[tuple[int, FinishWrite]]) -> s
 async def _find_own(con: Connection, batch: _Batch) -> tuple[dict[int, bool], set[int]]:
     """Find what this attempt had stored before the connection broke: it counts as stored.
 
-    An event without a step leaves nothing to find and may be stored twice.
+    The live rows are locked first, since the first commit may still be under way. An event without
+    a step leaves nothing to find and may be stored twice.
     """
+    leases = sorted({*(s.write.lease for s in batch.steps), *(e.write.lease for e in batch.ends)})
+    await con.fetch(
+        _SQL["lock_live"], [lease.org_id for lease in leases], [lease.item_id for lease in leases]
+    )
     steps = [(nth, one.write) for nth, one in enumerate(batch.steps, 1) if one.write.state]
     step_rows = await con.fetch(
         _SQL["own_steps"],
@@ -304,7 +325,7 @@ async def _find_own(con: Connection, batch: _Batch) -> tuple[dict[int, bool], se
     return {steps[row[0] - 1][0]: False for row in step_rows}, {row[0] for row in end_rows}
 
 
-def _settle(done: asyncio.Future[None], error: BaseException | None) -> None:
+def _settle(done: asyncio.Future[None], error: Exception | None) -> None:
     if done.done():
         return
     if error is None:

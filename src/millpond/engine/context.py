@@ -28,6 +28,7 @@ from millpond.engine.performing import (
     Scope,
     StepFailed,
     failure,
+    raise_stray,
 )
 from millpond.engine.registry import Step
 from millpond.errors import InvalidInput, Permanent
@@ -73,7 +74,7 @@ class StepContext:
 
     async def emit(self, name: str, data: Mapping[str, Json] | None = None) -> None:
         """Store a progress event; a further try of the step may store it again."""
-        body = {"name": name, **(data or {})}
+        body = {**(data or {}), "name": name}
         await self._context._performer.tell(self._key, self._name, "progress", body)
 
 
@@ -171,7 +172,9 @@ class Context:
             try:
                 return await body
             except asyncio.CancelledError as error:
-                raise Unwind(self._branches.closed or "cancelled") from error
+                if self._branches.closed is not None:
+                    raise Unwind(self._branches.closed) from error
+                raise_stray(error, "a branch")
             finally:
                 self._branches.leave()
                 left -= 1
@@ -180,17 +183,23 @@ class Context:
                 self._branches.rest(1)
 
         tasks = [asyncio.ensure_future(run(n, body)) for n, body in enumerate(branches)]
-        # The children count themselves in as they start; until then the parent stands for them.
-        await self._performer.own(asyncio.sleep(0))
-        self._branches.rest(1)
+        is_resting = False
         try:
+            # The children count themselves in as they start; until then the parent stands for them.
+            await asyncio.sleep(0)
+            is_resting = True
+            self._branches.rest(1)
             await asyncio.wait(tasks)
         except asyncio.CancelledError as error:
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks, timeout=5)
-            raise Unwind(self._branches.closed or "cancelled") from error
-        errors = [task.exception() for task in tasks]
+            if not is_resting:
+                self._branches.rest(1)
+            await asyncio.gather(*tasks, return_exceptions=True)
+            if self._branches.closed is not None:
+                raise Unwind(self._branches.closed) from error
+            raise
+        errors = [None if task.cancelled() else task.exception() for task in tasks]
         for unwind in errors:
             if isinstance(unwind, Unwind):
                 raise unwind
@@ -294,7 +303,7 @@ class Context:
         branch = self._branches.here()
         key = branch.key(f"emit {name}")
         if self._lookup(key, "emit") is None:
-            body = {"name": name, **(data or {})}
+            body = {**(data or {}), "name": name}
             await self._performer.record(key, name, "progress", body, kind="emit", state="done")
 
     # What follows is for the engine.

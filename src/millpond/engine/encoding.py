@@ -26,10 +26,11 @@ def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
     if value is None:
         return "null"
     try:
-        if adapter is None:
-            raw = orjson.dumps(value, default=to_jsonable_python)
-        else:
-            raw = adapter.dump_json(value, warnings="error")
+        raw = (
+            orjson.dumps(value, default=_plain)
+            if adapter is None
+            else adapter.dump_json(value, warnings="error")
+        )
     except (TypeError, ValueError, PydanticSerializationError) as error:
         kind = type(value).__name__
         raise InvalidInput(
@@ -44,11 +45,30 @@ def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
     return raw.decode()
 
 
+def _plain(value: Any) -> Any:
+    """Make JSON of what orjson does not know; sets get an order that every process gives them."""
+    if isinstance(value, set | frozenset):
+        return sorted((to_jsonable_python(one) for one in value), key=orjson.dumps)
+    return to_jsonable_python(value)
+
+
 def load(adapter: TypeAdapter[Any] | None, text: str | None) -> Any:
     """Return the value of recorded JSON text."""
     if text is None:
         return None
     return orjson.loads(text) if adapter is None else adapter.validate_json(text)
+
+
+def read_back(adapter: TypeAdapter[Any] | None, text: str) -> Any:
+    """Return what a replay will read; raises InvalidInput when the declared type refuses it."""
+    try:
+        return load(adapter, text)
+    except ValidationError as error:
+        raise InvalidInput(
+            f"the result does not read back as declared: {_message(error)}",
+            code="not_json",
+            param="output",
+        ) from error
 
 
 @lru_cache(maxsize=4096)

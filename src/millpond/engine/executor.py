@@ -98,10 +98,16 @@ async def _perform(attempt: Attempt) -> str:
         if context.closed is not None:
             raise Unwind(context.closed)
         return dump(flow.output, result)
-    except asyncio.CancelledError as error:
-        if context.closed is None:
+    except BaseException as error:
+        # Also groups that hold an Unwind, as task groups make them: why it ended decides.
+        if context.closed is not None:
+            raise Unwind(context.closed) from error
+        if isinstance(error, Exception) or task.cancelling():
             raise
-        raise Unwind(context.closed) from error
+        raise Transient(
+            f"the flow was ended by a {type(error).__name__} that nobody had asked for",
+            code="stray_exit",
+        ) from error
     finally:
         if timer is not None:
             timer.cancel()
@@ -180,16 +186,14 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
 
 
 async def _end(attempt: Attempt, scope: Scope, outcome: str, error: Json) -> None:
-    lease = attempt.claimed.lease
     await scope.committer.finish(
         FinishWrite(
-            lease=lease,
+            lease=attempt.claimed.lease,
             outcome=outcome,
             error=None if error is None else orjson.dumps(error).decode(),
             event_data=orjson.dumps({} if error is None else {"error": error}).decode(),
         )
     )
-    await _persist(lambda: waits.drop(scope.database, lease.org_id, lease.run_id))
 
 
 async def _unstorable(attempt: Attempt, scope: Scope, error: MillpondError) -> None:

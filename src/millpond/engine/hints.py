@@ -19,6 +19,7 @@ CHANGED = "millpond_changed"  # payload: tails of run ids, separated by commas, 
 CANCELLED = "millpond_cancelled"  # payload: run ids, separated by commas
 
 _MAX_PAYLOAD = 7900  # NOTIFY takes less than 8,000 bytes
+_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _log = structlog.get_logger("millpond.hints")
 
 
@@ -98,7 +99,9 @@ class Hints:
                         [channel for channel, _ in messages],
                         [payload for _, payload in messages],
                     )
-                except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                except _ERRORS:
+                    if con is not None:
+                        con.terminate()
                     con = None  # dropped: polling finds what these hints told of
                     await asyncio.sleep(0.5)
                 await asyncio.sleep(self._pause_s)
@@ -131,7 +134,7 @@ class Listener:
 
     async def start(self) -> None:
         """Open the connection, and keep it open from then on."""
-        with contextlib.suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with contextlib.suppress(*_ERRORS):
             await self._open()
         self._keeper = asyncio.create_task(self._keep(), name="listener")
 
@@ -148,8 +151,12 @@ class Listener:
         con = await asyncpg.connect(
             self._url, timeout=5, server_settings={"application_name": "millpond-listen"}
         )
-        for channel, handler in self._handlers.items():
-            await con.add_listener(channel, _receiver(handler))
+        try:
+            for channel, handler in self._handlers.items():
+                await con.add_listener(channel, _receiver(handler))
+        except BaseException:
+            con.terminate()
+            raise
         self._con = con
 
     async def _keep(self) -> None:
@@ -159,7 +166,7 @@ class Listener:
                 continue
             try:
                 await self._open()
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except _ERRORS as error:
                 _log.warning("listener.reconnect_failed", error=type(error).__name__)
                 continue
             for handler in self._handlers.values():

@@ -7,7 +7,6 @@ record a step gets.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,9 +36,10 @@ class Recorded:
 History = dict[str, Recorded]
 
 
-async def load(database: EngineDatabase, leases: Sequence[Lease]) -> dict[uuid.UUID, History]:
+async def load(database: EngineDatabase, leases: Sequence[Lease]) -> dict[Lease, History]:
     """Read what is recorded of the leased runs, one query for all."""
-    histories: dict[uuid.UUID, History] = {lease.run_id: {} for lease in leases}
+    histories: dict[Lease, History] = {lease: {} for lease in leases}
+    by_run = {(lease.org_id, lease.run_id): histories[lease] for lease in leases}
     if not leases:
         return histories
     async with database.duty("history") as con:
@@ -47,7 +47,7 @@ async def load(database: EngineDatabase, leases: Sequence[Lease]) -> dict[uuid.U
             _SQL["history"], [one.org_id for one in leases], [one.run_id for one in leases]
         )
     for row in rows:
-        histories[row["run_id"]][row["step_key"]] = Recorded(
+        by_run[row["org_id"], row["run_id"]][row["step_key"]] = Recorded(
             kind=row["kind"],
             state=row["state"],
             output=row["output"],

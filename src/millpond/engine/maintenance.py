@@ -35,17 +35,17 @@ class Maintenance:
 
     async def rescue(self) -> list[Readied]:
         """Give back what dead workers held; returns the runs that may go on."""
-        now = time.monotonic()
-        if now - self._last_tick > self._lease_s / 2:
-            self._hold_until = now + self._lease_s
-        self._last_tick = now
-        if now < self._hold_until:
-            return []
         async with self._database.duty("rescue") as con:
             if not await con.fetchval(_SQL["try_lock"]):
+                self._last_tick = time.monotonic()
                 return []
-            if await con.fetchval(_SQL["uptime_s"]) < self._lease_s:
+            is_young = await con.fetchval(_SQL["uptime_s"]) < self._lease_s
+            now = time.monotonic()
+            # A gap: this process slept, or the database did not answer; then nobody could beat.
+            if is_young or now - self._last_tick > self._lease_s / 2:
                 self._hold_until = now + self._lease_s
+            self._last_tick = now
+            if now < self._hold_until:
                 return []
             dead = await con.fetch(_SQL["expired_workers"])
             lost = await con.fetch(_SQL["orphaned"], _BATCH)

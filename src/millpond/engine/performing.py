@@ -10,7 +10,7 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import orjson
 from pydantic import TypeAdapter
@@ -20,7 +20,7 @@ from millpond.engine import waits
 from millpond.engine.branches import Branch, Branches, Unwind
 from millpond.engine.claim import Lease
 from millpond.engine.commit import Committer, StepWrite
-from millpond.engine.encoding import dump, dump_error
+from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.history import Recorded
 from millpond.errors import LeaseLost, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
@@ -93,13 +93,14 @@ class Performer:
             tries += 1
             try_began = now()
             try:
-                value = await self._try(branch, plan, call, tries)
-                text = dump(plan.output, value)
+                text = dump(plan.output, await self._try(branch, plan, call, tries))
+                # What the flow gets is what a replay will give it, or the step fails now.
+                value = read_back(plan.output, text)
                 await self._succeeded(plan, text, tries, now() - try_began, now() - began)
             except Exception as error:
                 delay_s = await self._failed_try(plan, error, tries, now() - began)
             else:
-                return value if plan.output is not None else orjson.loads(text)
+                return value
             if delay_s > HOLD_S:
                 await self._back_off(plan, delay_s)
                 await self._branches.park(branch, plan.key, is_human=False)
@@ -119,10 +120,10 @@ class Performer:
             branch.deadline = loop.time() + plan.timeout_s
             async with asyncio.timeout(plan.timeout_s) as limit:
                 return await call(tries)
-        except asyncio.CancelledError as error:
+        except (asyncio.CancelledError, SystemExit) as error:
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
-            raise
+            raise_stray(error, f"step {plan.name}")
         except TimeoutError as error:
             if limit is None or not limit.expired():
                 raise
@@ -266,6 +267,19 @@ class Performer:
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
             raise
+
+
+def raise_stray(error: BaseException, what: str) -> NoReturn:
+    """Turn a cancellation or exit that came from inside into an ordinary error.
+
+    One that somebody asked this task for, such as a time limit around it, goes on as it is.
+    """
+    task = asyncio.current_task()
+    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+        raise error
+    raise Transient(
+        f"{what} was ended by a {type(error).__name__} from inside", code="stray_exit"
+    ) from error
 
 
 def failure(step: str, described: Mapping[str, Json]) -> StepFailed:

@@ -27,6 +27,7 @@ class Slots:
         self._backlogged: set[str] = set()
         self._averages: dict[str, float] = {}
         self._kick = asyncio.Event()
+        self._given = asyncio.Event()
         self._is_gathering = False
 
     def free(self) -> dict[str, int]:
@@ -44,6 +45,7 @@ class Slots:
     def give(self, queue: str, capability: str, used_s: float) -> None:
         """Count an attempt out and learn from how long it took."""
         self._taken[queue] -= 1
+        self._given.set()
         before = self._averages.get(capability, used_s)
         self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used_s - before)
         if queue not in self._backlogged or self._kick.is_set():
@@ -81,6 +83,13 @@ class Slots:
             await asyncio.wait_for(self._kick.wait(), timeout_s)
         except TimeoutError:
             return
+
+    async def room(self) -> dict[str, int]:
+        """Return free slots by queue, as soon as there are any; hints do not end this wait."""
+        while not (free := self.free()):
+            self._given.clear()
+            await self._given.wait()
+        return free
 
     def _gathered(self) -> None:
         self._is_gathering = False

@@ -30,7 +30,10 @@ _COMMIT = queries("commit")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """What a human is asked: JSON schema of the answer, what is to be approved, who may decide."""
+    """What a human is asked: JSON schema of the answer, what is to be approved, who may decide.
+
+    A form that is no JSON schema is refused as InvalidInput.
+    """
 
     name: str
     role: str
@@ -40,9 +43,17 @@ class Question:
     expires_in_s: float | None
     expiry_answer: Json
 
+    def __post_init__(self) -> None:
+        try:
+            jsonschema_rs.validator_for(self.form, offline=True)
+        except ValueError as error:
+            raise InvalidInput(
+                f"the form of {self.name} is no JSON schema", param="form", code="bad_form"
+            ) from error
+
     def digest(self) -> bytes:
-        """Return SHA-256 over what is asked and approved: a decision holds for exactly this."""
-        parts = [self.role, self.form, self.proposal]
+        """Return SHA-256 over who decides and what is approved: a decision holds for exactly this."""
+        parts = [self.role, self.proposal]
         return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).digest()
 
 
@@ -195,12 +206,6 @@ async def back_off(
         )
 
 
-async def drop(database: EngineDatabase, org_id: int, run_id: uuid.UUID) -> None:
-    """Remove timers and open questions of a run that has ended."""
-    async with database.duty("wait") as con:
-        await con.execute(_SQL["drop_waits"], org_id, run_id)
-
-
 async def resolve(
     con: Connection,
     org_id: int,
@@ -223,11 +228,12 @@ async def resolve(
         raise Conflict("what is to be approved is not what this decision names", param="digest")
     _fits(request["form"], answer)
     run_id, step_key = request["run_id"], request["step_key"]
-    await con.fetchrow(_SQL["lock_run"], org_id, run_id)
+    live = await con.fetchrow(_SQL["lock_run"], org_id, run_id)
     request = await con.fetchrow(_SQL["get_request"], org_id, request_id)
     assert request is not None
-    if request["state"] != "pending" or request["is_expired"]:
+    if live is None or request["state"] != "pending" or request["is_expired"]:
         state = "expired" if request["is_expired"] else request["state"]
+        state = "cancelled" if live is None and state == "pending" else state
         raise Conflict(f"input request {request_id} is {state}", code="not_pending")
     text = orjson.dumps(answer).decode()
     await con.fetchrow(
@@ -277,6 +283,13 @@ async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
             )
         }
         mine = [row for row in due if (row["org_id"], row["run_id"]) in locked]
+        if len(mine) < len(due):
+            await con.execute(
+                _SQL["sweep_timers"],
+                [row["org_id"] for row in due],
+                [row["run_id"] for row in due],
+                [row["step_key"] for row in due],
+            )
         taken = await con.fetch(
             _SQL["take_timers"],
             [row["org_id"] for row in mine],

@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any
 
 import orjson
 import structlog
@@ -38,7 +39,9 @@ _BUSY_POLL_S = 0.1
 _IDLE_POLL_S = 1.0
 _TICK_S = 0.25
 _CHORE_S = 0.25
+_WATCH_S = 1.0
 _UNWIND_S = 10.0
+_STOP_S = 35.0  # above the time limit of the engine's statements
 
 
 class Worker:
@@ -69,14 +72,15 @@ class Worker:
         self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
-        self._look_for_cancels = asyncio.Event()
-        self._is_draining = False
+        self._look = asyncio.Event()
+        self._stopping = asyncio.Event()
         self.worker_id = uuid.uuid4()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain and return."""
         while not stop.is_set():
             self._lost.clear()
+            self._stopping.clear()
             try:
                 await self._publish()
                 await self._session(stop)
@@ -132,25 +136,39 @@ class Worker:
         loops = [
             asyncio.create_task(self._claim_all(scope, hints), name="claim"),
             asyncio.create_task(self._chores(hints), name="chores"),
-            asyncio.create_task(self._watch(beat, pulse), name="watch"),
+            asyncio.create_task(self._watch(hints), name="watch"),
+            asyncio.create_task(self._tick(beat, pulse), name="tick"),
         ]
         try:
-            await _first(stop.wait(), self._lost.wait())
-            loops[0].cancel()
-            if self._lost.is_set():
+            await _first(stop.wait(), self._lost.wait(), also=[*loops, *committer.tasks])
+            await self._stop_claiming(loops[0])
+            if not stop.is_set() or self._lost.is_set():
                 _log.warning("worker.session_lost", worker_id=str(self.worker_id))
                 await self._unwind_all("lost")
             else:
                 await self._drain()
+                await self._leave_nothing(hints)
         finally:
             for loop in loops:
                 loop.cancel()
-            await asyncio.gather(*loops, return_exceptions=True)
+            for ended in await asyncio.gather(*loops, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    _log.error("worker.loop_died", exc_info=ended)
             await listener.close()
             await committer.close()
             await hints.close()
             await self._close_session(beat)
             pulse.close()
+
+    async def _stop_claiming(self, claiming: asyncio.Task[None]) -> None:
+        """Let the claim loop end after its turn, so that no lease is left without an attempt."""
+        self._stopping.set()
+        self._slots.wake()
+        await asyncio.wait({claiming}, timeout=_STOP_S)
+
+    async def _leave_nothing(self, hints: Hints) -> None:
+        with contextlib.suppress(MillpondError):
+            await self._hand_back_unknown(hints, await self._hand_back_unknown(hints, set()))
 
     async def _close_session(self, beat: asyncio.subprocess.Process) -> None:
         if beat.stdin is not None:
@@ -169,17 +187,17 @@ class Worker:
 
     async def _claim_all(self, scope: Scope, hints: Hints) -> None:
         """Claim whenever there is room and reason; polls as a net below the hints."""
-        averages = self._slots.estimate_s
         claimer = Claimer(
             self._database,
             worker_id=self.worker_id,
             capabilities=[flow.capability for flow in self._flows.values()],
-            estimate_s=averages,
+            estimate_s=self._slots.estimate_s,
         )
-        while True:
+        stopping = asyncio.create_task(self._stopping.wait())
+        while not self._stopping.is_set():
             free = self._slots.free()
             if not free:
-                await self._slots.wait(_IDLE_POLL_S)
+                await _first(self._slots.room(), also=[stopping])
                 continue
             self._slots.expect()
             try:
@@ -187,35 +205,34 @@ class Worker:
                 histories = await history.load(
                     self._database, [one.lease for one in claimed if one.lease.attempt > 1]
                 )
+            except LeaseLost:
+                self._lost.set()
+                return
             except MillpondError as error:
+                # What it may have leased is found by the watch and handed back.
                 _log.warning("claim.failed", error=error.code)
-                await self._hand_back_unknown(hints)
+                await asyncio.sleep(0.5)
                 continue
             for one in claimed:
-                self._start(one, histories.get(one.lease.run_id, {}), scope, hints)
+                self._start(one, histories.get(one.lease, {}), scope, hints)
             self._slots.note_claim(free, claimed)
             if not has_more:
                 await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
 
-    async def _hand_back_unknown(self, hints: Hints) -> None:
-        """Release leases that a claim of unknown outcome may have left without an attempt."""
-        while True:
-            await asyncio.sleep(0.5)
-            try:
-                async with self._database.duty("reconcile") as con:
-                    rows = await con.fetch(_SQL["own_leases"], self.worker_id)
-                known = {attempt.claimed.lease for attempt in self._attempts}
-                for lease in (Lease(*row) for row in rows):
-                    if lease not in known:
-                        self._hint(
-                            hints, [await waits.release(self._database, lease, reason="lost claim")]
-                        )
-            except LeaseLost:
-                continue
-            except MillpondError as error:
-                _log.warning("reconcile.failed", error=error.code)
-                continue
-            return
+    async def _hand_back_unknown(self, hints: Hints, suspects: set[Lease]) -> set[Lease]:
+        """Release leases that stood without an attempt before and still do; returns the new ones.
+
+        They come from claims and commits of unknown outcome. With no `suspects` all are new.
+        """
+        async with self._database.duty("reconcile") as con:
+            rows = await con.fetch(_SQL["own_leases"], self.worker_id)
+        unknown = {Lease(*row) for row in rows} - {one.claimed.lease for one in self._attempts}
+        for lease in unknown & suspects:
+            _log.warning("lease.handed_back", run_id=str(lease.run_id))
+            with contextlib.suppress(LeaseLost):
+                readied = await waits.release(self._database, lease, reason="no attempt")
+                self._hint(hints, [readied])
+        return unknown - suspects
 
     def _start(
         self, claimed: Claimed, recorded: history.History, scope: Scope, hints: Hints
@@ -247,14 +264,9 @@ class Worker:
         if payload == "*" or not self._slots.total.keys().isdisjoint(payload.split(",")):
             self._slots.wake()
 
-    def _hear_cancel(self, payload: str) -> None:
-        if payload == "*":
-            self._look_for_cancels.set()
-            return
-        asked = set(payload.split(","))
-        for attempt in list(self._attempts):
-            if str(attempt.claimed.lease.run_id) in asked:
-                attempt.context.unwind("cancelled")
+    def _hear_cancel(self, _payload: str) -> None:
+        """Look sooner: the live row says which runs shall stop, the hint does not."""
+        self._look.set()
 
     def _unwind(self, lease: Lease, reason: str) -> None:
         for attempt in list(self._attempts):
@@ -266,34 +278,46 @@ class Worker:
     async def _chores(self, hints: Hints) -> None:
         """Rescue, fire timers; sleeps until the next timer, at most a moment."""
         maintenance = Maintenance(self._database, lease_s=self._lease_s)
+        rescue_at = 0.0
         while True:
             pause_s = _CHORE_S
             try:
-                self._hint(hints, await maintenance.rescue())
+                if time.monotonic() >= rescue_at:
+                    self._hint(hints, await maintenance.rescue())
+                    rescue_at = time.monotonic() + self._lease_s / 8
                 self._hint(hints, await maintenance.fire())
                 due_s = await maintenance.next_due_s()
                 if due_s is not None:
-                    pause_s = max(0.005, min(pause_s, due_s))
+                    # One that is due and was not taken has its run locked by somebody: a moment.
+                    pause_s = min(pause_s, due_s) if due_s > 0 else pause_s / 5
             except MillpondError as error:
                 _log.warning("maintenance.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
-    async def _watch(self, beat: asyncio.subprocess.Process, pulse: heartbeat.Pulse) -> None:
-        """Tick for the heartbeat; notice a lost session and runs that shall stop."""
-        checked = 0.0
-        while True:
+    async def _tick(self, beat: asyncio.subprocess.Process, pulse: heartbeat.Pulse) -> None:
+        """Tell the heartbeat that the loop runs; never waits for anything but time."""
+        while beat.returncode is None:
             deadlines = [attempt.context.deadline for attempt in self._attempts]
             first = min((one for one in deadlines if one is not None), default=None)
             pulse.write(time.monotonic(), first)
-            if beat.returncode is not None:
-                self._lost.set()
-                return
-            if time.monotonic() - checked > 1.0 or self._look_for_cancels.is_set():
-                checked = time.monotonic()
-                self._look_for_cancels.clear()
-                with contextlib.suppress(MillpondError):
-                    await self._check_session()
             await asyncio.sleep(_TICK_S)
+        self._lost.set()
+
+    async def _watch(self, hints: Hints) -> None:
+        """Notice a lost session, runs that shall stop, and leases that no attempt stands for."""
+        suspects: set[Lease] = set()
+        looked_at = 0.0
+        while True:
+            self._look.clear()
+            try:
+                await self._check_session()
+                if time.monotonic() - looked_at >= _WATCH_S:
+                    looked_at = time.monotonic()
+                    suspects = await self._hand_back_unknown(hints, suspects)
+            except MillpondError as error:
+                _log.warning("watch.failed", error=error.code)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), _WATCH_S)
 
     async def _check_session(self) -> None:
         async with self._database.duty("watch") as con:
@@ -325,12 +349,14 @@ class Worker:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S)
         for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
-async def _first(*waits: Awaitable[object]) -> None:
-    tasks = [asyncio.ensure_future(one) for one in waits]
+async def _first(*starts: Awaitable[object], also: Sequence[asyncio.Task[Any]] = ()) -> None:
+    """Wait until one of these ends; those begun here are ended."""
+    tasks = [asyncio.ensure_future(one) for one in starts]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*tasks, *also], return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()

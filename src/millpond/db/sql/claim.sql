@@ -27,7 +27,7 @@ shares as (
     set active = true, virtual_s = greatest(share.virtual_s, excluded.virtual_s)
     where not share.active
 )
-select count(*) from a;
+select count(*) as arrivals, exists (select from worker where worker_id = $2) as is_alive from a;
 
 -- name: read
 -- Reads the orgs first in fair order, their lanes that this worker can serve, and the heads of those.
@@ -117,7 +117,9 @@ on conflict (queue) do update set virtual_s = greatest(fair_clock.virtual_s, exc
 -- name: step_back
 -- Lets a lane be read again from a work item that could not be taken.
 update lane set cursor_rank = least(lane.cursor_rank, u.rank), active = true
-from unnest($1::bigint[], $2::bigint[], $3::bigint[]) as u(org_id, lane_id, rank)
+from (select org_id, lane_id, min(rank) as rank
+      from unnest($1::bigint[], $2::bigint[], $3::bigint[]) as u(org_id, lane_id, rank)
+      group by org_id, lane_id) u
 where lane.org_id = u.org_id and lane.lane_id = u.lane_id;
 
 -- name: wake_shares

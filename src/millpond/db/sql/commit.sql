@@ -40,6 +40,13 @@ with held as (
 unleased as (
   delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
 ),
+untimed as (
+  delete from timer t using held h where t.org_id = h.org_id and t.run_id = h.run_id
+),
+unasked as (
+  update input_request q set state = 'cancelled', resolved_at = clock_timestamp()
+  from held h where q.org_id = h.org_id and q.run_id = h.run_id and q.state = 'pending'
+),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
                    started_at = h.started_at, finished_at = clock_timestamp()
@@ -64,6 +71,11 @@ join step s on s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.st
 select u.ord
 from unnest($1::bigint[], $2::uuid[], $3::int[]) with ordinality as u(org_id, run_id, attempt, ord)
 join run r on r.org_id = u.org_id and r.run_id = u.run_id and r.attempts = u.attempt and r.outcome is not null;
+
+-- name: lock_live
+-- Locks live rows in the order given.
+select from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
+cross join lateral (select from item i where i.org_id = u.org_id and i.item_id = u.item_id for update) i;
 
 -- name: hold
 -- Locks the live row of a run under this lease; nothing comes back when the lease is gone.

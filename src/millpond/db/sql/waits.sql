@@ -90,6 +90,12 @@ delete from timer t using unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_
 where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = u.step_key and t.due_at <= clock_timestamp()
 returning t.org_id, t.run_id, t.step_key, t.kind;
 
+-- name: sweep_timers
+-- Removes due timers whose run is no more.
+delete from timer t using unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
+where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = u.step_key
+  and not exists (select from item i where i.org_id = t.org_id and i.item_id = t.run_id);
+
 -- name: end_sleeps
 -- Records sleeps as over, each with its event.
 with s as (
@@ -149,7 +155,7 @@ where org_id = $1 and run_id = $2 and state = 'pending';
 
 -- name: history
 -- Reads recorded steps of runs; a retry that is not due yet carries when it is.
-select s.run_id, s.step_key, s.kind, s.state, s.output, s.error, s.tries,
+select s.org_id, s.run_id, s.step_key, s.kind, s.state, s.output, s.error, s.tries,
        extract(epoch from clock_timestamp() - s.started_at)::float8 as age_s,
        t.due_at is not null as has_timer
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
