@@ -194,15 +194,35 @@ class EngineDatabase(_Pool):
         return cls(pool)
 
     @asynccontextmanager
-    async def duty(self, name: str, *, durable: bool = True) -> AsyncIterator[Connection]:
+    async def duty(
+        self, name: str, *, durable: bool = True, first: str = ""
+    ) -> AsyncIterator[Connection]:
         """Open a transaction for the engine duty `name` (a word: claim, commit, rescue …).
 
-        `durable=False` lets the commit return before it is on disk.
+        `durable=False` lets the commit return before it is on disk; `first` is a statement sent with
+        the begin, in the same message.
         """
         if not name.isidentifier():
             raise ValueError(f"a duty is one word, not {name!r}")
         begin = f"begin; set local millpond.duty = '{name}'"
         if not durable:
             begin += "; set local synchronous_commit = off"
+        if first:
+            begin += f"; {first}"
         async with self._transaction(begin, is_engine=True) as con:
             yield con
+
+    @asynccontextmanager
+    async def statement(self) -> AsyncIterator[Connection]:
+        """Lend a connection for one statement, which is a durable transaction of its own."""
+        con = await self._acquire()
+        is_clean = False
+        try:
+            with translated(connecting=True):
+                yield con
+            is_clean = True
+        except Exception:
+            is_clean = await _is_rolled_back(con)
+            raise
+        finally:
+            await self._give_back(con, is_clean=is_clean)

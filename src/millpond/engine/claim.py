@@ -71,8 +71,7 @@ class Claimer:
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
         queues = [queue for queue, slots in free.items() if slots > 0]
-        async with self._database.duty("claim", durable=False) as con:
-            await con.execute(_SQL["lock"])
+        async with self._database.duty("claim", durable=False, first=_SQL["lock"]) as con:
             consumed = await con.fetchrow(_SQL["consume"], _MAX_ARRIVALS, self._worker_id)
             if consumed is None or not consumed["is_alive"]:
                 raise LeaseLost("this worker's session is gone")

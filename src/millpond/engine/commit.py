@@ -26,6 +26,8 @@ _SQL = queries("commit")
 _log = structlog.get_logger("millpond.commit")
 # Small enough that the disk works on one batch while the event loop makes the next.
 _MAX_BATCH = 100
+# Fewer writes than this are sent at once: nothing to gather, and somebody waits.
+_FEW = 8
 _MAX_BYTES = 4 * 1024 * 1024
 
 
@@ -120,7 +122,7 @@ class Committer:
         hints: Hints,
         *,
         on_cancel_requested: Callable[[Lease], None],
-        gather_s: float = 0.002,
+        gather_s: float = 0.004,
         retry_s: float = 30.0,
     ) -> None:
         self._database = database
@@ -171,7 +173,7 @@ class Committer:
             if len(self._batch) == 0:
                 self._kick.clear()
                 continue
-            if len(self._batch) < _MAX_BATCH:
+            if _FEW <= len(self._batch) < _MAX_BATCH:
                 await asyncio.sleep(self._gather_s)
             batch, self._batch = self._batch.split()
             if len(self._batch) == 0:
@@ -211,13 +213,7 @@ class Committer:
             return
 
     async def _write(self, batch: _Batch, *, is_repeat: bool) -> None:
-        async with self._database.duty("commit") as con:
-            steps, ends = await _find_own(con, batch) if is_repeat else ({}, set())
-            for layer in _layers(batch.steps, steps):
-                steps.update(await _record(con, layer))
-            left = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
-            if left:
-                ends.update(await _finish(con, left))
+        steps, ends = await self._store(batch, is_repeat=is_repeat)
         touched = set()
         for nth, step in enumerate(batch.steps, 1):
             if nth not in steps:
@@ -231,6 +227,25 @@ class Committer:
             touched.add(end.write.lease.run_id)
             _settle(end.done, None if nth in ends else LeaseLost("the lease is gone"))
         self._hints.changed(touched)
+
+    async def _store(self, batch: _Batch, *, is_repeat: bool) -> tuple[dict[int, bool], set[int]]:
+        """Store a batch in one transaction; returns the ordinals of the steps and ends stored."""
+        layers = _layers(batch.steps, {})
+        numbered = [(nth, one.write) for nth, one in enumerate(batch.ends, 1)]
+        if not is_repeat and len(layers) + bool(numbered) == 1:
+            # One statement is a transaction by itself: two round trips less.
+            async with self._database.statement() as con:
+                if layers:
+                    return await _record(con, layers[0]), set()
+                return {}, await _finish(con, numbered)
+        async with self._database.duty("commit") as con:
+            steps, ends = await _find_own(con, batch) if is_repeat else ({}, set())
+            for layer in _layers(batch.steps, steps):
+                steps.update(await _record(con, layer))
+            left = [(nth, write) for nth, write in numbered if nth not in ends]
+            if left:
+                ends.update(await _finish(con, left))
+        return steps, ends
 
 
 def _sort(batch: _Batch) -> None:

@@ -31,7 +31,7 @@ def tail_of(run_id: uuid.UUID) -> str:
 class Hints:
     """Sends hints on a connection of its own, many in one statement, never blocking the caller."""
 
-    def __init__(self, url: str, *, pause_s: float = 0.002) -> None:
+    def __init__(self, url: str, *, pause_s: float = 0.01) -> None:
         self._url = url
         self._pause_s = pause_s
         self._pending: dict[str, set[str]] = {WAKE: set(), CHANGED: set(), CANCELLED: set()}

@@ -271,10 +271,11 @@ def _fits(form: str, answer: Json) -> None:
 
 async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
     """Let due timers take effect; returns the runs that may go on."""
-    async with database.duty("timers") as con:
+    async with database.statement() as con:
         due = await con.fetch(_SQL["due"], limit)
-        if not due:
-            return []
+    if not due:
+        return []
+    async with database.duty("timers") as con:
         runs = sorted({(row["org_id"], row["run_id"]) for row in due})
         locked = {
             (row["org_id"], row["run_id"]): row["state"]

@@ -58,7 +58,7 @@ class Worker:
         resources: Mapping[type, object] | None = None,
         lease_s: float = 6.0,
         drain_s: float = 20.0,
-        gather_s: float = 0.002,
+        gather_s: float = 0.004,
     ) -> None:
         self._database = database
         self._engine_url = engine_url
