@@ -72,4 +72,8 @@ class Settings(BaseSettings):
     embedder: str = Field(
         "local", description="Embedding model: `local` (bundled ONNX) or `provider:name`."
     )
+    embedder_base_url: str = Field("", description="Base URL of the embedder's provider.")
+    embedder_api_key: SecretStr | None = Field(
+        None, description="Key of the embedder's provider. Unset: the one of the text model's."
+    )
     log_level: str = Field("info", description="debug, info, warning or error.")

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import structlog
+from pydantic import SecretStr
 
 from millpond.db.pool import Database
 from millpond.errors import MillpondError
@@ -47,15 +48,17 @@ def open_knowledge(
 
 
 def _open_text(settings: Settings) -> TextModel:
-    return open_text_model(settings.llm, settings.llm_base_url, _key(settings))
+    return open_text_model(settings.llm, settings.llm_base_url, _secret(settings.llm_api_key))
 
 
 def _open_embedder(settings: Settings) -> Embedder:
-    return open_embedder(settings.embedder, settings.llm_base_url, _key(settings))
+    base_url = settings.embedder_base_url or settings.llm_base_url
+    key = _secret(settings.embedder_api_key or settings.llm_api_key)
+    return open_embedder(settings.embedder, base_url, key)
 
 
-def _key(settings: Settings) -> str:
-    return settings.llm_api_key.get_secret_value() if settings.llm_api_key else ""
+def _secret(value: SecretStr | None) -> str:
+    return value.get_secret_value() if value else ""
 
 
 def _opened(
