@@ -250,8 +250,12 @@ class Committer:
 
 def _sort(batch: _Batch) -> None:
     """Order writes by lease, which is the order in which their rows are locked."""
-    batch.steps.sort(key=lambda one: (one.write.lease.org_id, one.write.lease.item_id))
-    batch.ends.sort(key=lambda one: (one.write.lease.org_id, one.write.lease.item_id))
+    batch.steps.sort(key=_order)
+    batch.ends.sort(key=_order)
+
+
+def _order(one: _Pending[StepWrite] | _Pending[FinishWrite]) -> bytes:
+    return one.write.lease.item_id.bytes
 
 
 def _layers(
@@ -316,7 +320,8 @@ async def _find_own(con: Connection, batch: _Batch) -> tuple[dict[int, bool], se
     The live rows are locked first, since the first commit may still be under way. An event without
     a step leaves nothing to find and may be stored twice.
     """
-    leases = sorted({*(s.write.lease for s in batch.steps), *(e.write.lease for e in batch.ends)})
+    leases = [*(step.write.lease for step in batch.steps), *(end.write.lease for end in batch.ends)]
+    leases.sort(key=lambda lease: lease.item_id.bytes)
     await con.fetch(
         _SQL["lock_live"], [lease.org_id for lease in leases], [lease.item_id for lease in leases]
     )

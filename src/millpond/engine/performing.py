@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import orjson
 from pydantic import TypeAdapter
@@ -56,17 +57,36 @@ class Scope:
     database: EngineDatabase
     committer: Committer
     resources: Mapping[type, object]
+    under_way: deque[UnderWay] = field(default_factory=deque)
+
+
+class UnderWay(NamedTuple):
+    """A try that has begun, on the loop's clock; the oldest is first in its queue."""
+
+    began: float
+    performer: Performer
+    plan: Plan
+    tries: int
+
+
+def announce(under_way: deque[UnderWay], now: float) -> None:
+    """Tell of tries that have lasted a while; called now and then, so that short ones cost nothing."""
+    while under_way and now - under_way[0].began >= ANNOUNCE_S:
+        one = under_way.popleft()
+        if one.plan.current_try == one.tries:
+            one.performer.tell_started(one.plan)
 
 
 @dataclass(slots=True)
 class Plan:
-    """How one step is to be performed."""
+    """How one step is to be performed; `current_try` is 0 while none is running."""
 
     name: str
     key: str
     retry: Retry
     timeout_s: float | None
     output: TypeAdapter[Any] | None
+    current_try: int = 0
 
 
 class Performer:
@@ -77,6 +97,7 @@ class Performer:
         self._database = scope.database
         self._committer = scope.committer
         self._branches = branches
+        self._under_way = scope.under_way
 
     async def perform(
         self,
@@ -96,7 +117,8 @@ class Performer:
                 text = dump(plan.output, await self._try(branch, plan, call, tries))
                 # What the flow gets is what a replay will give it, or the step fails now.
                 value = read_back(plan.output, text)
-                await self._succeeded(plan, text, tries, now() - try_began, now() - began)
+                ended = now()
+                await self.own(self._done(plan, text, tries, ended - try_began, ended - began))
             except Exception as error:
                 delay_s = await self._failed_try(plan, error, tries, now() - began)
             else:
@@ -111,7 +133,8 @@ class Performer:
     ) -> Any:
         """Execute a step's function once, within its time limit."""
         loop = asyncio.get_running_loop()
-        announce = loop.call_later(ANNOUNCE_S, self._announce, plan, tries)
+        self._under_way.append(UnderWay(loop.time(), self, plan, tries))
+        plan.current_try = tries
         branch.is_in_step = True
         limit = None
         try:
@@ -133,13 +156,13 @@ class Performer:
         finally:
             branch.is_in_step = False
             branch.deadline = None
-            announce.cancel()
+            plan.current_try = 0
 
-    async def _succeeded(
+    def _done(
         self, plan: Plan, text: str, tries: int, took_s: float, duration_s: float
-    ) -> None:
+    ) -> asyncio.Future[None]:
         """Record a result. Step names need no escaping in JSON."""
-        written = self._committer.record(
+        return self._committer.record(
             StepWrite(
                 lease=self._lease,
                 step_key=plan.key,
@@ -152,7 +175,6 @@ class Performer:
                 event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
             )
         )
-        await self.own(written)
 
     async def _failed_try(
         self, plan: Plan, error: Exception, tries: int, elapsed_s: float
@@ -191,7 +213,7 @@ class Performer:
             )
         )
 
-    def _announce(self, plan: Plan, tries: int) -> None:
+    def tell_started(self, plan: Plan) -> None:
         """Tell that a step is under way; nobody waits for this."""
         self._committer.record(
             StepWrite(
@@ -199,7 +221,7 @@ class Performer:
                 step_key=plan.key,
                 name=plan.name,
                 event_kind="step.started",
-                event_data=orjson.dumps({"name": plan.name, "tries": tries}).decode(),
+                event_data=f'{{"name":"{plan.name}","tries":{plan.current_try}}}',
             )
         )
 

@@ -27,6 +27,7 @@ from millpond.engine.context import Scope
 from millpond.engine.executor import Attempt, execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
+from millpond.engine.performing import announce
 from millpond.engine.registry import Flow
 from millpond.engine.slots import Slots
 from millpond.engine.waits import Readied
@@ -37,7 +38,7 @@ _log = structlog.get_logger("millpond.worker")
 
 _BUSY_POLL_S = 0.1
 _IDLE_POLL_S = 1.0
-_TICK_S = 0.25
+_TICK_S = 0.05
 _CHORE_S = 0.25
 _WATCH_S = 1.0
 _UNWIND_S = 10.0
@@ -137,7 +138,7 @@ class Worker:
             asyncio.create_task(self._claim_all(scope, hints), name="claim"),
             asyncio.create_task(self._chores(hints), name="chores"),
             asyncio.create_task(self._watch(hints), name="watch"),
-            asyncio.create_task(self._tick(beat, pulse), name="tick"),
+            asyncio.create_task(self._tick(beat, pulse, scope), name="tick"),
         ]
         try:
             await _first(stop.wait(), self._lost.wait(), also=[*loops, *committer.tasks])
@@ -294,9 +295,13 @@ class Worker:
                 _log.warning("maintenance.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
-    async def _tick(self, beat: asyncio.subprocess.Process, pulse: heartbeat.Pulse) -> None:
-        """Tell the heartbeat that the loop runs; never waits for anything but time."""
+    async def _tick(
+        self, beat: asyncio.subprocess.Process, pulse: heartbeat.Pulse, scope: Scope
+    ) -> None:
+        """Tell the heartbeat that the loop runs, and of long steps; waits for nothing but time."""
+        loop = asyncio.get_running_loop()
         while beat.returncode is None:
+            announce(scope.under_way, loop.time())
             deadlines = [attempt.context.deadline for attempt in self._attempts]
             first = min((one for one in deadlines if one is not None), default=None)
             pulse.write(time.monotonic(), first)
