@@ -74,6 +74,7 @@ class Settings(BaseSettings):
     )
     embedder_base_url: str = Field("", description="Base URL of the embedder's provider.")
     embedder_api_key: SecretStr | None = Field(
-        None, description="Key of the embedder's provider. Unset: the one of the text model's."
+        None,
+        description="Key of the embedder's provider. Unset: the text model's, if it is the same one.",
     )
     log_level: str = Field("info", description="debug, info, warning or error.")

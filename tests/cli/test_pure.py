@@ -158,12 +158,17 @@ def test_folders_are_walked_for_documents_and_hidden_files_left_out(tmp_path):
         collect([Path(tmp_path / "sub" / "..").resolve() / ".git", tmp_path / "missing"])
 
 
+class _Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
 @pytest.fixture
-def log():
+def log(request):
     """Logging as a long-running command sets it up, into text; undone afterwards."""
     root = logging.getLogger()
     handlers, level = root.handlers, root.level
-    stream = io.StringIO()
+    stream = getattr(request, "param", io.StringIO)()
     configure_logging("info", process="worker", stream=stream)
     yield stream
     root.handlers, root.level = handlers, level
@@ -196,3 +201,20 @@ def test_logs_hide_secrets(log):
     assert "ValueError" in written
     assert secret not in written
     assert token not in written
+
+
+@pytest.mark.parametrize("log", [io.StringIO, _Terminal], indirect=True)
+def test_a_failure_is_logged_by_class_and_line_and_without_any_value(log):
+    prompt = "my private question"
+    try:
+        try:
+            raise KeyError(prompt)
+        except KeyError as cause:
+            raise ValueError(f"cannot read {prompt}") from cause
+    except ValueError:
+        structlog.get_logger("millpond.x").exception("failed")
+    written = log.getvalue()
+    assert "ValueError" in written
+    assert "KeyError" in written
+    assert "test_pure.py" in written
+    assert prompt not in written

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-def make_pdf(pages: list[str], *, is_encrypted: bool = False) -> bytes:
+def make_pdf(pages: list[str], *, is_encrypted: bool = False, title_hex: str = "") -> bytes:
     """Return a PDF with one line of text a page; encrypted ones ask for a password nobody knows."""
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
     bodies = [
@@ -23,6 +23,9 @@ def make_pdf(pages: list[str], *, is_encrypted: bool = False) -> bytes:
         key = "<" + "ab" * 32 + ">"
         bodies.append(f"<< /Filter /Standard /V 1 /R 2 /Length 40 /P -4 /O {key} /U {key} >>")
         trailer += f" /Encrypt {len(bodies)} 0 R /ID [<00> <00>]"
+    if title_hex:
+        bodies.append(f"<< /Title <{title_hex}> >>")
+        trailer += f" /Info {len(bodies)} 0 R"
     out, offsets = b"%PDF-1.4\n", []
     for number, body in enumerate(bodies, 1):
         offsets.append(len(out))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 
 import pytest
 from hypothesis import given, settings
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 
 from knowledge.conftest import DOCUMENTS
 from knowledge.pdf import make_pdf
-from millpond.errors import InvalidInput, Permanent
+from millpond.errors import InvalidInput, Permanent, Transient
 from millpond.knowledge import reader
 from millpond.knowledge.chunker import CHUNK_CHARS, spans
 
@@ -139,6 +140,30 @@ def test_spans_ascend_do_not_overlap_and_leave_out_only_blanks(text: str, media:
         assert text[start:end].strip()
         last = end
     assert not text[last:].strip()
+
+
+@pytest.mark.parametrize(
+    ("title_hex", "title"),
+    [("FEFF004100000042", "AB"), ("FEFFD800", None), ("FEFF" + "0041" * 900, "A" * 300)],
+)
+async def test_a_pdfs_own_title_cannot_break_its_ingestion(
+    title_hex: str, title: str | None
+) -> None:
+    parsed = await reader.parse("application/pdf", make_pdf(["Some text."], title_hex=title_hex))
+    assert parsed.title == title
+    assert parsed.text.startswith("Some text.")
+
+
+async def test_a_reader_that_was_stopped_may_be_tried_again() -> None:
+    with pytest.raises(Transient):
+        reader._understood(-signal.SIGTERM, b"")
+
+
+def test_headings_alone_do_not_make_one_endless_chunk() -> None:
+    text = "\n".join(f"# item {n} settings" for n in range(5_000))
+    found = spans("text/markdown", text)
+    assert max(end - start for start, end in found) <= 2 * sum(CHUNK_CHARS)
+    assert sum(end - start for start, end in found) > len(text) * 0.98
 
 
 def test_large_text_is_split_whole() -> None:

@@ -15,7 +15,7 @@ from fastapi.security import HTTPBearer
 
 from millpond.api.ports import Ports
 from millpond.db.pool import Connection
-from millpond.errors import Forbidden, Unauthenticated
+from millpond.errors import Forbidden, Transient, Unauthenticated
 from millpond.types import Principal
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/.well-known/jwks.json"})
@@ -67,6 +67,11 @@ class Requires(HTTPBearer):
         return Caller(principal=principal, ports=ports)
 
 
+# A key that was taken away is refused after a minute; through an outage, after ten.
+_KEYS_FOR_S = 60.0
+_KEYS_AT_MOST_S = 600.0
+
+
 def requires(permission: str) -> Any:
     """Declare that a route needs `permission`; gives the route its `Caller`."""
     return Depends(Requires(permission))
@@ -84,10 +89,18 @@ def permit(principal: Principal, permission: str) -> None:
 
 
 async def _verified(ports: Ports, token: str) -> Principal:
-    """Verify a token; one signed with an unknown key is tried again after a look for new keys."""
+    """Verify a token; keys are read again once a minute, and for a token signed with an unknown one."""
+    keyring = ports.keyring
+    if keyring.age_s > _KEYS_FOR_S:
+        try:
+            await keyring.refresh()
+        except Transient:
+            if keyring.age_s > _KEYS_AT_MOST_S:
+                raise
     try:
-        return ports.keyring.verify(token)
+        return keyring.verify(token)
     except Unauthenticated as error:
-        if error.code != "token_unknown_key" or not await ports.keyring.refresh():
+        if error.code != "token_unknown_key":
             raise
-    return ports.keyring.verify(token)
+    await keyring.refresh()
+    return keyring.verify(token)

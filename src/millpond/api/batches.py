@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
 from millpond.engine.submit import submit
-from millpond.errors import Transient
+from millpond.errors import Transient, Unavailable
 from millpond.types import Intent
 
 _SQL = queries("accept")
 _MAX_RUNS = 64
 _MAX_BYTES = 1024 * 1024
+_MAX_WAITING = 2000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +82,8 @@ class Batches:
             sender = asyncio.create_task(self._send(intent.org_id), name="accept.batches")
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
+        elif len(waiting) >= _MAX_WAITING:
+            raise Unavailable("Too many runs of this org are being accepted.", retry_after_s=1.0)
         else:
             waiting.append(entry)
         return await future

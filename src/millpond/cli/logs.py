@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+import traceback
 from typing import Any, TextIO
 
 import structlog
@@ -36,14 +37,10 @@ def configure_logging(level: str, *, process: str, stream: TextIO | None = None)
     ]
     is_terminal = stream.isatty()
     ending: list[Processor] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
-    if is_terminal:
-        ending += [redact, structlog.dev.ConsoleRenderer()]
-    else:
-        ending += [
-            structlog.processors.format_exc_info,
-            redact,
-            structlog.processors.JSONRenderer(),
-        ]
+    ending += [where_it_failed, redact]
+    ending.append(
+        structlog.dev.ConsoleRenderer() if is_terminal else structlog.processors.JSONRenderer()
+    )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
@@ -59,6 +56,25 @@ def configure_logging(level: str, *, process: str, stream: TextIO | None = None)
     root.setLevel(level.upper())
     for noisy in ("httpx2", "httpcore2", "asyncio", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def where_it_failed(_logger: Any, _method: str, event: EventDict) -> EventDict:
+    """Put classes and code lines in place of an exception.
+
+    Its text and the values of its variables may hold prompts, tokens and addresses; what a run has
+    to tell of its error is stored with the run.
+    """
+    given = event.pop("exc_info", None)
+    error = given[1] if isinstance(given, tuple) else given
+    if error is not None and not isinstance(error, BaseException):
+        error = sys.exc_info()[1]
+    lines: list[str] = []
+    while error is not None:
+        lines += [type(error).__name__, *traceback.format_tb(error.__traceback__)]
+        error = error.__cause__
+    if lines:
+        event["exception"] = "\n".join(line.rstrip() for line in lines)
+    return event
 
 
 def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:

@@ -52,9 +52,12 @@ def _open_text(settings: Settings) -> TextModel:
 
 
 def _open_embedder(settings: Settings) -> Embedder:
-    base_url = settings.embedder_base_url or settings.llm_base_url
-    key = _secret(settings.embedder_api_key or settings.llm_api_key)
-    return open_embedder(settings.embedder, base_url, key)
+    # The text model's address and key serve for embeddings of the same provider at the same place.
+    providers = {spec.partition(":")[0] for spec in (settings.llm, settings.embedder)}
+    is_shared = len(providers) == 1 and not settings.embedder_base_url
+    base_url = settings.embedder_base_url or (settings.llm_base_url if is_shared else "")
+    key = settings.embedder_api_key or (settings.llm_api_key if is_shared else None)
+    return open_embedder(settings.embedder, base_url, _secret(key))
 
 
 def _secret(value: SecretStr | None) -> str:

@@ -139,15 +139,14 @@ def tail(
     """Print the events of a run, live, until it ends; with --json one event a line."""
 
     async def talk(remote: Remote) -> str:
-        last = ""
         async with asyncio.timeout(timeout_s), aclosing(remote.follow(run_id, after)) as events:
             async for event in events:
-                last = event["kind"]
                 if as_json:
                     print_json_line(event)
                 else:
                     out().print(timeline.event_line(event), soft_wrap=True)
-        return last.partition(".")[2]
+        run = await remote.get(f"/v1/runs/{run_id}")
+        return str(run["state"])
 
     _exit_by(_patiently(lambda: call(url, token, talk), timeout_s))
 

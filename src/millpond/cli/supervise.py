@@ -20,7 +20,7 @@ from typing import IO
 import structlog
 
 from millpond.cli.exit import ExitCode
-from millpond.errors import Permanent, Unavailable
+from millpond.errors import MillpondError, Permanent, Unavailable
 
 _log = structlog.get_logger("millpond.up")
 
@@ -135,7 +135,11 @@ class Supervisor:
             delay_s = delay_s if is_early else _FIRST_DELAY_S
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, _LAST_DELAY_S)
-            await self._spawn(child)
+            try:
+                await self._spawn(child)
+            except MillpondError as error:
+                self._give_up(f"{child.name} cannot be started: {error.message}")
+                return
 
     def _give_up(self, reason: str) -> None:
         if not self.failed.done():

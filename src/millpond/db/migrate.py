@@ -34,7 +34,12 @@ ENGINE_ROLE = "millpond_engine"
 SEARCH_PATH = "millpond, public"
 # Kept with the roles, not the database, so that they hold for copies and restored dumps.
 ROLE_SETTINGS: dict[str, dict[str, str]] = {
-    APP_ROLE: {"search_path": SEARCH_PATH, "idle_in_transaction_session_timeout": "60s"},
+    APP_ROLE: {
+        "search_path": SEARCH_PATH,
+        "idle_in_transaction_session_timeout": "60s",
+        # Requests and steps wait for no lock and no search longer than this.
+        "statement_timeout": "60s",
+    },
     ENGINE_ROLE: {
         "search_path": SEARCH_PATH,
         # A stopped worker must not keep the claim's lock or a row's: its session ends, they with it.

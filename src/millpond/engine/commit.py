@@ -25,7 +25,8 @@ from millpond.errors import LeaseLost, Transient
 _SQL = queries("commit")
 _log = structlog.get_logger("millpond.commit")
 # Small enough that the disk works on one batch while the event loop makes the next.
-_MAX_BATCH = 100
+_MAX_BATCH = 64
+_CHUNK = 25
 # Fewer writes than this are sent at once: nothing to gather, and somebody waits.
 _FEW = 8
 _MAX_BYTES = 4 * 1024 * 1024
@@ -122,7 +123,7 @@ class Committer:
         hints: Hints,
         *,
         on_cancel_requested: Callable[[Lease], None],
-        gather_s: float = 0.004,
+        gather_s: float = 0.001,
         retry_s: float = 30.0,
     ) -> None:
         self._database = database
@@ -214,19 +215,19 @@ class Committer:
 
     async def _write(self, batch: _Batch, *, is_repeat: bool) -> None:
         steps, ends = await self._store(batch, is_repeat=is_repeat)
-        touched = set()
+        self._hints.changed(
+            {one.write.lease.run_id for one in batch.steps}
+            | {one.write.lease.run_id for one in batch.ends}
+        )
+        gone = LeaseLost("the lease is gone")
+        results: list[tuple[asyncio.Future[None], Exception | None]] = []
         for nth, step in enumerate(batch.steps, 1):
-            if nth not in steps:
-                _settle(step.done, LeaseLost("the lease is gone"))
-                continue
-            touched.add(step.write.lease.run_id)
-            _settle(step.done, None)
-            if steps[nth]:
+            results.append((step.done, None if nth in steps else gone))
+            if steps.get(nth):
                 self._on_cancel_requested(step.write.lease)
         for nth, end in enumerate(batch.ends, 1):
-            touched.add(end.write.lease.run_id)
-            _settle(end.done, None if nth in ends else LeaseLost("the lease is gone"))
-        self._hints.changed(touched)
+            results.append((end.done, None if nth in ends else gone))
+        await _settle_all(results)
 
     async def _store(self, batch: _Batch, *, is_repeat: bool) -> tuple[dict[int, bool], set[int]]:
         """Store a batch in one transaction; returns the ordinals of the steps and ends stored."""
@@ -343,6 +344,19 @@ async def _find_own(con: Connection, batch: _Batch) -> tuple[dict[int, bool], se
         [lease.attempt for lease in ends],
     )
     return {steps[row[0] - 1][0]: False for row in step_rows}, {row[0] for row in end_rows}
+
+
+async def _settle_all(results: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
+    """Tell whoever waits, some at a time: their next writes go off while others still compute."""
+    try:
+        for nth, (done, error) in enumerate(results, 1):
+            _settle(done, error)
+            if nth % _CHUNK == 0:
+                await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        for done, error in results:
+            _settle(done, error)
+        raise
 
 
 def _settle(done: asyncio.Future[None], error: Exception | None) -> None:

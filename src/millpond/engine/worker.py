@@ -59,7 +59,7 @@ class Worker:
         resources: Mapping[type, object] | None = None,
         lease_s: float = 6.0,
         drain_s: float = 20.0,
-        gather_s: float = 0.004,
+        gather_s: float = 0.001,
     ) -> None:
         self._database = database
         self._engine_url = engine_url

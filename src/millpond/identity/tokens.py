@@ -7,6 +7,7 @@ never read from a token; a key id is looked up only among the keys of this insta
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -40,6 +41,7 @@ class Keyring:
         self._audience = audience
         self._verified: dict[str, tuple[Principal, float]] = {}
         self._refreshed_at = time.monotonic()
+        self._reading = asyncio.Lock()
 
     @classmethod
     async def open(
@@ -54,14 +56,20 @@ class Keyring:
         signer, known = await load(db, seal)
         return cls(db, signer, known, issuer, audience)
 
-    async def refresh(self) -> bool:
-        """Read the known keys again, at most every 5 s; return whether they were read."""
-        if time.monotonic() - self._refreshed_at < _REFRESH_S:
-            return False
-        self._refreshed_at = time.monotonic()
-        self._known = {key.kid: key for key in await load_public(self._db)}
-        self._verified.clear()
-        return True
+    @property
+    def age_s(self) -> float:
+        """How long ago the known keys were read."""
+        return time.monotonic() - self._refreshed_at
+
+    async def refresh(self) -> None:
+        """Read the known keys again, at most every 5 s; those who ask meanwhile wait for it."""
+        async with self._reading:
+            if self.age_s < _REFRESH_S:
+                return
+            known = {key.kid: key for key in await load_public(self._db)}
+            self._refreshed_at = time.monotonic()
+            self._known = known
+            self._verified.clear()
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """Return the public keys as a JSON Web Key Set (RFC 7517)."""

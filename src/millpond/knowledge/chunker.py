@@ -24,10 +24,15 @@ def spans(media: str, text: str) -> list[Span]:
 
 
 def _with_headings(text: str, found: list[Span]) -> list[Span]:
-    """Join a chunk that is nothing but headings to the one after it."""
+    """Join a chunk that is nothing but headings to the one after it, as far as a chunk may grow."""
     joined: list[Span] = []
     pending: int | None = None
+    previous_end = 0
     for start, end in found:
+        if pending is not None and end - pending > sum(CHUNK_CHARS):
+            joined.append((pending, previous_end))
+            pending = None
+        previous_end = end
         first = start if pending is None else pending
         lines = [line for line in text[start:end].splitlines() if line.strip()]
         if lines and all(line.lstrip().startswith("#") for line in lines):

@@ -14,6 +14,7 @@ from typing import Any
 from millpond.errors import InvalidInput
 
 MAX_CHARS = 5_000_000
+_MAX_TITLE = 300
 MAX_PAGES = 3_000
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff\ufffe\uffff]")
 _BLANKS = re.compile(r"\n[ \t]*\n[ \t\n]*")
@@ -98,7 +99,7 @@ def _parse_html(content: bytes) -> Parsed:
 
     tree = LexborHTMLParser(_decode(content))
     title_node = tree.css_first("title")
-    title = title_node.text().strip() if title_node is not None else ""
+    title = _title(title_node.text()) if title_node is not None else None
     for node in tree.css(", ".join(_SKIPPED)):
         node.decompose()
     body = tree.body
@@ -138,6 +139,11 @@ def _squeeze(text: str) -> str:
     return _BLANKS.sub("\n\n", "\n".join(lines)).strip() + "\n"
 
 
+def _title(raw: str) -> str | None:
+    """Return what may be stored of a title that a document gives itself."""
+    return _tidy(raw).strip()[:_MAX_TITLE] or None
+
+
 def _parse_pdf(content: bytes) -> Parsed:
     import pypdfium2
 
@@ -160,8 +166,11 @@ def _parse_pdf(content: bytes) -> Parsed:
         text += _page_text(page.get_textpage().get_text_range()) + "\n\n"
         if len(text) > MAX_CHARS:
             break
-    title = document.get_metadata_dict().get("Title", "").strip()
-    return Parsed(text=text, title=title or None, page_starts=tuple(starts))
+    try:
+        title = _title(document.get_metadata_dict().get("Title", ""))
+    except UnicodeDecodeError:
+        title = None
+    return Parsed(text=text, title=title, page_starts=tuple(starts))
 
 
 _STARTS_ANEW = re.compile(r"(\d+(\.\d+)*[.)]?|[•‣▪*–-])\s")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from millpond.errors import InvalidInput, Permanent
+from millpond.errors import InvalidInput, Permanent, Transient
 from millpond.knowledge.parsers import Parsed
 
 Span = tuple[int, int]
@@ -45,6 +46,9 @@ async def split(media_type: str, text: str, limits: Limits = Limits()) -> Sequen
     return [(start, end) for start, end in answer["spans"]]
 
 
+_STOPPED = {-signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
+
+
 async def _read(request: dict[str, Any], payload: bytes, limits: Limits) -> dict[str, Any]:
     request |= {"memory_bytes": limits.memory_bytes, "cpu_s": limits.cpu_s}
     # The environment is not passed on: it may hold keys.
@@ -55,6 +59,7 @@ async def _read(request: dict[str, Any], payload: bytes, limits: Limits) -> dict
         stdin=PIPE,
         stdout=PIPE,
         stderr=DEVNULL,
+        start_new_session=True,  # a signal to the worker's group is the worker's to handle
         env={"PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)},
     )
     try:
@@ -70,6 +75,8 @@ async def _read(request: dict[str, Any], payload: bytes, limits: Limits) -> dict
 
 
 def _understood(code: int | None, out: bytes) -> dict[str, Any]:
+    if code in _STOPPED:
+        raise Transient("The document's reader was stopped.", code="reader_stopped")
     if code != 0:
         raise _unreadable(f"its reader ended with code {code} (memory, time or a broken file)")
     answer: dict[str, Any] = json.loads(out)
