@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 # JSON as `orjson` reads and writes it; `Any` where a reader must narrow it first.
 Json = Any
@@ -65,12 +65,34 @@ class Principal:
         return permission in self.permissions or "*" in self.permissions
 
 
+ClosePolicy = Literal["cancel", "abandon", "wait"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parent:
+    """The run that starts a child, the step in which it does, and what its end means for the child."""
+
+    run_id: uuid.UUID
+    step_key: str
+    close_policy: ClosePolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """The run that another one repeats (from a step on, where named) or goes on from."""
+
+    run_id: uuid.UUID
+    kind: Literal["rerun", "continued"]
+    from_step: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Intent:
     """A wish to run a flow, as accepted: what `engine.submit` makes a run of.
 
-    `delay_s` counts from submit on the database's clock; a higher `priority` goes earlier.
-    `input` is JSON text in UTF-8, already validated.
+    `delay_s` and `deadline_s` count from submit on the database's clock; a higher `priority` goes
+    earlier. `input` is JSON text in UTF-8, already validated. `dedup_key` is the live key that the
+    caller took for it; `duties` are bits of `engine.duties` beside those that follow from the rest.
     """
 
     org_id: int
@@ -86,3 +108,8 @@ class Intent:
     traceparent: str | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     run_id: uuid.UUID = field(default_factory=new_id)
+    deadline_s: float | None = None
+    dedup_key: str | None = None
+    parent: Parent | None = None
+    origin: Origin | None = None
+    duties: int = 0

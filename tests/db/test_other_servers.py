@@ -177,10 +177,12 @@ async def test_the_distributions_server_carries_the_engine_and_migrate_names_wha
             await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
         con = await asyncpg.connect(urls.owner)
         has_engine = await con.fetchval("select to_regclass('millpond.run') is not null")
-        if not has_engine:
-            await con.execute("set search_path = millpond, public")
-            await con.execute(
-                files("millpond.db").joinpath("migrations", "0001_engine.sql").read_text()
-            )
+        await con.execute("set search_path = millpond, public")
+        # What needs no extension: all but the knowledge base.
+        migrations = files("millpond.db").joinpath("migrations")
+        for name in (
+            ["0003_patterns.sql"] if has_engine else ["0001_engine.sql", "0003_patterns.sql"]
+        ):
+            await con.execute(migrations.joinpath(name).read_text())
         await con.close()
         await _takes_a_run_down_the_road(urls)

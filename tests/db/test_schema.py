@@ -18,7 +18,15 @@ from schema_dump import dump
 
 APP, ENGINE, OWNER = "millpond_app", "millpond_engine", "millpond_owner"
 # Tables that belong to no organization. A table in neither this set nor with an org_id fails.
-GLOBAL_TABLES = {"org", "signing_key", "flow_version", "worker", "fair_clock", "schema_revision"}
+GLOBAL_TABLES = {
+    "org",
+    "signing_key",
+    "flow_version",
+    "worker",
+    "fair_clock",
+    "schema_revision",
+    "queue_pause",
+}
 IN_ORG = "(org_id = (NULLIF(current_setting('millpond.org'::text, true), ''::text))::bigint)"
 A_VALUE = {
     "bigint": "1",
@@ -235,7 +243,7 @@ async def assert_changes_own_row_only(
 async def test_the_engine_serves_all_orgs_but_not_their_content(
     admin: asyncpg.Connection, engine_db: EngineDatabase, org: int, other_org: int
 ) -> None:
-    """Documents, secrets and answers to requests are none of the engine's business."""
+    """Documents and secrets are none of the engine's business."""
     closed = set()
     for table in await fill(admin, (org, other_org)):
         read = f"select org_id from {table} order by 1"
@@ -249,7 +257,7 @@ async def test_the_engine_serves_all_orgs_but_not_their_content(
                 async with engine_db.duty("claim") as con:
                     await con.fetch(read)
             assert caught.value.code == "database_privilege", table
-    assert {"knowledge_base", "document", "document_content", "chunk", "idempotency"} <= closed
+    assert {"knowledge_base", "document", "document_content", "chunk"} <= closed
     assert not {"run", "item", "ready", "lease", "step", "event"} & closed
 
 

@@ -42,8 +42,9 @@ ENGINE = [
     "operations",
     "maintenance",
     "submit",
-    "waits",
     "commit",
+    "endings",
+    "waits",
     "history",
     "claim",
     "admission",
@@ -53,6 +54,7 @@ ENGINE = [
     "events",
     "hints",
     "registry",
+    "duties",
     "heartbeat",
 ]
 

@@ -19,7 +19,10 @@ import structlog
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.claim import Lease
+from millpond.engine.duties import Duty
+from millpond.engine.endings import Ended, see_to
 from millpond.engine.hints import Hints
+from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, Transient
 
 _SQL = queries("commit")
@@ -230,7 +233,25 @@ class Committer:
         await _settle_all(results)
 
     async def _store(self, batch: _Batch, *, is_repeat: bool) -> tuple[dict[int, bool], set[int]]:
-        """Store a batch in one transaction; returns the ordinals of the steps and ends stored."""
+        """Store a batch; returns the ordinals of the steps and ends stored.
+
+        Runs with duties are ended in a transaction of their own: they take further locks.
+        """
+        steps, ends = await self._store_plain(batch, is_repeat=is_repeat)
+        left = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
+        if left:
+            async with self._database.duty("end") as con:
+                more, readied = await _finish_with_duties(con, left)
+            ends |= more
+            if readied:
+                self._hints.wake({one.queue for one in readied})
+                self._hints.changed(one.run_id for one in readied)
+        return steps, ends
+
+    async def _store_plain(
+        self, batch: _Batch, *, is_repeat: bool
+    ) -> tuple[dict[int, bool], set[int]]:
+        """Store steps, and ends of runs without duties, in one transaction."""
         layers = _layers(batch.steps, {})
         numbered = [(nth, one.write) for nth, one in enumerate(batch.ends, 1)]
         if not is_repeat and len(layers) + bool(numbered) == 1:
@@ -300,10 +321,26 @@ async def _record(con: Connection, layer: Sequence[tuple[int, StepWrite]]) -> di
 
 
 async def _finish(con: Connection, ends: Sequence[tuple[int, FinishWrite]]) -> set[int]:
-    """End runs; returns the ordinals stored."""
+    """End runs without duties; returns the ordinals stored."""
+    rows = await con.fetch(_SQL["finish"], *_finish_columns(ends))
+    return {ends[row[0] - 1][0] for row in rows}
+
+
+async def _finish_with_duties(
+    con: Connection, ends: Sequence[tuple[int, FinishWrite]]
+) -> tuple[set[int], list[Readied]]:
+    """End runs and see to their duties; returns the ordinals stored and runs that may go on."""
+    rows = await con.fetch(_SQL["finish_with_duties"], *_finish_columns(ends))
+    ended = [
+        Ended(org_id=org_id, run_id=run_id, duties=Duty(duties), outcome=outcome)
+        for _, org_id, run_id, duties, outcome in rows
+    ]
+    return {ends[row[0] - 1][0] for row in rows}, await see_to(con, ended)
+
+
+def _finish_columns(ends: Sequence[tuple[int, FinishWrite]]) -> list[list[object]]:
     writes = [write for _, write in ends]
-    rows = await con.fetch(
-        _SQL["finish"],
+    return [
         [write.lease.org_id for write in writes],
         [write.lease.item_id for write in writes],
         [write.lease.token for write in writes],
@@ -311,8 +348,7 @@ async def _finish(con: Connection, ends: Sequence[tuple[int, FinishWrite]]) -> s
         [write.output for write in writes],
         [write.error for write in writes],
         [write.event_data for write in writes],
-    )
-    return {ends[row[0] - 1][0] for row in rows}
+    ]
 
 
 async def _find_own(con: Connection, batch: _Batch) -> tuple[dict[int, bool], set[int]]:

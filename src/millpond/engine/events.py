@@ -17,6 +17,7 @@ import orjson
 
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
+from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.hints import CHANGED, Listener, tail_of
 from millpond.errors import NotFound
 from millpond.types import Json
@@ -57,8 +58,18 @@ class Fact:
         return orjson.dumps(self.data or {}).decode()
 
 
-async def append(con: Connection, org_id: int, run_id: uuid.UUID, facts: Sequence[Fact]) -> None:
-    """Store `facts` as the run's next events; locks its live row, does nothing once it is gone."""
+async def append(
+    con: Connection,
+    org_id: int,
+    run_id: uuid.UUID,
+    facts: Sequence[Fact],
+    *,
+    duties: Duty = NO_DUTY,
+) -> None:
+    """Store `facts` as the run's next events and add `duties`; locks its live row.
+
+    Does nothing once the live row is gone.
+    """
     await con.execute(
         _SQL["append"],
         org_id,
@@ -66,6 +77,7 @@ async def append(con: Connection, org_id: int, run_id: uuid.UUID, facts: Sequenc
         [fact.kind for fact in facts],
         [fact.step_key for fact in facts],
         [fact.encoded() for fact in facts],
+        int(duties),
     )
 
 

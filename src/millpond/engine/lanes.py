@@ -1,8 +1,9 @@
 """The identity of lanes: computed from what a work item is, without asking the database.
 
 Called by submit and by whatever readies a work item again. Invariant: equal (queue, org, capability,
-keys, priority) give one id in every process and release; bit 0 is clear for new work and set in the
-lane of resumed work beside it. Ids are unique within an org only, so every statement names both.
+keys, priority) give one id in every process and release; bits 0 and 1 are clear for new work. Bit 0 is set
+in the lane of resumed work beside it, bit 1 in that of work whose worker died under it twice, which is executed
+alone. Ids are unique within an org only, so every statement names both.
 """
 
 from __future__ import annotations
@@ -15,13 +16,16 @@ PRIORITY_STEP_US = 60_000_000
 # Resumed work goes before new work of its org that arrived up to a day earlier: finish what was begun.
 RESUME_LEAD_US = 86_400_000_000
 KEY_SEPARATOR = "\x1f"
+# Work under which so many workers died is executed alone, by workers that name this ability.
+SUSPECT_DEATHS = 2
+ALONE = "!"
 
 
 def lane_id(*, queue: str, org_id: int, capability: str, keys: Sequence[str], priority: int) -> int:
-    """Return the 64-bit id of the lane for new work; bit 0 is clear."""
+    """Return the 64-bit id of the lane for new work; bits 0 and 1 are clear."""
     parts = "\x1e".join((queue, str(org_id), capability, KEY_SEPARATOR.join(keys), str(priority)))
     digest = hashlib.blake2b(parts.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True) & ~1
+    return int.from_bytes(digest, "big", signed=True) & ~3
 
 
 def offset_us(priority: int) -> int:

@@ -10,12 +10,13 @@ import uuid
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine.duties import Duty
+from millpond.engine.endings import Ended, see_to
 from millpond.engine.events import Fact, append
 from millpond.errors import Conflict, NotFound
 from millpond.types import RunState
 
 _SQL = queries("operations")
-_WAITS = queries("waits")
 
 
 async def cancel(
@@ -41,5 +42,8 @@ async def cancel(
     await con.execute(_SQL["unqueue"], org_id, live["lane_id"], live["rank"], run_id)
     await con.execute(_SQL["end_live"], org_id, run_id)
     await con.execute(_SQL["end_run"], org_id, run_id, live["attempt"], live["started_at"])
-    await con.execute(_WAITS["drop_waits"], org_id, run_id)
+    ended = Ended(
+        org_id=org_id, run_id=run_id, duties=Duty(live["duties"]), outcome=RunState.CANCELLED
+    )
+    await see_to(con, [ended])
     return RunState.CANCELLED

@@ -14,10 +14,11 @@ import orjson
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.lanes import KEY_SEPARATOR, lane_id, offset_us
 from millpond.engine.registry import capability
 from millpond.errors import InvalidInput
-from millpond.types import Intent
+from millpond.types import Intent, Json
 
 _SQL = queries("submit")
 MAX_INPUT_BYTES = 256 * 1024
@@ -42,6 +43,8 @@ def _check(intent: Intent, org_id: int) -> None:
         raise InvalidInput("priority is a whole number from -100 to 100", param="priority")
     if not 0 <= intent.delay_s <= _MAX_DELAY_S:
         raise InvalidInput("delay_s is from 0 to ten years", param="delay_s")
+    if intent.deadline_s is not None and not 0 < intent.deadline_s <= _MAX_DELAY_S:
+        raise InvalidInput("deadline_s is above 0 and at most ten years", param="deadline_s")
     if any(KEY_SEPARATOR in key or not key for key in intent.keys):
         raise InvalidInput("a key is a text without control characters", param="keys")
 
@@ -78,5 +81,32 @@ async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
         ],
         [offset_us(intent.priority) for intent in intents],
         [intent.delay_s for intent in intents],
+        [_more(intent) for intent in intents],
     )
     return [intent.run_id for intent in intents]
+
+
+def _more(intent: Intent) -> str | None:
+    """Return what few runs have, as JSON text; None for most."""
+    more: dict[str, Json] = {}
+    duties = Duty(intent.duties) | (Duty.WAITS if intent.delay_s > 0 else NO_DUTY)
+    if intent.deadline_s is not None:
+        more["deadline_s"] = intent.deadline_s
+        duties |= Duty.WAITS
+    if intent.dedup_key is not None:
+        more["dedup_key"] = intent.dedup_key
+        duties |= Duty.KEY
+    if intent.parent is not None:
+        more["parent_id"] = str(intent.parent.run_id)
+        more["parent_key"] = intent.parent.step_key
+        more["close_policy"] = intent.parent.close_policy
+        duties |= Duty.PARENT
+    if intent.origin is not None:
+        if intent.origin.kind == "rerun":
+            more["rerun_of"] = str(intent.origin.run_id)
+            more["rerun_from"] = intent.origin.from_step
+        else:
+            more["continued_from"] = str(intent.origin.run_id)
+    if duties:
+        more["duties"] = int(duties)
+    return orjson.dumps(more).decode() if more else None

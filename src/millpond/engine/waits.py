@@ -19,8 +19,9 @@ import orjson
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.claim import Lease
+from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
-from millpond.engine.lanes import PRIORITY_STEP_US, RESUME_LEAD_US
+from millpond.engine.lanes import ALONE, PRIORITY_STEP_US, RESUME_LEAD_US, SUSPECT_DEATHS
 from millpond.errors import Conflict, Forbidden, InvalidInput, LeaseLost, NotFound
 from millpond.types import Json, Principal, new_id
 
@@ -89,6 +90,8 @@ async def ready(con: Connection, wakes: Sequence[Wake]) -> list[Readied]:
         [int(wake.is_death) for wake in wakes],
         PRIORITY_STEP_US,
         RESUME_LEAD_US,
+        SUSPECT_DEATHS,
+        ALONE,
     )
     return [Readied(org_id=row[0], run_id=row[1], queue=row[2]) for row in rows]
 
@@ -115,7 +118,7 @@ async def record_sleep(
             _SQL["set_timer"], lease.org_id, lease.run_id, step_key, "sleep", seconds
         )
         fact = Fact("sleep.started", step_key, {"name": name, "until": due_at})
-        await append(con, lease.org_id, lease.run_id, [fact])
+        await append(con, lease.org_id, lease.run_id, [fact], duties=Duty.WAITS)
 
 
 async def record_question(
@@ -151,7 +154,8 @@ async def record_question(
                 _SQL["set_timer"], org_id, run_id, step_key, "expiry", question.expires_in_s
             )
         data = {"name": question.name, "request_id": str(request_id), "role": question.role}
-        await append(con, org_id, run_id, [Fact("input.requested", step_key, data)])
+        fact = Fact("input.requested", step_key, data)
+        await append(con, org_id, run_id, [fact], duties=Duty.WAITS)
 
 
 async def record_backoff(
@@ -163,6 +167,7 @@ async def record_backoff(
         await con.fetchval(
             _SQL["set_timer"], lease.org_id, lease.run_id, step_key, "retry", delay_s
         )
+        await append(con, lease.org_id, lease.run_id, [], duties=Duty.WAITS)
 
 
 async def park(

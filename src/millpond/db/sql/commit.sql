@@ -28,24 +28,17 @@ events as (
 select ord, cancel_requested from held;
 
 -- name: finish
--- Ends runs whose lease still holds: live row and lease go, the run row gets its outcome, the final event is stored.
+-- Ends runs without duties whose lease still holds: live row and lease go, the outcome and the final event are stored.
 with held as (
   delete from item i
   using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
     with ordinality as u(org_id, item_id, token, outcome, output, error, event_data, ord)
-  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
+  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token and i.duties = 0
   returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, u.outcome, u.output, u.error, u.event_data,
             u.ord
 ),
 unleased as (
   delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
-),
-untimed as (
-  delete from timer t using held h where t.org_id = h.org_id and t.run_id = h.run_id
-),
-unasked as (
-  update input_request q set state = 'cancelled', resolved_at = clock_timestamp()
-  from held h where q.org_id = h.org_id and q.run_id = h.run_id and q.state = 'pending'
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
@@ -57,6 +50,30 @@ events as (
   select org_id, run_id, event_no + 1, 'run.' || outcome, event_data::json from held
 )
 select ord from held;
+
+-- name: finish_with_duties
+-- As finish, of runs with whatever duties; tells which they have.
+with held as (
+  delete from item i
+  using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
+    with ordinality as u(org_id, item_id, token, outcome, output, error, event_data, ord)
+  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
+  returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, u.outcome, u.output, u.error, u.event_data,
+            u.ord, i.duties
+),
+unleased as (
+  delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
+),
+ended as (
+  update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
+                   started_at = h.started_at, finished_at = clock_timestamp()
+  from held h where r.org_id = h.org_id and r.run_id = h.run_id
+),
+events as (
+  insert into event (org_id, run_id, event_no, kind, data)
+  select org_id, run_id, event_no + 1, 'run.' || outcome, event_data::json from held
+)
+select ord, org_id, run_id, duties, outcome from held;
 
 -- name: own_steps
 -- Finds steps that this attempt recorded already, after a commit whose outcome is unknown.

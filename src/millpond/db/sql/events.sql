@@ -1,7 +1,7 @@
 -- name: append
--- Numbers and stores events of one run under its live row's lock; the row must exist.
+-- Numbers and stores events of one run under its live row's lock, and adds duties; the row must exist.
 with n as (
-  update item set event_no = event_no + cardinality($3::text[])
+  update item set event_no = event_no + cardinality($3::text[]), duties = duties | $6::smallint
   where org_id = $1 and item_id = $2
   returning event_no - cardinality($3::text[]) as base
 )

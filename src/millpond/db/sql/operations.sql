@@ -1,6 +1,6 @@
 -- name: lock_live
 -- Locks the live row of one run.
-select state, lane_id, rank, cancel_requested, attempt, started_at from item
+select state, lane_id, rank, cancel_requested, attempt, started_at, duties from item
 where org_id = $1 and item_id = $2 for update;
 
 -- name: outcome

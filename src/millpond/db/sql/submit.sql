@@ -6,20 +6,25 @@ with t as materialized (
 w as materialized (
   select u.run_id, u.flow, u.version, u.queue, u.subject, u.priority, string_to_array(u.keys, chr(31)) as keys,
          u.timeout_s, u.traceparent, u.labels, u.input, u.lane_id, u.offset_us, u.delay_s, t.at,
-         t.us + u.ord - 1 as rank
+         t.us + u.ord - 1 as rank, coalesce((u.more->>'duties')::smallint, 0::smallint) as duties,
+         t.at + (u.more->>'deadline_s')::float8 * interval '1 second' as deadline_at, u.more
   from t, unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::int[], $8::text[], $9::float8[],
-                 $10::text[], $11::json[], $12::json[], $13::bigint[], $14::bigint[], $15::float8[])
+                 $10::text[], $11::json[], $12::json[], $13::bigint[], $14::bigint[], $15::float8[], $16::json[])
     with ordinality as u(run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input,
-                         lane_id, offset_us, delay_s, ord)
+                         lane_id, offset_us, delay_s, more, ord)
 ),
 runs as (
   insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels,
-                   input, created_at)
-  select $1, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, at from w
+                   input, created_at, deadline_at, dedup_key, parent_id, parent_key, close_policy, rerun_of, rerun_from,
+                   continued_from)
+  select $1, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, at,
+         deadline_at, more->>'dedup_key', (more->>'parent_id')::uuid, more->>'parent_key', more->>'close_policy',
+         (more->>'rerun_of')::uuid, more->>'rerun_from', (more->>'continued_from')::uuid
+  from w
 ),
 items as (
-  insert into item (org_id, item_id, run_id, state, lane_id, rank, event_no)
-  select $1, run_id, run_id, case when delay_s > 0 then 'scheduled' else 'queued' end, lane_id, rank, 1 from w
+  insert into item (org_id, item_id, run_id, state, lane_id, rank, event_no, duties)
+  select $1, run_id, run_id, case when delay_s > 0 then 'scheduled' else 'queued' end, lane_id, rank, 1, duties from w
 ),
 queued as (
   insert into ready (org_id, lane_id, rank, item_id)
@@ -33,6 +38,8 @@ arrived as (
 timers as (
   insert into timer (org_id, run_id, step_key, kind, due_at)
   select $1, run_id, '', 'start', at + delay_s * interval '1 second' from w where delay_s > 0
+  union all
+  select $1, run_id, '!deadline', 'deadline', deadline_at from w where deadline_at is not null
 )
 insert into event (org_id, run_id, event_no, kind, data, at)
 select $1, run_id, 1, case when delay_s > 0 then 'run.scheduled' else 'run.queued' end,

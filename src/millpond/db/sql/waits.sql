@@ -34,7 +34,8 @@ delete from lease where org_id = $1 and item_id = $2 and token = $3;
 -- name: rest
 -- Lets the locked live row wait in the given state, with the event that tells of it.
 with i as (
-  update item set state = $3, token = null, event_no = event_no + 1, tries = tries + $6
+  update item set state = $3, token = null, event_no = event_no + 1, tries = tries + $6::smallint,
+                  duties = duties | case when $6::smallint > 0 then 1::smallint else 0::smallint end
   where org_id = $1 and item_id = $2 returning event_no
 )
 insert into event (org_id, run_id, event_no, kind, data)
@@ -45,13 +46,15 @@ select $1, $2, i.event_no, $4, $5::json from i;
 with t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us),
 n as (
   update item i
-  set lane_id = case when i.state = 'scheduled' then i.lane_id else i.lane_id | 1 end,
+  set lane_id = case when i.state = 'scheduled' then i.lane_id else i.lane_id | 1 end
+                | case when i.deaths + u.deaths >= $8 then 2 else 0 end,
       state = 'queued', token = null, rank = t.us + u.ord, deaths = i.deaths + u.deaths,
       event_no = i.event_no + case when u.event_kind is null then 0 else 1 end
   from t, unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::int[])
     with ordinality as u(org_id, item_id, event_kind, event_data, deaths, ord)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.state <> 'queued'
-  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.rank, i.event_no, u.event_kind, u.event_data
+  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.rank, i.event_no, i.queue, i.capability, u.event_kind,
+            u.event_data
 ),
 queued as (
   insert into ready (org_id, lane_id, rank, item_id) select org_id, lane_id, rank, item_id from n
@@ -62,12 +65,13 @@ events as (
 ),
 arrived as (
   insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
-  select n.org_id, n.lane_id, r.queue, r.flow || '@' || r.version, r.keys,
+  select n.org_id, n.lane_id, coalesce(n.queue, r.queue),
+         coalesce(n.capability, r.flow || '@' || r.version) || case when n.lane_id & 2 = 2 then $9 else '' end, r.keys,
          -r.priority * $6::bigint - case when n.lane_id & 1 = 1 then $7::bigint else 0 end, min(n.rank)
   from n join run r on r.org_id = n.org_id and r.run_id = n.run_id
   group by 1, 2, 3, 4, 5, 6
 )
-select n.org_id, n.run_id, r.queue from n join run r on r.org_id = n.org_id and r.run_id = n.run_id;
+select n.org_id, n.run_id, coalesce(n.queue, r.queue) from n join run r on r.org_id = n.org_id and r.run_id = n.run_id;
 
 -- name: due
 -- Finds timers whose time has come, earliest first.
@@ -146,12 +150,6 @@ returning name;
 -- name: drop_timer
 -- Removes the timer of a step.
 delete from timer where org_id = $1 and run_id = $2 and step_key = $3;
-
--- name: drop_waits
--- Removes what a finished run still waited for.
-with t as (delete from timer where org_id = $1 and run_id = $2)
-update input_request set state = 'cancelled', resolved_at = clock_timestamp()
-where org_id = $1 and run_id = $2 and state = 'pending';
 
 -- name: history
 -- Reads recorded steps of runs; a retry that is not due yet carries when it is.
