@@ -19,7 +19,7 @@ from millpond.api.catalog import Catalog
 from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuestion, StartRun
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
-from millpond.api.routes import flows, health, inputs, keys, knowledge_bases, queues, runs
+from millpond.api.routes import blocked, flows, health, inputs, keys, knowledge_bases, queues, runs
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
@@ -91,7 +91,7 @@ def create_app(
         knowledge=knowledge,
     )
     problems.install(app)
-    for room in (runs, inputs, flows, queues, keys, health):
+    for room in (runs, blocked, inputs, flows, queues, keys, health):
         app.include_router(room.router)
     if knowledge is not None:
         app.include_router(knowledge_bases.router)

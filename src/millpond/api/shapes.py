@@ -35,6 +35,7 @@ def run_json(run: RunView) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "labels": raw(run.labels),
         "cancel_requested": run.cancel_requested,
+        "blocked": raw(run.blocked),
     }
 
 
@@ -89,6 +90,7 @@ def request_json(request: RequestView) -> dict[str, Any]:
         "proposal": raw(request.proposal),
         "digest": request.digest,
         "state": request.state,
+        "kind": request.kind,
         "expires_at": request.expires_at,
         "created_at": request.created_at,
         "answer": raw(request.answer),

@@ -26,6 +26,7 @@ PERMISSIONS = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",
@@ -34,7 +35,7 @@ PERMISSIONS = frozenset(
         "knowledge:write",
     }
 )
-ROLES = frozenset({"owner", "admin", "builder", "analyst", "support", "viewer"})
+ROLES = frozenset({"owner", "admin", "builder", "analyst", "operator", "support", "viewer"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

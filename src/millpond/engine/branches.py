@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from millpond.errors import InvalidInput, Permanent
 
 _NAME = re.compile(r"[\w.\- ]{1,200}")
+_FORKED = re.compile(r"(.*)~(\d+)\.\d+/")
 
 
 class Unwind(BaseException):
@@ -31,20 +32,25 @@ class Unwind(BaseException):
 class Branch:
     """One strand: its path in the flow (`` for the flow itself) and what it has counted.
 
-    `deadline` is when its running step is over its time, on the loop's clock.
+    `deadline` is when its running step is over its time, on the loop's clock. `places` are the keys
+    that it gave out, each with its place: the order in which the code asked, from 0; `forked_at` is the
+    next place at each of its forks.
     """
 
     path: str
     occurrences: dict[str, int] = field(default_factory=dict)
     forks: int = 0
+    forked_at: list[int] = field(default_factory=list)
     is_in_step: bool = False
     deadline: float | None = None
     park: asyncio.Future[None] | None = None
+    places: dict[str, int] = field(default_factory=dict)
 
     def fork(self) -> str:
         """Return the path under which the next parallel branches stand."""
         nth = self.forks
         self.forks += 1
+        self.forked_at.append(len(self.places))
         return f"{self.path}~{nth}"
 
     def key(self, name: str) -> str:
@@ -53,7 +59,21 @@ class Branch:
         if nth == 0:
             _check_name(name)
         self.occurrences[name] = nth + 1
-        return f"{self.path}{name}:{nth}"
+        key = f"{self.path}{name}:{nth}"
+        self.places[key] = len(self.places)
+        return key
+
+    def move(self, path: str) -> None:
+        """Let this strand stand at another place in the flow, where nothing is counted yet."""
+        self.path = path
+        self.occurrences, self.places = {}, {}
+        self.forks, self.forked_at = 0, []
+
+
+def forked_from(path: str) -> tuple[str, int] | None:
+    """Return the path of the strand that a branch was forked from, and by which of its forks."""
+    found = _FORKED.fullmatch(path)
+    return None if found is None else (found[1], int(found[2]))
 
 
 def _check_name(name: str) -> None:
@@ -99,6 +119,15 @@ class Branches:
             )
         return branch
 
+    def place(self, key: str) -> int | None:
+        """Return the place of a key that the current strand gave out."""
+        branch = self._by_task.get(asyncio.current_task())  # type: ignore[arg-type]
+        return None if branch is None else branch.places.get(key)
+
+    def at(self, path: str) -> Branch | None:
+        """Return the strand that stands at a path, if there is one."""
+        return next((one for one in self._by_task.values() if one.path == path), None)
+
     def rest(self, count: int) -> None:
         """Count that `count` strands cannot go on now; when none can, the attempt parks."""
         self._going -= count
@@ -135,13 +164,17 @@ class Branches:
         raise Unwind(self.closed or "parked")
 
     def close(self, reason: str) -> None:
-        """End every strand: the parked ones by Unwind, the working ones by cancelling their task."""
+        """End every strand: the parked ones by Unwind, the working ones by cancelling their task.
+
+        A strand that calls this itself raises Unwind after it.
+        """
         if self.closed is not None:
             return
         self.closed = reason
+        current = asyncio.current_task()
         for task, branch in list(self._by_task.items()):
             if branch.park is not None:
                 if not branch.park.done():
                     branch.park.set_exception(Unwind(reason))
-            elif reason != "parked":
+            elif reason != "parked" and task is not current:
                 task.cancel()

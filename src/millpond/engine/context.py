@@ -18,8 +18,9 @@ from pydantic import TypeAdapter
 from millpond.engine import waits
 from millpond.engine.branches import Branches, Unwind
 from millpond.engine.claim import Claimed
-from millpond.engine.encoding import dump, load, output_of
-from millpond.engine.history import History, Recorded
+from millpond.engine.duties import Duty
+from millpond.engine.encoding import dump, output_of, read_back
+from millpond.engine.history import History, Mismatch, Places, Recorded
 from millpond.engine.performing import (
     HOLD_S,
     InputExpired,
@@ -81,12 +82,28 @@ class StepContext:
 class Context:
     """One attempt of a run, as its flow code sees it."""
 
-    def __init__(self, claimed: Claimed, history: History, scope: Scope) -> None:
+    def __init__(
+        self,
+        claimed: Claimed,
+        history: History,
+        scope: Scope,
+        *,
+        performer: Callable[..., Performer] = Performer,
+        heeds_cancel: bool = True,
+    ) -> None:
         self._lease = claimed.lease
         self._history = history
+        self._places = Places(history)
+        self._heeds_cancel = heeds_cancel
+        self.mismatch: Mismatch | None = None
         self._scope = scope
         self._branches = Branches()
-        self._performer = Performer(claimed.lease, scope, self._branches)
+        self._performer = performer(
+            claimed.lease,
+            scope,
+            self._branches,
+            is_obliged=Duty.ENDING in Duty(claimed.duties),
+        )
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -108,6 +125,11 @@ class Context:
 
     @overload
     async def step(
+        self, step: Step[..., R], /, *args: Any, undo: Step[[R], Any], **kwargs: Any
+    ) -> R: ...
+
+    @overload
+    async def step(
         self,
         step: str,
         function: Callable[..., Awaitable[R]],
@@ -116,18 +138,30 @@ class Context:
         retry: Retry = ...,
         timeout_s: float | None = ...,
         output: Any = ...,
+        undo: Step[[R], Any] | None = ...,
     ) -> R: ...
 
     async def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a step once and record it, or return its record.
 
         A registered step is called with a StepContext before `args`; a name is followed by an async
-        function, called with `args`. Raises StepFailed when its last try failed.
+        function, called with `args`. Raises StepFailed when its last try failed. `undo` is a registered
+        step that is performed with the result if the run finally fails or is cancelled.
         """
         branch = self._branches.here()
+        undo: Step[Any, Any] | None = kwargs.pop("undo", None)
         if isinstance(step, Step):
             key = branch.key(step.name)
-            plan = Plan(step.name, key, step.retry, step.timeout_s, step.output)
+            plan = Plan(
+                step.name,
+                key,
+                step.retry,
+                step.timeout_s,
+                step.output,
+                is_once=step.effect == "once",
+                ask_role=step.ask_role,
+                undo=undo,
+            )
 
             def call(try_number: int) -> Awaitable[Any]:
                 first = StepContext(self, key, step.name, try_number)
@@ -142,6 +176,7 @@ class Context:
                 kwargs.get("retry", DEFAULT_RETRY),
                 kwargs.get("timeout_s"),
                 _adapter(kwargs.get("output"), function),
+                undo=undo,
             )
 
             def call(try_number: int) -> Awaitable[Any]:
@@ -150,7 +185,9 @@ class Context:
         recorded = self._lookup(key, "step")
         if recorded is not None:
             if recorded.state in ("done", "failed"):
-                return _replayed(plan.name, recorded, plan.output)
+                value = _replayed(plan.name, recorded, plan.output)
+                self._performer.given(plan, recorded, value)
+                return value
             if not recorded.is_due:
                 await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
@@ -225,9 +262,15 @@ class Context:
                     key, name, "sleep.ended", data, kind="sleep", state="done"
                 )
                 return
+            place = branch.places[key]
             await self._performer.persist(
                 lambda: waits.record_sleep(
-                    self._scope.database, self._lease, step_key=key, name=name, seconds=seconds
+                    self._scope.database,
+                    self._lease,
+                    step_key=key,
+                    name=name,
+                    seconds=seconds,
+                    seq=place,
                 )
             )
         await self._branches.park(branch, key, is_human=False)
@@ -288,9 +331,14 @@ class Context:
         )
         recorded = self._lookup(key, "input")
         if recorded is None:
+            place = branch.places[key]
             await self._performer.persist(
                 lambda: waits.record_question(
-                    self._scope.database, self._lease, step_key=key, question=question
+                    self._scope.database,
+                    self._lease,
+                    step_key=key,
+                    question=question,
+                    seq=place,
                 )
             )
         if recorded is None or recorded.state == "waiting":
@@ -309,8 +357,18 @@ class Context:
     # What follows is for the engine.
 
     def unwind(self, reason: str) -> None:
-        """End this attempt's flow code from outside."""
-        self._branches.close(reason)
+        """End this attempt's flow code from outside; endings do not heed a cancel."""
+        if self._heeds_cancel or reason != "cancelled":
+            self._branches.close(reason)
+
+    @property
+    def is_obliged(self) -> bool:
+        """Whether something is to be done before this run may fail or be cancelled."""
+        return self._performer.is_obliged
+
+    async def oblige(self) -> None:
+        """Set that durably."""
+        await self._performer.oblige()
 
     @property
     def closed(self) -> str | None:
@@ -326,6 +384,14 @@ class Context:
         """Make the current task the flow's own strand."""
         self._branches.open("")
 
+    async def await_answer(self, key: str) -> None:
+        """Park until a human has answered what is asked about a step."""
+        await self._branches.park(self._branches.here(), key, is_human=True)
+
+    def move(self, path: str) -> None:
+        """Let the calls that follow stand in a branch of their own, beside the flow's."""
+        self._branches.here().move(path)
+
     @property
     def deadline(self) -> float | None:
         """When the first of the running steps is over its time, on the loop's clock."""
@@ -336,14 +402,14 @@ class Context:
         self._branches.leave()
 
     def _lookup(self, key: str, kind: str) -> Recorded | None:
-        recorded = self._history.get(key)
-        if recorded is not None and recorded.kind != kind:
-            raise Permanent(
-                f"the history has a {recorded.kind} at {key}, the code asks for a {kind}",
-                code="history_mismatch",
-                advice="register the changed flow under a new version",
-            )
-        return recorded
+        """Return the record of a key; ends the attempt when another stands at this place."""
+        if self._history:
+            place = self._branches.here().places[key]
+            self.mismatch = self._places.mismatch(key, kind, place)
+            if self.mismatch is not None:
+                self._branches.close("blocked")
+                raise Unwind("blocked")
+        return self._history.get(key)
 
 
 def _adapter(declared: Any, function: Callable[..., Any]) -> TypeAdapter[Any] | None:
@@ -353,7 +419,7 @@ def _adapter(declared: Any, function: Callable[..., Any]) -> TypeAdapter[Any] | 
 def _replayed(name: str, recorded: Recorded, output: TypeAdapter[Any] | None) -> Any:
     if recorded.state == "failed":
         raise failure(name, orjson.loads(recorded.error or "{}"))
-    return load(output, recorded.output)
+    return None if recorded.output is None else read_back(output, recorded.output)
 
 
 def _decision(

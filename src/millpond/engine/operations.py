@@ -10,6 +10,7 @@ import uuid
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine import waits
 from millpond.engine.duties import Duty
 from millpond.engine.endings import Ended, see_to
 from millpond.engine.events import Fact, append
@@ -20,11 +21,19 @@ _SQL = queries("operations")
 
 
 async def cancel(
-    con: Connection, org_id: int, run_id: uuid.UUID, subject: str, reason: str = ""
+    con: Connection,
+    org_id: int,
+    run_id: uuid.UUID,
+    subject: str,
+    reason: str = "",
+    *,
+    skip_endings: bool = False,
 ) -> RunState:
-    """Cancel a run; returns `cancelled`, or `running` while its worker is being told to stop.
+    """Cancel a run; returns `cancelled`, `running` while its worker is being told to stop, or `queued`.
 
-    Raises NotFound, and Conflict when the run has ended. Asking twice is no error.
+    A begun run that has something to do before it may end is queued, for a worker to do that; with
+    `skip_endings` it ends at once, unless a worker executes it, and that is left undone. Raises NotFound,
+    and Conflict when the run has ended. Asking twice is no error.
     """
     live = await con.fetchrow(_SQL["lock_live"], org_id, run_id)
     if live is None:
@@ -33,11 +42,17 @@ async def cancel(
             raise NotFound(f"run {run_id} does not exist", param="run_id")
         raise Conflict(f"run {run_id} has already {row['outcome']}", code="already_finished")
     data = {"by": subject, "reason": reason}
-    if live["state"] == RunState.RUNNING:
+    has_ending = Duty.ENDING in Duty(live["duties"]) and live["attempt"] > 0
+    if live["state"] == RunState.RUNNING or (has_ending and not skip_endings):
         if not live["cancel_requested"]:
             await con.execute(_SQL["request_cancel"], org_id, run_id)
             await append(con, org_id, run_id, [Fact("run.cancel_requested", None, data)])
-        return RunState.RUNNING
+        if live["state"] == RunState.RUNNING:
+            return RunState.RUNNING
+        await waits.ready(con, [waits.Wake(org_id=org_id, run_id=run_id)])
+        return RunState.QUEUED
+    if has_ending:
+        data["endings"] = "skipped"
     await append(con, org_id, run_id, [Fact("run.cancelled", None, data)])
     await con.execute(_SQL["unqueue"], org_id, live["lane_id"], live["rank"], run_id)
     await con.execute(_SQL["end_live"], org_id, run_id)

@@ -26,7 +26,7 @@ _View = TypeVar("_View")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
-    """A run as it stands now; `input`, `output`, `error` and `labels` are JSON text."""
+    """A run as it stands now; `input`, `output`, `error`, `labels` and `blocked` are JSON text."""
 
     run_id: uuid.UUID
     flow: str
@@ -44,6 +44,7 @@ class RunView:
     finished_at: datetime | None
     labels: str
     cancel_requested: bool
+    blocked: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,6 +75,7 @@ class RequestView:
     proposal: str
     digest: bytes
     state: str
+    kind: str
     expires_at: datetime | None
     created_at: datetime
     answer: str | None

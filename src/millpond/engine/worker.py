@@ -21,10 +21,11 @@ import structlog
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import heartbeat, history, waits
+from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
-from millpond.engine.executor import Attempt, execute, prepare
+from millpond.engine.executor import execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.performing import announce
