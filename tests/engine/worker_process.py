@@ -15,8 +15,8 @@ from typing import Any
 import orjson
 
 from millpond.db.pool import EngineDatabase
-from millpond.engine.context import Context
-from millpond.engine.registry import Registry, flow
+from millpond.engine.context import Context, StepContext
+from millpond.engine.registry import Registry, flow, step
 from millpond.engine.worker import Worker
 
 REGISTRY = Registry()
@@ -34,6 +34,18 @@ async def long(ctx: Context, data: dict[str, Any]) -> list[int]:
 async def blocking(ctx: Context, data: dict[str, Any]) -> bool:
     """Block the event loop with a catastrophic regular expression for some seconds."""
     return await ctx.step("match", _match, data["log"], data["seconds"])
+
+
+@step("tests.charge", effect="once", registry=REGISTRY)
+async def charge(step_ctx: StepContext, log: str, gate: str) -> int:
+    """Stay until a file appears: an effect that must not be repeated."""
+    return await _hold(log, gate)
+
+
+@flow("tests.once", registry=REGISTRY)
+async def once(ctx: Context, data: dict[str, Any]) -> int:
+    """Have one effect."""
+    return await ctx.step(charge, data["log"], data["gate"])
 
 
 async def _append(path: str, word: str) -> int:
