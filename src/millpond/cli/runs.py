@@ -155,14 +155,28 @@ def tail(
 def cancel(
     run_id: RunId,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    skip_endings: Annotated[
+        bool, typer.Option("--skip-endings", help="Undo nothing, ask nothing: end it at once.")
+    ] = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
     """Ask a run to stop."""
-    answer = call(
-        url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", {"reason": reason})
-    )
+    body = {"reason": reason, "skip_endings": skip_endings}
+    answer = call(url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", body))
+    if as_json:
+        print_json(answer)
+    else:
+        out().print(plain(f"run {run_id} is {answer['state']}"))
+
+
+@app.command()
+def resume(
+    run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
+) -> None:
+    """Set a blocked run going again, after the code that its history needs was deployed."""
+    answer = call(url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/resume", {}))
     if as_json:
         print_json(answer)
     else:
@@ -197,6 +211,8 @@ def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
     fields = ["id", "flow", "version", "queue", "state", "subject", "attempts"]
     fields += ["created_at", "started_at", "finished_at", "input", "output", "error"]
     print_fields((name, run.get(name)) for name in fields)
+    if run.get("blocked"):
+        out().print(plain(f"blocked: {run['blocked'].get('message', '')}"))
     if run.get("steps"):
         columns = ["step", "kind", "state", "tries", "took", "key"]
         print_table(columns, timeline.step_rows(run["steps"]), empty="")

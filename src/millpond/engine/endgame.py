@@ -92,10 +92,19 @@ async def _decide(attempt: Attempt, scope: Scope, recorded: History, failure: Fa
 
 async def _rehearse(attempt: Attempt, scope: Scope, recorded: History) -> Findings:
     """Replay the flow to find its undos and doubts; Unwind when its code does not match."""
-    rehearsal = Rehearsal(attempt.flow, attempt.claimed, recorded, scope, heeds_cancel=False)
+    rehearsal = Rehearsal(
+        attempt.flow,
+        attempt.claimed,
+        recorded,
+        scope,
+        only_results=True,
+        heeds_cancel=False,
+    )
+    if not rehearsal.findings.unmet:
+        return rehearsal.findings
     attempt.context = rehearsal.context
     replayed = await rehearsal.replay()
-    if replayed.outcome == "ended" and replayed.reason not in (None, "timeout"):
+    if replayed.outcome == "ended" and replayed.reason != "timeout":
         raise Unwind(replayed.reason)
     if rehearsal.mismatch is not None:
         attempt.context.mismatch = rehearsal.mismatch
@@ -108,7 +117,11 @@ async def _await_outcomes(
 ) -> None:
     """Ask about `once` steps in doubt; Unwind until every answer is there."""
     lease = attempt.claimed.lease
-    doubtful = {key: one for key, one in recorded.items() if one.state in once.IN_DOUBT}
+    doubtful = {
+        key: one
+        for key, one in recorded.items()
+        if one.state in once.IN_DOUBT and not key.startswith("!")
+    }
     for key, one in doubtful.items():
         doubt = findings.doubts.get(key) or once.Doubt(step_key=key, name=one.name, tries=one.tries)
         if one.state == "begun":

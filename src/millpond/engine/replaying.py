@@ -26,7 +26,7 @@ from millpond.types import Json
 R = TypeVar("R")
 Outcome = Literal["open", "returned", "raised", "ended"]
 # Flow code between its steps takes moments; what lasts longer does not come from the history.
-LIMIT_S = 30.0
+LIMIT_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +40,12 @@ class Undo:
 
 @dataclass
 class Findings:
-    """What a replay met: recorded results, what could be undone, which `once` steps are in doubt; by key."""
+    """What a replay met, by step key: what could be undone, and which `once` steps are in doubt.
 
-    met: set[str] = field(default_factory=set)
+    `unmet` are the recorded results that the code has not asked for yet.
+    """
+
+    unmet: set[str]
     undos: dict[str, Undo] = field(default_factory=dict)
     doubts: dict[str, once.Doubt] = field(default_factory=dict)
 
@@ -50,10 +53,18 @@ class Findings:
 class Replayer(Performer):
     """A performer that performs nothing: whoever asks it to waits, and the others go on."""
 
-    def __init__(self, findings: Findings, places: Places, *args: Any, **options: Any) -> None:
+    def __init__(
+        self,
+        findings: Findings,
+        places: Places,
+        *args: Any,
+        only_results: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self.findings = findings
         self._places = places
+        self._only_results = only_results
 
     async def perform(
         self,
@@ -71,13 +82,14 @@ class Replayer(Performer):
                 role=plan.ask_role,
                 output=plan.output,
             )
+            self._met(plan.key)
         await self._stop(plan.key)
 
     def given(self, plan: Plan, recorded: Recorded, value: Any) -> None:
         """Note what was met, and what could be undone."""
-        self.findings.met.add(plan.key)
         if plan.undo is not None:
             self.findings.undos[plan.key] = Undo(key=plan.key, step=plan.undo, value=value)
+        self._met(plan.key)
 
     async def record(self, key: str, *_: Any, **__: Any) -> None:
         """Stop: this checkpoint is not recorded."""
@@ -99,6 +111,13 @@ class Replayer(Performer):
 
     async def oblige(self) -> None:
         """Do nothing: what is obliged was so before."""
+
+    def _met(self, key: str) -> None:
+        """Count a result as met; a replay for the results alone is over with the last of them."""
+        self.findings.unmet.discard(key)
+        if self._only_results and not self.findings.unmet:
+            self._branches.close("replayed")
+            raise Unwind("replayed")
 
     async def _stop(self, key: str) -> NoReturn:
         branch = self._branches.here()
@@ -127,11 +146,14 @@ class Replayed:
 
     outcome: Outcome
     error: Exception | None = None
-    reason: str | None = None
+    reason: str = ""
 
 
 class Rehearsal:
-    """One replay of a run's history by a flow; its `context` executes nothing and writes nothing."""
+    """One replay of a run's history by a flow; its `context` executes nothing and writes nothing.
+
+    With `only_results` it is over when the code has asked for the last recorded result.
+    """
 
     def __init__(
         self,
@@ -140,43 +162,42 @@ class Rehearsal:
         history: History,
         scope: Scope,
         *,
+        only_results: bool = False,
         heeds_cancel: bool = True,
     ) -> None:
         self._flow = flow
         self._claimed = claimed
         self._history = history
-        self.findings = Findings()
-        self.context = Context(
-            claimed,
-            history,
-            scope,
-            performer=partial(Replayer, self.findings, Places(history)),
-            heeds_cancel=heeds_cancel,
-        )
+        self.findings = Findings({key for key, one in history.items() if _is_result(key, one)})
+        made = partial(Replayer, self.findings, Places(history), only_results=only_results)
+        self.context = Context(claimed, history, scope, performer=made, heeds_cancel=heeds_cancel)
 
     @property
     def mismatch(self) -> Mismatch | None:
         """What of the history the code did not ask for as recorded, after the replay."""
         if self.context.mismatch is not None:
             return self.context.mismatch
-        for key, recorded in self._history.items():
-            is_result = recorded.kind == "step" and recorded.state == "done"
-            if is_result and not key.startswith("!") and key not in self.findings.met:
-                return unmet(key, recorded)
-        return None
+        key = min(self.findings.unmet, default=None)
+        return None if key is None else unmet(key, self._history[key])
 
     async def replay(self) -> Replayed:
-        """Run the flow code to the end of its history, for at most 30 s."""
+        """Run the flow code to the end of its history, for at most 10 s."""
         flow, context = self._flow, self.context
         limit = asyncio.get_running_loop().call_later(LIMIT_S, context.unwind, "timeout")
         try:
             value = read_input(flow, self._claimed.input)
             await strand(context, lambda: flow.function(context, value))
         except Unwind as unwind:
-            outcome: Outcome = "open" if unwind.reason in ("parked", "blocked") else "ended"
-            return Replayed(outcome=outcome, reason=unwind.reason)
+            is_open = unwind.reason in ("parked", "blocked", "replayed")
+            return Replayed(outcome="open" if is_open else "ended", reason=unwind.reason)
         except Exception as error:  # noqa: BLE001 - whatever the flow raises is how its replay ended
             return Replayed(outcome="raised", error=error)
         finally:
             limit.cancel()
         return Replayed(outcome="returned")
+
+
+def _is_result(key: str, recorded: Recorded) -> bool:
+    """Whether a record is what a step of the flow's body came to, or the doubt about it."""
+    is_over = recorded.state == "done" or recorded.state in once.IN_DOUBT
+    return recorded.kind == "step" and is_over and not key.startswith("!")
