@@ -1,7 +1,7 @@
-"""Answers: what a human says about a `once` step whose outcome nobody knows.
+"""Answers: what the step that asked a human gets to know.
 
-Called by `waits` as a question of kind `outcome` is resolved. Invariant: only a step that is still in
-doubt takes an answer, and takes it once; the caller holds the run's live row locked.
+Called by `waits` as a question is resolved. Invariant: only a step that still waits for its answer, or is
+in doubt, takes one, and takes it once; the caller holds the run's live row locked.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from millpond.errors import Conflict
 from millpond.types import Json
 
 _SQL = queries("once")
+_WAITS = queries("waits")
 
 
 def outcome_form(output_schema: Json) -> Json:
@@ -42,13 +43,29 @@ def outcome_form(output_schema: Json) -> Json:
     return {**form, "$defs": definitions} if definitions else form
 
 
-async def settle(
+async def record(
     con: Connection, org_id: int, request: Record, answer: Json, subject: str
 ) -> tuple[str, list[Fact]]:
-    """Record an answer as the step's end, or let the step be tried again.
+    """Record an answer that fits the form; returns the step's name and what the answer means for it."""
+    if request["kind"] == "outcome":
+        return await _settle(con, org_id, request, answer, subject)
+    run_id, step_key = request["run_id"], request["step_key"]
+    output = {
+        "answer": answer,
+        "resolved_by": subject,
+        "is_expired": False,
+        "digest": request["digest"].hex(),
+    }
+    text = orjson.dumps(output).decode()
+    name = await con.fetchval(_WAITS["end_wait"], org_id, run_id, step_key, "done", text, None)
+    await con.execute(_WAITS["drop_timer"], org_id, run_id, step_key)
+    return name, []
 
-    Returns the step's name and what the answer means for it; `answer` fits the form.
-    """
+
+async def _settle(
+    con: Connection, org_id: int, request: Record, answer: Json, subject: str
+) -> tuple[str, list[Fact]]:
+    """Record what became of a `once` step, or let it be tried again."""
     run_id, step_key, outcome = request["run_id"], request["step_key"], answer["outcome"]
     state = {"done": "done", "not_done": "retrying", "fail": "failed"}[outcome]
     output = orjson.dumps(answer.get("output")).decode() if state == "done" else None

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import jsonschema_rs
 import orjson
 
-from millpond.db.pool import Connection, EngineDatabase, Record
+from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import answers
 from millpond.engine.claim import Lease
@@ -293,31 +293,10 @@ async def resolve(
     await con.fetchrow(
         _SQL["answer_request"], org_id, request_id, "resolved", text, principal.subject
     )
-    if request["kind"] == "outcome":
-        name, facts = await answers.settle(con, org_id, request, answer, principal.subject)
-    else:
-        name, facts = await _answered(con, org_id, request, answer, principal.subject), []
+    name, facts = await answers.record(con, org_id, request, answer, principal.subject)
     data = {"name": name, "request_id": str(request_id), "resolved_by": principal.subject}
     facts = [Fact("input.resolved", step_key, data), *facts]
     return await _wake_waiting(con, org_id, run_id, *facts)
-
-
-async def _answered(
-    con: Connection, org_id: int, request: Record, answer: Json, subject: str
-) -> str:
-    """Record the answer as the result of the step that asked; returns the step's name."""
-    run_id, step_key = request["run_id"], request["step_key"]
-    output = {
-        "answer": answer,
-        "resolved_by": subject,
-        "is_expired": False,
-        "digest": request["digest"].hex(),
-    }
-    name: str = await con.fetchval(
-        _SQL["end_wait"], org_id, run_id, step_key, "done", orjson.dumps(output).decode(), None
-    )
-    await con.execute(_SQL["drop_timer"], org_id, run_id, step_key)
-    return name
 
 
 async def _wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, *facts: Fact) -> Readied:

@@ -42,8 +42,7 @@ insert into event (org_id, run_id, event_no, kind, data)
 select $1, $2, i.event_no, $4, $5::json from i;
 
 -- name: ready
--- Queues locked work items again in their resumed lane (first starts in their own), with an event where one is given.
--- Blocked ones stay where they are.
+-- Queues locked work items, unless blocked, in their resumed lane (first starts in their own), with events if given.
 with t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us),
 n as (
   update item i
