@@ -269,6 +269,35 @@ async def test_a_run_over_its_time_is_undone_too(pond: Pond) -> None:
     assert trip.log == ALL + UNDONE
 
 
+async def test_a_record_still_on_its_way_when_the_run_ends_is_undone_too(pond: Pond) -> None:
+    trip = Trip(pond)
+    entered, gate, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def slow(what: str) -> str:
+        entered.set()
+        await gate.wait()
+        return what
+
+    async def late(ctx: Context, _: None) -> None:
+        try:
+            await ctx.step("slow", slow, "flight", undo=trip.unbook)
+        finally:
+            left.set()
+
+    pond.flow(late, timeout_s=1.0)
+    async with pond.worker():
+        run_id = await pond.submit("late")
+        await asyncio.wait_for(entered.wait(), DEADLINE_S)
+        async with pond.engine_db.duty("test") as con:
+            # Its record waits for this lock while the time of the run passes.
+            await con.execute("select from item where item_id = $1 for update", run_id)
+            gate.set()
+            await asyncio.wait_for(left.wait(), DEADLINE_S)
+        row = await pond.ended(run_id)
+    assert row["error"]["code"] == "timeout"
+    assert trip.log == ["unbook flight"]
+
+
 async def test_undos_wait_for_the_outcome_of_a_once_step(pond: Pond) -> None:
     from tests.engine.test_once import _answer, _request
 
@@ -369,12 +398,28 @@ async def test_endings_that_the_code_does_not_match_block_the_run_until_it_does(
         event = await pond.until(run_id, "run.blocked")
         assert event.data["recorded"] == "book:1"
         assert changed.log == []
+        assert (
+            await _cancel(pond, run_id) == RunState.WAITING
+        )  # asked before; it still stands still
     right = Trip(pond)
     async with pond.worker():
         async with pond.db.org(pond.org_id) as con:
             await resume(con, pond.org_id, run_id, "user:test")
         assert (await pond.ended(run_id))["outcome"] == "cancelled"
     assert (trip.log, right.log) == (ALL, UNDONE)
+
+
+async def test_cancel_that_skips_endings_ends_a_run_whose_code_is_gone(pond: Pond) -> None:
+    trip = Trip(pond)
+    async with pond.worker():
+        run_id = await pond.submit("trip", "wait")
+        await pond.until(run_id, "run.waiting")
+    assert await _cancel(pond, run_id) == RunState.QUEUED  # and no worker is there to take it up
+    assert await _cancel(pond, run_id, skip_endings=True) == RunState.CANCELLED
+    last = (await pond.events(run_id))[-1]
+    assert (last.kind, last.data["endings"]) == ("run.cancelled", "skipped")
+    assert trip.log == ALL
+    await _nothing_is_left(pond)
 
 
 async def test_endings_go_on_after_the_worker_was_killed_in_the_middle(

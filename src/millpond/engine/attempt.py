@@ -27,13 +27,27 @@ R = TypeVar("R")
 class Attempt:
     """A claimed run with its code; `context` is the one that its code uses now, to be ended from outside.
 
-    `is_ending` says that how the run ends is decided, so that a cancel changes nothing any more.
+    `is_ending` says that how the run ends is decided, so that a cancel changes nothing any more; `ended` is
+    why nothing more may be begun under this attempt.
     """
 
     claimed: Claimed
     flow: Flow
     context: Context
     is_ending: bool = False
+    ended: str | None = None
+
+    def unwind(self, reason: str) -> None:
+        """End the attempt's code from outside, whichever context it uses."""
+        if reason in ("drained", "lost"):
+            self.ended = reason
+        self.context.unwind(reason)
+
+    def enter(self, context: Context) -> None:
+        """Go on under another context, unless the attempt was ended meanwhile: then raises Unwind."""
+        if self.ended is not None:
+            raise Unwind(self.ended)
+        self.context = context
 
 
 async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:

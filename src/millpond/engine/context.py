@@ -384,6 +384,10 @@ class Context:
         """Make the current task the flow's own strand."""
         self._branches.open("")
 
+    async def settled(self) -> None:
+        """Wait until every record of this attempt is stored or refused."""
+        await self._performer.settled()
+
     async def await_answer(self, key: str) -> None:
         """Park until a human has answered what is asked about a step."""
         await self._branches.park(self._branches.here(), key, is_human=True)
@@ -404,7 +408,7 @@ class Context:
     def _lookup(self, key: str, kind: str) -> Recorded | None:
         """Return the record of a key; ends the attempt when another stands at this place."""
         if self._history:
-            place = self._branches.here().places[key]
+            place = self._branches.here().places.get(key)
             self.mismatch = self._places.mismatch(key, kind, place)
             if self.mismatch is not None:
                 self._branches.close("blocked")

@@ -54,7 +54,7 @@ async def perform(attempt: Attempt, scope: Scope, failure: Failure) -> Failure:
     failure = await _decide(attempt, scope, recorded, failure)
     findings = await _rehearse(attempt, scope, recorded)
     await _await_outcomes(attempt, scope, recorded, findings)
-    attempt.context = Context(attempt.claimed, recorded, scope, heeds_cancel=False)
+    attempt.enter(Context(attempt.claimed, recorded, scope, heeds_cancel=False))
     undos = _in_order(findings, recorded)
     await strand(attempt.context, partial(_compensate, attempt, scope, failure, undos))
     return failure
@@ -67,6 +67,7 @@ def is_ending(recorded: History) -> bool:
 
 async def _load(attempt: Attempt, scope: Scope) -> History:
     """Read what is recorded now: this attempt has recorded more than it was given."""
+    await attempt.context.settled()
     lease = attempt.claimed.lease
     return (await insist(lambda: history.load(scope.database, [lease])))[lease]
 
@@ -102,7 +103,7 @@ async def _rehearse(attempt: Attempt, scope: Scope, recorded: History) -> Findin
     )
     if not rehearsal.findings.unmet:
         return rehearsal.findings
-    attempt.context = rehearsal.context
+    attempt.enter(rehearsal.context)
     replayed = await rehearsal.replay()
     if replayed.outcome == "ended" and replayed.reason != "timeout":
         raise Unwind(replayed.reason)
@@ -128,7 +129,7 @@ async def _await_outcomes(
             await insist(partial(once.ask, scope.database, lease, doubt))
     for key in doubtful:
         context = Context(attempt.claimed, recorded, scope, heeds_cancel=False)
-        attempt.context = context
+        attempt.enter(context)
         await strand(context, partial(context.await_answer, key))
 
 

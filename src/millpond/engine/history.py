@@ -51,7 +51,7 @@ class Mismatch:
     """
 
     branch: str
-    place: int
+    place: int | None
     asked: str
     asked_kind: str
     recorded: str
@@ -100,13 +100,18 @@ class Places:
         """Whether the branch recorded something at this place or after it."""
         return self.last.get(branch, -1) >= place
 
-    def mismatch(self, key: str, kind: str, place: int) -> Mismatch | None:
-        """Return what speaks against giving out the record of `key` to code that asks at `place`."""
+    def mismatch(self, key: str, kind: str, place: int | None) -> Mismatch | None:
+        """Return what speaks against giving out the record of `key` to code that asks at `place`.
+
+        A call without a place is compared by its kind alone.
+        """
         branch = branch_of(key)
-        found = self.keys.get((branch, place), key)
+        found = key if place is None else self.keys.get((branch, place), key)
         recorded = self.history.get(found)
         if recorded is None or (
-            found == key and recorded.kind == kind and recorded.seq in (None, place)
+            found == key
+            and recorded.kind == kind
+            and (place is None or recorded.seq in (None, place))
         ):
             return None
         return Mismatch(
@@ -124,7 +129,7 @@ def unmet(key: str, recorded: Recorded) -> Mismatch:
     """Return the mismatch of a record that the code never asked for."""
     return Mismatch(
         branch=branch_of(key),
-        place=recorded.seq or 0,
+        place=recorded.seq,
         asked="",
         asked_kind="end",
         recorded=key,

@@ -49,8 +49,8 @@ async def cancel(
             await append(con, org_id, run_id, [Fact("run.cancel_requested", None, data)])
         if live["state"] == RunState.RUNNING:
             return RunState.RUNNING
-        await waits.ready(con, [waits.Wake(org_id=org_id, run_id=run_id)])
-        return RunState.QUEUED
+        readied = await waits.ready(con, [waits.Wake(org_id=org_id, run_id=run_id)])
+        return RunState.QUEUED if readied else RunState(live["state"])
     if has_ending:
         data["endings"] = "skipped"
     await append(con, org_id, run_id, [Fact("run.cancelled", None, data)])

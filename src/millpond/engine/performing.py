@@ -1,7 +1,8 @@
 """Performing a step: tried until there is a result, a failure, or a wait; each outcome recorded.
 
 Called by `context`, one Performer per attempt. Invariants: a step's result is returned only after its
-record is durable; a failure that is raised is recorded first; a lost lease ends the attempt silently.
+record is durable; a failure that is raised is recorded first; a step with effect `once` is tried only under
+a durable marker (`once`); a lost lease ends the attempt silently.
 """
 
 from __future__ import annotations
@@ -109,6 +110,7 @@ class Performer:
         self._branches = branches
         self._under_way = scope.under_way
         self.is_obliged = is_obliged
+        self._in_flight: set[asyncio.Future[None]] = set()
 
     async def perform(
         self,
@@ -119,7 +121,9 @@ class Performer:
     ) -> Any:
         """Try until there is a result; raises StepFailed, or Unwind to park for a long backoff."""
         if recorded is not None and recorded.state in once.IN_DOUBT:
-            await self._doubt(branch, plan, recorded.tries, None)
+            await self._doubt(
+                branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
+            )
         if plan.is_once or plan.undo is not None:
             await self.oblige()
         now = asyncio.get_running_loop().time
@@ -194,10 +198,16 @@ class Performer:
             duration_s=elapsed_s,
             seq=self._branches.place(plan.key),
         )
-        await self._kept(plan, self.own(self._committer.record(write)))
+        await self._kept(plan, self.own(self._store(write)))
 
     async def _doubt(
-        self, branch: Branch, plan: Plan, tries: int, error: Exception | None
+        self,
+        branch: Branch,
+        plan: Plan,
+        tries: int,
+        error: Exception | None,
+        *,
+        is_asked: bool = False,
     ) -> NoReturn:
         """Ask what became of a `once` step, unless that was asked before, and wait for the answer."""
         doubt = once.Doubt(
@@ -208,8 +218,9 @@ class Performer:
             output=plan.output,
             error=None if error is None else dump_error(error, plan.name),
         )
-        asked = self.persist(lambda: once.ask(self._database, self._lease, doubt))
-        await once.undisturbed(self._branches, asked)
+        if not is_asked:
+            asked = self.persist(lambda: once.ask(self._database, self._lease, doubt))
+            await once.undisturbed(self._branches, asked)
         await self._branches.park(branch, plan.key, is_human=True)
 
     async def oblige(self) -> None:
@@ -223,9 +234,9 @@ class Performer:
 
     def _done(
         self, plan: Plan, text: str, tries: int, took_s: float, duration_s: float
-    ) -> asyncio.Future[None]:
+    ) -> Awaitable[None]:
         """Record a result. Step names need no escaping in JSON."""
-        return self._committer.record(
+        return self._store(
             StepWrite(
                 lease=self._lease,
                 step_key=plan.key,
@@ -329,7 +340,21 @@ class Performer:
             event_kind=event_kind,
             event_data=dump(None, data),
         )
-        await self.own(self._committer.record(write))
+        await self.own(self._store(write))
+
+    def _store(self, write: StepWrite) -> Awaitable[None]:
+        """Give a record to the group commit; endings wait for it, whatever ends the flow's code."""
+        stored = self._committer.record(write)
+        if not self.is_obliged:
+            return stored
+        self._in_flight.add(stored)
+        stored.add_done_callback(self._in_flight.discard)
+        return asyncio.shield(stored)
+
+    async def settled(self) -> None:
+        """Wait until every record of this attempt is stored or refused."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
 
     async def persist(self, write: Callable[[], Awaitable[None]]) -> None:
         """Make a write of its own, again while the database is out of reach."""

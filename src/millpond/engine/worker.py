@@ -273,7 +273,7 @@ class Worker:
     def _unwind(self, lease: Lease, reason: str) -> None:
         for attempt in list(self._attempts):
             if attempt.claimed.lease == lease:
-                attempt.context.unwind(reason)
+                attempt.unwind(reason)
 
     # Chores
 
@@ -334,7 +334,7 @@ class Worker:
         asked = {(row["org_id"], row["run_id"]) for row in rows}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:
-                attempt.context.unwind("cancelled")
+                attempt.unwind("cancelled")
 
     # Ending
 
@@ -350,7 +350,7 @@ class Worker:
 
     async def _unwind_all(self, reason: str) -> None:
         for attempt in list(self._attempts):
-            attempt.context.unwind(reason)
+            attempt.unwind(reason)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S)
         for task in self._tasks:
