@@ -249,3 +249,69 @@ grant select on queue_pause to millpond_engine;
 -- Reruns copy recorded steps; a decision on a `once` step's outcome lets it be tried again.
 grant insert on step to millpond_app;
 grant update (tries) on step to millpond_app;
+
+-- The first half of a claim: makes this the one claim of the shard until commit, turns arrivals into active lanes and shares,
+-- and reads the orgs first in fair order with their lanes that the worker can serve and the heads of those. One call is one
+-- round trip, yet each statement of it reads after the lock. The first row tells, in place of a lane, how many arrivals
+-- were consumed (lane_id) and whether the worker's session stands (offset_us 1 or 0).
+create function claim_heads(most integer, worker uuid, queues text[], orgs integer[], able text[], depth integer)
+  returns table (queue text, org_id bigint, weight float8, virtual_s float8, lane_id bigint, offset_us bigint,
+                 capability text, ranks bigint[], items uuid[])
+  language plpgsql volatile rows 200
+  set search_path = millpond, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform pg_advisory_xact_lock(7741001);
+  return query
+  with a as (
+    delete from arrival where (org_id, arrival_id) in (select org_id, arrival_id from arrival limit most)
+    returning org_id, lane_id, queue, capability, keys, offset_us, min_rank
+  ),
+  g as materialized (
+    select org_id, lane_id, queue, capability, keys, offset_us, min(min_rank) as min_rank
+    from a group by org_id, lane_id, queue, capability, keys, offset_us
+  ),
+  lanes as (
+    insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active)
+    select org_id, lane_id, queue, capability, keys, offset_us, min_rank, true from g
+    on conflict (org_id, lane_id) do update
+      set active = true, cursor_rank = least(lane.cursor_rank, excluded.cursor_rank)
+      where not lane.active or excluded.cursor_rank < lane.cursor_rank
+  ),
+  shares as (
+    insert into share (org_id, queue, virtual_s, active)
+    select d.org_id, d.queue, coalesce(c.virtual_s, 0), true
+    from (select distinct org_id, queue from g) d left join fair_clock c on c.queue = d.queue
+    on conflict (org_id, queue) do update
+      set active = true, virtual_s = greatest(share.virtual_s, excluded.virtual_s)
+      where not share.active
+  )
+  select '', 0::bigint, 0::float8, 0::float8, (select count(*) from a),
+         (exists (select from worker w where w.worker_id = claim_heads.worker))::int::bigint, '', null::bigint[],
+         null::uuid[];
+  return query
+  select s.queue, s.org_id, s.weight, s.virtual_s, l.lane_id, l.offset_us, l.capability, h.ranks, h.items
+  from unnest(queues, orgs) as q(queue, orgs)
+  cross join lateral (
+    select s.queue, s.org_id, s.weight, s.virtual_s
+    from share s
+    where s.queue = q.queue and s.active
+      and exists (select from lane l
+                  where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able))
+    order by s.virtual_s, s.org_id limit q.orgs
+  ) s
+  cross join lateral (
+    select l.lane_id, l.offset_us, l.capability, l.cursor_rank
+    from lane l
+    where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
+    order by l.cursor_rank + l.offset_us limit 64
+  ) l
+  left join lateral (
+    select array_agg(r.rank order by r.rank, r.item_id) as ranks, array_agg(r.item_id order by r.rank, r.item_id) as items
+    from (select r.rank, r.item_id from ready r
+          where r.org_id = s.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
+          order by r.rank, r.item_id limit depth) r
+  ) h on true;
+end
+$$;
