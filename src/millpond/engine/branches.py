@@ -29,16 +29,12 @@ class Unwind(BaseException):
 
 @dataclass(slots=True)
 class Branch:
-    """One strand: its path in the flow (`` for the flow itself) and what it has counted.
-
-    `deadline` is when its running step is over its time, on the loop's clock.
-    """
+    """One strand: its path in the flow (`` for the flow itself) and what it has counted."""
 
     path: str
     occurrences: dict[str, int] = field(default_factory=dict)
     forks: int = 0
     is_in_step: bool = False
-    deadline: float | None = None
     park: asyncio.Future[None] | None = None
 
     def fork(self) -> str:
@@ -67,7 +63,8 @@ def _check_name(name: str) -> None:
 class Branches:
     """All strands of one attempt; knows when none of them can go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._by_task: dict[asyncio.Task[Any], Branch] = {}
         self._going = 0
         self.parked: list[tuple[str, bool]] = []
@@ -75,7 +72,7 @@ class Branches:
 
     def open(self, path: str) -> Branch:
         """Make the current task a strand that can go on."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         branch = Branch(path)
         self._by_task[task] = branch
@@ -86,7 +83,7 @@ class Branches:
         """Return the strand of the current task; refuses foreign tasks and closed attempts."""
         if self.closed is not None:
             raise Unwind(self.closed)
-        branch = self._by_task.get(asyncio.current_task())  # type: ignore[arg-type]
+        branch = self._by_task.get(asyncio.current_task(self._loop))  # type: ignore[arg-type]
         if branch is None:
             raise Permanent(
                 "ctx was used from a task that the flow started by itself",
@@ -105,23 +102,19 @@ class Branches:
         if self._going == 0 and self.parked:
             self.close("parked")
 
-    def deadline(self) -> float | None:
-        """Return when the first of the running steps is over its time, on the loop's clock."""
-        return min((b.deadline for b in self._by_task.values() if b.deadline), default=None)
-
     def go(self, count: int) -> None:
         """Count that `count` strands can go on again."""
         self._going += count
 
     def leave(self) -> None:
         """Forget the current task's strand."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._by_task.pop(task, None)
 
     async def park(self, branch: Branch, step_key: str, *, is_human: bool) -> NoReturn:
         """Let this strand wait for something recorded; it never goes on in this attempt."""
-        branch.park = asyncio.get_running_loop().create_future()
+        branch.park = self._loop.create_future()
         self.parked.append((step_key, is_human))
         self.rest(1)
         try:

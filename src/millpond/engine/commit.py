@@ -137,6 +137,7 @@ class Committer:
         self._batch = _Batch()
         self._kick = asyncio.Event()
         self._is_closed = False
+        self._loop = asyncio.get_running_loop()
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self, lanes: int = 2) -> None:
@@ -155,13 +156,13 @@ class Committer:
 
     def record(self, write: StepWrite) -> asyncio.Future[None]:
         """Store a step or an event; the future ends when it is durable, or with LeaseLost."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         self._batch.steps.append(_Pending(write, done))
         return self._pended(done)
 
     def finish(self, write: FinishWrite) -> asyncio.Future[None]:
         """End a run; the future ends when that is durable, or with LeaseLost."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         self._batch.ends.append(_Pending(write, done))
         return self._pended(done)
 

@@ -85,7 +85,7 @@ class Context:
         self._lease = claimed.lease
         self._history = history
         self._scope = scope
-        self._branches = Branches()
+        self._branches = Branches(scope.loop)
         self._performer = Performer(claimed.lease, scope, self._branches)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
@@ -325,11 +325,6 @@ class Context:
     def begin(self) -> None:
         """Make the current task the flow's own strand."""
         self._branches.open("")
-
-    @property
-    def deadline(self) -> float | None:
-        """When the first of the running steps is over its time, on the loop's clock."""
-        return self._branches.deadline()
 
     def end(self) -> None:
         """Forget the flow's own strand; nothing cancels its task any more."""

@@ -57,7 +57,16 @@ class Scope:
     database: EngineDatabase
     committer: Committer
     resources: Mapping[type, object]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
+    timed: set[Timed] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class Timed:
+    """A step under way with a time limit: `deadline` is on the loop's clock."""
+
+    deadline: float
 
 
 class UnderWay(NamedTuple):
@@ -97,7 +106,9 @@ class Performer:
         self._database = scope.database
         self._committer = scope.committer
         self._branches = branches
+        self._loop = scope.loop
         self._under_way = scope.under_way
+        self._timed = scope.timed
 
     async def perform(
         self,
@@ -107,7 +118,7 @@ class Performer:
         recorded: Recorded | None,
     ) -> Any:
         """Try until there is a result; raises StepFailed, or Unwind to park for a long backoff."""
-        now = asyncio.get_running_loop().time
+        now = self._loop.time
         tries = recorded.tries if recorded else 0
         began = now() - (recorded.age_s if recorded else 0.0)
         while True:
@@ -132,15 +143,16 @@ class Performer:
         self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
     ) -> Any:
         """Execute a step's function once, within its time limit."""
-        loop = asyncio.get_running_loop()
-        self._under_way.append(UnderWay(loop.time(), self, plan, tries))
+        began = self._loop.time()
+        self._under_way.append(UnderWay(began, self, plan, tries))
         plan.current_try = tries
         branch.is_in_step = True
-        limit = None
+        limit = timed = None
         try:
             if plan.timeout_s is None:
                 return await call(tries)
-            branch.deadline = loop.time() + plan.timeout_s
+            timed = Timed(began + plan.timeout_s)
+            self._timed.add(timed)
             async with asyncio.timeout(plan.timeout_s) as limit:
                 return await call(tries)
         except (asyncio.CancelledError, SystemExit) as error:
@@ -155,7 +167,8 @@ class Performer:
             ) from error
         finally:
             branch.is_in_step = False
-            branch.deadline = None
+            if timed is not None:
+                self._timed.discard(timed)
             plan.current_try = 0
 
     def _done(

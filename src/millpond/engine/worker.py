@@ -241,7 +241,7 @@ class Worker:
         attempt = prepare(claimed, self._flows, recorded, scope)
         self._attempts.add(attempt)
         self._slots.take(claimed.queue)
-        task = asyncio.create_task(self._execute(attempt, scope, hints))
+        task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -302,8 +302,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while beat.returncode is None:
             announce(scope.under_way, loop.time())
-            deadlines = [attempt.context.deadline for attempt in self._attempts]
-            first = min((one for one in deadlines if one is not None), default=None)
+            first = min((one.deadline for one in scope.timed), default=None)
             pulse.write(time.monotonic(), first)
             await asyncio.sleep(_TICK_S)
         self._lost.set()
