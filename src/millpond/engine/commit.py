@@ -257,7 +257,7 @@ class Committer:
         numbered = [(nth, one.write) for nth, one in enumerate(batch.ends, 1)]
         if not is_repeat and len(layers) + bool(numbered) == 1:
             # One statement is a transaction by itself: two round trips less.
-            async with self._database.statement() as con:
+            async with self._database.statement("record" if layers else "finish") as con:
                 if layers:
                     return await _record(con, layers[0]), set()
                 return {}, await _finish(con, numbered)

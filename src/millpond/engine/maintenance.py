@@ -81,6 +81,6 @@ class Maintenance:
 
     async def next_due_s(self) -> float | None:
         """Return in how many seconds the next timer is due, None when there is none."""
-        async with self._database.statement() as con:
+        async with self._database.statement("next_due") as con:
             due: float | None = await con.fetchval(_WAITS["next_due"])
             return due

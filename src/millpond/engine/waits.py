@@ -108,7 +108,7 @@ async def record_sleep(
     database: EngineDatabase, lease: Lease, *, step_key: str, name: str, seconds: float
 ) -> None:
     """Store that the run sleeps from now on, with its timer."""
-    async with database.duty("wait") as con:
+    async with database.duty("sleep") as con:
         await _held(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"], lease.org_id, lease.run_id, step_key, name, "sleep", lease.attempt
@@ -127,7 +127,7 @@ async def record_question(
     """Store a question to a human, with the timer of its expiry."""
     request_id = new_id()
     org_id, run_id = lease.org_id, lease.run_id
-    async with database.duty("wait") as con:
+    async with database.duty("ask") as con:
         await _held(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"], org_id, run_id, step_key, question.name, "input", lease.attempt
@@ -162,7 +162,7 @@ async def record_backoff(
     database: EngineDatabase, lease: Lease, *, step_key: str, delay_s: float
 ) -> None:
     """Set the timer of a step's next try; the step itself is recorded as retrying before."""
-    async with database.duty("wait") as con:
+    async with database.duty("backoff") as con:
         await _held(con, lease)
         await con.fetchval(
             _SQL["set_timer"], lease.org_id, lease.run_id, step_key, "retry", delay_s
@@ -174,7 +174,7 @@ async def park(
     database: EngineDatabase, lease: Lease, *, step_keys: Sequence[str], is_human: bool
 ) -> Readied | None:
     """Give the slot back until one of the waits is over; returns the run if one already is."""
-    async with database.duty("wait") as con:
+    async with database.duty("park") as con:
         is_cancelled = await _held(con, lease)
         goes = is_cancelled or await con.fetchval(
             _SQL["can_go"], lease.org_id, lease.run_id, list(step_keys)
@@ -190,7 +190,7 @@ async def park(
 
 async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> Readied:
     """Hand a run back to its queue, no try counted: another worker goes on with it."""
-    async with database.duty("wait") as con:
+    async with database.duty("release") as con:
         await _held(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         fact = Fact("run.released", None, {"reason": reason})
@@ -201,7 +201,7 @@ async def back_off(
     database: EngineDatabase, lease: Lease, *, delay_s: float, error: Json, tries: int
 ) -> None:
     """Let a run wait before its flow body is tried again."""
-    async with database.duty("wait") as con:
+    async with database.duty("retry") as con:
         await _held(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         await con.fetchval(_SQL["set_timer"], lease.org_id, lease.run_id, "", "retry", delay_s)
@@ -276,7 +276,7 @@ def _fits(form: str, answer: Json) -> None:
 
 async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
     """Let due timers take effect; returns the runs that may go on."""
-    async with database.statement() as con:
+    async with database.statement("due") as con:
         due = await con.fetch(_SQL["due"], limit)
     if not due:
         return []
