@@ -247,17 +247,19 @@ class Performer:
         *,
         kind: str = "step",
         state: str,
+        output: str | None = None,
         error: str | None = None,
         tries: int = 1,
         duration_s: float = 0.0,
     ) -> None:
-        """Store a checkpoint without a result, and its event, durably."""
+        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
         write = StepWrite(
             lease=self._lease,
             step_key=key,
             name=name,
             kind=kind,
             state=state,
+            output=output,
             error=error,
             tries=tries,
             duration_s=duration_s,
@@ -266,15 +268,13 @@ class Performer:
         )
         await self.own(self._committer.record(write))
 
-    async def persist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Make a write of its own, again while the database is out of reach."""
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Make a write of its own, again while the database is out of reach; returns its result."""
         for _ in range(100):
             try:
-                await self.own(write())
+                return await self.own(write())
             except Transient:
                 await self.own(asyncio.sleep(0.3))
-            else:
-                return
         self._branches.close("lost")
         raise Unwind("lost")
 

@@ -174,6 +174,12 @@ async def list_steps(con: Connection, org_id: int, run_id: uuid.UUID) -> list[St
     return [StepView(**row) for row in await con.fetch(_SQL["steps"], org_id, run_id)]
 
 
+async def state_values(con: Connection, org_id: int, run_id: uuid.UUID) -> dict[str, str]:
+    """Return what a run's flow shows by `set_state`: JSON text, the newest of each name."""
+    rows = await con.fetch(_SQL["state_values"], org_id, run_id)
+    return {row["name"]: row["output"] for row in rows}
+
+
 async def event_position(con: Connection, org_id: int, run_id: uuid.UUID) -> EventPosition:
     """Return how far a run's events go; raises NotFound when the org has no such run."""
     row = await con.fetchrow(_SQL["event_position"], org_id, run_id)

@@ -302,7 +302,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while beat.returncode is None:
             announce(scope.under_way, loop.time())
-            deadlines = [attempt.context.deadline for attempt in self._attempts]
+            deadlines = [attempt.context.step_deadline for attempt in self._attempts]
             first = min((one for one in deadlines if one is not None), default=None)
             pulse.write(time.monotonic(), first)
             await asyncio.sleep(_TICK_S)
