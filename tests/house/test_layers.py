@@ -38,6 +38,7 @@ ENGINE = [
     "executor",
     "context",
     "fanning",
+    "signals",
     "values",
     "checkpoints",
     "performing",

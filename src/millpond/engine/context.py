@@ -32,12 +32,22 @@ from millpond.engine.performing import (
     failure,
 )
 from millpond.engine.registry import Step
+from millpond.engine.signals import Signal, Signals, SignalTimedOut
 from millpond.engine.values import Values
 from millpond.errors import InvalidInput, Permanent
 from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import Json
 
-__all__ = ["Context", "Decision", "InputExpired", "Scope", "StepContext", "StepFailed"]
+__all__ = [
+    "Context",
+    "Decision",
+    "InputExpired",
+    "Scope",
+    "Signal",
+    "SignalTimedOut",
+    "StepContext",
+    "StepFailed",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -80,7 +90,7 @@ class StepContext:
         await self._context._performer.tell(self._key, self._name, "progress", body)
 
 
-class Context(Fanning, Values):
+class Context(Fanning, Signals, Values):
     """One attempt of a run, as its flow code sees it."""
 
     def __init__(self, claimed: Claimed, history: History, scope: Scope) -> None:

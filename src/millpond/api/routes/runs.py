@@ -169,7 +169,9 @@ async def get_run(caller: Reader, run_id: uuid.UUID) -> Response:
         requests, _ = await views.list_requests(
             con, org_id, PageOf(limit=200), state="pending", run_id=run_id
         )
-    return reply(run_detail_json(run, steps, requests))
+        kin = await views.get_kin(con, org_id, run_id)
+        state_values = await views.state_values(con, org_id, run_id)
+    return reply(run_detail_json(run, steps, requests, kin, state_values))
 
 
 @router.get(
