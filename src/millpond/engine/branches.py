@@ -165,13 +165,17 @@ class Branches:
         raise Unwind(self.closed or "parked")
 
     def close(self, reason: str) -> None:
-        """End every strand: the parked ones by Unwind, the working ones by cancelling their task."""
+        """End every strand: the parked ones by Unwind, the working ones by cancelling their task.
+
+        The strand that calls this ends itself, by raising Unwind.
+        """
         if self.closed is not None:
             return
         self.closed = reason
+        here = asyncio.current_task()
         for task, branch in list(self._by_task.items()):
             if branch.park is not None:
                 if not branch.park.done():
                     branch.park.set_exception(Unwind(reason))
-            elif reason != "parked":
+            elif reason != "parked" and task is not here:
                 task.cancel()

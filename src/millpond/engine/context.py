@@ -18,7 +18,9 @@ from pydantic import TypeAdapter
 from millpond.engine import waits
 from millpond.engine.branches import Branches
 from millpond.engine.checkpoints import check_room
+from millpond.engine.children import Child, ChildFailed
 from millpond.engine.claim import Claimed
+from millpond.engine.continuing import Continuing
 from millpond.engine.encoding import dump, load, output_of
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Recorded
@@ -39,6 +41,8 @@ from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import Json
 
 __all__ = [
+    "Child",
+    "ChildFailed",
     "Context",
     "Decision",
     "InputExpired",
@@ -90,10 +94,17 @@ class StepContext:
         await self._context._performer.tell(self._key, self._name, "progress", body)
 
 
-class Context(Fanning, Signals, Values):
+class Context(Fanning, Signals, Continuing, Values):
     """One attempt of a run, as its flow code sees it."""
 
-    def __init__(self, claimed: Claimed, history: History, scope: Scope) -> None:
+    def __init__(
+        self,
+        claimed: Claimed,
+        history: History,
+        scope: Scope,
+        *,
+        input_type: TypeAdapter[Any] | None = None,
+    ) -> None:
         self._claimed = claimed
         self._lease = claimed.lease
         self._history = history
@@ -105,6 +116,9 @@ class Context(Fanning, Signals, Values):
         self.attempt = claimed.lease.attempt
         self.subject = claimed.subject
         self._steps = len(history)
+        self._unjoined = {}
+        self._continuation = None
+        self._input_type = input_type
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""

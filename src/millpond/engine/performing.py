@@ -22,6 +22,7 @@ from millpond.engine.branches import Branch, Branches, Unwind
 from millpond.engine.claim import Lease
 from millpond.engine.commit import Committer, StepWrite
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
 from millpond.errors import LeaseLost, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
@@ -56,6 +57,7 @@ class Scope:
 
     database: EngineDatabase
     committer: Committer
+    hints: Hints
     resources: Mapping[type, object]
     under_way: deque[UnderWay] = field(default_factory=deque)
 
