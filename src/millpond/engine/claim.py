@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
@@ -46,6 +47,7 @@ class Claimed(NamedTuple):
     input: str
     subject: str
     timeout_s: float | None
+    deadline_at: datetime | None = None
 
 
 class Claimer:

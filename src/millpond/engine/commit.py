@@ -20,7 +20,7 @@ from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
-from millpond.engine.endings import Ended, see_to
+from millpond.engine.endings import Ended, apart, see_to
 from millpond.engine.hints import Hints
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, Transient
@@ -240,14 +240,24 @@ class Committer:
         """
         steps, ends = await self._store_plain(batch, is_repeat=is_repeat)
         left = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
-        if left:
+        for part in await self._apart(left):
             async with self._database.duty("end") as con:
-                more, readied = await _finish_with_duties(con, left)
+                more, readied = await finish_with_duties(con, part)
             ends |= more
             if readied:
                 self._hints.wake({one.queue for one in readied})
                 self._hints.changed(one.run_id for one in readied)
         return steps, ends
+
+    async def _apart(
+        self, ends: Sequence[tuple[int, FinishWrite]]
+    ) -> Sequence[Sequence[tuple[int, FinishWrite]]]:
+        """Part ends so that transactions never wait for each other's runs in a circle."""
+        if len(ends) < 2:
+            return [ends] if ends else []
+        async with self._database.statement("apart") as con:
+            parts = await apart(con, [(e.lease.org_id, e.lease.run_id) for _, e in ends])
+        return [[ends[nth] for nth in part] for part in parts]
 
     async def _store_plain(
         self, batch: _Batch, *, is_repeat: bool
@@ -327,7 +337,7 @@ async def _finish(con: Connection, ends: Sequence[tuple[int, FinishWrite]]) -> s
     return {ends[row[0] - 1][0] for row in rows}
 
 
-async def _finish_with_duties(
+async def finish_with_duties(
     con: Connection, ends: Sequence[tuple[int, FinishWrite]]
 ) -> tuple[set[int], list[Readied]]:
     """End runs and see to their duties; returns the ordinals stored and runs that may go on."""

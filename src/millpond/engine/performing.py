@@ -22,6 +22,7 @@ from millpond.engine.branches import Branch, Branches, Unwind
 from millpond.engine.claim import Lease
 from millpond.engine.commit import Committer, StepWrite
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
 from millpond.errors import LeaseLost, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
@@ -56,6 +57,7 @@ class Scope:
 
     database: EngineDatabase
     committer: Committer
+    hints: Hints
     resources: Mapping[type, object]
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
@@ -260,17 +262,19 @@ class Performer:
         *,
         kind: str = "step",
         state: str,
+        output: str | None = None,
         error: str | None = None,
         tries: int = 1,
         duration_s: float = 0.0,
     ) -> None:
-        """Store a checkpoint without a result, and its event, durably."""
+        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
         write = StepWrite(
             lease=self._lease,
             step_key=key,
             name=name,
             kind=kind,
             state=state,
+            output=output,
             error=error,
             tries=tries,
             duration_s=duration_s,
@@ -279,15 +283,13 @@ class Performer:
         )
         await self.own(self._committer.record(write))
 
-    async def persist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Make a write of its own, again while the database is out of reach."""
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Make a write of its own, again while the database is out of reach; returns its result."""
         for _ in range(100):
             try:
-                await self.own(write())
+                return await self.own(write())
             except Transient:
                 await self.own(asyncio.sleep(0.3))
-            else:
-                return
         self._branches.close("lost")
         raise Unwind("lost")
 

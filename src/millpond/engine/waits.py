@@ -96,7 +96,7 @@ async def ready(con: Connection, wakes: Sequence[Wake]) -> list[Readied]:
     return [Readied(org_id=row[0], run_id=row[1], queue=row[2]) for row in rows]
 
 
-async def _held(con: Connection, lease: Lease) -> bool:
+async def held(con: Connection, lease: Lease) -> bool:
     """Lock the live row; returns whether cancel was asked, raises LeaseLost without a lease."""
     row = await con.fetchrow(_COMMIT["hold"], lease.org_id, lease.item_id, lease.token)
     if row is None:
@@ -109,7 +109,7 @@ async def record_sleep(
 ) -> None:
     """Store that the run sleeps from now on, with its timer."""
     async with database.duty("sleep") as con:
-        await _held(con, lease)
+        await held(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"], lease.org_id, lease.run_id, step_key, name, "sleep", lease.attempt
         ):
@@ -128,7 +128,7 @@ async def record_question(
     request_id = new_id()
     org_id, run_id = lease.org_id, lease.run_id
     async with database.duty("ask") as con:
-        await _held(con, lease)
+        await held(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"], org_id, run_id, step_key, question.name, "input", lease.attempt
         ):
@@ -163,7 +163,7 @@ async def record_backoff(
 ) -> None:
     """Set the timer of a step's next try; the step itself is recorded as retrying before."""
     async with database.duty("backoff") as con:
-        await _held(con, lease)
+        await held(con, lease)
         await con.fetchval(
             _SQL["set_timer"], lease.org_id, lease.run_id, step_key, "retry", delay_s
         )
@@ -175,7 +175,7 @@ async def park(
 ) -> Readied | None:
     """Give the slot back until one of the waits is over; returns the run if one already is."""
     async with database.duty("park") as con:
-        is_cancelled = await _held(con, lease)
+        is_cancelled = await held(con, lease)
         goes = is_cancelled or await con.fetchval(
             _SQL["can_go"], lease.org_id, lease.run_id, list(step_keys)
         )
@@ -191,7 +191,7 @@ async def park(
 async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> Readied:
     """Hand a run back to its queue, no try counted: another worker goes on with it."""
     async with database.duty("release") as con:
-        await _held(con, lease)
+        await held(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         fact = Fact("run.released", None, {"reason": reason})
         return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id, event=fact)]))[0]
@@ -202,7 +202,7 @@ async def back_off(
 ) -> None:
     """Let a run wait before its flow body is tried again."""
     async with database.duty("retry") as con:
-        await _held(con, lease)
+        await held(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         await con.fetchval(_SQL["set_timer"], lease.org_id, lease.run_id, "", "retry", delay_s)
         data = orjson.dumps({"error": error, "tries": tries, "delay_s": round(delay_s, 3)}).decode()
@@ -255,10 +255,10 @@ async def resolve(
     )
     await con.execute(_SQL["drop_timer"], org_id, run_id, step_key)
     data = {"name": name, "request_id": str(request_id), "resolved_by": principal.subject}
-    return await _wake_waiting(con, org_id, run_id, Fact("input.resolved", step_key, data))
+    return await wake_waiting(con, org_id, run_id, Fact("input.resolved", step_key, data))
 
 
-async def _wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, fact: Fact) -> Readied:
+async def wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, fact: Fact) -> Readied:
     """Store the fact; ready the run if it waits. A running one finds the answer as it parks."""
     await append(con, org_id, run_id, [fact])
     row = await con.fetchrow(_SQL["lock_run"], org_id, run_id)
@@ -309,6 +309,14 @@ async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
                 [row["org_id"] for row in sleeps],
                 [row["run_id"] for row in sleeps],
                 [row["step_key"] for row in sleeps],
+            )
+        signals = [row for row in taken if row["kind"] == "signal"]
+        if signals:
+            await con.execute(
+                _SQL["end_signal_waits"],
+                [row["org_id"] for row in signals],
+                [row["run_id"] for row in signals],
+                [row["step_key"] for row in signals],
             )
         for row in taken:
             if row["kind"] == "expiry":

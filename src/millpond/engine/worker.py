@@ -20,7 +20,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import heartbeat, history, waits
+from millpond.engine import chores, heartbeat, history, waits
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
@@ -132,11 +132,14 @@ class Worker:
         committer.start()
         listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
         await listener.start()
-        scope = Scope(database=self._database, committer=committer, resources=self._resources)
+        scope = Scope(
+            database=self._database, committer=committer, hints=hints, resources=self._resources
+        )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         loops = [
             asyncio.create_task(self._claim_all(scope, hints), name="claim"),
             asyncio.create_task(self._chores(hints), name="chores"),
+            asyncio.create_task(self._carry_out(hints), name="carry out"),
             asyncio.create_task(self._watch(hints), name="watch"),
             asyncio.create_task(self._tick(beat, pulse, scope), name="tick"),
         ]
@@ -293,6 +296,20 @@ class Worker:
                     pause_s = min(pause_s, due_s) if due_s > 0 else pause_s / 5
             except MillpondError as error:
                 _log.warning("maintenance.failed", error=error.code)
+            await asyncio.sleep(pause_s)
+
+    async def _carry_out(self, hints: Hints) -> None:
+        """Do to runs what the ends of others asked for, apart from timers, which do not wait."""
+        while True:
+            pause_s = _CHORE_S
+            try:
+                done = await chores.carry_out(self._database)
+                hints.cancelled(done.cancelled)
+                hints.changed(done.cancelled)
+                self._hint(hints, done.readied)
+                pause_s = 0.0 if done.has_more else _CHORE_S
+            except MillpondError as error:
+                _log.warning("chores.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
     async def _tick(

@@ -241,6 +241,7 @@ create policy engine_duty on idempotency to millpond_engine using (true) with ch
 grant select, delete on idempotency to millpond_engine;
 
 grant select, insert on payload, signal, chore, inbound_event to millpond_app;
+grant update (step_key) on signal to millpond_app;
 grant select, insert, delete on live_key, pause to millpond_app;
 grant select, insert, update, delete on schedule, trigger, trigger_group to millpond_app;
 grant update (runs) on inbound_event to millpond_app;
