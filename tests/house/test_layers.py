@@ -43,6 +43,7 @@ ENGINE = [
     "maintenance",
     "firing",
     "inbound",
+    "starting",
     "schedules",
     "triggers",
     "submit",

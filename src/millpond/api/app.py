@@ -17,18 +17,27 @@ from millpond.api import problems
 from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
 from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuestion, StartRun
-from millpond.api.models_calendar import ChangeSchedule, CreateSchedule
+from millpond.api.models_calendar import (
+    ChangeSchedule,
+    ChangeTrigger,
+    CreateSchedule,
+    CreateTrigger,
+    SendEvent,
+    SendEvents,
+)
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
     flows,
     health,
+    inbound_events,
     inputs,
     keys,
     knowledge_bases,
     queues,
     runs,
     schedules,
+    triggers,
 )
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
@@ -50,6 +59,10 @@ _REFERRED = (
     SearchQuestion,
     CreateSchedule,
     ChangeSchedule,
+    CreateTrigger,
+    ChangeTrigger,
+    SendEvent,
+    SendEvents,
     Problem,
 )
 
@@ -109,7 +122,8 @@ def create_app(
         knowledge=knowledge,
     )
     problems.install(app)
-    for room in (runs, schedules, inputs, flows, queues, keys, health):
+    started = (runs, schedules, triggers, inbound_events)
+    for room in (*started, inputs, flows, queues, keys, health):
         app.include_router(room.router)
     if knowledge is not None:
         app.include_router(knowledge_bases.router)
