@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from millpond.cli import (
     catalog,
     doctor,
+    events,
     inputs,
     kb,
     runs,
@@ -21,6 +22,7 @@ from millpond.cli import (
     schema,
     serve,
     tokens,
+    triggers,
     up,
     work,
 )
@@ -62,6 +64,8 @@ app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
 app.add_typer(schedules.app, name="schedules")
+app.add_typer(triggers.app, name="triggers")
+app.add_typer(events.app, name="events")
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.command()(catalog.flows)
