@@ -143,6 +143,12 @@ def test_of_many_missed_times_the_last_hundred_count():
     )
 
 
+def test_the_second_before_a_due_time_has_the_one_before_as_its_latest():
+    daily = calendar("0 13 * * *", "UTC")
+    until = at("2026-11-25 12:59:59") + timedelta(milliseconds=500)
+    assert daily.latest(at("2026-11-01 00:00"), until, 1) == [at("2026-11-24 13:00")]
+
+
 CRONS = ["*/7 * * * *", "30 2 * * *", "0 2,3 * * *", "15 */6 * * *", "0 0 L * *", "5 1 * * SUN#2"]
 ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/Sydney"]
 
@@ -152,13 +158,13 @@ ZONES = ["UTC", "Europe/Berlin", "America/New_York", "Asia/Kolkata", "Australia/
     cron=st.sampled_from(CRONS),
     zone=st.sampled_from(ZONES),
     start=st.integers(1_704_067_200, 1_893_456_000),  # from 2024 to 2030
-    hours=st.integers(0, 400),
+    millis=st.integers(0, 400 * 3_600_000),
     count=st.integers(1, 5),
 )
-def test_due_times_ascend_and_the_latest_are_the_last_of_them(cron, zone, start, hours, count):
+def test_due_times_ascend_and_the_latest_are_the_last_of_them(cron, zone, start, millis, count):
     found_in = calendar(cron, zone)
     first = datetime.fromtimestamp(start, UTC)
-    until = first + timedelta(hours=hours)
+    until = first + timedelta(milliseconds=millis)
     forwards = []
     for one in found_in.after(first - timedelta(microseconds=1)):
         if one > until:

@@ -14,6 +14,7 @@ import pytest
 from pydantic import BaseModel
 from tests.engine.conftest import Pond
 
+from millpond.db.queries import queries
 from millpond.engine import inbound, triggers
 from millpond.engine.inbound import Incoming, Received
 from millpond.engine.triggers import Draft, EventInput, EventsInput, Trigger
@@ -368,3 +369,48 @@ def test_a_filter_of_a_hostile_pattern_takes_no_time() -> None:
     from millpond.engine import targets
 
     assert not targets.satisfies('{"pattern": "^(a+)+$"}', "a" * 50_000 + "!")
+
+
+async def test_looking_for_events_goes_by_index(shop: Pond, admin_url: str) -> None:
+    import asyncpg
+
+    admin = await asyncpg.connect(admin_url)
+    await admin.execute("set search_path = millpond, public")
+    await admin.execute(
+        """insert into inbound_event (org_id, event_id, name, data, sent_by, received_at)
+           select 1 + n % 7, 'e' || n, 'order.placed', '{}', 'user:x',
+                  clock_timestamp() - n * interval '1 second'
+           from generate_series(1, 20000) n"""
+    )
+    await admin.execute(
+        """insert into trigger_group (org_id, trigger_id, group_key, due_at)
+           select 1 + n % 7, gen_random_uuid(), 'g', clock_timestamp() + interval '1 hour'
+           from generate_series(1, 20000) n"""
+    )
+    await admin.execute(
+        """insert into trigger (org_id, trigger_id, name, event, flow, created_by)
+           select 1 + n % 7, gen_random_uuid(), 't' || n, 'event' || n, 'ship', 'user:x'
+           from generate_series(1, 20000) n"""
+    )
+    await admin.execute("analyze inbound_event; analyze trigger_group; analyze trigger")
+    await admin.close()
+    statements = {
+        "page": (shop.org_id, None, None, 51, None),
+        "lapsed": (100, None, None),
+        "due_groups": (100,),
+        "listening": (shop.org_id, ["order.placed"]),
+    }
+    for name, arguments in statements.items():
+        async with shop.engine_db.duty("explain") as con:
+            plan = await con.fetch(f"explain {queries('inbound')[name]}", *arguments)
+        text = "\n".join(row[0] for row in plan)
+        assert "Seq Scan" not in text, f"{name}:\n{text}"
+    after = (shop.org_id, "e700", None, 51, None)
+    before = (shop.org_id, None, "e700", 51, None)
+    for arguments in (after, before):
+        async with shop.engine_db.duty("explain") as con:
+            statement = f"explain (analyze, costs off) {queries('inbound')['page']}"
+            plan = await con.fetch(statement, *arguments)
+        text = "\n".join(row[0] for row in plan)
+        assert "Seq Scan" not in text, text
+        assert "ROW(received_at, event_id)" in text, text

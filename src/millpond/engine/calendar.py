@@ -81,12 +81,15 @@ class Calendar:
         return list(found)
 
     def _before(self, until: datetime, count: int) -> datetime:
-        """Return a time before the last `count` due times, near them: walks backwards to it."""
+        """Return a time before the last `count` due times, near them: walks backwards to it.
+
+        One more than asked for, since within the second of `until` the library looks ahead.
+        """
         at = until
         walk = CronSim(
             self.cron, (until + timedelta(seconds=1)).astimezone(self.zone), reverse=True
         )
-        for _, due in zip(range(count), walk, strict=False):
+        for _, due in zip(range(count + 1), walk, strict=False):
             at = due.astimezone(UTC)
         return at - _GUESS
 

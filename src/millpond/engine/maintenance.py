@@ -81,7 +81,11 @@ class Maintenance:
 
     async def start_due(self) -> list[Readied]:
         """Start what schedules and waiting events are due for; returns the new runs."""
-        return [*await firing.fire(self._database), *await inbound.lapse(self._database)]
+        async with self._database.statement() as con:
+            due = await con.fetchrow(_SQL["what_is_due"])
+        assert due is not None
+        started = await firing.fire(self._database) if due["schedules"] else []
+        return [*started, *await inbound.lapse(self._database)] if due["groups"] else started
 
     async def next_due_s(self) -> float | None:
         """Return in how many seconds the next timer is due, None when there is none."""

@@ -48,8 +48,7 @@ union all
  order by schedule_id limit $4);
 
 -- name: take_due
--- Locks schedules whose time has come, earliest first; $2 names one of them. One whose flow no live worker has is left
--- alone for $3 seconds, as while workers are replaced, and then taken once to note it.
+-- Locks due schedules, earliest first; $2 names one. Those whose flow no live worker has come after $3 seconds, once.
 select s.org_id, s.schedule_id, s.name, s.flow, s.version, s.queue, s.input, s.priority, s.labels, s.cron, s.time_zone,
        s.missed, s.overlap, s.next_due_at, s.last_run_id, clock_timestamp() as now,
        exists (select from item i where i.org_id = s.org_id and i.item_id = s.last_run_id) as is_last_live
