@@ -366,3 +366,23 @@ async def test_looking_for_due_schedules_goes_by_index(reporting: Pond, admin_ur
     text = "\n".join(row[0] for row in plan)
     assert "schedule_due" in text
     assert "Seq Scan on schedule" not in text
+
+
+async def test_a_due_schedule_is_started_within_a_second_or_so(reporting: Pond) -> None:
+    async with reporting.worker():
+        await until_served(reporting)
+        schedule = await make(reporting)
+        await back(reporting, schedule, seconds=0)
+        async with reporting.engine_db.duty("test") as con:
+            moved_at = await con.fetchval("select clock_timestamp()")
+        fired = await until_fired(reporting, schedule)
+        assert fired.last_run_id is not None
+        run = await reporting.run_row(fired.last_run_id)
+    # The chores look four times a second; a busy machine takes longer.
+    assert run["created_at"] - moved_at < timedelta(seconds=5)
+
+
+async def until_served(pond: Pond) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        while not await pond.count("worker"):
+            await asyncio.sleep(0.02)

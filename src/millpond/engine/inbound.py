@@ -154,10 +154,10 @@ async def _meet(con: Connection, org_id: int, events: Sequence[Record]) -> Outco
         _SQL["listening"], org_id, sorted({event["name"] for event in events})
     )
     matches = [
-        (trigger, _held(event))
-        for event in events
+        (trigger, held)
+        for held in map(_held, events)
         for trigger in listening
-        if trigger["event"] == event["name"] and _lets_pass(trigger, event)
+        if trigger["event"] == held.document["name"] and _lets_pass(trigger, held)
     ]
     outcome = Outcome()
     gathered = []
@@ -220,10 +220,8 @@ def _sized(document: Json) -> Held:
     return Held(document=document, size_bytes=len(orjson.dumps(document)) + 1)
 
 
-def _lets_pass(trigger: Record, event: Record) -> bool:
-    return trigger["filter"] is None or targets.satisfies(
-        trigger["filter"], orjson.loads(event["data"])
-    )
+def _lets_pass(trigger: Record, held: Held) -> bool:
+    return trigger["filter"] is None or targets.satisfies(trigger["filter"], held.document["data"])
 
 
 def _group_key(path: str | None, held: Held) -> str:

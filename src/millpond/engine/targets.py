@@ -16,7 +16,7 @@ import orjson
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
-from millpond.errors import InvalidInput
+from millpond.errors import InvalidInput, Permanent
 from millpond.types import Json
 
 _SQL = queries("targets")
@@ -87,15 +87,21 @@ def check_schema(schema: Json, param: str) -> None:
 
 
 def faults_beyond(schema: Json, document: Json, place: Sequence[str | int]) -> list[str]:
-    """Say what a schema refuses of a sample, but for what stands at `place` or below.
+    """Say what a flow's schema refuses of a sample, but for what stands at `place` or below.
 
-    A part of which the schema gives several forms is not looked into.
+    A part of which the schema gives several forms is not looked into. Raises Permanent for a schema
+    that cannot be used.
     """
     skipped = (
         jsonschema_rs.ValidationErrorKind.AnyOf,
         jsonschema_rs.ValidationErrorKind.OneOfNotValid,
     )
-    validator = _validator(orjson.dumps(schema).decode())
+    try:
+        validator = _validator(orjson.dumps(schema).decode())
+    except ValueError as error:
+        raise Permanent(
+            "the published input schema of the flow cannot be used", code="flow_schema_broken"
+        ) from error
     return [
         _words(error)
         for error in islice(validator.iter_errors(document), _MAX_FAULTS)
