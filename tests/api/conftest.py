@@ -48,6 +48,12 @@ ALL = frozenset(
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "schedules:read",
+        "schedules:write",
+        "triggers:read",
+        "triggers:write",
+        "events:send",
+        "events:read",
     }
 )
 Client = httpx2.AsyncClient

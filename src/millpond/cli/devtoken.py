@@ -33,6 +33,12 @@ PERMISSIONS = frozenset(
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "schedules:read",
+        "schedules:write",
+        "triggers:read",
+        "triggers:write",
+        "events:send",
+        "events:read",
     }
 )
 ROLES = frozenset({"owner", "admin", "builder", "analyst", "support", "viewer"})

@@ -280,7 +280,7 @@ class Worker:
     # Chores
 
     async def _chores(self, hints: Hints) -> None:
-        """Rescue, fire timers; sleeps until the next timer, at most a moment."""
+        """Rescue, fire timers, start what is due; sleeps until the next timer, at most a moment."""
         maintenance = Maintenance(self._database, lease_s=self._lease_s)
         rescue_at = 0.0
         while True:
@@ -290,6 +290,7 @@ class Worker:
                     self._hint(hints, await maintenance.rescue())
                     rescue_at = time.monotonic() + self._lease_s / 8
                 self._hint(hints, await maintenance.fire())
+                self._hint(hints, await maintenance.start_due())
                 due_s = await maintenance.next_due_s()
                 if due_s is not None:
                     # One that is due and was not taken has its run locked by somebody: a moment.

@@ -145,6 +145,7 @@ create index schedule_due on schedule (next_due_at) where not is_paused and next
 
 -- Flows that start when an event of a name arrives. `filter` is a JSON schema that the event's data has to satisfy;
 -- `group_by` a path in the data, such as customer.id: each of its values is debounced, throttled or gathered for itself.
+-- `dropped` counts events that matched and got no run: throttled, or overtaken while debounced.
 create table trigger (
   org_id bigint not null,
   trigger_id uuid not null,
@@ -162,22 +163,25 @@ create table trigger (
   max_wait_s double precision check (max_wait_s > 0),
   max_count integer check (max_count between 1 and 1000),
   is_paused boolean not null default false,
+  dropped bigint not null default 0,
+  last_error text,
   created_by text not null,
   created_at timestamptz not null default clock_timestamp(),
+  updated_at timestamptz not null default clock_timestamp(),
   primary key (org_id, trigger_id),
   unique (org_id, name)
 );
 create index trigger_by_event on trigger (org_id, event) where not is_paused;
 
--- Events that wait for their trigger's quiet time, period or number, by group.
+-- Events that wait for their trigger's quiet time, period or number, by group. Without events it is the period of a
+-- throttle. `dropped` is added to the trigger's when the group ends.
 create table trigger_group (
   org_id bigint not null,
   trigger_id uuid not null,
   group_key text not null,
   events json not null default '[]',
-  event_count integer not null default 0,
+  dropped integer not null default 0,
   first_at timestamptz not null default clock_timestamp(),
-  fired_at timestamptz,
   due_at timestamptz,
   primary key (org_id, trigger_id, group_key)
 );
@@ -195,6 +199,7 @@ create table inbound_event (
   primary key (org_id, event_id)
 );
 create index inbound_event_age on inbound_event (received_at);
+create index inbound_event_recent on inbound_event (org_id, received_at, event_id);
 
 -- What the engine does to a run right after the change that asked for it, in a transaction of its own, so that locks are
 -- never taken from a parent down to its children.
