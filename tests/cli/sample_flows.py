@@ -61,3 +61,10 @@ async def ask(ctx: Context, word: Word) -> dict[str, Any]:
         "right", role="support", form=Verdict, proposal={"word": word.word}, title="Is it right?"
     )
     return {"is_right": decision.answer.is_right, "by": decision.resolved_by}
+
+
+@flow("sample.listen", permission="runs:start")
+async def listen(ctx: Context, word: Word) -> Any:
+    """Wait to be told something."""
+    await ctx.set_state("ear", "open")
+    return (await ctx.wait_event("word")).data
