@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel runs.")
+app = typer.Typer(no_args_is_help=True, help="Start, watch, signal and cancel runs.")
 
 RunId = Annotated[str, typer.Argument(help="Id of the run.", show_default=False)]
 Timeout = Annotated[
@@ -222,7 +222,10 @@ def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
         return
     fields = ["id", "flow", "version", "queue", "state", "subject", "attempts"]
     fields += ["created_at", "started_at", "finished_at", "input", "output", "error"]
-    print_fields((name, run.get(name)) for name in fields)
+    fields += [name for name in ("parent_id", "continued_from", "continued_to") if run.get(name)]
+    shown = [(name, run.get(name)) for name in fields]
+    shown += [(f"state {name}", value) for name, value in run.get("state_values", {}).items()]
+    print_fields(shown)
     if run.get("steps"):
         columns = ["step", "kind", "state", "tries", "took", "key"]
         print_table(columns, timeline.step_rows(run["steps"]), empty="")

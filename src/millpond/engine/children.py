@@ -131,7 +131,7 @@ class Children(Checkpoints):
                     self._scope.database, self._lease, key, name or wish.flow, wish
                 )
             )
-            self._scope.hints.wake([woken])
+            self._scope.hints.wake([woken] if woken else [])
         else:
             run_id = uuid.UUID(orjson.loads(recorded.output or "{}")["run_id"])
         adapter = flow.output if isinstance(flow, Flow) else None

@@ -257,7 +257,7 @@ class Committer:
             return [ends] if ends else []
         async with self._database.statement("apart") as con:
             parts = await apart(con, [(e.lease.org_id, e.lease.run_id) for _, e in ends])
-        return [[ends[nth] for nth in part] for part in parts]
+        return [[ends[nth] for nth in part] for part in parts if part]
 
     async def _store_plain(
         self, batch: _Batch, *, is_repeat: bool

@@ -195,8 +195,11 @@ async def _record_wait(
         is_new = await con.fetchval(
             _SQL["record_wait"], org_id, run_id, step_key, names[0], lease.attempt, wants
         )
-        if not is_new:
-            return None
+        if not is_new:  # stored by a commit whose answer was lost
+            row = await con.fetchrow(_SQL["ended"], org_id, run_id, step_key)
+            if row is None:
+                return None
+            return just("signal", row["state"], row["output"], row["error"])
         facts = [Fact("signal.awaited", step_key, {"names": names})]
         output = await _take(con, org_id, run_id, step_key, names, is_all=is_all)
         if output is None and timeout_s is not None:

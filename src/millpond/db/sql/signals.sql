@@ -7,6 +7,10 @@ values ($1, $2, $3, $4, 'signal', 'waiting', $5, clock_timestamp(), $6, $2)
 on conflict (org_id, run_id, step_key) do nothing
 returning step_key;
 
+-- name: ended
+-- Reads how a wait ended, if it has.
+select state, output, error from step where org_id = $1 and run_id = $2 and step_key = $3 and state in ('done', 'failed');
+
 -- name: take
 -- Gives a wait the oldest untaken signal of its names, or with $5 the oldest of each; nothing where one is missing.
 with oldest as (
