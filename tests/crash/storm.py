@@ -11,6 +11,7 @@ import contextlib
 import os
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -47,36 +48,38 @@ class Storm:
 
     async def rage(self, length_s: float) -> None:
         """Submit and hurt for a while, then wait until every run has ended."""
-        async with self._stack:
+        until = time.monotonic() + length_s
+        async with self._stack, asyncio.TaskGroup() as group:
             for _ in range(WORKERS):
                 await self._start()
-            loops = [
-                asyncio.create_task(work())
-                for work in (self._submit, self._hurt, self._forgive, self._people.decide)
-            ]
-            await asyncio.wait(loops, timeout=length_s, return_when=asyncio.FIRST_COMPLETED)
-            await _end(loops[:2])
-            for worker in self._workers:
-                worker.send_signal(signal.SIGCONT)
+            helping = [group.create_task(self._forgive()), group.create_task(self._people.decide())]
+            await asyncio.gather(self._submit(until), self._hurt(until))
             await self._people.until_left(0, LAST_S)
-            await _end(loops[2:])
+            for task in helping:
+                task.cancel()
+        died = [
+            worker.returncode for worker in self._workers if worker.returncode != -signal.SIGKILL
+        ]
+        assert not died, f"workers ended by themselves: {died}"
 
     async def _start(self) -> None:
         started = worker_process(self._urls.engine, self._sink, lease_s=LEASE_S, slots=20)
         self._workers.append(await self._stack.enter_async_context(started))
 
-    async def _submit(self) -> None:
+    async def _submit(self, until: float) -> None:
         """Submit a round of runs every moment; one without an answer is not counted on."""
-        while True:
+        while time.monotonic() < until:
             with contextlib.suppress(MillpondError):
                 await self._people.submit(mixed(self._people.org_id))
                 self.toll["rounds"] += 1
             await asyncio.sleep(0.4)
 
-    async def _hurt(self) -> None:
+    async def _hurt(self, until: float) -> None:
         """Do one bad thing after the other; a restart of Postgres is the rarest."""
         ways: list[Callable[[], Awaitable[None]]] = [self._kill, self._kill, self._stop, self._stop]
-        for nth in range(10**9):
+        nth = 0
+        while time.monotonic() < until:
+            nth += 1
             await asyncio.sleep(random.uniform(0.3, 1.5))
             await (self._restart if nth % 7 == 3 else random.choice(ways))()
 
@@ -117,15 +120,6 @@ class Storm:
                 finally:
                     con.terminate()
             await asyncio.sleep(0.2)
-
-
-async def _end(tasks: list[asyncio.Task[None]]) -> None:
-    """End these; one that has ended by itself has failed."""
-    for task in tasks:
-        task.cancel()
-    for ended in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(ended, Exception):
-            raise ended
 
 
 @asynccontextmanager
