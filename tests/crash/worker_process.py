@@ -49,6 +49,7 @@ async def _connected(url: str, probe: Probe | None) -> EngineDatabase:
 async def main() -> None:
     """Work until SIGTERM or the end that was ordered."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger("asyncpg").setLevel(logging.CRITICAL)  # it tells of every lost connection
     orders = orjson.loads(sys.stdin.readline())
     probe = probe_of(os.environ.get("MILLPOND_CRASH", ""))
     database = await _connected(orders["engine"], probe)

@@ -97,8 +97,8 @@ class Model:
         run.kinds.append(f"run.{outcome}")
 
     def fired(self, run: ModelRun) -> None:
-        """Note that every timer of a run was due."""
-        for key, kind in sorted(run.timers.items()):
+        """Note that every timer of a run was due; of several at once, sleeps are told of first."""
+        for key, kind in sorted(run.timers.items(), key=lambda one: (one[1] != "sleep", one[0])):
             if kind == "sleep":
                 run.steps[key] = "done"
                 run.kinds.append("sleep.ended")
