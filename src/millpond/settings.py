@@ -55,6 +55,9 @@ class Settings(BaseSettings):
         "default:100,llm:20,sql:10,index:4,support:20",
         description="Queues that a worker serves, with their slots: `name:slots,…`.",
     )
+    processes: int = Field(
+        1, description="How many worker processes to run, each with all the slots.", ge=1, le=256
+    )
     lease_s: float = Field(6.0, description="How long a silent worker keeps its leases.", gt=1)
     drain_s: float = Field(20.0, description="How long SIGTERM lets runs finish.", ge=0)
     secret_key: SecretStr | None = Field(

@@ -143,6 +143,7 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         "MILLPOND_QUEUES": settings.queues,
         "MILLPOND_LEASE_S": str(settings.lease_s),
         "MILLPOND_DRAIN_S": str(settings.drain_s),
+        "MILLPOND_PROCESSES": "1",
     }
     environment.update({name: value for name, value in named.items() if value is not None})
     return environment
