@@ -41,6 +41,7 @@ ALL = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",

@@ -13,7 +13,7 @@ import orjson
 import psutil
 from tests.engine.conftest import DEADLINE_S, Pond
 
-LEASE_S = 1.5
+LEASE_S = 2.0
 
 
 @asynccontextmanager
@@ -32,6 +32,7 @@ async def kept_alive(pond: Pond) -> AsyncIterator[list[int]]:
             pids.append(process.pid)
             await process.wait()
 
+    await _until_deaths_count(pond)
     keeping = asyncio.create_task(keep())
     try:
         yield pids
@@ -44,6 +45,16 @@ async def kept_alive(pond: Pond) -> AsyncIterator[list[int]]:
                     one.kill()
                 process.kill()
                 await process.wait()
+
+
+async def _until_deaths_count(pond: Pond) -> None:
+    """Wait until Postgres has been up for so long that a silent worker counts as dead."""
+    async with asyncio.timeout(DEADLINE_S), pond.engine_db.statement() as con:
+        await con.execute(
+            "select pg_sleep(greatest(0, $1 - extract(epoch from"
+            " clock_timestamp() - pg_postmaster_start_time())))",
+            2.5 * LEASE_S,
+        )
 
 
 def _data(tmp_path: Path, **more: Any) -> dict[str, Any]:
@@ -67,17 +78,18 @@ async def test_a_run_that_kills_three_workers_is_poison_and_its_neighbours_succe
     assert poisoned["error"]["code"] == "poison"
     assert "3 times" in poisoned["error"]["message"]
     assert "release" in poisoned["error"]["advice"]
-    assert poisoned["attempts"] == 3
+    # A rescue after a silence of everybody charges nothing, so that there may be more than three.
+    assert poisoned["attempts"] >= 3
     kinds = await pond.kinds(bad)
-    assert kinds.count("run.rescued") == 2
+    assert kinds.count("run.rescued") == poisoned["attempts"] - 1
     assert kinds[-1] == "run.failed"
     assert [row["outcome"] for row in rows] == ["succeeded"] * 3
     deadly = _pids(tmp_path, "deadly")
-    assert len(deadly) == 3
-    assert set(deadly[:2]) <= set(workers)
-    # The third process was its own, and nobody else was ever in it.
-    assert deadly[2] not in workers
-    assert deadly[2] not in _pids(tmp_path, "neighbour")
+    assert len(deadly) == poisoned["attempts"]
+    assert set(deadly[:-1]) <= set(workers)
+    # The last process was its own, and nobody else was ever in it.
+    assert deadly[-1] not in workers
+    assert deadly[-1] not in _pids(tmp_path, "neighbour")
     assert await pond.count("lease") == 0
     assert await pond.count("item") == 0
     assert len(_pids(tmp_path, "before")) == 1

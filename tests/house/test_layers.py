@@ -41,6 +41,7 @@ ENGINE = [
     "performing",
     "branches",
     "operations",
+    "reruns",
     "maintenance",
     "poison",
     "submit",

@@ -98,6 +98,8 @@ class Run(BaseModel):
     finished_at: datetime | None
     labels: dict[str, str]
     cancel_requested: bool
+    rerun_of: uuid.UUID | None = Field(description="The run that this one repeats.")
+    rerun_from: str | None = Field(description="The step from which on it does, if not the start.")
 
 
 class Step(BaseModel):
@@ -137,6 +139,7 @@ class InputRequest(BaseModel):
 class RunDetail(Run):
     """A run with its recorded steps and its open questions."""
 
+    reruns: list[uuid.UUID] = Field(description="Runs that repeat this one, newest first.")
     steps: list[Step]
     input_requests: list[InputRequest]
 

@@ -6,6 +6,7 @@ in `models` describe; a test validates real responses against the published Open
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,15 +36,21 @@ def run_json(run: RunView) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "labels": raw(run.labels),
         "cancel_requested": run.cancel_requested,
+        "rerun_of": run.rerun_of,
+        "rerun_from": run.rerun_from,
     }
 
 
 def run_detail_json(
-    run: RunView, steps: Sequence[StepView], requests: Sequence[RequestView]
+    run: RunView,
+    steps: Sequence[StepView],
+    requests: Sequence[RequestView],
+    reruns: Sequence[uuid.UUID],
 ) -> dict[str, Any]:
-    """Return a run with its steps and open questions."""
+    """Return a run with its repeats, steps and open questions."""
     return {
         **run_json(run),
+        "reruns": reruns,
         "steps": [_step_json(step) for step in steps],
         "input_requests": [request_json(request) for request in requests],
     }

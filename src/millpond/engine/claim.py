@@ -34,7 +34,10 @@ class Lease(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A leased work item with what the executor needs to run it; `input` is JSON text."""
+    """A leased work item with what the executor needs to run it; `input` is JSON text.
+
+    `is_rerun`: it may have recorded steps before its first attempt.
+    """
 
     lease: Lease
     deaths: int
@@ -46,6 +49,7 @@ class Claimed(NamedTuple):
     input: str
     subject: str
     timeout_s: float | None
+    is_rerun: bool
 
 
 class Claimer:

@@ -227,7 +227,8 @@ class Worker:
             try:
                 claimed, has_more = await claimer.claim(free)
                 histories = await history.load(
-                    self._database, [one.lease for one in claimed if one.lease.attempt > 1]
+                    self._database,
+                    [one.lease for one in claimed if one.lease.attempt > 1 or one.is_rerun],
                 )
             except LeaseLost:
                 self._lost.set()

@@ -169,7 +169,8 @@ async def get_run(caller: Reader, run_id: uuid.UUID) -> Response:
         requests, _ = await views.list_requests(
             con, org_id, PageOf(limit=200), state="pending", run_id=run_id
         )
-    return reply(run_detail_json(run, steps, requests))
+        reruns = await views.list_reruns(con, org_id, run_id)
+    return reply(run_detail_json(run, steps, requests, reruns))
 
 
 @router.get(
