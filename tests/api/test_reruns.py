@@ -282,9 +282,10 @@ async def test_an_unknown_step_names_those_near_it(front: Front, ann: Client) ->
         answer = await ann.post(f"/v1/runs/{first}/rerun", json={"from_step": "lasst:0"})
         document = refused(answer, 422, "step_unknown")
         assert document["error"]["param"] == "from_step"
-        assert next(key for key in await keys(ann, first) if key.startswith("last")) in document[
-            "advice"
-        ]
+        assert (
+            next(key for key in await keys(ann, first) if key.startswith("last"))
+            in document["advice"]
+        )
 
 
 async def test_only_a_finished_run_is_repeated_from_a_step(front: Front, ann: Client) -> None:

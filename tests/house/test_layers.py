@@ -36,6 +36,7 @@ ENGINE = [
     "worker",
     "quarantine",
     "slots",
+    "bulk",
     "executor",
     "context",
     "performing",

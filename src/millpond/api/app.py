@@ -20,7 +20,17 @@ from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuesti
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
-from millpond.api.routes import flows, health, inputs, keys, knowledge_bases, queues, reruns, runs
+from millpond.api.routes import (
+    bulk,
+    flows,
+    health,
+    inputs,
+    keys,
+    knowledge_bases,
+    queues,
+    reruns,
+    runs,
+)
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
@@ -95,7 +105,7 @@ def create_app(
         knowledge=knowledge,
     )
     problems.install(app)
-    for room in (runs, reruns, inputs, flows, queues, keys, health):
+    for room in (runs, reruns, bulk, inputs, flows, queues, keys, health):
         app.include_router(room.router)
     if knowledge is not None:
         app.include_router(knowledge_bases.router)

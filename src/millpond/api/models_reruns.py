@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -41,7 +41,9 @@ class ReleaseRun(_Request):
 class RunsFilter(_Request):
     """Which runs an action is for; all of its members have to fit. At least one is given."""
 
-    states: list[RunState] = Field(default_factory=list, description="Any of these; empty: all.")
+    states: list[Annotated[RunState, Field(strict=False)]] = Field(
+        default_factory=list, description="Any of these; empty: all."
+    )
     flow: Word | None = None
     queue: Word | None = None
     created_after: datetime | None = Field(None, strict=False, description="Made at or after.")

@@ -19,7 +19,7 @@ from millpond.errors import InvalidInput
 from millpond.identity.seal import Seal
 from millpond.settings import Settings
 
-BUILT_IN_FLOWS = ("millpond.knowledge.flows",)
+BUILT_IN_FLOWS = ("millpond.knowledge.flows", "millpond.engine.bulk")
 SEAL_FILE = "secret.key"
 _ADDRESSES = frozenset(
     {

@@ -67,6 +67,8 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.cli.workers import alone_command
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database, EngineDatabase
+    from millpond.engine.bulk import Operator
+    from millpond.engine.hints import Hints
     from millpond.engine.worker import Worker
 
     slots, databases = queue_slots(settings), find_databases(settings)
@@ -77,6 +79,8 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
         flows = load_flows(settings)
         app = await Database.connect(databases.app, name="millpond-steps", min_size=0)
         stack.push_async_callback(app.close)
+        hints = await Hints.connect(databases.app_listen)
+        stack.push_async_callback(hints.close)
         engine = await EngineDatabase.connect(engine_url)
         stack.push_async_callback(engine.close)
         made = Worker(
@@ -85,7 +89,10 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             listen_url=databases.engine_listen,
             flows=flows,
             slots=slots,
-            resources=open_step_resources(settings, app, stack),
+            resources={
+                **open_step_resources(settings, app, stack),
+                Operator: Operator(db=app, hints=hints),
+            },
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,
             alone=alone,

@@ -43,3 +43,11 @@ select count(*) from copied;
 -- name: suspect
 -- Lets a run that is not queued yet be executed alone from its first attempt on.
 update item set deaths = $3 where org_id = $1 and item_id = $2 and state = 'scheduled';
+
+-- name: made_at
+-- Tells when a run was made; nothing comes back when there is none.
+select created_at from run where org_id = $1 and run_id = $2;
+
+-- name: outcome
+-- Tells how a run ended.
+select outcome from run where org_id = $1 and run_id = $2;
