@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 import orjson
 import psutil
-from tests.cli.conftest import FLOWS, ROOT, clean_environment
+from tests.cli.conftest import FLOWS, ROOT, Up, clean_environment
 
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database
@@ -167,3 +167,19 @@ async def test_a_suspect_run_is_executed_by_a_process_of_its_own(
         assert worker.wait(timeout=DEADLINE_S) == 0
     started = [line for line in log_lines(log) if line["event"] == "worker.started"]
     assert [line["process"] for line in started] == ["worker", "worker-alone"]
+
+
+def test_up_runs_as_many_workers_as_the_setting_says(
+    started: Callable[..., Up], invoke: Callable[..., Any]
+) -> None:
+    up = started(MILLPOND_PROCESSES="2")
+    assert len(set(up.worker_pids)) == 2
+    assert up.worker_pid == up.worker_pids[0]
+    place = {"MILLPOND_URL": up.url, "MILLPOND_DATA_DIR": str(up.data_dir)}
+    done = invoke("runs", "start", "sample.shout", "--wait", "--timeout", "60", **place)
+    assert done.exit_code == 0, done.stderr
+    below = up.members()
+    assert up.stop() == 0
+    assert not any(one.is_running() for one in psutil.wait_procs(below, timeout=30)[1])
+    log = up.log.read_text()
+    assert log.index("Shutting down") < log.index("worker.draining")

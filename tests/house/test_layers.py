@@ -45,6 +45,7 @@ ENGINE = [
     "reruns",
     "maintenance",
     "poison",
+    "retention",
     "submit",
     "commit",
     "endings",

@@ -144,6 +144,9 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         "MILLPOND_LEASE_S": str(settings.lease_s),
         "MILLPOND_DRAIN_S": str(settings.drain_s),
         "MILLPOND_PROCESSES": "1",
+        "MILLPOND_RETENTION_DAYS": str(settings.retention_days),
+        "MILLPOND_IDEMPOTENCY_HOURS": str(settings.idempotency_hours),
+        "MILLPOND_INBOUND_EVENT_DAYS": str(settings.inbound_event_days),
     }
     environment.update({name: value for name, value in named.items() if value is not None})
     return environment

@@ -26,6 +26,7 @@ PERMISSIONS = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",

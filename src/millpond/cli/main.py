@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from millpond.cli import catalog, doctor, inputs, kb, runs, schema, serve, tokens, up, work
+from millpond.cli import (
+    catalog,
+    doctor,
+    inputs,
+    kb,
+    prune,
+    reruns,
+    runs,
+    schema,
+    serve,
+    tokens,
+    up,
+    work,
+)
 from millpond.cli.demo import command
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
@@ -46,9 +59,11 @@ app.command()(serve.api)
 app.command()(work.worker)
 app.command()(schema.migrate)
 app.command()(doctor.doctor)
+app.command()(prune.prune)
 app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
+reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.command()(catalog.flows)

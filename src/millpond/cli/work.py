@@ -61,6 +61,7 @@ def worker(
 
 async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.cli.config import queue_slots
+    from millpond.cli.prune import keep
     from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
     from millpond.cli.signals import stop_event
@@ -97,6 +98,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             drain_s=settings.drain_s,
             alone=alone,
             alone_command=alone_command(settings, name),
+            keep=keep(settings),
         )
         await made.run(stop)
     if alone and not made.has_worked:

@@ -30,6 +30,7 @@ from millpond.engine.maintenance import Maintenance
 from millpond.engine.performing import announce
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow
+from millpond.engine.retention import Keep, Retention
 from millpond.engine.slots import Slots
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, Transient
@@ -42,6 +43,7 @@ _IDLE_POLL_S = 1.0
 _TICK_S = 0.05
 _CHORE_S = 0.25
 _WATCH_S = 1.0
+_PRUNE_S = 5.0
 _UNWIND_S = 10.0
 _STOP_S = 35.0  # above the time limit of the engine's statements
 
@@ -63,6 +65,7 @@ class Worker:
         gather_s: float = 0.001,
         alone: bool = False,
         alone_command: Sequence[str] = (),
+        keep: Keep | None = None,
     ) -> None:
         self._database = database
         self._engine_url = engine_url
@@ -74,6 +77,7 @@ class Worker:
         self._drain_s = drain_s
         self._gather_s = gather_s
         self._is_alone = alone
+        self._keep = keep
         self.has_worked = False
         self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -161,6 +165,8 @@ class Worker:
         ]
         if not self._is_alone:
             loops.append(asyncio.create_task(self._chores(hints), name="chores"))
+        if self._keep is not None and not self._is_alone:
+            loops.append(asyncio.create_task(self._prune(self._keep), name="prune"))
         try:
             await _first(stop.wait(), self._lost.wait(), also=[*loops, *committer.tasks])
             if stop.is_set():
@@ -342,6 +348,17 @@ class Worker:
                     pause_s = min(pause_s, due_s) if due_s > 0 else pause_s / 5
             except MillpondError as error:
                 _log.warning("maintenance.failed", error=error.code)
+            await asyncio.sleep(pause_s)
+
+    async def _prune(self, keep: Keep) -> None:
+        """Delete what has been over for long, a little at a time."""
+        retention = Retention(self._database, keep)
+        while True:
+            pause_s = _PRUNE_S
+            try:
+                pause_s = await retention.sweep()
+            except MillpondError as error:
+                _log.warning("retention.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
     async def _tick(

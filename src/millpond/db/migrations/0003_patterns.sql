@@ -240,7 +240,8 @@ begin
   end loop;
 end $$;
 
--- Retention deletes old keys of requests too.
+-- Retention deletes old keys of requests too, the oldest first.
+create index idempotency_age on idempotency (created_at);
 create policy engine_duty on idempotency to millpond_engine using (true) with check (true);
 grant select, delete on idempotency to millpond_engine;
 
