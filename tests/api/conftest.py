@@ -42,6 +42,7 @@ ALL = frozenset(
         "runs:read",
         "runs:cancel",
         "runs:signal",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",

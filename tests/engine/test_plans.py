@@ -37,11 +37,18 @@ HOT = {
     ("signals", "take"),
     ("signals", "waits"),
     ("waits", "end_signal_waits"),
+    ("retention", "page"),
+    ("retention", "drop_runs"),
+    ("retention", "drop_keys"),
+    ("retention", "drop_inbound"),
+    ("quarantine", "fail_poisoned"),
+    ("quarantine", "suspects_wait"),
 }
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}
 TABLES = {"run", "item", "ready", "lease", "lane", "share", "step", "event", "timer", "arrival"}
 TABLES |= {"signal", "payload"}
+TABLES |= {"payload", "signal", "input_request", "idempotency", "inbound_event"}
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -25,10 +25,12 @@ from millpond.api.models_calendar import (
     SendEvent,
     SendEvents,
 )
+from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
+    bulk,
     flows,
     health,
     inbound_events,
@@ -36,6 +38,7 @@ from millpond.api.routes import (
     keys,
     knowledge_bases,
     queues,
+    reruns,
     runs,
     schedules,
     signals,
@@ -58,6 +61,9 @@ _REFERRED = (
     StartRun,
     CancelRun,
     SendSignal,
+    RerunRun,
+    ReleaseRun,
+    BulkAction,
     ResolveRequest,
     SearchQuestion,
     CreateSchedule,
@@ -71,6 +77,8 @@ _REFERRED = (
 _ROOMS = (
     runs,
     signals,
+    reruns,
+    bulk,
     schedules,
     triggers,
     inbound_events,

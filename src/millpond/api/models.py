@@ -98,6 +98,8 @@ class Run(BaseModel):
     finished_at: datetime | None
     labels: dict[str, str]
     cancel_requested: bool
+    rerun_of: uuid.UUID | None = Field(description="The run that this one repeats.")
+    rerun_from: str | None = Field(description="The step from which on it does, if not the start.")
 
 
 class Step(BaseModel):
@@ -139,6 +141,7 @@ class InputRequest(BaseModel):
 class RunDetail(Run):
     """A run with its recorded steps, its open questions, its kin, and what its flow shows."""
 
+    reruns: list[uuid.UUID] = Field(description="Runs that repeat this one, newest first.")
     steps: list[Step]
     input_requests: list[InputRequest]
     state_values: dict[str, Any] = Field(description="What the flow set last, by name.")

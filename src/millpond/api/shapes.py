@@ -6,6 +6,7 @@ in `models` describe; a test validates real responses against the published Open
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,8 @@ def run_json(run: RunView) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "labels": raw(run.labels),
         "cancel_requested": run.cancel_requested,
+        "rerun_of": run.rerun_of,
+        "rerun_from": run.rerun_from,
     }
 
 
@@ -44,10 +47,12 @@ def run_detail_json(
     requests: Sequence[RequestView],
     kin: Kin,
     state_values: Mapping[str, str],
+    reruns: Sequence[uuid.UUID],
 ) -> dict[str, Any]:
-    """Return a run with its steps, open questions, kin and what its flow shows."""
+    """Return a run with its steps, open questions, kin, repeats and what its flow shows."""
     return {
         **run_json(run),
+        "reruns": reruns,
         "steps": [_step_json(step) for step in steps],
         "input_requests": [request_json(request) for request in requests],
         "state_values": {name: raw(value) for name, value in state_values.items()},

@@ -27,6 +27,7 @@ PERMISSIONS = frozenset(
         "runs:read",
         "runs:cancel",
         "runs:signal",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",

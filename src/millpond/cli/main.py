@@ -17,6 +17,8 @@ from millpond.cli import (
     events,
     inputs,
     kb,
+    prune,
+    reruns,
     runs,
     schedules,
     schema,
@@ -60,12 +62,14 @@ app.command()(serve.api)
 app.command()(work.worker)
 app.command()(schema.migrate)
 app.command()(doctor.doctor)
+app.command()(prune.prune)
 app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(triggers.app, name="triggers")
 app.add_typer(events.app, name="events")
+reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.command()(catalog.flows)

@@ -35,7 +35,10 @@ class Lease(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A leased work item with what the executor needs to run it; `input` is JSON text."""
+    """A leased work item with what the executor needs to run it; `input` is JSON text.
+
+    `is_rerun`: it may have recorded steps before its first attempt.
+    """
 
     lease: Lease
     deaths: int
@@ -48,6 +51,7 @@ class Claimed(NamedTuple):
     subject: str
     timeout_s: float | None
     deadline_at: datetime | None = None
+    is_rerun: bool = False
 
 
 class Claimer:

@@ -1,6 +1,6 @@
 """History: the recorded steps of a run, by step key, as replay meets them.
 
-Called by the worker for claimed runs that have been claimed before, and by `context`. Invariant: a
+Called by the worker for claimed runs that have been claimed before or repeat others, and by `context`. Invariant: a
 key is made of branch path, name and occurrence alone, so the order of finishing never decides which
 record a step gets.
 """

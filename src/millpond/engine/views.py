@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -44,6 +44,8 @@ class RunView:
     finished_at: datetime | None
     labels: str
     cancel_requested: bool
+    rerun_of: uuid.UUID | None
+    rerun_from: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +145,10 @@ class PageOf:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFilter:
-    """What runs to list; an empty filter means all. `search` looks in flow, labels and id."""
+    """What runs to list; an empty filter means all. `search` looks in flow, labels and id.
+
+    A run fits `labels` that has all of them.
+    """
 
     states: frozenset[RunState] = frozenset()
     flow: str | None = None
@@ -151,12 +156,21 @@ class RunFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     search: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 async def list_runs(
     con: Connection, org_id: int, wanted: RunFilter, page: PageOf
 ) -> tuple[list[RunView], bool]:
     """Return one page of runs, newest first, and whether more follow in the page's direction."""
+    kept, has_more = await find_runs(con, org_id, wanted, page)
+    return await show_runs(con, org_id, kept), has_more
+
+
+async def find_runs(
+    con: Connection, org_id: int, wanted: RunFilter, page: PageOf
+) -> tuple[list[uuid.UUID], bool]:
+    """Return the ids of one page of runs, newest first, and whether more follow."""
     final = sorted(wanted.states & FINAL_STATES)
     live = sorted(wanted.states - FINAL_STATES)
     ids: set[uuid.UUID] = set()
@@ -166,16 +180,20 @@ async def list_runs(
         ids |= await _run_ids(con, "finished_run_page", org_id, wanted, page, final)
     if live:
         ids |= await _run_ids(con, "live_run_page", org_id, wanted, page, live)
-    kept, has_more = _cut(ids, page)
-    return await _runs(con, org_id, kept), has_more
+    return _cut(ids, page)
 
 
 async def get_run(con: Connection, org_id: int, run_id: uuid.UUID) -> RunView:
     """Return one run; raises NotFound when the org has none with this id."""
-    found = await _runs(con, org_id, [run_id])
+    found = await show_runs(con, org_id, [run_id])
     if not found:
         raise NotFound(f"run {run_id} does not exist", param="run_id")
     return found[0]
+
+
+async def list_reruns(con: Connection, org_id: int, run_id: uuid.UUID) -> list[uuid.UUID]:
+    """Return the runs that repeat a run, newest first, at most 100."""
+    return [row["run_id"] for row in await con.fetch(_SQL["reruns"], org_id, run_id)]
 
 
 async def list_steps(con: Connection, org_id: int, run_id: uuid.UUID) -> list[StepView]:
@@ -290,6 +308,7 @@ async def _run_ids(
         contains,
         begins,
         page.limit + 1,
+        orjson.dumps(dict(wanted.labels)).decode() if wanted.labels else None,
         *([[str(state) for state in states]] if states else []),
     )
 
@@ -315,7 +334,8 @@ def _patterns(search: str | None) -> tuple[str | None, str | None]:
     return f"%{plain}%", f"{plain.lower()}%"
 
 
-async def _runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
+async def show_runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
+    """Return runs by their ids, newest first."""
     return await _fetch(con, "runs", org_id, ids, _run)
 
 

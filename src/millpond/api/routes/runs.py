@@ -171,7 +171,8 @@ async def get_run(caller: Reader, run_id: uuid.UUID) -> Response:
         )
         kin = await views.get_kin(con, org_id, run_id)
         state_values = await views.state_values(con, org_id, run_id)
-    return reply(run_detail_json(run, steps, requests, kin, state_values))
+        reruns = await views.list_reruns(con, org_id, run_id)
+    return reply(run_detail_json(run, steps, requests, kin, state_values, reruns))
 
 
 @router.get(

@@ -32,6 +32,10 @@ alter table item
   add check ((kind = 'step') = (step_key is not null));
 create index item_of_run on item (org_id, run_id) where kind = 'step';
 
+-- Work that is executed alone, since workers died under it: rare, and looked for every second.
+create index arrival_alone on arrival (queue) where lane_id & 2 = 2;
+create index lane_alone on lane (queue) where active and lane_id & 2 = 2;
+
 -- Step: `seq` is its place in its branch, counted from 0; `ref` the child run, question or work item that it waits for;
 -- `input` its arguments where another worker executes it; `begun` and `unknown` are states of `once` effects.
 alter table step
@@ -241,7 +245,8 @@ begin
   end loop;
 end $$;
 
--- Retention deletes old keys of requests too.
+-- Retention deletes old keys of requests too, the oldest first.
+create index idempotency_age on idempotency (created_at);
 create policy engine_duty on idempotency to millpond_engine using (true) with check (true);
 grant select, delete on idempotency to millpond_engine;
 

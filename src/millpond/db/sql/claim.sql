@@ -59,7 +59,7 @@ clocks as (
   on conflict (queue) do update set virtual_s = greatest(fair_clock.virtual_s, excluded.virtual_s)
 )
 select t.org_id, t.item_id, t.run_id, t.attempt, $6::uuid, t.deaths, t.tries, t.cancel_requested,
-       r.flow, r.version, r.queue, r.input, r.subject, r.timeout_s, r.deadline_at
+       r.flow, r.version, r.queue, r.input, r.subject, r.timeout_s, r.deadline_at, r.rerun_of is not null
 from taken t join run r on r.org_id = t.org_id and r.run_id = t.run_id;
 
 -- name: step_back
