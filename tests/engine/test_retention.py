@@ -12,8 +12,11 @@ import asyncpg
 import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 
+from millpond.engine import reruns
 from millpond.engine.context import Context
+from millpond.engine.reruns import Repeat
 from millpond.engine.retention import BATCH, FIRST, LAST, Keep, Retention, first_id_at, prune_page
+from millpond.errors import MillpondError, NotFound
 
 DAY_S = 86_400.0
 KEEP = Keep(runs_s=30 * DAY_S, keys_s=DAY_S, inbound_s=30 * DAY_S)
@@ -243,3 +246,22 @@ async def test_work_goes_on_while_a_worker_prunes(pond: Pond, admin_url: str) ->
             while await pond.count("run") > 50:
                 await asyncio.sleep(0.05)
     assert (await counts(pond))["event"] == 150
+
+
+async def test_a_run_that_is_being_repeated_is_not_deleted_meanwhile(
+    pond: Pond, admin_url: str
+) -> None:
+    (run_id,) = await fill(admin_url, pond.org_id, 1, age_s=40 * DAY_S)
+    now_s = time.time()
+    async with pond.db.org(pond.org_id) as con:
+        source = await reruns.read(con, pond.org_id, run_id)
+        repeat = Repeat(version=1, timeout_s=None, subject="user:ann", input="1", keeps_all=True)
+        assert await reruns.copy(con, source, repeat, uuid.uuid4()) == 2
+        with pytest.raises(MillpondError):
+            async with pond.engine_db.duty("test") as other:
+                await other.execute("set local lock_timeout = '100ms'")
+                await prune_page(other, pond.org_id, FIRST, now_s=now_s, older_than_s=30 * DAY_S)
+    await swept(pond)
+    async with pond.db.org(pond.org_id) as con:
+        with pytest.raises(NotFound):
+            await reruns.copy(con, source, repeat, uuid.uuid4())

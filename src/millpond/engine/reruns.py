@@ -148,9 +148,14 @@ def intent_of(source: Source, repeat: Repeat) -> Intent:
 
 
 async def copy(con: Connection, source: Source, repeat: Repeat, run_id: uuid.UUID) -> int:
-    """Copy to the new run what it keeps; returns how many steps that were."""
+    """Copy to the new run what it keeps; returns how many steps that were.
+
+    Raises NotFound when retention deleted the run meanwhile: its effects must not happen again.
+    """
     if repeat.from_step is None and not repeat.keeps_all:
         return 0
+    if await con.fetchrow(_SQL["hold"], source.org_id, source.run_id) is None:
+        raise NotFound(f"run {source.run_id} does not exist any more", param="run_id")
     count: int = await con.fetchval(
         _SQL["copy_steps"], source.org_id, source.run_id, run_id, repeat.from_step
     )

@@ -71,6 +71,7 @@ class Worker:
         self._engine_url = engine_url
         self._listen_url = listen_url
         self._flows = {(flow.name, flow.version): flow for flow in flows}
+        self._able = [flow.capability for flow in flows]
         self._slots = Slots(slots)
         self._resources = dict(resources or {})
         self._lease_s = lease_s
@@ -88,7 +89,7 @@ class Worker:
         self._quarantine = Quarantine(
             database,
             alone_command,
-            capabilities=[flow.capability for flow in flows],
+            capabilities=self._able,
             queues=list(self._slots.total),
         )
 
@@ -124,9 +125,8 @@ class Worker:
                 )
 
     def _capabilities(self) -> list[str]:
-        """Name what this worker can execute: a worker for one work item alone, only such work."""
-        able = [flow.capability for flow in self._flows.values()]
-        return alone(able) if self._is_alone else able
+        """Name what this worker claims: a worker for one work item alone, only such work."""
+        return alone(self._able) if self._is_alone else self._able
 
     async def _session(self, stop: asyncio.Event) -> None:
         """Work under one worker id until told to stop or until its session is gone."""

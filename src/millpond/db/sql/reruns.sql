@@ -7,14 +7,18 @@ select r.flow, r.version, r.queue, r.subject, r.priority, r.keys, r.labels, coal
 from run r left join payload p on p.org_id = r.org_id and p.run_id = r.run_id and p.slot = 'input' and r.input is null
 where r.org_id = $1 and r.run_id = $2;
 
+-- name: hold
+-- Keeps a run and what belongs to it from being deleted until the transaction ends.
+select from run where org_id = $1 and run_id = $2 for key share;
+
 -- name: step_keys
 -- Reads the keys of a run's recorded steps, in the order in which they began.
 select step_key from step where org_id = $1 and run_id = $2 order by started_at, step_key limit 10000;
 
 -- name: copy_steps
--- Copies recorded steps of run $2 to run $3: all, or those that had ended before step $4 began. What a `once` step did is
--- copied whatever its place (then without it); where that is unknown, as begun, so that a human is asked. Waits begin again.
+-- Copies steps of run $2 to run $3, all or those over before step $4 began, and `once` effects wherever they stand.
 with target as materialized (
+  -- Waits begin again. An effect whose outcome is unknown is copied as begun, so that a human is asked.
   select started_at from step where org_id = $1 and run_id = $2 and step_key = $4::text
 ),
 chosen as materialized (

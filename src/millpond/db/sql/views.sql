@@ -1,6 +1,5 @@
 -- name: run_page
--- Ids of one page of runs by id: below $2, or above $3 where given. $4 flow, $5 queue, $6-$7 created, $8-$9 search,
--- $11 labels.
+-- Ids of one page of runs: below $2, or above $3 if given. $4 flow, $5 queue, $6-$7 created, $8-$9 search, $11 labels.
 with matching as not materialized (
   select run_id from run
   where org_id = $1
