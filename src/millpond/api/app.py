@@ -30,6 +30,7 @@ from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
+    blocked,
     bulk,
     flows,
     health,
@@ -77,6 +78,7 @@ _REFERRED = (
 _ROOMS = (
     runs,
     signals,
+    blocked,
     reruns,
     bulk,
     schedules,

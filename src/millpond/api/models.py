@@ -45,6 +45,10 @@ class CancelRun(_Request):
     """A wish to stop a run."""
 
     reason: str = Field("", max_length=500, description="Why; kept in the run's events.")
+    skip_endings: bool = Field(
+        default=False,
+        description="End it at once where nothing executes it: undo nothing, ask nothing.",
+    )
 
 
 class ResolveRequest(_Request):
@@ -100,6 +104,9 @@ class Run(BaseModel):
     cancel_requested: bool
     rerun_of: uuid.UUID | None = Field(description="The run that this one repeats.")
     rerun_from: str | None = Field(description="The step from which on it does, if not the start.")
+    blocked: dict[str, Any] | None = Field(
+        description="Why it stands still until it is resumed: `recorded` against `asked`."
+    )
 
 
 class Step(BaseModel):
@@ -131,6 +138,9 @@ class InputRequest(BaseModel):
     proposal: Any = Field(description="What is to be approved.")
     digest: str
     state: Literal["pending", "resolved", "expired", "cancelled"]
+    kind: Literal["question", "outcome"] = Field(
+        description="`outcome`: what became of a step that must not be repeated."
+    )
     expires_at: datetime | None
     created_at: datetime
     answer: Any

@@ -38,6 +38,7 @@ def run_json(run: RunView) -> dict[str, Any]:
         "cancel_requested": run.cancel_requested,
         "rerun_of": run.rerun_of,
         "rerun_from": run.rerun_from,
+        "blocked": raw(run.blocked),
     }
 
 
@@ -102,6 +103,7 @@ def request_json(request: RequestView) -> dict[str, Any]:
         "proposal": raw(request.proposal),
         "digest": request.digest,
         "state": request.state,
+        "kind": request.kind,
         "expires_at": request.expires_at,
         "created_at": request.created_at,
         "answer": raw(request.answer),

@@ -42,7 +42,7 @@ PERMISSIONS = frozenset(
         "events:read",
     }
 )
-ROLES = frozenset({"owner", "admin", "builder", "analyst", "support", "viewer"})
+ROLES = frozenset({"owner", "admin", "builder", "analyst", "operator", "support", "viewer"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from millpond.cli import (
     catalog,
     doctor,
     events,
+    flows,
     inputs,
     kb,
     prune,
@@ -72,7 +73,7 @@ app.add_typer(events.app, name="events")
 reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
-app.command()(catalog.flows)
+app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
 
 

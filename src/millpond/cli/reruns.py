@@ -48,6 +48,9 @@ def add_to(app: typer.Typer) -> None:
 def cancel(
     run_id: OneRun = None,
     reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    skip_endings: Annotated[
+        bool, typer.Option("--skip-endings", help="Undo nothing, ask nothing: end it at once.")
+    ] = False,
     everyone: Everyone = False,
     state: States = None,
     flow: Flow = None,
@@ -71,9 +74,8 @@ def cancel(
         if _agreed(body, dry_run=dry_run, yes=yes, as_json=as_json, url=url, token=token):
             _begin_bulk(body, wait, timeout_s, as_json=as_json, url=url, token=token)
         return
-    answer = call(
-        url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", {"reason": reason})
-    )
+    told = {"reason": reason, "skip_endings": skip_endings}
+    answer = call(url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", told))
     if as_json:
         print_json(answer)
     else:

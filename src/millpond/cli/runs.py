@@ -203,6 +203,18 @@ def signal(
         out().print(plain(f"run {run_id} was sent {answer['name']}"))
 
 
+@app.command()
+def resume(
+    run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
+) -> None:
+    """Set a blocked run going again, after the code that its history needs was deployed."""
+    answer = call(url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/resume", {}))
+    if as_json:
+        print_json(answer)
+    else:
+        out().print(plain(f"run {run_id} is {answer['state']}"))
+
+
 async def follow_quietly(remote: Remote, run_id: str) -> None:
     """Follow a run to its end, telling its events as progress."""
     async with aclosing(remote.follow(run_id)) as events:
@@ -236,6 +248,8 @@ def print_run(run: Json, *, as_json: bool, brief: bool) -> None:
     shown = [(name, run.get(name)) for name in fields]
     shown += [(f"state {name}", value) for name, value in run.get("state_values", {}).items()]
     print_fields(shown)
+    if run.get("blocked"):
+        out().print(plain(f"blocked: {run['blocked'].get('message', '')}"))
     if run.get("steps"):
         columns = ["step", "kind", "state", "tries", "took", "key"]
         print_table(columns, timeline.step_rows(run["steps"]), empty="")

@@ -22,6 +22,10 @@ _STYLE = {
     "awaiting_input": "magenta",
     "requested": "magenta",
     "resolved": "magenta",
+    "unknown": "bold magenta",
+    "blocked": "bold red",
+    "ending": "yellow",
+    "ending_failed": "red",
     "progress": "dim",
 }
 

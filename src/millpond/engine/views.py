@@ -26,7 +26,7 @@ _View = TypeVar("_View")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
-    """A run as it stands now; `input`, `output`, `error` and `labels` are JSON text."""
+    """A run as it stands now; `input`, `output`, `error`, `labels` and `blocked` are JSON text."""
 
     run_id: uuid.UUID
     flow: str
@@ -46,6 +46,7 @@ class RunView:
     cancel_requested: bool
     rerun_of: uuid.UUID | None
     rerun_from: str | None
+    blocked: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +86,7 @@ class RequestView:
     proposal: str
     digest: bytes
     state: str
+    kind: str
     expires_at: datetime | None
     created_at: datetime
     answer: str | None

@@ -21,10 +21,11 @@ import structlog
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import chores, heartbeat, history, waits
+from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
-from millpond.engine.executor import Attempt, execute, prepare
+from millpond.engine.executor import execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.performing import announce
@@ -329,7 +330,7 @@ class Worker:
     def _unwind(self, lease: Lease, reason: str) -> None:
         for attempt in list(self._attempts):
             if attempt.claimed.lease == lease:
-                attempt.context.unwind(reason)
+                attempt.unwind(reason)
 
     # Chores
 
@@ -416,7 +417,7 @@ class Worker:
         asked = {(row["org_id"], row["run_id"]) for row in rows}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:
-                attempt.context.unwind("cancelled")
+                attempt.unwind("cancelled")
 
     # Ending
 
@@ -432,7 +433,7 @@ class Worker:
 
     async def _unwind_all(self, reason: str) -> None:
         for attempt in list(self._attempts):
-            attempt.context.unwind(reason)
+            attempt.unwind(reason)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S)
         for task in self._tasks:

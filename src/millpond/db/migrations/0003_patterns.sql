@@ -55,9 +55,13 @@ alter table timer
   drop constraint timer_kind_check,
   add constraint timer_kind_check check (kind in ('start', 'sleep', 'retry', 'expiry', 'deadline', 'signal'));
 
--- A question about the outcome of a `once` step is of another kind than one that the flow asks.
+-- A question about the outcome of a `once` step is of another kind than one that the flow asks; after an answer of
+-- `not_done` the same step may ask again, so that only the open question of a step is unique.
 alter table input_request
-  add column kind text not null default 'question' check (kind in ('question', 'outcome'));
+  add column kind text not null default 'question' check (kind in ('question', 'outcome')),
+  drop constraint input_request_org_id_run_id_step_key_key;
+create unique index input_request_open on input_request (org_id, run_id, step_key) where state = 'pending';
+create index input_request_of_run on input_request (org_id, run_id);
 
 -- What workers can run: with which labels, and whether a cancelled run still has something to do.
 alter table flow_version

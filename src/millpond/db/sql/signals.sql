@@ -2,8 +2,8 @@
 
 -- name: record_wait
 -- Stores a step that waits for signals; `ref` is its own run, to which they are sent.
-insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_at, input, ref)
-values ($1, $2, $3, $4, 'signal', 'waiting', $5, clock_timestamp(), $6, $2)
+insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_at, input, ref, seq)
+values ($1, $2, $3, $4, 'signal', 'waiting', $5, clock_timestamp(), $6, $2, $7)
 on conflict (org_id, run_id, step_key) do nothing
 returning step_key;
 

@@ -48,7 +48,7 @@ union all
 select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority, r.input, r.output,
        r.error, r.subject, coalesce(r.attempts, i.attempt, 0) as attempts, r.created_at,
        coalesce(r.started_at, i.started_at) as started_at, r.finished_at, r.labels,
-       coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from
+       coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from, i.blocked
 from run r left join item i on i.org_id = r.org_id and i.item_id = r.run_id
 where r.org_id = $1 and r.run_id = any($2::uuid[])
 order by r.run_id desc;
@@ -94,7 +94,7 @@ union all
 
 -- name: requests
 -- Questions to humans by their ids, newest first.
-select request_id, run_id, step_key, role, title, form, proposal, digest, state, expires_at, created_at, answer,
+select request_id, run_id, step_key, role, title, form, proposal, digest, state, kind, expires_at, created_at, answer,
        resolved_by, resolved_at
 from input_request where org_id = $1 and request_id = any($2::uuid[])
 order by request_id desc;
