@@ -38,8 +38,8 @@ bench: setup-dev ## Measure at length; prints medians with their range
 bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch in under 3 minutes
 	@$(BIN)/python -m benchmarks.quick
 
-soak: setup-dev ## Kill workers for five minutes and count: nothing lost, nothing repeated
-	@$(BIN)/python -m pytest -m soak --timeout 3600 tests/soak
+soak: setup-dev ## Kill and stop workers and Postgres for five minutes: nothing lost, nothing repeated
+	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak tests/property
 
 reference: setup-dev ## Write the tables of docs/ that follow from the code
 	@$(BIN)/python scripts/reference.py

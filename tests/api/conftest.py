@@ -41,6 +41,7 @@ ALL = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:signal",
         "runs:operate",
         "inputs:read",
         "inputs:resolve",
@@ -48,6 +49,12 @@ ALL = frozenset(
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "schedules:read",
+        "schedules:write",
+        "triggers:read",
+        "triggers:write",
+        "events:send",
+        "events:read",
     }
 )
 Client = httpx2.AsyncClient

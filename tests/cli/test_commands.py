@@ -79,6 +79,19 @@ def test_a_run_is_cancelled_once(cli, cli_json):
     assert cli("runs", "cancel", run["id"]).exit_code == 6
 
 
+def test_a_run_is_told_something_once(cli, cli_json):
+    run = cli_json("runs", "start", "sample.listen")
+    told = ("runs", "signal", run["id"], "word", "--data", '{"is": "said"}')
+    sent = cli_json(*told, "--idempotency-key", "told-once")
+    assert (sent["object"], sent["name"]) == ("signal", "word")
+    assert cli("runs", "tail", run["id"]).exit_code == 0
+    shown = cli_json("runs", "show", run["id"])
+    assert (shown["output"], shown["state_values"]) == ({"is": "said"}, {"ear": "open"})
+    assert "open" in cli("runs", "show", run["id"]).stdout
+    assert cli_json(*told, "--idempotency-key", "told-once") == sent
+    assert cli(*told).exit_code == 6
+
+
 def test_runs_are_listed_by_filter_and_page(cli_json):
     run = cli_json("runs", "start", "sample.fail")
     first = cli_json("runs", "list", "--flow", "sample.fail", "--limit", "1")

@@ -6,6 +6,7 @@ Reads one JSON line {engine, app, lease_s} on standard input; SIGTERM drains.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import signal
 import sys
@@ -34,7 +35,7 @@ async def long(ctx: Context, data: dict[str, Any]) -> list[int]:
 
 @flow("tests.blocking", registry=REGISTRY)
 async def blocking(ctx: Context, data: dict[str, Any]) -> bool:
-    """Block the event loop with a catastrophic regular expression for some seconds."""
+    """Block the loop, and hold the interpreter, in one catastrophic regular expression."""
     return await ctx.step("match", _match, data["log"], data["seconds"])
 
 
@@ -95,11 +96,16 @@ async def _hold(path: str, gate: str) -> int:
 
 
 async def _match(path: str, seconds: float) -> bool:
+    """Match once for at least `seconds`: each further letter doubles the time, measured on short ones."""
     await _append(path, "match")
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        re.match(r"(a+)+$", "a" * 22 + "b")
-    return True
+    took_s, letters = 0.0, 14
+    while took_s < 0.01:
+        letters += 1
+        began = time.perf_counter()
+        re.match(r"(a+)+$", "a" * letters + "b")
+        took_s = time.perf_counter() - began
+    letters += math.ceil(math.log2(seconds / took_s))
+    return re.match(r"(a+)+$", "a" * letters + "b") is None
 
 
 async def main() -> None:

@@ -26,6 +26,7 @@ PERMISSIONS = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:signal",
         "runs:operate",
         "inputs:read",
         "inputs:resolve",
@@ -33,6 +34,12 @@ PERMISSIONS = frozenset(
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "schedules:read",
+        "schedules:write",
+        "triggers:read",
+        "triggers:write",
+        "events:send",
+        "events:read",
     }
 )
 ROLES = frozenset({"owner", "admin", "builder", "analyst", "operator", "support", "viewer"})

@@ -66,7 +66,7 @@ async def compare(
     flow: Flow, claimed: Claimed, recorded: History, resources: Mapping[type, object]
 ) -> Comparison:
     """Replay a history by a flow; the flow may ask for `resources` outside its steps."""
-    scope = Scope(database=_NOTHING, committer=_NOTHING, resources=resources)
+    scope = Scope(database=_NOTHING, committer=_NOTHING, hints=_NOTHING, resources=resources)
     rehearsal = Rehearsal(flow, claimed, recorded, scope)
     replayed = await rehearsal.replay()
     error = replayed.error

@@ -21,6 +21,7 @@ from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, Scope, StepFailed
+from millpond.engine.continuing import hand_over
 from millpond.engine.encoding import dump, dump_error
 from millpond.engine.endgame import Failure
 from millpond.engine.history import History
@@ -37,7 +38,7 @@ def prepare(
 ) -> Attempt:
     """Resolve the code of a claimed run; the claim only hands out what this worker has."""
     flow = flows[claimed.flow, claimed.version]
-    context = Context(claimed, history, scope)
+    context = Context(claimed, history, scope, input_type=flow.input)
     return Attempt(claimed, flow, context, is_ending=endgame.is_ending(history))
 
 
@@ -54,7 +55,7 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
         try:
             output = await _perform(attempt)
         except Unwind as unwind:
-            return await _unwound(attempt, scope, unwind.reason)
+            return await _unwound(attempt, scope, unwind.reason, began)
         except Exception as error:
             return await _failed(attempt, scope, error)
         data = f'{{"duration_s":{time.monotonic() - began:.6f}}}'
@@ -79,7 +80,14 @@ async def _perform(attempt: Attempt) -> str:
         value = read_input(flow, attempt.claimed.input)
         if flow.on_failure is not None:
             await context.oblige()
-        return dump(flow.output, await flow.function(context, value))
+        try:
+            result = await flow.function(context, value)
+        except Exception as error:
+            if _delay_s(attempt, error) is None:
+                await context.settle_children()
+            raise
+        await context.settle_children()
+        return dump(flow.output, result)
 
     try:
         return await strand(context, body)
@@ -88,9 +96,11 @@ async def _perform(attempt: Attempt) -> str:
             timer.cancel()
 
 
-async def _unwound(attempt: Attempt, scope: Scope, reason: str) -> list[Readied]:
-    """End an attempt whose flow code was ended from outside."""
+async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) -> list[Readied]:
+    """End an attempt whose flow code was ended from outside, or goes on as another run."""
     lease = attempt.claimed.lease
+    if reason == "continued":
+        return await _continued(attempt, scope, began)
     if reason == "parked":
         keys = [key for key, _ in attempt.context.parked]
         is_human = all(human for _, human in attempt.context.parked)
@@ -118,23 +128,26 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str) -> list[Readied]
     return []
 
 
+async def _continued(attempt: Attempt, scope: Scope, began: float) -> list[Readied]:
+    continuation = attempt.context.continuation
+    assert continuation is not None
+    readied = await insist(
+        lambda: hand_over(scope.database, attempt.claimed, continuation, time.monotonic() - began)
+    )
+    if readied is None:
+        return await _end(attempt, scope, Failure(outcome="cancelled"))
+    return readied
+
+
 async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Readied]:
     """Retry the flow body for errors raised outside steps, else fail the run."""
     claimed = attempt.claimed
     described = dump_error(error)
-    delay_s = None
+    delay_s = _delay_s(attempt, error)
     if isinstance(error, StepFailed):
         described["step"], described["cause"] = error.step, error.error_class
         described["code"], described["message"] = error.code, str(error)
     else:
-        delay_s = backoff_s(
-            attempt.flow.retry,
-            tries=claimed.tries + 1,
-            verdict=classify(error),
-            elapsed_s=0.0,
-            wish_s=retry_after_s(error),
-            random=random.random,
-        )
         _log.warning(
             "flow.error",
             run_id=str(claimed.lease.run_id),
@@ -156,6 +169,20 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
     return []
 
 
+def _delay_s(attempt: Attempt, error: Exception) -> float | None:
+    """Return after which time the flow body is tried again, None when this error ends the run."""
+    if isinstance(error, StepFailed):
+        return None
+    return backoff_s(
+        attempt.flow.retry,
+        tries=attempt.claimed.tries + 1,
+        verdict=classify(error),
+        elapsed_s=0.0,
+        wish_s=retry_after_s(error),
+        random=random.random,
+    )
+
+
 async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied]:
     """End a run that did not succeed, after what is to be done before that."""
     if attempt.is_ending or attempt.context.is_obliged:
@@ -163,7 +190,7 @@ async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied
         try:
             failure = await endgame.perform(attempt, scope, failure)
         except Unwind as unwind:
-            return await _unwound(attempt, scope, unwind.reason)
+            return await _unwound(attempt, scope, unwind.reason, time.monotonic())
     error = failure.error
     await scope.committer.finish(
         FinishWrite(

@@ -1,6 +1,6 @@
 """History: the recorded steps of a run, by step key and by place, as replay meets them.
 
-Called by the worker for claimed runs that have been claimed before, and by `context`. Invariants: a
+Called by the worker for claimed runs that have been claimed before or repeat others, and by `context`. Invariants: a
 key is made of branch path, name and occurrence alone, so the order of finishing never decides which
 record a step gets; a record is given out only at the place in its branch where it was made.
 """
@@ -40,6 +40,13 @@ class Recorded:
 
 
 History = dict[str, Recorded]
+
+
+def just(kind: str, state: str, output: str | None, error: str | None) -> Recorded:
+    """Return what was recorded a moment ago."""
+    return Recorded(
+        kind=kind, state=state, output=output, error=error, tries=1, age_s=0.0, is_due=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,7 @@ from millpond.engine.claim import Lease
 from millpond.engine.commit import Committer, StepWrite
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
 from millpond.engine.registry import ASK_ROLE, Step
 from millpond.errors import LeaseLost, NotDone, Transient
@@ -59,8 +60,18 @@ class Scope:
 
     database: EngineDatabase
     committer: Committer
+    hints: Hints
     resources: Mapping[type, object]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
+    timed: set[Timed] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class Timed:
+    """A step under way with a time limit: `deadline` is on the loop's clock."""
+
+    deadline: float
 
 
 class UnderWay(NamedTuple):
@@ -108,7 +119,9 @@ class Performer:
         self._database = scope.database
         self._committer = scope.committer
         self._branches = branches
+        self._loop = scope.loop
         self._under_way = scope.under_way
+        self._timed = scope.timed
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[None]] = set()
 
@@ -126,7 +139,7 @@ class Performer:
             )
         if plan.is_once or plan.undo is not None:
             await self.oblige()
-        now = asyncio.get_running_loop().time
+        now = self._loop.time
         tries = recorded.tries if recorded else 0
         began = now() - (recorded.age_s if recorded else 0.0)
         while True:
@@ -157,16 +170,17 @@ class Performer:
         self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
     ) -> Any:
         """Execute a step's function once, within its time limit."""
-        loop = asyncio.get_running_loop()
+        began = self._loop.time()
         if not plan.is_once:  # the marker has told of it
-            self._under_way.append(UnderWay(loop.time(), self, plan, tries))
+            self._under_way.append(UnderWay(began, self, plan, tries))
         plan.current_try = tries
         branch.is_in_step = True
-        limit = None
+        limit = timed = None
         try:
             if plan.timeout_s is None:
                 return await call(tries)
-            branch.deadline = loop.time() + plan.timeout_s
+            timed = Timed(began + plan.timeout_s)
+            self._timed.add(timed)
             async with asyncio.timeout(plan.timeout_s) as limit:
                 return await call(tries)
         except (asyncio.CancelledError, SystemExit) as error:
@@ -181,7 +195,8 @@ class Performer:
             ) from error
         finally:
             branch.is_in_step = False
-            branch.deadline = None
+            if timed is not None:
+                self._timed.discard(timed)
             plan.current_try = 0
 
     def _kept(self, plan: Plan, work: Awaitable[R]) -> Awaitable[R]:
@@ -322,17 +337,19 @@ class Performer:
         *,
         kind: str = "step",
         state: str,
+        output: str | None = None,
         error: str | None = None,
         tries: int = 1,
         duration_s: float = 0.0,
     ) -> None:
-        """Store a checkpoint without a result, and its event, durably."""
+        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
         write = StepWrite(
             lease=self._lease,
             step_key=key,
             name=name,
             kind=kind,
             state=state,
+            output=output,
             error=error,
             tries=tries,
             duration_s=duration_s,
@@ -356,15 +373,13 @@ class Performer:
         while self._in_flight:
             await asyncio.wait(self._in_flight)
 
-    async def persist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Make a write of its own, again while the database is out of reach."""
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Make a write of its own, again while the database is out of reach; returns its result."""
         for _ in range(100):
             try:
-                await self.own(write())
+                return await self.own(write())
             except Transient:
                 await self.own(asyncio.sleep(0.3))
-            else:
-                return
         self._branches.close("lost")
         raise Unwind("lost")
 

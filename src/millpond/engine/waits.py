@@ -19,8 +19,7 @@ import orjson
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import answers
-from millpond.engine.claim import Lease
-from millpond.engine.claim import hold as _held
+from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import ALONE, PRIORITY_STEP_US, RESUME_LEAD_US, SUSPECT_DEATHS
@@ -110,8 +109,8 @@ async def record_sleep(
     seq: int | None = None,
 ) -> None:
     """Store that the run sleeps from now on, with its timer."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("sleep") as con:
+        await hold(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"],
             lease.org_id,
@@ -141,8 +140,8 @@ async def record_question(
     """Store a question to a human, with the timer of its expiry."""
     request_id = new_id()
     org_id, run_id = lease.org_id, lease.run_id
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("ask") as con:
+        await hold(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"],
             org_id,
@@ -195,7 +194,7 @@ async def ask(
 async def oblige(database: EngineDatabase, lease: Lease, duty: Duty) -> None:
     """Set durably what the end of the run has to see to."""
     async with database.duty("oblige") as con:
-        await _held(con, lease)
+        await hold(con, lease)
         await append(con, lease.org_id, lease.run_id, [], duties=duty)
 
 
@@ -203,8 +202,8 @@ async def record_backoff(
     database: EngineDatabase, lease: Lease, *, step_key: str, delay_s: float
 ) -> None:
     """Set the timer of a step's next try; the step itself is recorded as retrying before."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("backoff") as con:
+        await hold(con, lease)
         await con.fetchval(
             _SQL["set_timer"], lease.org_id, lease.run_id, step_key, "retry", delay_s
         )
@@ -223,8 +222,8 @@ async def park(
 
     A cancel ends the wait too, unless the run is at its endings and does not heed it.
     """
-    async with database.duty("wait") as con:
-        is_cancelled = await _held(con, lease)
+    async with database.duty("park") as con:
+        is_cancelled = await hold(con, lease)
         goes = (is_cancelled and heeds_cancel) or await con.fetchval(
             _SQL["can_go"], lease.org_id, lease.run_id, list(step_keys)
         )
@@ -239,8 +238,8 @@ async def park(
 
 async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> Readied:
     """Hand a run back to its queue, no try counted: another worker goes on with it."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("release") as con:
+        await hold(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         fact = Fact("run.released", None, {"reason": reason})
         return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id, event=fact)]))[0]
@@ -250,8 +249,8 @@ async def back_off(
     database: EngineDatabase, lease: Lease, *, delay_s: float, error: Json, tries: int
 ) -> None:
     """Let a run wait before its flow body is tried again."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("retry") as con:
+        await hold(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         await con.fetchval(_SQL["set_timer"], lease.org_id, lease.run_id, "", "retry", delay_s)
         data = orjson.dumps({"error": error, "tries": tries, "delay_s": round(delay_s, 3)}).decode()
@@ -296,10 +295,10 @@ async def resolve(
     name, facts = await answers.record(con, org_id, request, answer, principal.subject)
     data = {"name": name, "request_id": str(request_id), "resolved_by": principal.subject}
     facts = [Fact("input.resolved", step_key, data), *facts]
-    return await _wake_waiting(con, org_id, run_id, *facts)
+    return await wake_waiting(con, org_id, run_id, *facts)
 
 
-async def _wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, *facts: Fact) -> Readied:
+async def wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, *facts: Fact) -> Readied:
     """Store the facts; ready the run if it waits. A running one finds the answer as it parks."""
     await append(con, org_id, run_id, facts)
     row = await con.fetchrow(_SQL["lock_run"], org_id, run_id)
@@ -318,7 +317,7 @@ def _fits(form: str, answer: Json) -> None:
 
 async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
     """Let due timers take effect; returns the runs that may go on."""
-    async with database.statement() as con:
+    async with database.statement("due") as con:
         due = await con.fetch(_SQL["due"], limit)
     if not due:
         return []
@@ -351,6 +350,14 @@ async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
                 [row["org_id"] for row in sleeps],
                 [row["run_id"] for row in sleeps],
                 [row["step_key"] for row in sleeps],
+            )
+        signals = [row for row in taken if row["kind"] == "signal"]
+        if signals:
+            await con.execute(
+                _SQL["end_signal_waits"],
+                [row["org_id"] for row in signals],
+                [row["run_id"] for row in signals],
+                [row["step_key"] for row in signals],
             )
         for row in taken:
             if row["kind"] == "expiry":
