@@ -106,6 +106,7 @@ class Front:
         permission: str | None = "runs:start",
         schema: Any = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         """Publish a flow as a worker would, without anybody to run it."""
         async with self.engine_db.duty("publish") as con:
@@ -119,6 +120,7 @@ class Front:
                 orjson.dumps({} if schema is None else schema).decode(),
                 None,
                 timeout_s,
+                deadline_s,
             )
 
     def flow(self, function: Callable[..., Any], **options: Any) -> Flow:

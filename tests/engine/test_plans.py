@@ -29,6 +29,11 @@ HOT = {
     ("waits", "lock_items"),
     ("waits", "take_timers"),
     ("events", "append"),
+    ("deadlines", "due"),
+    ("deadlines", "lock"),
+    ("deadlines", "take"),
+    ("deadlines", "tell"),
+    ("deadlines", "end"),
 }
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}

@@ -19,6 +19,9 @@ _Item = TypeVar("_Item")
 Word = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
+LiveKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 
 
 class _Request(BaseModel):
@@ -38,6 +41,21 @@ class StartRun(_Request):
     )
     labels: dict[LabelName, LabelValue] = Field(
         default_factory=dict, max_length=16, description="Small texts to find the run by."
+    )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DELAY_S,
+        allow_inf_nan=False,
+        description="Seconds until the run must be over, or it fails. Unset: the flow's.",
+    )
+    dedup_key: LiveKey | None = Field(
+        None, description="Of the org's runs with this key, one is live at a time."
+    )
+    on_duplicate: Literal["reject", "join", "cancel_old"] = Field(
+        "reject",
+        description="When a run with the key is live: refuse (409), answer with that run, or cancel "
+        "it and let the new one have the key (needs `runs:cancel` too).",
     )
 
 
@@ -66,16 +84,17 @@ class SearchQuestion(_Request):
 
 
 class AcceptedRun(BaseModel):
-    """A run as accepted: stored durably, not begun."""
+    """A run as accepted: stored durably, not begun, unless it is a live one that was joined."""
 
     id: uuid.UUID
     object: Literal["run"]
     flow: str
     version: int
     queue: str
-    state: Literal["queued", "scheduled"]
+    state: Literal["queued", "scheduled", "running", "waiting", "awaiting_input"]
     priority: int
     labels: dict[str, str]
+    is_new: bool = Field(description="False for a live run with the same deduplication key.")
 
 
 class Run(BaseModel):
@@ -169,6 +188,7 @@ class FlowOut(BaseModel):
     input_schema: Any
     output_schema: Any
     timeout_s: float | None
+    deadline_s: float | None = Field(description="By when its runs are over, unless they say.")
     published_at: datetime
 
 
@@ -299,3 +319,4 @@ class Problem(BaseModel):
     error: ProblemError
     advice: str | None = None
     errors: list[FieldFault] | None = None
+    run_id: uuid.UUID | None = Field(None, description="The live run, of `duplicate_run`.")

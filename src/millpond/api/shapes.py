@@ -114,6 +114,7 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "input_schema": flow.input_schema,
         "output_schema": flow.output_schema,
         "timeout_s": flow.timeout_s,
+        "deadline_s": flow.deadline_s,
         "published_at": flow.published_at,
     }
 

@@ -17,7 +17,7 @@ import orjson
 import structlog
 from pydantic import ValidationError
 
-from millpond.engine import waits
+from millpond.engine import deadlines, waits
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
@@ -142,7 +142,9 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str) -> list[Readied]
 
 
 async def _cancelled(attempt: Attempt, scope: Scope) -> list[Readied]:
-    await _end(attempt, scope, "cancelled", None)
+    """End a run that was asked to stop: cancelled by a person, or failed by its deadline."""
+    error = await _persist(lambda: deadlines.error_of(scope.database, attempt.claimed.lease))
+    await _end(attempt, scope, "cancelled" if error is None else "failed", error)
     return []
 
 

@@ -1,4 +1,4 @@
-"""Maintenance: rescue of leases whose worker is gone, and due timers.
+"""Maintenance: rescue of leases whose worker is gone, due timers, deadlines.
 
 Called by a loop in every worker; one process at a time does the chores. Invariants: only missed
 heartbeats end a lease, never elapsed work; after a gap in its own ticks or a restart of Postgres it
@@ -14,7 +14,8 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import waits
+from millpond.engine import deadlines, waits
+from millpond.engine.deadlines import Expired
 from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
 
@@ -78,6 +79,10 @@ class Maintenance:
     async def fire(self) -> Sequence[Readied]:
         """Let due timers take effect; returns the runs that may go on."""
         return await waits.fire(self._database, limit=_BATCH)
+
+    async def expire(self) -> Expired:
+        """End runs that were not over by their deadline, or ask their workers to."""
+        return await deadlines.expire(self._database, limit=_BATCH)
 
     async def next_due_s(self) -> float | None:
         """Return in how many seconds the next timer is due, None when there is none."""

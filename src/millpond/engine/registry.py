@@ -28,7 +28,8 @@ class Flow:
     """A registered async function that orchestrates steps.
 
     `permission` is what starting it by API needs; None keeps the flow internal. `input` and `output`
-    are adapters to and from JSON; `timeout_s` bounds the life of a run on the worker, per attempt.
+    are adapters to and from JSON; `timeout_s` bounds the life of a run on the worker, per attempt;
+    `deadline_s` the time from submit to the end, whatever the run does or waits for.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Flow:
     input: TypeAdapter[Any]
     output: TypeAdapter[Any]
     description: str
+    deadline_s: float | None = None
 
     @property
     def capability(self) -> str:
@@ -103,6 +105,7 @@ def flow(
     queue: str = "default",
     retry: Retry = DEFAULT_RETRY,
     timeout_s: float | None = None,
+    deadline_s: float | None = None,
     permission: str | None = None,
     input: Any = None,
     output: Any = None,
@@ -110,7 +113,8 @@ def flow(
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
     """Register an async function `(ctx, input)` as a flow.
 
-    `retry` is for errors raised outside steps. `input` and `output` are types that pydantic knows;
+    `retry` is for errors raised outside steps; `deadline_s` holds for runs started by API without one
+    of their own. `input` and `output` are types that pydantic knows;
     left out, they are read from the function's annotations.
     """
 
@@ -134,6 +138,7 @@ def flow(
             input=TypeAdapter(input if input is not None else hints.get(parameters[1], Any)),
             output=TypeAdapter(output if output is not None else hints.get("return", Any)),
             description=(function.__doc__ or "").strip(),
+            deadline_s=deadline_s,
         )
         registry.add_flow(made)
         return made

@@ -93,6 +93,7 @@ class FlowView:
     input_schema: Json
     output_schema: Json
     timeout_s: float | None
+    deadline_s: float | None
     published_at: datetime
     is_served: bool
 

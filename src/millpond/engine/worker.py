@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -24,6 +25,7 @@ from millpond.engine import heartbeat, history, waits
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
+from millpond.engine.deadlines import Expired
 from millpond.engine.executor import Attempt, execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
@@ -75,6 +77,7 @@ class Worker:
         self._lost = asyncio.Event()
         self._look = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._noted_use: dict[str, int] = {}
         self.worker_id = uuid.uuid4()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -103,11 +106,13 @@ class Worker:
                     orjson.dumps(flow.input.json_schema()).decode(),
                     orjson.dumps(flow.output.json_schema(mode="serialization")).decode(),
                     flow.timeout_s,
+                    flow.deadline_s,
                 )
 
     async def _session(self, stop: asyncio.Event) -> None:
         """Work under one worker id until told to stop or until its session is gone."""
         self.worker_id = uuid.uuid4()
+        self._noted_use = {}
         async with self._database.duty("register") as con:
             await con.execute(
                 _SQL["register_worker"],
@@ -117,6 +122,7 @@ class Worker:
                 orjson.dumps(self._slots.total).decode(),
                 [flow.capability for flow in self._flows.values()],
                 self._lease_s,
+                version("millpond"),
             )
         pulse = heartbeat.Pulse.make()
         beat = await heartbeat.start(
@@ -259,6 +265,13 @@ class Worker:
             hints.wake({one.queue for one in readied})
             hints.changed(one.run_id for one in readied)
 
+    def _tell(self, hints: Hints, expired: Expired) -> None:
+        if expired.told:
+            hints.cancelled(expired.told)
+        if expired.ended or expired.told:
+            hints.changed([*expired.ended, *expired.told])
+        self._hint(hints, expired.readied)
+
     # Hearing
 
     def _hear_wake(self, payload: str) -> None:
@@ -287,6 +300,7 @@ class Worker:
                     self._hint(hints, await maintenance.rescue())
                     rescue_at = time.monotonic() + self._lease_s / 8
                 self._hint(hints, await maintenance.fire())
+                self._tell(hints, await maintenance.expire())
                 due_s = await maintenance.next_due_s()
                 if due_s is not None:
                     # One that is due and was not taken has its run locked by somebody: a moment.
@@ -330,6 +344,9 @@ class Worker:
                 self._lost.set()
                 return
             rows = await con.fetch(_SQL["cancel_requested"], self.worker_id)
+            if (used := self._slots.used()) != self._noted_use:
+                await con.execute(_SQL["note_use"], self.worker_id, orjson.dumps(used).decode())
+                self._noted_use = used
         asked = {(row["org_id"], row["run_id"]) for row in rows}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:

@@ -23,12 +23,14 @@ create index run_by_origin on run (org_id, rerun_of, run_id) where rerun_of is n
 -- Work item: `duties` is what its end has to see to, a set of bits (engine/duties.py); 0 for most, which end fast.
 -- `step_key`, `queue` and `capability` are set for a step that executes in another queue than its run.
 -- `blocked` is why a run stands still until a person resumes it, such as a history that its code does not match.
+-- `overdue`: it was asked to stop because its deadline passed, so that it ends as failed, not as cancelled.
 alter table item
   add column duties smallint not null default 0,
   add column step_key text,
   add column queue text,
   add column capability text,
   add column blocked json,
+  add column overdue boolean not null default false,
   add check ((kind = 'step') = (step_key is not null));
 create index item_of_run on item (org_id, run_id) where kind = 'step';
 
@@ -50,18 +52,27 @@ create index step_by_ref on step (org_id, run_id, ref) where ref is not null and
 alter table timer
   drop constraint timer_kind_check,
   add constraint timer_kind_check check (kind in ('start', 'sleep', 'retry', 'expiry', 'deadline', 'signal'));
+create index timer_deadline on timer (due_at) where kind = 'deadline';
 
 -- A question about the outcome of a `once` step is of another kind than one that the flow asks.
 alter table input_request
   add column kind text not null default 'question' check (kind in ('question', 'outcome'));
 
--- What workers can run: with which labels, and whether a cancelled run still has something to do.
+-- What workers can run: with which labels, whether a cancelled run still has something to do, and by when a run has to
+-- be over. Of a worker: its release, when its heartbeat last came, and the slots in use by queue as it told itself.
 alter table flow_version
   add column labels json not null default '{}',
-  add column has_ending boolean not null default false;
+  add column has_ending boolean not null default false,
+  add column deadline_s double precision check (deadline_s > 0);
 alter table worker
   add column labels json not null default '{}',
-  add column release text not null default '';
+  add column release text not null default '',
+  add column beat_at timestamptz not null default clock_timestamp(),
+  add column in_use json not null default '{}';
+
+-- What was answered, where that does not follow from the run alone: a batch, or a run that was joined.
+alter table idempotency
+  add column answer json;
 
 -- JSON above 256 KiB: inputs ('input'), outputs ('output') and step results ('step:' and the step's key) of runs.
 create table payload (
@@ -242,6 +253,7 @@ grant select, delete on idempotency to millpond_engine;
 
 grant select, insert on payload, signal, chore, inbound_event to millpond_app;
 grant select, insert, delete on live_key, pause to millpond_app;
+grant update (run_id, answer), delete on idempotency to millpond_app;
 grant select, insert, update, delete on schedule, trigger, trigger_group to millpond_app;
 grant update (runs) on inbound_event to millpond_app;
 grant select, insert, delete on queue_pause to millpond_app;
