@@ -47,6 +47,11 @@ ALL = frozenset(
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "queues:operate",
+        "flows:operate",
+        "org:operate",
+        "platform:operate",
+        "workers:read",
     }
 )
 Client = httpx2.AsyncClient

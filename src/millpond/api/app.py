@@ -17,7 +17,7 @@ from millpond.api import problems
 from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
 from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuestion, StartRun
-from millpond.api.models_control import StartBatch
+from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
@@ -26,9 +26,12 @@ from millpond.api.routes import (
     inputs,
     keys,
     knowledge_bases,
+    pauses,
     queues,
     run_batches,
     runs,
+    why,
+    workers,
 )
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
@@ -43,7 +46,17 @@ is worked on by workers, and is followed by its events.
 Errors are RFC 9457 problem documents. Lists are newest first and paged by `after` and `before`.
 A POST that starts a run takes an `Idempotency-Key`.
 """
-_REFERRED = (StartRun, StartBatch, CancelRun, ResolveRequest, SearchQuestion, Problem)
+_REFERRED = (
+    StartRun,
+    StartBatch,
+    CancelRun,
+    ResolveRequest,
+    SearchQuestion,
+    PauseWork,
+    PauseQueue,
+    ResumeQueue,
+    Problem,
+)
 
 
 class Api(FastAPI):
@@ -101,7 +114,7 @@ def create_app(
         knowledge=knowledge,
     )
     problems.install(app)
-    for room in (runs, run_batches, inputs, flows, queues, keys, health):
+    for room in (runs, run_batches, why, inputs, flows, queues, pauses, workers, keys, health):
         app.include_router(room.router)
     if knowledge is not None:
         app.include_router(knowledge_bases.router)

@@ -172,6 +172,21 @@ class EventOut(BaseModel):
     at: datetime
 
 
+class PauseOut(BaseModel):
+    """A pause that holds."""
+
+    id: str
+    object: Literal["pause"]
+    scope: Literal["queue", "flow", "org", "everyone"] = Field(
+        description="What is held: a queue, a flow, all work of the org; a queue for everyone."
+    )
+    queue: str | None
+    flow: str | None
+    paused_by: str = Field(description="`operator` for everyone, but to operators.")
+    reason: str
+    paused_at: datetime
+
+
 class FlowOut(BaseModel):
     """A flow as its newest version has it."""
 
@@ -190,6 +205,7 @@ class FlowOut(BaseModel):
     timeout_s: float | None
     deadline_s: float | None = Field(description="By when its runs are over, unless they say.")
     published_at: datetime
+    pauses: list[PauseOut] = Field(description="What holds its runs in its own queue.")
 
 
 class QueueOut(BaseModel):
@@ -198,14 +214,19 @@ class QueueOut(BaseModel):
     id: str
     object: Literal["queue"]
     name: str
-    queued: int = Field(description="Work items that could be claimed.")
+    queued: int = Field(description="Work items that stand in line; counted up to 10,000.")
+    is_depth_exact: bool = Field(description="False: more than `queued` stand in line.")
     oldest_s: float | None = Field(description="Age of the oldest of them, in seconds.")
     running: int
     scheduled: int
     waiting: int
     awaiting_input: int
+    is_rest_exact: bool = Field(
+        description="False: of more than 20,000 live runs, at least so many are scheduled or wait."
+    )
     workers: int
     slots: int
+    pauses: list[PauseOut] = Field(description="What holds all of the org's work in it.")
 
 
 class KnowledgeBaseOut(BaseModel):

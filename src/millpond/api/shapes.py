@@ -11,7 +11,8 @@ from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
-from millpond.engine.views import FlowView, QueueView, RequestView, RunView, StepView
+from millpond.engine.queues import QueueView
+from millpond.engine.views import FlowView, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
 
 
@@ -126,11 +127,13 @@ def queue_json(queue: QueueView) -> dict[str, Any]:
         "object": "queue",
         "name": queue.name,
         "queued": queue.queued,
+        "is_depth_exact": queue.is_depth_exact,
         "oldest_s": queue.oldest_s,
         "running": queue.running,
         "scheduled": queue.scheduled,
         "waiting": queue.waiting,
         "awaiting_input": queue.awaiting_input,
+        "is_rest_exact": queue.is_rest_exact,
         "workers": queue.workers,
         "slots": queue.slots,
     }

@@ -32,6 +32,11 @@ PERMISSIONS = frozenset(
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "queues:operate",
+        "flows:operate",
+        "org:operate",
+        "platform:operate",
+        "workers:read",
     }
 )
 ROLES = frozenset({"owner", "admin", "builder", "analyst", "support", "viewer"})

@@ -76,12 +76,16 @@ class Claimer:
             if consumed is None or not consumed["is_alive"]:
                 raise LeaseLost("this worker's session is gone")
             arrivals: int = consumed["arrivals"]
+            has_pauses: bool = consumed["has_pauses"]
+            if has_pauses:
+                await con.execute(_SQL["rest_shares"], queues)
             rows = await con.fetch(
                 _SQL["read"],
                 queues,
                 [min(free[queue], _MAX_ORGS) for queue in queues],
                 self._capabilities,
                 self._depth,
+                has_pauses,
             )
             if not rows:
                 return [], arrivals >= _MAX_ARRIVALS

@@ -27,24 +27,38 @@ shares as (
     set active = true, virtual_s = greatest(share.virtual_s, excluded.virtual_s)
     where not share.active
 )
-select count(*) as arrivals, exists (select from worker where worker_id = $2) as is_alive from a;
+select count(*) as arrivals, exists (select from worker where worker_id = $2) as is_alive,
+       exists (select from pause) or exists (select from queue_pause) as has_pauses
+from a;
 
 -- name: read
--- Reads the orgs first in fair order, their lanes that this worker can serve, and the heads of those.
+-- Reads the orgs first in fair order, their lanes that this worker can serve, and the heads of those. $5: leave out
+-- what is paused; without it no pause is looked up.
 select s.queue, s.org_id, s.weight, s.virtual_s, l.lane_id, l.offset_us, l.capability, h.ranks, h.items
-from unnest($1::text[], $2::int[]) as q(queue, orgs)
+from (
+  select u.queue, u.orgs from unnest($1::text[], $2::int[]) as u(queue, orgs)
+  where not $5::bool or not exists (select from queue_pause z where z.queue = u.queue)
+) q
 cross join lateral (
   select s.queue, s.org_id, s.weight, s.virtual_s
   from share s
   where s.queue = q.queue and s.active
     and exists (select from lane l
-                where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any($3::text[]))
+                where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any($3::text[])
+                  and (not $5::bool or not exists (
+                    select from pause z
+                    where z.org_id = l.org_id and z.queue in ('', l.queue)
+                      and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')))))
   order by s.virtual_s, s.org_id limit q.orgs
 ) s
 cross join lateral (
   select l.lane_id, l.offset_us, l.capability, l.cursor_rank
   from lane l
   where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any($3::text[])
+    and (not $5::bool or not exists (
+      select from pause z
+      where z.org_id = l.org_id and z.queue in ('', l.queue)
+        and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
   order by l.cursor_rank + l.offset_us limit 64
 ) l
 left join lateral (
@@ -53,6 +67,31 @@ left join lateral (
         where r.org_id = s.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
         order by r.rank, r.item_id limit $4) r
 ) h on true;
+
+-- name: rest_shares
+-- Takes orgs whose every lane in a queue is paused out of the fair order, so that they get no credit for that time; the
+-- arrivals of a resume bring them back. Pauses that are being lifted are left: that resume would not see these lanes.
+with c as materialized (
+  select s.org_id, s.queue from share s
+  where s.queue = any($1::text[]) and s.active
+    and exists (select from pause z where z.org_id = s.org_id and z.queue in ('', s.queue))
+    and not exists (
+      select from lane l where l.org_id = s.org_id and l.queue = s.queue and l.active
+        and not exists (select from pause z
+                        where z.org_id = l.org_id and z.queue in ('', l.queue)
+                          and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
+),
+held as materialized (
+  select z.org_id, z.queue, z.flow from pause z
+  where z.org_id in (select org_id from c) for key share skip locked
+)
+update share s set active = false from c
+where s.org_id = c.org_id and s.queue = c.queue
+  and not exists (
+    select from lane l where l.org_id = s.org_id and l.queue = s.queue and l.active
+      and not exists (select from held z
+                      where z.org_id = l.org_id and z.queue in ('', l.queue)
+                        and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))));
 
 -- name: take
 -- Moves picked ready rows to leases; a row whose item is locked or changed is left, only rows returned are executed.

@@ -96,23 +96,3 @@ select s.queue, count(*)::int as workers, sum(s.slots::int)::int as slots
 from worker w, json_each_text(w.queues) as s(queue, slots)
 where w.expires_at > clock_timestamp() and not w.draining
 group by s.queue order by s.queue;
-
--- name: queue_depths
--- Ready work of one org by queue, with the time since which the oldest has been ready.
-with line as (
-  select lane_id, count(*) as depth, min(rank) as oldest from ready where org_id = $1 group by lane_id
-),
-named as (
-  select lane_id, queue from lane where org_id = $1
-  union
-  select lane_id, queue from arrival where org_id = $1
-)
-select n.queue, sum(l.depth)::bigint as depth,
-       greatest(0, extract(epoch from clock_timestamp()) - min(l.oldest) / 1e6)::float8 as oldest_s
-from line l join named n using (lane_id) group by n.queue;
-
--- name: queue_states
--- Live work items of one org that are not in a line, counted by queue and state.
-select r.queue, i.state, count(*) as items
-from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
-where i.org_id = $1 and i.state <> 'queued' group by r.queue, i.state;
