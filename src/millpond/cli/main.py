@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from millpond.cli import catalog, doctor, inputs, kb, runs, schema, serve, tokens, up, work
+from millpond.cli import catalog, doctor, inputs, kb, pauses, runs, schema, serve, tokens, up, work
 from millpond.cli.demo import command
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
@@ -53,6 +53,10 @@ app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.command()(catalog.flows)
 app.command()(catalog.queues)
+app.command()(catalog.workers)
+app.add_typer(pauses.pause, name="pause")
+app.add_typer(pauses.resume, name="resume")
+app.command()(pauses.pauses)
 
 
 def _print_version(wanted: bool) -> None:

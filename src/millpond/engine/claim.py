@@ -78,6 +78,8 @@ class Claimer:
             arrivals: int = consumed["arrivals"]
             has_pauses: bool = consumed["has_pauses"]
             if has_pauses:
+                # No credit for that time: a resume brings them back by arrivals. One that is under
+                # way would not see the lanes made here, so what it lifts is left as it is.
                 await con.execute(_SQL["rest_shares"], queues)
             rows = await con.fetch(
                 _SQL["read"],

@@ -32,8 +32,7 @@ select count(*) as arrivals, exists (select from worker where worker_id = $2) as
 from a;
 
 -- name: read
--- Reads the orgs first in fair order, their lanes that this worker can serve, and the heads of those. $5: leave out
--- what is paused; without it no pause is looked up.
+-- Reads the orgs first in fair order, their lanes that this worker can serve, the heads of those; with $5 nothing paused.
 select s.queue, s.org_id, s.weight, s.virtual_s, l.lane_id, l.offset_us, l.capability, h.ranks, h.items
 from (
   select u.queue, u.orgs from unnest($1::text[], $2::int[]) as u(queue, orgs)
@@ -69,8 +68,7 @@ left join lateral (
 ) h on true;
 
 -- name: rest_shares
--- Takes orgs whose every lane in a queue is paused out of the fair order, so that they get no credit for that time; the
--- arrivals of a resume bring them back. Pauses that are being lifted are left: that resume would not see these lanes.
+-- Takes orgs whose every lane in a queue is paused out of the fair order; pauses that are being lifted are left.
 with c as materialized (
   select s.org_id, s.queue from share s
   where s.queue = any($1::text[]) and s.active
