@@ -8,7 +8,10 @@ from typing import Any
 import httpx2
 import pytest
 
+from millpond.engine import dedup
 from millpond.engine.deadlines import expire
+from millpond.engine.submit import submit
+from millpond.types import Intent
 
 from .conftest import ALL, Client, Front, until
 
@@ -87,6 +90,7 @@ async def test_an_old_run_that_nobody_executes_is_replaced_at_once(
     new = (await post(ann, on_duplicate="cancel_old")).json()
     assert new["is_new"]
     assert await live(front) == {"order-1": new["id"]}
+    assert (await ann.get(f"/v1/runs/{new['id']}")).json()["dedup_key"] == "order-1"
     shown = (await ann.get(f"/v1/runs/{old}")).json()
     assert shown["state"] == "cancelled"
     last = (await ann.get(f"/v1/runs/{old}/events")).json()["data"][-1]
@@ -224,3 +228,53 @@ async def test_a_malformed_key_is_named(front: Front, ann: Client, key: str) -> 
     response = await post(ann, key=key)
     assert response.status_code == 422
     assert response.json()["error"]["param"] == "dedup_key"
+
+
+async def test_a_rival_that_keeps_a_key_open_does_not_hold_up_runs_without_one(
+    front: Front, ann: Client
+) -> None:
+    await front.publish()
+    async with front.db.org(front.org_id) as con:
+        rival = Intent(
+            org_id=front.org_id,
+            flow="echo",
+            version=1,
+            queue="default",
+            input=b"1",
+            subject="user:bob",
+            dedup_key="order-1",
+        )
+        assert await dedup.take(con, front.org_id, [rival]) == {rival.run_id}
+        held = asyncio.create_task(post(ann))
+        async with asyncio.timeout(10):
+            for _ in range(5):
+                assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 202
+        assert not held.done()
+        await submit(con, [rival])
+    assert (await held).json()["run_id"] == str(rival.run_id)
+
+
+async def test_keys_change_hands_while_their_runs_end(front: Front, ann: Client) -> None:
+    async def echo(ctx: Any, given: Any) -> Any:
+        async def nothing() -> None:
+            await asyncio.sleep(0.002)
+
+        await ctx.step("nothing", nothing)
+        return given
+
+    front.flow(echo)
+    ways = ["cancel_old", "join", "reject", "cancel_old"]
+    async with front.worker():
+        responses = await asyncio.gather(
+            *(post(ann, key=f"k{n % 3}", on_duplicate=ways[n % 4]) for n in range(200))
+        )
+        async with asyncio.timeout(20):
+            while await live(front):
+                await asyncio.sleep(0.02)
+    assert {response.status_code for response in responses} <= {202, 409}
+    ids = {response.json()["id"] for response in responses if response.status_code == 202}
+    async with front.engine_db.duty("test") as con:
+        assert await con.fetchval("select count(*) from item") == 0
+        rows = await con.fetch("select outcome, count(*) from run group by 1")
+    assert sum(row["count"] for row in rows) == len(ids)
+    assert {row["outcome"] for row in rows} <= {"succeeded", "cancelled"}

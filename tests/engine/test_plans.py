@@ -15,6 +15,7 @@ from millpond.db.queries import queries
 HOT = {
     ("claim", "consume"),
     ("claim", "read"),
+    ("claim", "rest_shares"),
     ("claim", "take"),
     ("claim", "settle"),
     ("commit", "record"),

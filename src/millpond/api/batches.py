@@ -35,6 +35,10 @@ class Promise:
     digest: bytes
 
 
+# Runs of one org, those with a deduplication key apart: they may wait for a rival with the same one.
+_Line = tuple[int, bool]
+
+
 class KeyHeld(MillpondError):
     """The deduplication key of a run belongs to a live run; nothing of the new one is stored."""
 
@@ -86,7 +90,7 @@ class Batches:
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._waiting: dict[int, deque[_Entry]] = {}
+        self._waiting: dict[_Line, deque[_Entry]] = {}
         self._senders: set[asyncio.Task[None]] = set()
 
     async def submit(self, intent: Intent, promise: Promise | None = None) -> bool:
@@ -96,10 +100,11 @@ class Batches:
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         entry = _Entry(intent=intent, promise=promise, is_stored=future)
-        waiting = self._waiting.get(intent.org_id)
+        line = intent.org_id, intent.dedup_key is not None
+        waiting = self._waiting.get(line)
         if waiting is None:
-            self._waiting[intent.org_id] = deque([entry])
-            sender = asyncio.create_task(self._send(intent.org_id), name="accept.batches")
+            self._waiting[line] = deque([entry])
+            sender = asyncio.create_task(self._send(line), name="accept.batches")
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
         elif len(waiting) >= _MAX_WAITING:
@@ -108,13 +113,13 @@ class Batches:
             waiting.append(entry)
         return await future
 
-    async def _send(self, org_id: int) -> None:
-        waiting = self._waiting[org_id]
+    async def _send(self, line: _Line) -> None:
+        waiting = self._waiting[line]
         try:
             while waiting:
-                await self._store(org_id, _take(waiting))
+                await self._store(line[0], _take(waiting))
         finally:
-            del self._waiting[org_id]
+            del self._waiting[line]
             for entry in waiting:  # only when this sender is cancelled
                 entry.is_stored.cancel()
 
@@ -157,7 +162,7 @@ class Batches:
 async def _take_live(con: Connection, org_id: int, batch: Sequence[_Entry]) -> set[uuid.UUID]:
     """Take the deduplication keys of runs; returns the runs that did not get theirs.
 
-    What they claimed is given back: they are settled one by one, so that no neighbour waits for it.
+    What they claimed is given back: they are settled one by one, each in a transaction of its own.
     """
     keyed = [entry for entry in batch if entry.intent.dedup_key is not None]
     got = await dedup.take(con, org_id, [entry.intent for entry in keyed])

@@ -117,6 +117,8 @@ class Run(BaseModel):
     finished_at: datetime | None
     labels: dict[str, str]
     cancel_requested: bool
+    deadline_at: datetime | None = Field(description="By when it has to be over.")
+    dedup_key: str | None = Field(description="While it is live, no other run with this key is.")
 
 
 class Step(BaseModel):

@@ -36,6 +36,8 @@ def run_json(run: RunView) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "labels": raw(run.labels),
         "cancel_requested": run.cancel_requested,
+        "deadline_at": run.deadline_at,
+        "dedup_key": run.dedup_key,
     }
 
 

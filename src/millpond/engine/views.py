@@ -44,6 +44,8 @@ class RunView:
     finished_at: datetime | None
     labels: str
     cancel_requested: bool
+    deadline_at: datetime | None
+    dedup_key: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -45,7 +45,7 @@ union all
 select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority, r.input, r.output,
        r.error, r.subject, coalesce(r.attempts, i.attempt, 0) as attempts, r.created_at,
        coalesce(r.started_at, i.started_at) as started_at, r.finished_at, r.labels,
-       coalesce(i.cancel_requested, false) as cancel_requested
+       coalesce(i.cancel_requested, false) as cancel_requested, r.deadline_at, r.dedup_key
 from run r left join item i on i.org_id = r.org_id and i.item_id = r.run_id
 where r.org_id = $1 and r.run_id = any($2::uuid[])
 order by r.run_id desc;
