@@ -49,7 +49,7 @@ class Figure:
         """Return the figure as a line of text with its spread."""
         low, high = min(self.runs), max(self.runs)
         return (
-            f"{self.figure:<44}{self.system:<22}{self.median:>12,.2f} {self.unit:<8}"
+            f"{self.figure:<50} {self.system:<20}{self.median:>12,.2f} {self.unit:<7}"
             f" ({low:,.2f} to {high:,.2f})"
         )
 

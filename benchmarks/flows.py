@@ -24,7 +24,18 @@ class Seen:
     """What flow code of this process did: starts counted, and starts awaited by a run's id."""
 
     starts: int = 0
+    began: float = 0.0
     marks: dict[str, asyncio.Future[float]] = field(default_factory=dict)
+
+    def note(self) -> None:
+        """Count a start; the first one starts the clock."""
+        if not self.starts:
+            self.began = time.perf_counter()
+        self.starts += 1
+
+    def forget(self) -> None:
+        """Count from none again."""
+        self.starts, self.began = 0, 0.0
 
 
 SEEN = Seen()
@@ -33,13 +44,13 @@ SEEN = Seen()
 @flow("bench.noop", registry=REGISTRY)
 async def noop(ctx: Context, data: dict[str, str]) -> None:
     """Do nothing but be counted."""
-    SEEN.starts += 1
+    SEEN.note()
 
 
 @flow("bench.three", registry=REGISTRY)
 async def three(ctx: Context, data: dict[str, str]) -> int:
     """Take three durable steps, one after the other."""
-    SEEN.starts += 1
+    SEEN.note()
     total = 0
     for name in ("a", "b", "c"):
         total += await ctx.step(name, _one)
@@ -49,28 +60,28 @@ async def three(ctx: Context, data: dict[str, str]) -> int:
 @flow("bench.parallel", registry=REGISTRY)
 async def parallel(ctx: Context, data: dict[str, str]) -> int:
     """Take three durable steps side by side."""
-    SEEN.starts += 1
+    SEEN.note()
     return sum(await ctx.parallel(*(ctx.step(name, _one) for name in ("a", "b", "c"))))
 
 
 @flow("bench.one", registry=REGISTRY)
 async def one(ctx: Context, data: dict[str, str]) -> int:
     """Take one durable step."""
-    SEEN.starts += 1
+    SEEN.note()
     return await ctx.step("a", _one)
 
 
 @flow("bench.registered", registry=REGISTRY)
 async def registered(ctx: Context, data: dict[str, str]) -> int:
     """Take one registered step, which gets a context of its own."""
-    SEEN.starts += 1
+    SEEN.note()
     return await ctx.step(count_letters, data["text"])
 
 
 @flow("bench.emit", registry=REGISTRY)
 async def emit(ctx: Context, data: dict[str, str]) -> None:
     """Store one progress event."""
-    SEEN.starts += 1
+    SEEN.note()
     await ctx.emit("half", {"of": 2})
 
 

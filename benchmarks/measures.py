@@ -122,15 +122,12 @@ async def drain(
 
 
 async def drain_filled(at: Ground, flow: Flow, *, count: int) -> float:
-    """Return runs per second until the `count` waiting runs have ended."""
-    SEEN.starts = 0
+    """Return runs per second from the first start until the `count` waiting runs have ended."""
+    SEEN.forget()
     async with at.worker([flow], SLOTS):
-        while not SEEN.starts:
-            await asyncio.sleep(0.001)
-        began, first = time.perf_counter(), SEEN.starts
         while SEEN.starts < count or await at.left():
-            await asyncio.sleep(0.01)
-        return max(1, count - first) / (time.perf_counter() - began)
+            await asyncio.sleep(0.005)
+        return count / (time.perf_counter() - SEEN.began)
 
 
 async def three_steps(at: Ground, *, count: int) -> float:
