@@ -12,14 +12,13 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-import uvloop
-
 from benchmarks import bar
 from benchmarks.figures import OUT, Figure, store
 from benchmarks.ground import machine, quiet
 from benchmarks.plan import Plan
 from benchmarks.suites import backlog, features, pairs, scale, steadiness, tenants, waiting
 from benchmarks.systems import SYSTEMS
+from millpond.cli.loop import run_loop
 
 Suite = Callable[[Plan], Awaitable[list[Figure]]]
 OWN: Mapping[str, Suite] = {
@@ -104,7 +103,15 @@ def main() -> None:
     options = parse()
     quiet()
     began = time.monotonic()
-    figures, left_out = uvloop.run(measure(plan_of(options), options.only))
+    figures: list[Figure] = []
+    left_out: dict[str, str] = {}
+
+    async def run() -> None:
+        found, missing = await measure(plan_of(options), options.only)
+        figures.extend(found)
+        left_out.update(missing)
+
+    run_loop(run())
     path = store(figures, options.out)
     print(f"\nMillpond and its peers on {machine()}, medians (and range)\n")
     print(bar.table(figures))

@@ -9,11 +9,11 @@ import asyncio
 import sys
 
 import orjson
-import uvloop
 
 from benchmarks import measures
 from benchmarks.flows import noop, three
-from benchmarks.ground import Ground, open_ground, quiet
+from benchmarks.ground import Ground, Server, open_ground, quiet
+from millpond.cli.loop import run_loop
 from millpond.db.embedded import Urls
 from millpond.types import Json
 
@@ -38,7 +38,7 @@ async def answer(at: Ground, order: str, count: int) -> dict[str, Json]:
 async def serve() -> None:
     """Set up, then answer orders until standard input closes."""
     setup = orjson.loads(await asyncio.to_thread(sys.stdin.readline))
-    async with open_ground(Urls(**setup["urls"])) as at:
+    async with open_ground(Server(Urls(**setup["urls"]))) as at:
         print('{"ready":true}', flush=True)
         while line := await asyncio.to_thread(sys.stdin.readline):
             order = orjson.loads(line)
@@ -48,4 +48,4 @@ async def serve() -> None:
 
 if __name__ == "__main__":
     quiet()
-    uvloop.run(serve())
+    run_loop(serve())

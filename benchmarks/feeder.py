@@ -2,7 +2,7 @@
 
 Run by `steady` as `python -m benchmarks.feeder`, since a producer that shared the worker's event loop
 would be measured with it. Standard input: a JSON line with the addresses, then how many runs to add;
-each number is answered by itself once those runs are committed.
+each number is answered by itself once those runs are committed; a 0 tells that it is ready.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 
 import orjson
-import uvloop
 
 from benchmarks.flows import noop
-from benchmarks.ground import BATCH, Ground, quiet
+from benchmarks.ground import BATCH, Ground, Server, quiet
+from millpond.cli.loop import run_loop
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
 from millpond.engine.hints import Hints
@@ -60,6 +60,8 @@ async def feeder(urls: Urls, org_id: int) -> AsyncIterator[Feeder]:
     made = Feeder(process)
     assert process.stdin is not None
     process.stdin.write(orjson.dumps({"urls": asdict(urls), "org_id": org_id}) + b"\n")
+    assert process.stdout is not None
+    await process.stdout.readline()
     listening = asyncio.create_task(made.listen())
     try:
         yield made
@@ -76,7 +78,8 @@ async def serve() -> None:
     db = await Database.connect(urls.app)
     engine_db = await EngineDatabase.connect(urls.engine, min_size=0)
     hints = await Hints.connect(urls.engine)
-    at = Ground(urls, db, engine_db)
+    at = Ground(Server(urls), db, engine_db)
+    print(0, flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         count = int(line)
         for start in range(0, count, BATCH):
@@ -92,4 +95,4 @@ async def serve() -> None:
 
 if __name__ == "__main__":
     quiet()
-    uvloop.run(serve())
+    run_loop(serve())

@@ -41,7 +41,7 @@ class Server:
     """One running Postgres: its addresses, and the superuser's for what no product may do."""
 
     urls: Urls
-    admin_url: str
+    admin_url: str = ""
 
     async def settle(self) -> None:
         """Do now what the server would do later beside somebody's measurement: vacuum, checkpoint."""
@@ -76,24 +76,30 @@ async def postgres() -> AsyncIterator[Server]:
 class Ground:
     """One migrated database with the application's and the engine's pools."""
 
-    urls: Urls
+    server: Server
     db: Database
     engine_db: EngineDatabase
 
-    async def org(self) -> int:
-        """Make an org."""
-        return (await self.orgs(1))[0]
+    @property
+    def urls(self) -> Urls:
+        """The addresses of the database, one per role."""
+        return self.server.urls
 
-    async def orgs(self, count: int) -> list[int]:
-        """Make orgs."""
+    async def org(self, name: str = "bench") -> int:
+        """Make an org."""
+        return (await self.orgs(1, name))[0]
+
+    async def orgs(self, count: int, name: str = "bench") -> list[int]:
+        """Make orgs; their slugs are never the same."""
         mark = time.time_ns()
         async with self.db.globals() as con:
             rows = await con.fetch(
                 "insert into org (slug, name) "
-                "select 'b' || $1::bigint || '-' || n, 'bench' from generate_series(1, $2::int) n "
+                "select 'b' || $1::bigint || '-' || n, $3 from generate_series(1, $2::int) n "
                 "returning org_id",
                 mark,
                 count,
+                name,
             )
         return [row["org_id"] for row in rows]
 
@@ -134,10 +140,18 @@ class Ground:
             for _ in range(SUBMITTERS):
                 group.create_task(work())
 
+    async def settle(self) -> None:
+        """See Server.settle."""
+        await self.server.settle()
+
     async def left(self) -> int:
         """Count runs that have not ended."""
+        return await self.count("item")
+
+    async def count(self, table: str, where: str = "true") -> int:
+        """Count rows of any org."""
         async with self.engine_db.duty("bench") as con:
-            number: int = await con.fetchval("select count(*) from item")
+            number: int = await con.fetchval(f"select count(*) from {table} where {where}")
         return number
 
     async def clear(self, flows: Sequence[Flow], slots: int) -> None:
@@ -175,22 +189,23 @@ class Ground:
 
 
 @asynccontextmanager
-async def open_ground(urls: Urls) -> AsyncIterator[Ground]:
+async def open_ground(server: Server) -> AsyncIterator[Ground]:
     """Migrate a database and open its pools."""
+    urls = server.urls
     await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
     db, engine_db = await Database.connect(urls.app), await EngineDatabase.connect(urls.engine)
     try:
-        yield Ground(urls, db, engine_db)
+        yield Ground(server, db, engine_db)
     finally:
         await db.close()
         await engine_db.close()
 
 
 @asynccontextmanager
-async def ground() -> AsyncIterator[tuple[Ground, Server]]:
+async def ground() -> AsyncIterator[Ground]:
     """Start a fresh server, migrate it, and remove it afterwards."""
-    async with postgres() as server, open_ground(server.urls) as at:
-        yield at, server
+    async with postgres() as server, open_ground(server) as at:
+        yield at
 
 
 def machine() -> str:

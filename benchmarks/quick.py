@@ -8,12 +8,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Awaitable, Callable, Sequence
 
-import uvloop
-
 from benchmarks import measures
 from benchmarks.figures import Figure, Notes, percentile, store
 from benchmarks.flows import noop
 from benchmarks.ground import Ground, ground, machine, quiet
+from millpond.cli.loop import run_loop
 
 
 async def measure(rounds: int, only: set[str], scale: float) -> list[Figure]:
@@ -60,7 +59,7 @@ async def measure(rounds: int, only: set[str], scale: float) -> list[Figure]:
         "steps": steps,
         "idle": idle,
     }
-    async with ground() as (at, _):
+    async with ground() as at:
         for number in range(rounds):
             print(f"round {number + 1} of {rounds}", flush=True)
             for name, suite in suites.items():
@@ -83,7 +82,12 @@ def main() -> None:
     quiet()
     options = parse()
     only = {name for name in options.only.split(",") if name}
-    figures = uvloop.run(measure(options.rounds, only, options.scale))
+    figures: list[Figure] = []
+
+    async def run() -> None:
+        figures.extend(await measure(options.rounds, only, options.scale))
+
+    run_loop(run())
     print(f"\nMillpond on {machine()}, medians (and range) of {options.rounds} rounds")
     for figure in figures:
         print(figure.line())

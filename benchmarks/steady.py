@@ -40,10 +40,10 @@ class Steady:
         return self.rate_between(0.0, self.ticks[-1][0])
 
     def rate_between(self, start_s: float, end_s: float) -> float:
-        """Runs per second in a part of the time."""
-        inside = [tick for tick in self.ticks if start_s <= tick[0] <= end_s]
+        """Runs per second in a part of the time; one without any counts as if it had one."""
+        inside = [tick for tick in self.ticks if start_s <= tick[0] <= end_s] or self.ticks
         (first_at, first), (last_at, last) = inside[0], inside[-1]
-        return (last - first) / max(TICK_S, last_at - first_at)
+        return max(1, last - first) / max(TICK_S, last_at - first_at)
 
 
 async def drain_steadily(at: Ground, org_id: int, *, seconds: float) -> Steady:
@@ -57,7 +57,7 @@ async def drain_steadily(at: Ground, org_id: int, *, seconds: float) -> Steady:
                 while not SEEN.starts:
                     await asyncio.sleep(0.001)
                 began = time.perf_counter() + warm_s
-                while (now := time.perf_counter() - began) < seconds:
+                while (now := time.perf_counter() - began) < seconds or not found.claims_s:
                     fed.feed(SEEN.starts)
                     if now >= 0:
                         found.ticks.append((now, SEEN.starts))

@@ -15,10 +15,10 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 
 import orjson
-import uvloop
 
 from benchmarks.flows import REGISTRY
 from benchmarks.ground import quiet
+from millpond.cli.loop import run_loop
 from millpond.db.embedded import Urls
 from millpond.db.pool import EngineDatabase
 from millpond.engine.worker import Worker
@@ -66,4 +66,4 @@ async def work() -> None:
 
 if __name__ == "__main__":
     quiet()
-    uvloop.run(work())
+    run_loop(work())

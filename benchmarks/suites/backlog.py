@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from benchmarks.figures import Figure, Notes, percentile
 from benchmarks.flows import noop
-from benchmarks.ground import Ground, Server, ground
+from benchmarks.ground import Ground, ground
 from benchmarks.plan import Plan
 from benchmarks.steady import drain_steadily
 
@@ -26,15 +26,15 @@ async def measure(plan: Plan) -> list[Figure]:
     async with ground() as shallow, ground() as deep:
         sides = {"shallow": shallow, "deep": deep}
         orgs = {}
-        for name, (at, server) in sides.items():
+        for name, at in sides.items():
             orgs[name] = await at.org()
             print(f"  filling {depths[name]:,} runs", flush=True)
             await at.fill(noop, [orgs[name]], depths[name])
-            await server.settle()
+            await at.settle()
         for _ in range(plan.rounds_or(ROUNDS)):
             found = {
-                name: await _turn(notes, side, orgs[name], f"{depths[name]:,} deep", plan)
-                for name, side in sides.items()
+                name: await _turn(notes, at, orgs[name], f"{depths[name]:,} deep", plan)
+                for name, at in sides.items()
             }
             notes.add("deep over shallow", "x", found["deep"][0] / found["shallow"][0])
             notes.add("claim p99, deep over shallow", "x", found["deep"][1] / found["shallow"][1])
@@ -42,11 +42,10 @@ async def measure(plan: Plan) -> list[Figure]:
 
 
 async def _turn(
-    notes: Notes, side: tuple[Ground, Server], org_id: int, title: str, plan: Plan
+    notes: Notes, at: Ground, org_id: int, title: str, plan: Plan
 ) -> tuple[float, float]:
-    at, server = side
     steady = await drain_steadily(at, org_id, seconds=plan.seconds_or(SECONDS))
-    await server.settle()
+    await at.settle()
     claim_s = percentile(steady.claims_s, 0.99)
     notes.add(f"drain, {title}", "runs/s", steady.rate)
     notes.add(f"claim p99, {title}", "ms", claim_s * 1e3)

@@ -122,7 +122,7 @@ async def _drain(server: Server, feature: Feature, count: int) -> float:
     """Drain on pools of its own, so that a changed role takes effect."""
     await server.alter(*feature.alter)
     try:
-        async with open_ground(server.urls) as at:
+        async with open_ground(server) as at:
             return await drain(at, feature.flow, count=count, change=feature.change)
     finally:
         await server.alter(*feature.undo)

@@ -23,12 +23,12 @@ SLOTS = 20
 async def measure(plan: Plan) -> list[Figure]:
     """Measure pairs of one and two worker processes."""
     notes = Notes("scale")
-    async with ground() as (at, server):
+    async with ground() as at:
         for _ in range(plan.rounds_or(ROUNDS)):
             rates = {}
             for processes, title in ((1, "one process"), (2, "two processes")):
                 rates[processes] = await _drain(at, processes, plan.runs(RUNS))
-                await server.settle()
+                await at.settle()
                 notes.add(f"burning steps, {title}", "runs/s", rates[processes])
             notes.add("two processes over one", "x", rates[2] / rates[1])
     return notes.figures()
@@ -39,15 +39,15 @@ async def _drain(at: Ground, processes: int, count: int) -> float:
     async with AsyncExitStack() as stack:
         for _ in range(processes):
             await stack.enter_async_context(worker_process(at.urls, SLOTS))
-        while await _count(at, "worker") < processes:
+        while await at.count("worker") < processes:
             await asyncio.sleep(0.05)
         # Both are there before there is work, and one hint wakes both.
         await at.fill(burn, [org_id], count)
         async with at.hints() as hints:
             hints.wake([burn.queue])
-            while await _count(at, "item"):
+            while await at.count("item"):
                 await asyncio.sleep(0.05)
-        while await _count(at, "lease"):
+        while await at.count("lease"):
             await asyncio.sleep(0.05)
     async with at.db.org(org_id) as con:
         took_s: float = await con.fetchval(
@@ -56,9 +56,3 @@ async def _drain(at: Ground, processes: int, count: int) -> float:
             org_id,
         )
     return count / took_s
-
-
-async def _count(at: Ground, table: str) -> int:
-    async with at.engine_db.duty("bench") as con:
-        number: int = await con.fetchval(f"select count(*) from {table}")
-    return number

@@ -13,7 +13,7 @@ import asyncpg
 
 from benchmarks.figures import Figure, Notes
 from benchmarks.flows import noop
-from benchmarks.ground import Server, ground
+from benchmarks.ground import Ground, ground
 from benchmarks.plan import Plan
 from benchmarks.steady import drain_steadily
 
@@ -35,16 +35,17 @@ async def measure(plan: Plan) -> list[Figure]:
 async def _measure(notes: Notes, plan: Plan, suffix: str) -> None:
     seconds = plan.seconds_or(SECONDS)
     window_s = min(WINDOW_S, seconds / 4)
-    async with ground() as (at, server):
+    async with ground() as at:
         org_id = await at.org()
         await at.fill(noop, [org_id], plan.depth or DEPTH)
         if suffix:
-            async with _open_transaction(server):
+            async with _open_transaction(at):
                 steady = await drain_steadily(at, org_id, seconds=seconds)
         else:
             steady = await drain_steadily(at, org_id, seconds=seconds)
     first = steady.rate_between(0.0, window_s)
-    last = steady.rate_between(seconds - window_s, seconds)
+    ended_s = steady.ticks[-1][0]
+    last = steady.rate_between(ended_s - window_s, ended_s)
     notes.add(f"drain, first {window_s:.0f} s{suffix}", "runs/s", first)
     notes.add(f"drain, last {window_s:.0f} s{suffix}", "runs/s", last)
     notes.add(f"drain, whole time{suffix}", "runs/s", steady.rate)
@@ -52,9 +53,9 @@ async def _measure(notes: Notes, plan: Plan, suffix: str) -> None:
 
 
 @asynccontextmanager
-async def _open_transaction(server: Server) -> AsyncIterator[None]:
+async def _open_transaction(at: Ground) -> AsyncIterator[None]:
     """Hold a transaction with its snapshot open, as a forgotten session would."""
-    con = await asyncpg.connect(server.urls.owner)
+    con = await asyncpg.connect(at.urls.owner)
     try:
         async with con.transaction(isolation="repeatable_read"):
             await con.fetchval("select pg_current_xact_id()")

@@ -21,15 +21,15 @@ async def measure(plan: Plan) -> list[Figure]:
     notes = Notes("tenants")
     count = plan.runs(RUNS)
     orgs = min(count, plan.orgs or plan.runs(ORGS))
-    async with ground() as (at, server):
+    async with ground() as at:
         one, many = await at.orgs(1), await at.orgs(orgs)
         for _ in range(plan.rounds_or(ROUNDS)):
             rates = []
             for org_ids, title in ((one, "1 org"), (many, f"{orgs:,} orgs")):
                 await at.fill(noop, org_ids, count)
-                await server.settle()
+                await at.settle()
                 rates.append(await drain_filled(at, noop, count=count))
-                await server.settle()
+                await at.settle()
                 notes.add(f"drain, {title}", "runs/s", rates[-1])
             notes.add("many orgs over one", "x", rates[1] / rates[0])
     return notes.figures()

@@ -30,18 +30,18 @@ async def measure(plan: Plan) -> list[Figure]:
     notes = Notes("waiting")
     count = plan.waiting or plan.runs(WAITING)
     seconds = plan.seconds_or(SECONDS)
-    async with ground() as (full, full_server), ground() as (empty, empty_server):
+    async with ground() as full, ground() as empty:
         await _park(notes, full, count)
         orgs = []
-        for at, server in ((empty, empty_server), (full, full_server)):
+        for at in (empty, full):
             orgs.append(await at.org())
             await at.fill(noop, [orgs[-1]], plan.depth or DEPTH)
-            await server.settle()
+            await at.settle()
         for _ in range(plan.rounds_or(ROUNDS)):
             without = (await drain_steadily(empty, orgs[0], seconds=seconds)).rate
-            await empty_server.settle()
+            await empty.settle()
             beside = (await drain_steadily(full, orgs[1], seconds=seconds)).rate
-            await full_server.settle()
+            await full.settle()
             notes.add("drain without waiting runs", "runs/s", without)
             notes.add(f"drain beside {count:,} waiting runs", "runs/s", beside)
             notes.add("drain beside waiting runs over drain without", "x", beside / without)
@@ -65,11 +65,5 @@ async def _park(notes: Notes, at: Ground, count: int) -> None:
 async def _park_more(at: Ground, org_id: int, count: int, *, until: int) -> None:
     await at.fill(sleeper, [org_id], count - count // 2)
     await at.fill(asker, [org_id], count // 2)
-    while True:
-        async with at.engine_db.duty("bench") as con:
-            parked = await con.fetchval(
-                "select count(*) from item where state in ('waiting', 'awaiting_input')"
-            )
-        if parked >= until:
-            return
+    while await at.count("item", "state in ('waiting', 'awaiting_input')") < until:
         await asyncio.sleep(0.2)
