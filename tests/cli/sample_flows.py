@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from millpond.engine.context import Context, StepContext
 from millpond.engine.registry import flow, step
+from millpond.engine.triggers import EventInput
 from millpond.errors import Permanent
 
 
@@ -61,3 +62,9 @@ async def ask(ctx: Context, word: Word) -> dict[str, Any]:
         "right", role="support", form=Verdict, proposal={"word": word.word}, title="Is it right?"
     )
     return {"is_right": decision.answer.is_right, "by": decision.resolved_by}
+
+
+@flow("sample.hear", permission="runs:start")
+async def hear(ctx: Context, given: EventInput[Word]) -> Word:
+    """Say what an event said."""
+    return given.event.data

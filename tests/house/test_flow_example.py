@@ -23,9 +23,9 @@ SUPPORT = Principal(org_id=0, subject="user:ada", roles=frozenset({"support"}))
 
 @pytest.fixture(scope="module")
 def example(root, tmp_path_factory):
-    """Return the module that the page's Python block is."""
+    """Return the module that the page's first Python block is."""
     page = (root / "docs" / "flows.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    block, *_ = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     path = tmp_path_factory.mktemp("flows") / "refunds_of_the_docs.py"
     path.write_text(block, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(path.stem, path)

@@ -104,6 +104,30 @@ async def accept_with(caller: Caller, make: Make, promise: Promise | None = None
     return _accepted(intent)
 
 
+async def is_repeat(con: Connection, principal: Principal, promise: Promise) -> bool:
+    """Whether this was asked before under the same key; raises InvalidInput if something else was."""
+    row = await _find(con, principal, promise)
+    if row is not None and row["digest"] != promise.digest:
+        raise _reused()
+    return row is not None
+
+
+async def keep_promise(
+    con: Connection, principal: Principal, promise: Promise, run_id: uuid.UUID
+) -> bool:
+    """Take a key for something that is done to a run; False when a rival took it first."""
+    rows = await con.fetch(
+        _SQL["claim_keys"],
+        principal.org_id,
+        [principal.subject],
+        [promise.route],
+        [promise.key],
+        [promise.digest],
+        [run_id],
+    )
+    return bool(rows)
+
+
 async def recall(caller: Caller, promise: Promise, *, is_delayed: bool) -> Accepted | None:
     """Return the run that a key stands for, if any, when the wish would not be accepted now."""
     async with caller.org() as con:
@@ -182,12 +206,7 @@ async def _first(
 ) -> Accepted:
     row = await _find(con, principal, promise)
     if row is None or row["digest"] != promise.digest:
-        raise InvalidInput(
-            "This Idempotency-Key was used for another request.",
-            code="idempotency_key_reused",
-            param="Idempotency-Key",
-            advice="use a new key for a new request",
-        )
+        raise _reused()
     return Accepted(
         run_id=row["run_id"],
         flow=row["flow"],
@@ -197,6 +216,15 @@ async def _first(
         labels=orjson.loads(row["labels"]),
         is_delayed=is_delayed,
         is_repeat=True,
+    )
+
+
+def _reused() -> InvalidInput:
+    return InvalidInput(
+        "This Idempotency-Key was used for another request.",
+        code="idempotency_key_reused",
+        param="Idempotency-Key",
+        advice="use a new key for a new request",
     )
 
 

@@ -105,8 +105,10 @@ class Step(BaseModel):
 
     key: str = Field(description="Branch path, name and occurrence: unique within the run.")
     name: str
-    kind: Literal["step", "sleep", "input", "emit"]
-    state: Literal["done", "failed", "waiting", "retrying"]
+    kind: Literal[
+        "step", "sleep", "input", "emit", "value", "state", "child", "join", "signal", "ending"
+    ]
+    state: Literal["done", "failed", "waiting", "retrying", "begun", "unknown"]
     output: Any
     error: dict[str, Any] | None
     tries: int
@@ -135,10 +137,14 @@ class InputRequest(BaseModel):
 
 
 class RunDetail(Run):
-    """A run with its recorded steps and its open questions."""
+    """A run with its recorded steps, its open questions, its kin, and what its flow shows."""
 
     steps: list[Step]
     input_requests: list[InputRequest]
+    state_values: dict[str, Any] = Field(description="What the flow set last, by name.")
+    parent_id: uuid.UUID | None = Field(description="The run that started this one as a child.")
+    continued_from: uuid.UUID | None = Field(description="The run that this one goes on from.")
+    continued_to: uuid.UUID | None = Field(description="The run that goes on from this one.")
 
 
 class EventOut(BaseModel):

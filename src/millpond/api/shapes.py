@@ -6,12 +6,12 @@ in `models` describe; a test validates real responses against the published Open
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
-from millpond.engine.views import FlowView, QueueView, RequestView, RunView, StepView
+from millpond.engine.views import FlowView, Kin, QueueView, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
 
 
@@ -39,13 +39,21 @@ def run_json(run: RunView) -> dict[str, Any]:
 
 
 def run_detail_json(
-    run: RunView, steps: Sequence[StepView], requests: Sequence[RequestView]
+    run: RunView,
+    steps: Sequence[StepView],
+    requests: Sequence[RequestView],
+    kin: Kin,
+    state_values: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return a run with its steps and open questions."""
+    """Return a run with its steps, open questions, kin and what its flow shows."""
     return {
         **run_json(run),
         "steps": [_step_json(step) for step in steps],
         "input_requests": [request_json(request) for request in requests],
+        "state_values": {name: raw(value) for name, value in state_values.items()},
+        "parent_id": kin.parent_id,
+        "continued_from": kin.continued_from,
+        "continued_to": kin.continued_to,
     }
 
 

@@ -26,12 +26,19 @@ PERMISSIONS = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:signal",
         "inputs:read",
         "inputs:resolve",
         "flows:read",
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "schedules:read",
+        "schedules:write",
+        "triggers:read",
+        "triggers:write",
+        "events:send",
+        "events:read",
     }
 )
 ROLES = frozenset({"owner", "admin", "builder", "analyst", "support", "viewer"})

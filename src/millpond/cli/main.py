@@ -11,7 +11,21 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from millpond.cli import catalog, doctor, inputs, kb, runs, schema, serve, tokens, up, work
+from millpond.cli import (
+    catalog,
+    doctor,
+    events,
+    inputs,
+    kb,
+    runs,
+    schedules,
+    schema,
+    serve,
+    tokens,
+    triggers,
+    up,
+    work,
+)
 from millpond.cli.demo import command
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
@@ -49,6 +63,9 @@ app.command()(doctor.doctor)
 app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(triggers.app, name="triggers")
+app.add_typer(events.app, name="events")
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.command()(catalog.flows)

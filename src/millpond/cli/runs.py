@@ -1,4 +1,4 @@
-"""`millpond runs`: start, list, show, tail and cancel runs through the API.
+"""`millpond runs`: start, list, show, tail, signal and cancel runs through the API.
 
 Called by `main`. Invariant: with --wait or tail the exit code tells how the run ended.
 """
@@ -167,6 +167,32 @@ def cancel(
         print_json(answer)
     else:
         out().print(plain(f"run {run_id} is {answer['state']}"))
+
+
+@app.command()
+def signal(
+    run_id: RunId,
+    name: Annotated[str, typer.Argument(help="What the flow waits for.", show_default=False)],
+    data_text: Annotated[
+        str, typer.Option("--data", "-d", help="Data: JSON text, @file, or - for stdin.")
+    ] = "null",
+    key: Annotated[
+        str | None, typer.Option("--idempotency-key", help="A repeat sends nothing.")
+    ] = None,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Tell a run something that it waits for, or will."""
+    body = {"name": name, "data": read_json(data_text, param="--data")}
+    headers = {"Idempotency-Key": key} if key else {}
+    answer = call(
+        url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/signals", body, headers=headers)
+    )
+    if as_json:
+        print_json(answer)
+    else:
+        out().print(plain(f"run {run_id} was sent {answer['name']}"))
 
 
 async def _follow_quietly(remote: Remote, run_id: str) -> None:

@@ -2,14 +2,15 @@
 
 Called by every room that reads or writes. Invariants: a transaction of the application always has an
 org and ends with its block; the engine's pool is never handed to step code; a connection whose task
-was cancelled inside a transaction is discarded, since its server side may still be at work.
+was cancelled inside a transaction is discarded, since its server side may still be at work. A probe,
+where one is passed, hears of every commit just before it is sent and just after it was acknowledged.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
@@ -23,6 +24,8 @@ Connection: TypeAlias = (
 )
 _Pooled: TypeAlias = "asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
 Record = asyncpg.Record
+# Called with `before:NAME` and `after:NAME` of each commit; crash tests end the process in it.
+Probe: TypeAlias = Callable[[str], Awaitable[None]]
 
 SCHEMA = "millpond"
 # A rollback is immediate; past this the connection is as good as gone.
@@ -66,8 +69,9 @@ async def _open_pool(
 class _Pool:
     """What both roles' pools share: open, close, and transactions begun by one statement."""
 
-    def __init__(self, pool: asyncpg.Pool[Record]) -> None:
+    def __init__(self, pool: asyncpg.Pool[Record], probe: Probe | None = None) -> None:
         self._pool = pool
+        self._probe = probe
 
     async def close(self) -> None:
         """Close every connection; those still busy after 5 s are cut."""
@@ -94,7 +98,7 @@ class _Pool:
 
     @asynccontextmanager
     async def _transaction(
-        self, begin: str, *, is_engine: bool = False
+        self, begin: str, name: str, *, is_engine: bool = False
     ) -> AsyncIterator[Connection]:
         con = await self._acquire()
         is_clean = False
@@ -104,9 +108,13 @@ class _Pool:
             # The engine's blocks do nothing but talk to the database: a timeout in one is its.
             with translated(connecting=is_engine):
                 yield con
+            if self._probe is not None:
+                await self._probe(f"before:{name}")
             with translated(connecting=True):
                 _refuse_rolled_back(await con.execute("commit"))
             is_clean = True
+            if self._probe is not None:
+                await self._probe(f"after:{name}")
         except Exception:
             is_clean = await _is_rolled_back(con)
             raise
@@ -157,22 +165,28 @@ class Database(_Pool):
 
     @classmethod
     async def connect(
-        cls, url: str, *, name: str = "millpond-app", min_size: int = 1, max_size: int = 8
+        cls,
+        url: str,
+        *,
+        name: str = "millpond-app",
+        min_size: int = 1,
+        max_size: int = 8,
+        probe: Probe | None = None,
     ) -> Database:
         """Open the pool as `millpond_app`; raises Unavailable when Postgres cannot be reached."""
-        return cls(await _open_pool(url, name=name, min_size=min_size, max_size=max_size))
+        return cls(await _open_pool(url, name=name, min_size=min_size, max_size=max_size), probe)
 
     @asynccontextmanager
     async def org(self, org_id: int) -> AsyncIterator[Connection]:
         """Open a transaction in which only rows of `org_id` exist; commits when the block ends."""
         begin = f"begin; set local millpond.org = '{int(org_id)}'"
-        async with self._transaction(begin) as con:
+        async with self._transaction(begin, "org") as con:
             yield con
 
     @asynccontextmanager
     async def globals(self) -> AsyncIterator[Connection]:
         """Open a transaction without an org: only global tables have rows in it."""
-        async with self._transaction("begin; set local millpond.org = ''") as con:
+        async with self._transaction("begin; set local millpond.org = ''", "globals") as con:
             yield con
 
 
@@ -181,7 +195,13 @@ class EngineDatabase(_Pool):
 
     @classmethod
     async def connect(
-        cls, url: str, *, name: str = "millpond-engine", min_size: int = 2, max_size: int = 6
+        cls,
+        url: str,
+        *,
+        name: str = "millpond-engine",
+        min_size: int = 2,
+        max_size: int = 6,
+        probe: Probe | None = None,
     ) -> EngineDatabase:
         """Open the pool as `millpond_engine`; raises Unavailable when Postgres cannot be reached."""
         pool = await _open_pool(
@@ -191,7 +211,7 @@ class EngineDatabase(_Pool):
             max_size=max_size,
             command_timeout_s=_ENGINE_TIMEOUT_S,
         )
-        return cls(pool)
+        return cls(pool, probe)
 
     @asynccontextmanager
     async def duty(
@@ -209,18 +229,22 @@ class EngineDatabase(_Pool):
             begin += "; set local synchronous_commit = off"
         if first:
             begin += f"; {first}"
-        async with self._transaction(begin, is_engine=True) as con:
+        async with self._transaction(begin, name, is_engine=True) as con:
             yield con
 
     @asynccontextmanager
-    async def statement(self) -> AsyncIterator[Connection]:
-        """Lend a connection for one statement, which is a durable transaction of its own."""
+    async def statement(self, name: str) -> AsyncIterator[Connection]:
+        """Lend a connection for one statement of duty `name`: a durable transaction of its own."""
         con = await self._acquire()
         is_clean = False
         try:
+            if self._probe is not None:
+                await self._probe(f"before:{name}")
             with translated(connecting=True):
                 yield con
             is_clean = True
+            if self._probe is not None:
+                await self._probe(f"after:{name}")
         except Exception:
             is_clean = await _is_rolled_back(con)
             raise

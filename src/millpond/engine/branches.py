@@ -1,13 +1,15 @@
 """Branches: the parallel strands of one attempt, their step keys, and how they are ended from outside.
 
-Called by `context`. Invariants: a step key depends only on the branch's place in the flow and on how
-often its name occurred there; once closed, an attempt's flow code gets nothing but `Unwind`.
+Called by `context` and the rooms of its calls. Invariants: a step key depends only on the branch's place
+in the flow and on how often its name occurred there; the attempt parks when the flow's own strand and
+every one below it rest; once closed, an attempt's flow code gets nothing but `Unwind`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -27,18 +29,22 @@ class Unwind(BaseException):
         self.reason = reason
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Branch:
     """One strand: its path in the flow (`` for the flow itself) and what it has counted.
 
-    `deadline` is when its running step is over its time, on the loop's clock.
+    `going` counts what can go on: the strand itself and the branches below it; `on_rest` and `on_go`
+    are told when that becomes none, or some again.
     """
 
     path: str
+    parent: Branch | None = None
+    going: int = 0
+    on_rest: Callable[[], None] | None = None
+    on_go: Callable[[], None] | None = None
     occurrences: dict[str, int] = field(default_factory=dict)
     forks: int = 0
     is_in_step: bool = False
-    deadline: float | None = None
     park: asyncio.Future[None] | None = None
 
     def fork(self) -> str:
@@ -46,6 +52,12 @@ class Branch:
         nth = self.forks
         self.forks += 1
         return f"{self.path}~{nth}"
+
+    def place(self, what: str) -> str:
+        """Return where the next call of this kind stands, for calls that record nothing."""
+        nth = self.occurrences.get(f"!{what}", 0)
+        self.occurrences[f"!{what}"] = nth + 1
+        return f"{self.path}!{what}:{nth}"
 
     def key(self, name: str) -> str:
         """Return the key of the next step of this name: `path name:occurrence`."""
@@ -67,26 +79,30 @@ def _check_name(name: str) -> None:
 class Branches:
     """All strands of one attempt; knows when none of them can go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._by_task: dict[asyncio.Task[Any], Branch] = {}
-        self._going = 0
         self.parked: list[tuple[str, bool]] = []
         self.closed: str | None = None
 
     def open(self, path: str) -> Branch:
         """Make the current task a strand that can go on."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         branch = Branch(path)
-        self._by_task[task] = branch
-        self._going += 1
+        self.enter(task, branch)
         return branch
+
+    def enter(self, task: asyncio.Task[Any], branch: Branch) -> None:
+        """Make a task a strand that can go on, also before it has begun."""
+        self._by_task[task] = branch
+        self.go(branch)
 
     def here(self) -> Branch:
         """Return the strand of the current task; refuses foreign tasks and closed attempts."""
         if self.closed is not None:
             raise Unwind(self.closed)
-        branch = self._by_task.get(asyncio.current_task())  # type: ignore[arg-type]
+        branch = self._by_task.get(asyncio.current_task(self._loop))  # type: ignore[arg-type]
         if branch is None:
             raise Permanent(
                 "ctx was used from a task that the flow started by itself",
@@ -99,49 +115,62 @@ class Branches:
             )
         return branch
 
-    def rest(self, count: int) -> None:
-        """Count that `count` strands cannot go on now; when none can, the attempt parks."""
-        self._going -= count
-        if self._going == 0 and self.parked:
+    def rest(self, branch: Branch) -> None:
+        """Count that the strand, or one below it, cannot go on; when none can, the attempt parks."""
+        branch.going -= 1
+        if branch.going > 0:
+            return
+        # Told first: it may begin another branch beside this one, and then the parent does not rest.
+        if branch.on_rest is not None:
+            branch.on_rest()
+        if branch.parent is not None:
+            self.rest(branch.parent)
+        elif self.parked:
             self.close("parked")
 
-    def deadline(self) -> float | None:
-        """Return when the first of the running steps is over its time, on the loop's clock."""
-        return min((b.deadline for b in self._by_task.values() if b.deadline), default=None)
+    def go(self, branch: Branch) -> None:
+        """Count that the strand, or one below it, can go on."""
+        branch.going += 1
+        if branch.going > 1:
+            return
+        if branch.on_go is not None:
+            branch.on_go()
+        if branch.parent is not None:
+            self.go(branch.parent)
 
-    def go(self, count: int) -> None:
-        """Count that `count` strands can go on again."""
-        self._going += count
-
-    def leave(self) -> None:
-        """Forget the current task's strand."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._by_task.pop(task, None)
+    def leave(self, task: asyncio.Task[Any] | None = None) -> None:
+        """Forget a task's strand, the current one's where none is given."""
+        left = task or asyncio.current_task(self._loop)
+        assert left is not None
+        self._by_task.pop(left, None)
 
     async def park(self, branch: Branch, step_key: str, *, is_human: bool) -> NoReturn:
         """Let this strand wait for something recorded; it never goes on in this attempt."""
-        branch.park = asyncio.get_running_loop().create_future()
+        branch.park = self._loop.create_future()
         self.parked.append((step_key, is_human))
-        self.rest(1)
+        self.rest(branch)
         try:
             await branch.park
         except asyncio.CancelledError:
             if self.closed is None:  # a time limit of the flow's own: this strand goes on
                 branch.park = None
                 self.parked.remove((step_key, is_human))
-                self.go(1)
+                self.go(branch)
             raise
         raise Unwind(self.closed or "parked")
 
     def close(self, reason: str) -> None:
-        """End every strand: the parked ones by Unwind, the working ones by cancelling their task."""
+        """End every strand: the parked ones by Unwind, the working ones by cancelling their task.
+
+        The strand that calls this ends itself, by raising Unwind.
+        """
         if self.closed is not None:
             return
         self.closed = reason
+        here = asyncio.current_task()
         for task, branch in list(self._by_task.items()):
             if branch.park is not None:
                 if not branch.park.done():
                     branch.park.set_exception(Unwind(reason))
-            elif reason != "parked":
+            elif reason != "parked" and task is not here:
                 task.cancel()

@@ -16,9 +16,13 @@ import orjson
 from pydantic import TypeAdapter
 
 from millpond.engine import waits
-from millpond.engine.branches import Branches, Unwind
+from millpond.engine.branches import Branches
+from millpond.engine.checkpoints import check_room
+from millpond.engine.children import Child, ChildFailed
 from millpond.engine.claim import Claimed
+from millpond.engine.continuing import Continuing
 from millpond.engine.encoding import dump, load, output_of
+from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Recorded
 from millpond.engine.performing import (
     HOLD_S,
@@ -28,14 +32,26 @@ from millpond.engine.performing import (
     Scope,
     StepFailed,
     failure,
-    raise_stray,
 )
 from millpond.engine.registry import Step
+from millpond.engine.signals import Signal, Signals, SignalTimedOut
+from millpond.engine.values import Values
 from millpond.errors import InvalidInput, Permanent
 from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import Json
 
-__all__ = ["Context", "Decision", "InputExpired", "Scope", "StepContext", "StepFailed"]
+__all__ = [
+    "Child",
+    "ChildFailed",
+    "Context",
+    "Decision",
+    "InputExpired",
+    "Scope",
+    "Signal",
+    "SignalTimedOut",
+    "StepContext",
+    "StepFailed",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,19 +94,31 @@ class StepContext:
         await self._context._performer.tell(self._key, self._name, "progress", body)
 
 
-class Context:
+class Context(Fanning, Signals, Continuing, Values):
     """One attempt of a run, as its flow code sees it."""
 
-    def __init__(self, claimed: Claimed, history: History, scope: Scope) -> None:
+    def __init__(
+        self,
+        claimed: Claimed,
+        history: History,
+        scope: Scope,
+        *,
+        input_type: TypeAdapter[Any] | None = None,
+    ) -> None:
+        self._claimed = claimed
         self._lease = claimed.lease
         self._history = history
         self._scope = scope
-        self._branches = Branches()
+        self._branches = Branches(scope.loop)
         self._performer = Performer(claimed.lease, scope, self._branches)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
         self.subject = claimed.subject
+        self._steps = len(history)
+        self._unjoined = {}
+        self._continuation = None
+        self._input_type = input_type
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""
@@ -154,59 +182,6 @@ class Context:
             if not recorded.is_due:
                 await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
-
-    async def parallel(self, *branches: Awaitable[Any]) -> tuple[Any, ...]:
-        """Run coroutines side by side, each a branch, and return their results in order.
-
-        Waits for all of them; then raises the failure of the first by position, if any failed.
-        """
-        parent = self._branches.here()
-        fork = parent.fork()
-        if not branches:
-            return ()
-        left = len(branches)
-
-        async def run(index: int, body: Awaitable[Any]) -> Any:
-            nonlocal left
-            self._branches.open(f"{fork}.{index}/")
-            try:
-                return await body
-            except asyncio.CancelledError as error:
-                if self._branches.closed is not None:
-                    raise Unwind(self._branches.closed) from error
-                raise_stray(error, "a branch")
-            finally:
-                self._branches.leave()
-                left -= 1
-                if left == 0:
-                    self._branches.go(1)
-                self._branches.rest(1)
-
-        tasks = [asyncio.ensure_future(run(n, body)) for n, body in enumerate(branches)]
-        is_resting = False
-        try:
-            # The children count themselves in as they start; until then the parent stands for them.
-            await asyncio.sleep(0)
-            is_resting = True
-            self._branches.rest(1)
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError as error:
-            for task in tasks:
-                task.cancel()
-            if not is_resting:
-                self._branches.rest(1)
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if self._branches.closed is not None:
-                raise Unwind(self._branches.closed) from error
-            raise
-        errors = [None if task.cancelled() else task.exception() for task in tasks]
-        for unwind in errors:
-            if isinstance(unwind, Unwind):
-                raise unwind
-        for first in errors:
-            if first is not None:
-                raise first
-        return tuple(task.result() for task in tasks)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""
@@ -326,11 +301,6 @@ class Context:
         """Make the current task the flow's own strand."""
         self._branches.open("")
 
-    @property
-    def deadline(self) -> float | None:
-        """When the first of the running steps is over its time, on the loop's clock."""
-        return self._branches.deadline()
-
     def end(self) -> None:
         """Forget the flow's own strand; nothing cancels its task any more."""
         self._branches.leave()
@@ -343,6 +313,9 @@ class Context:
                 code="history_mismatch",
                 advice="register the changed flow under a new version",
             )
+        if recorded is None:
+            self._steps += 1
+            check_room(self._steps)
         return recorded
 
 

@@ -22,6 +22,7 @@ from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, Scope, StepFailed
+from millpond.engine.continuing import hand_over
 from millpond.engine.encoding import dump, dump_error
 from millpond.engine.history import History
 from millpond.engine.registry import Flow
@@ -48,7 +49,7 @@ def prepare(
 ) -> Attempt:
     """Resolve the code of a claimed run; the claim only hands out what this worker has."""
     flow = flows[claimed.flow, claimed.version]
-    return Attempt(claimed, flow, Context(claimed, history, scope))
+    return Attempt(claimed, flow, Context(claimed, history, scope, input_type=flow.input))
 
 
 async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
@@ -64,7 +65,7 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
         try:
             output = await _perform(attempt)
         except Unwind as unwind:
-            return await _unwound(attempt, scope, unwind.reason)
+            return await _unwound(attempt, scope, unwind.reason, began)
         except Exception as error:
             return await _failed(attempt, scope, error)
         data = f'{{"duration_s":{time.monotonic() - began:.6f}}}'
@@ -94,7 +95,13 @@ async def _perform(attempt: Attempt) -> str:
             raise InvalidInput(
                 f"the input does not fit: {_places(error)}", param="input"
             ) from error
-        result = await flow.function(context, value)
+        try:
+            result = await flow.function(context, value)
+        except Exception as error:
+            if _delay_s(attempt, error) is None:
+                await context.settle_children()
+            raise
+        await context.settle_children()
         if context.closed is not None:
             raise Unwind(context.closed)
         return dump(flow.output, result)
@@ -120,9 +127,11 @@ def _places(error: ValidationError) -> str:
     return dump_error(error)["message"]  # type: ignore[no-any-return]
 
 
-async def _unwound(attempt: Attempt, scope: Scope, reason: str) -> list[Readied]:
-    """End an attempt whose flow code was ended from outside."""
+async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) -> list[Readied]:
+    """End an attempt whose flow code was ended from outside, or goes on as another run."""
     lease = attempt.claimed.lease
+    if reason == "continued":
+        return await _continued(attempt, scope, began)
     if reason == "parked":
         keys = [key for key, _ in attempt.context.parked]
         is_human = all(human for _, human in attempt.context.parked)
@@ -141,6 +150,15 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str) -> list[Readied]
     return []
 
 
+async def _continued(attempt: Attempt, scope: Scope, began: float) -> list[Readied]:
+    continuation = attempt.context.continuation
+    assert continuation is not None
+    readied = await _persist(
+        lambda: hand_over(scope.database, attempt.claimed, continuation, time.monotonic() - began)
+    )
+    return await _cancelled(attempt, scope) if readied is None else readied
+
+
 async def _cancelled(attempt: Attempt, scope: Scope) -> list[Readied]:
     await _end(attempt, scope, "cancelled", None)
     return []
@@ -150,19 +168,11 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
     """Retry the flow body for errors raised outside steps, else fail the run."""
     claimed = attempt.claimed
     described = dump_error(error)
-    delay_s = None
+    delay_s = _delay_s(attempt, error)
     if isinstance(error, StepFailed):
         described["step"], described["cause"] = error.step, error.error_class
         described["code"], described["message"] = error.code, str(error)
     else:
-        delay_s = backoff_s(
-            attempt.flow.retry,
-            tries=claimed.tries + 1,
-            verdict=classify(error),
-            elapsed_s=0.0,
-            wish_s=retry_after_s(error),
-            random=random.random,
-        )
         _log.warning(
             "flow.error",
             run_id=str(claimed.lease.run_id),
@@ -183,6 +193,20 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
             )
         )
     return []
+
+
+def _delay_s(attempt: Attempt, error: Exception) -> float | None:
+    """Return after which time the flow body is tried again, None when this error ends the run."""
+    if isinstance(error, StepFailed):
+        return None
+    return backoff_s(
+        attempt.flow.retry,
+        tries=attempt.claimed.tries + 1,
+        verdict=classify(error),
+        elapsed_s=0.0,
+        wish_s=retry_after_s(error),
+        random=random.random,
+    )
 
 
 async def _end(attempt: Attempt, scope: Scope, outcome: str, error: Json) -> None:

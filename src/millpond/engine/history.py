@@ -36,6 +36,13 @@ class Recorded:
 History = dict[str, Recorded]
 
 
+def just(kind: str, state: str, output: str | None, error: str | None) -> Recorded:
+    """Return what was recorded a moment ago."""
+    return Recorded(
+        kind=kind, state=state, output=output, error=error, tries=1, age_s=0.0, is_due=True
+    )
+
+
 async def load(database: EngineDatabase, leases: Sequence[Lease]) -> dict[Lease, History]:
     """Read what is recorded of the leased runs, one query for all."""
     histories: dict[Lease, History] = {lease: {} for lease in leases}

@@ -1,4 +1,4 @@
-"""Maintenance: rescue of leases whose worker is gone, and due timers.
+"""Maintenance: rescue of leases whose worker is gone, due timers, due schedules and groups of events.
 
 Called by a loop in every worker; one process at a time does the chores. Invariants: only missed
 heartbeats end a lease, never elapsed work; after a gap in its own ticks or a restart of Postgres it
@@ -14,7 +14,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import waits
+from millpond.engine import firing, inbound, waits
 from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
 
@@ -79,8 +79,16 @@ class Maintenance:
         """Let due timers take effect; returns the runs that may go on."""
         return await waits.fire(self._database, limit=_BATCH)
 
+    async def start_due(self) -> list[Readied]:
+        """Start what schedules and waiting events are due for; returns the new runs."""
+        async with self._database.statement("what_is_due") as con:
+            due = await con.fetchrow(_SQL["what_is_due"])
+        assert due is not None
+        started = await firing.fire(self._database) if due["schedules"] else []
+        return [*started, *await inbound.lapse(self._database)] if due["groups"] else started
+
     async def next_due_s(self) -> float | None:
         """Return in how many seconds the next timer is due, None when there is none."""
-        async with self._database.statement() as con:
+        async with self._database.statement("next_due") as con:
             due: float | None = await con.fetchval(_WAITS["next_due"])
             return due

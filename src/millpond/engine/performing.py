@@ -22,6 +22,7 @@ from millpond.engine.branches import Branch, Branches, Unwind
 from millpond.engine.claim import Lease
 from millpond.engine.commit import Committer, StepWrite
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
 from millpond.errors import LeaseLost, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
@@ -56,8 +57,18 @@ class Scope:
 
     database: EngineDatabase
     committer: Committer
+    hints: Hints
     resources: Mapping[type, object]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
+    timed: set[Timed] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class Timed:
+    """A step under way with a time limit: `deadline` is on the loop's clock."""
+
+    deadline: float
 
 
 class UnderWay(NamedTuple):
@@ -97,7 +108,9 @@ class Performer:
         self._database = scope.database
         self._committer = scope.committer
         self._branches = branches
+        self._loop = scope.loop
         self._under_way = scope.under_way
+        self._timed = scope.timed
 
     async def perform(
         self,
@@ -107,7 +120,7 @@ class Performer:
         recorded: Recorded | None,
     ) -> Any:
         """Try until there is a result; raises StepFailed, or Unwind to park for a long backoff."""
-        now = asyncio.get_running_loop().time
+        now = self._loop.time
         tries = recorded.tries if recorded else 0
         began = now() - (recorded.age_s if recorded else 0.0)
         while True:
@@ -132,15 +145,16 @@ class Performer:
         self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
     ) -> Any:
         """Execute a step's function once, within its time limit."""
-        loop = asyncio.get_running_loop()
-        self._under_way.append(UnderWay(loop.time(), self, plan, tries))
+        began = self._loop.time()
+        self._under_way.append(UnderWay(began, self, plan, tries))
         plan.current_try = tries
         branch.is_in_step = True
-        limit = None
+        limit = timed = None
         try:
             if plan.timeout_s is None:
                 return await call(tries)
-            branch.deadline = loop.time() + plan.timeout_s
+            timed = Timed(began + plan.timeout_s)
+            self._timed.add(timed)
             async with asyncio.timeout(plan.timeout_s) as limit:
                 return await call(tries)
         except (asyncio.CancelledError, SystemExit) as error:
@@ -155,7 +169,8 @@ class Performer:
             ) from error
         finally:
             branch.is_in_step = False
-            branch.deadline = None
+            if timed is not None:
+                self._timed.discard(timed)
             plan.current_try = 0
 
     def _done(
@@ -247,17 +262,19 @@ class Performer:
         *,
         kind: str = "step",
         state: str,
+        output: str | None = None,
         error: str | None = None,
         tries: int = 1,
         duration_s: float = 0.0,
     ) -> None:
-        """Store a checkpoint without a result, and its event, durably."""
+        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
         write = StepWrite(
             lease=self._lease,
             step_key=key,
             name=name,
             kind=kind,
             state=state,
+            output=output,
             error=error,
             tries=tries,
             duration_s=duration_s,
@@ -266,15 +283,13 @@ class Performer:
         )
         await self.own(self._committer.record(write))
 
-    async def persist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Make a write of its own, again while the database is out of reach."""
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Make a write of its own, again while the database is out of reach; returns its result."""
         for _ in range(100):
             try:
-                await self.own(write())
+                return await self.own(write())
             except Transient:
                 await self.own(asyncio.sleep(0.3))
-            else:
-                return
         self._branches.close("lost")
         raise Unwind("lost")
 

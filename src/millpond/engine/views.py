@@ -62,6 +62,15 @@ class StepView:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Kin:
+    """The runs that a run comes from and goes on as."""
+
+    parent_id: uuid.UUID | None
+    continued_from: uuid.UUID | None
+    continued_to: uuid.UUID | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RequestView:
     """A question to a human; `form`, `proposal` and `answer` are JSON text."""
 
@@ -172,6 +181,20 @@ async def get_run(con: Connection, org_id: int, run_id: uuid.UUID) -> RunView:
 async def list_steps(con: Connection, org_id: int, run_id: uuid.UUID) -> list[StepView]:
     """Return the recorded steps of a run in the order in which they began."""
     return [StepView(**row) for row in await con.fetch(_SQL["steps"], org_id, run_id)]
+
+
+async def get_kin(con: Connection, org_id: int, run_id: uuid.UUID) -> Kin:
+    """Return the runs that one run comes from and goes on as; raises NotFound."""
+    row = await con.fetchrow(_SQL["kin"], org_id, run_id)
+    if row is None:
+        raise NotFound(f"run {run_id} does not exist", param="run_id")
+    return Kin(**row)
+
+
+async def state_values(con: Connection, org_id: int, run_id: uuid.UUID) -> dict[str, str]:
+    """Return what a run's flow shows by `set_state`: JSON text, the newest of each name."""
+    rows = await con.fetch(_SQL["state_values"], org_id, run_id)
+    return {row["name"]: row["output"] for row in rows}
 
 
 async def event_position(con: Connection, org_id: int, run_id: uuid.UUID) -> EventPosition:

@@ -96,7 +96,7 @@ async def ready(con: Connection, wakes: Sequence[Wake]) -> list[Readied]:
     return [Readied(org_id=row[0], run_id=row[1], queue=row[2]) for row in rows]
 
 
-async def _held(con: Connection, lease: Lease) -> bool:
+async def held(con: Connection, lease: Lease) -> bool:
     """Lock the live row; returns whether cancel was asked, raises LeaseLost without a lease."""
     row = await con.fetchrow(_COMMIT["hold"], lease.org_id, lease.item_id, lease.token)
     if row is None:
@@ -108,8 +108,8 @@ async def record_sleep(
     database: EngineDatabase, lease: Lease, *, step_key: str, name: str, seconds: float
 ) -> None:
     """Store that the run sleeps from now on, with its timer."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("sleep") as con:
+        await held(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"], lease.org_id, lease.run_id, step_key, name, "sleep", lease.attempt
         ):
@@ -127,8 +127,8 @@ async def record_question(
     """Store a question to a human, with the timer of its expiry."""
     request_id = new_id()
     org_id, run_id = lease.org_id, lease.run_id
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("ask") as con:
+        await held(con, lease)
         if not await con.fetchval(
             _SQL["record_wait"], org_id, run_id, step_key, question.name, "input", lease.attempt
         ):
@@ -162,8 +162,8 @@ async def record_backoff(
     database: EngineDatabase, lease: Lease, *, step_key: str, delay_s: float
 ) -> None:
     """Set the timer of a step's next try; the step itself is recorded as retrying before."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("backoff") as con:
+        await held(con, lease)
         await con.fetchval(
             _SQL["set_timer"], lease.org_id, lease.run_id, step_key, "retry", delay_s
         )
@@ -174,8 +174,8 @@ async def park(
     database: EngineDatabase, lease: Lease, *, step_keys: Sequence[str], is_human: bool
 ) -> Readied | None:
     """Give the slot back until one of the waits is over; returns the run if one already is."""
-    async with database.duty("wait") as con:
-        is_cancelled = await _held(con, lease)
+    async with database.duty("park") as con:
+        is_cancelled = await held(con, lease)
         goes = is_cancelled or await con.fetchval(
             _SQL["can_go"], lease.org_id, lease.run_id, list(step_keys)
         )
@@ -190,8 +190,8 @@ async def park(
 
 async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> Readied:
     """Hand a run back to its queue, no try counted: another worker goes on with it."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("release") as con:
+        await held(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         fact = Fact("run.released", None, {"reason": reason})
         return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id, event=fact)]))[0]
@@ -201,8 +201,8 @@ async def back_off(
     database: EngineDatabase, lease: Lease, *, delay_s: float, error: Json, tries: int
 ) -> None:
     """Let a run wait before its flow body is tried again."""
-    async with database.duty("wait") as con:
-        await _held(con, lease)
+    async with database.duty("retry") as con:
+        await held(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         await con.fetchval(_SQL["set_timer"], lease.org_id, lease.run_id, "", "retry", delay_s)
         data = orjson.dumps({"error": error, "tries": tries, "delay_s": round(delay_s, 3)}).decode()
@@ -255,10 +255,10 @@ async def resolve(
     )
     await con.execute(_SQL["drop_timer"], org_id, run_id, step_key)
     data = {"name": name, "request_id": str(request_id), "resolved_by": principal.subject}
-    return await _wake_waiting(con, org_id, run_id, Fact("input.resolved", step_key, data))
+    return await wake_waiting(con, org_id, run_id, Fact("input.resolved", step_key, data))
 
 
-async def _wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, fact: Fact) -> Readied:
+async def wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, fact: Fact) -> Readied:
     """Store the fact; ready the run if it waits. A running one finds the answer as it parks."""
     await append(con, org_id, run_id, [fact])
     row = await con.fetchrow(_SQL["lock_run"], org_id, run_id)
@@ -276,7 +276,7 @@ def _fits(form: str, answer: Json) -> None:
 
 async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
     """Let due timers take effect; returns the runs that may go on."""
-    async with database.statement() as con:
+    async with database.statement("due") as con:
         due = await con.fetch(_SQL["due"], limit)
     if not due:
         return []
@@ -309,6 +309,14 @@ async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
                 [row["org_id"] for row in sleeps],
                 [row["run_id"] for row in sleeps],
                 [row["step_key"] for row in sleeps],
+            )
+        signals = [row for row in taken if row["kind"] == "signal"]
+        if signals:
+            await con.execute(
+                _SQL["end_signal_waits"],
+                [row["org_id"] for row in signals],
+                [row["run_id"] for row in signals],
+                [row["step_key"] for row in signals],
             )
         for row in taken:
             if row["kind"] == "expiry":

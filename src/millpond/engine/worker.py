@@ -20,7 +20,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import heartbeat, history, waits
+from millpond.engine import chores, heartbeat, history, waits
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
@@ -132,11 +132,14 @@ class Worker:
         committer.start()
         listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
         await listener.start()
-        scope = Scope(database=self._database, committer=committer, resources=self._resources)
+        scope = Scope(
+            database=self._database, committer=committer, hints=hints, resources=self._resources
+        )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         loops = [
             asyncio.create_task(self._claim_all(scope, hints), name="claim"),
             asyncio.create_task(self._chores(hints), name="chores"),
+            asyncio.create_task(self._carry_out(hints), name="carry out"),
             asyncio.create_task(self._watch(hints), name="watch"),
             asyncio.create_task(self._tick(beat, pulse, scope), name="tick"),
         ]
@@ -241,7 +244,7 @@ class Worker:
         attempt = prepare(claimed, self._flows, recorded, scope)
         self._attempts.add(attempt)
         self._slots.take(claimed.queue)
-        task = asyncio.create_task(self._execute(attempt, scope, hints))
+        task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -277,7 +280,7 @@ class Worker:
     # Chores
 
     async def _chores(self, hints: Hints) -> None:
-        """Rescue, fire timers; sleeps until the next timer, at most a moment."""
+        """Rescue, fire timers, start what is due; sleeps until the next timer, at most a moment."""
         maintenance = Maintenance(self._database, lease_s=self._lease_s)
         rescue_at = 0.0
         while True:
@@ -287,12 +290,27 @@ class Worker:
                     self._hint(hints, await maintenance.rescue())
                     rescue_at = time.monotonic() + self._lease_s / 8
                 self._hint(hints, await maintenance.fire())
+                self._hint(hints, await maintenance.start_due())
                 due_s = await maintenance.next_due_s()
                 if due_s is not None:
                     # One that is due and was not taken has its run locked by somebody: a moment.
                     pause_s = min(pause_s, due_s) if due_s > 0 else pause_s / 5
             except MillpondError as error:
                 _log.warning("maintenance.failed", error=error.code)
+            await asyncio.sleep(pause_s)
+
+    async def _carry_out(self, hints: Hints) -> None:
+        """Do to runs what the ends of others asked for, apart from timers, which do not wait."""
+        while True:
+            pause_s = _CHORE_S
+            try:
+                done = await chores.carry_out(self._database)
+                hints.cancelled(done.cancelled)
+                hints.changed(done.cancelled)
+                self._hint(hints, done.readied)
+                pause_s = 0.0 if done.has_more else _CHORE_S
+            except MillpondError as error:
+                _log.warning("chores.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
     async def _tick(
@@ -302,8 +320,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while beat.returncode is None:
             announce(scope.under_way, loop.time())
-            deadlines = [attempt.context.deadline for attempt in self._attempts]
-            first = min((one for one in deadlines if one is not None), default=None)
+            first = min((one.deadline for one in scope.timed), default=None)
             pulse.write(time.monotonic(), first)
             await asyncio.sleep(_TICK_S)
         self._lost.set()

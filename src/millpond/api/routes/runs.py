@@ -169,7 +169,9 @@ async def get_run(caller: Reader, run_id: uuid.UUID) -> Response:
         requests, _ = await views.list_requests(
             con, org_id, PageOf(limit=200), state="pending", run_id=run_id
         )
-    return reply(run_detail_json(run, steps, requests))
+        kin = await views.get_kin(con, org_id, run_id)
+        state_values = await views.state_values(con, org_id, run_id)
+    return reply(run_detail_json(run, steps, requests, kin, state_values))
 
 
 @router.get(
@@ -222,10 +224,11 @@ async def cancel_run(request: Request, caller: Canceller, run_id: uuid.UUID) -> 
     wish = await read_json(request, CancelRun, is_optional=True)
     org_id = caller.org_id
     async with caller.org() as con:
-        await operations.cancel(con, org_id, run_id, caller.principal.subject, wish.reason)
+        stopped = await operations.stop(con, org_id, run_id, caller.principal.subject, wish.reason)
         run = await views.get_run(con, org_id, run_id)
     caller.ports.hints.cancelled([run_id])
-    caller.ports.hints.changed([run_id])
+    caller.ports.hints.changed([run_id, *(one.run_id for one in stopped.readied)])
+    caller.ports.hints.wake({one.queue for one in stopped.readied})
     headers = {"Location": f"/v1/runs/{run_id}", "Retry-After": "1"}
     return reply(run_json(run), status=202, headers=headers)
 

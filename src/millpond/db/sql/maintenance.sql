@@ -67,3 +67,8 @@ where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token;
 -- name: own_leases
 -- Reads what one worker holds.
 select org_id, item_id, run_id, attempt, token from lease where worker_id = $1;
+
+-- name: what_is_due
+-- Tells whether the time of a schedule, or of a group of events, has come.
+select exists (select from schedule where not is_paused and next_due_at <= clock_timestamp()) as schedules,
+       exists (select from trigger_group where due_at <= clock_timestamp()) as groups;

@@ -56,6 +56,16 @@ select step_key, name, kind, state, output, error, tries, started_at, finished_a
 from step where org_id = $1 and run_id = $2
 order by started_at, step_key limit 10000;
 
+-- name: kin
+-- The runs that one run comes from and goes on as.
+select parent_id, continued_from, continued_to from run where org_id = $1 and run_id = $2;
+
+-- name: state_values
+-- What a run's flow shows to the outside: the newest value of each name.
+select distinct on (name) name, output from step
+where org_id = $1 and run_id = $2 and kind = 'state'
+order by name, finished_at desc, step_key desc;
+
 -- name: event_position
 -- Whether a run exists, whether it is over, and the number of its last event.
 select r.outcome is not null as is_over,

@@ -121,6 +121,29 @@ insert into event (org_id, run_id, event_no, kind, step_key, data)
 select c.org_id, c.run_id, i.base + c.nth, 'sleep.ended', c.step_key, json_build_object('name', c.name)
 from c join i on i.org_id = c.org_id and i.item_id = c.run_id;
 
+-- name: end_signal_waits
+-- Records waits for signals as over by time, each with its event.
+with s as (
+  update step s set state = 'failed', finished_at = clock_timestamp(),
+    error = json_build_object('class', 'SignalTimedOut', 'code', 'signal_timed_out',
+                              'message', 'no signal came in time')
+  from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
+  where s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.state = 'waiting'
+  returning s.org_id, s.run_id, s.step_key, s.input
+),
+c as materialized (
+  select s.*, row_number() over (partition by org_id, run_id order by step_key) as nth,
+         count(*) over (partition by org_id, run_id) as many from s
+),
+i as (
+  update item i set event_no = i.event_no + c.many from c
+  where c.nth = 1 and i.org_id = c.org_id and i.item_id = c.run_id
+  returning i.org_id, i.item_id, i.event_no - c.many as base
+)
+insert into event (org_id, run_id, event_no, kind, step_key, data)
+select c.org_id, c.run_id, i.base + c.nth, 'signal.timed_out', c.step_key, json_build_object('names', c.input->'names')
+from c join i on i.org_id = c.org_id and i.item_id = c.run_id;
+
 -- name: get_request
 -- Reads what a decision on a question needs.
 select run_id, step_key, role, title, form, proposal, digest, state, expiry_answer,

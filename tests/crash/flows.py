@@ -1,0 +1,159 @@
+"""Flows that pass every commit point of the engine: the workload of crash and chaos tests.
+
+Add a flow here when a new commit point appears: `test_crashes.py` fails until the workload passes it.
+Invariant: what a step does outside goes through the sink, under the step's own key, with the effect's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from pydantic import BaseModel
+from tests.crash.sink import SinkClient
+
+from millpond.engine.context import Context, InputExpired, StepContext, StepFailed
+from millpond.engine.registry import Registry, flow, step
+from millpond.errors import Permanent, Transient
+from millpond.retry import Retry
+
+REGISTRY = Registry()
+QUICK = Retry(max_tries=20, unknown_tries=20, base_s=0.01, cap_s=0.05)
+# Above what an attempt holds its slot for, so that the run parks.
+PARKS_S = 1.05
+
+
+class Approval(BaseModel):
+    """What a person says."""
+
+    approved: bool
+
+
+@step("crash.touch", retry=QUICK, registry=REGISTRY)
+async def touch(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take one effect at the sink."""
+    return await _touch(step_ctx, attempt, effect)
+
+
+@step("crash.flaky", retry=QUICK, registry=REGISTRY)
+async def flaky(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect, and fail the first time so that the next try is a wait."""
+    number = await _touch(step_ctx, attempt, effect)
+    if step_ctx.try_number == 1:
+        raise Transient("the first try fails", retry_after_s=PARKS_S)
+    return number
+
+
+@step("crash.refused", retry=QUICK, registry=REGISTRY)
+async def refused(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect and fail for good."""
+    await _touch(step_ctx, attempt, effect)
+    raise Permanent("this never works")
+
+
+@step("crash.hold", retry=QUICK, registry=REGISTRY)
+async def hold(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect, then wait for the gate."""
+    number = await _touch(step_ctx, attempt, effect)
+    await step_ctx.get(SinkClient).wait()
+    return number
+
+
+async def _touch(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    return await step_ctx.get(SinkClient).call(
+        run_id=str(step_ctx.run_id),
+        effect=effect,
+        key=step_ctx.idempotency_key,
+        attempt=attempt,
+        try_number=step_ctx.try_number,
+    )
+
+
+@flow("crash.steps", registry=REGISTRY)
+async def steps(ctx: Context, _: None) -> list[str]:
+    """Take three steps in a row."""
+    return [await _step(ctx, name) for name in ("one", "two", "three")]
+
+
+@flow("crash.fan", registry=REGISTRY)
+async def fan(ctx: Context, _: None) -> list[str]:
+    """Take steps side by side, which end together, tell of it, and take another."""
+
+    async def strand(name: str) -> str:
+        await asyncio.sleep(0.05)
+        await ctx.emit("strand", {"strand": name})
+        return await _step(ctx, name)
+
+    names = await ctx.parallel(*(strand(name) for name in ("left", "middle", "right")))
+    await ctx.sleep(0.02, "breath")
+    return [*names, await _step(ctx, "after")]
+
+
+@flow("crash.sleeper", registry=REGISTRY)
+async def sleeper(ctx: Context, _: None) -> list[str]:
+    """Sleep between steps, in one strand of two."""
+
+    async def late() -> str:
+        await ctx.sleep(PARKS_S)
+        return await _step(ctx, "late")
+
+    first = await _step(ctx, "first")
+    return [first, *await ctx.parallel(late(), _step(ctx, "soon"))]
+
+
+@flow("crash.asks", registry=REGISTRY)
+async def asks(ctx: Context, expires_in_s: float | None) -> list[str]:
+    """Ask a person between steps; nobody is asked twice."""
+    before = await _step(ctx, "before")
+    try:
+        decision = await ctx.ask_human(
+            "approve", role="support", form=Approval, proposal=before, expires_in_s=expires_in_s
+        )
+        said = f"approved:{decision.answer.approved}"
+    except InputExpired:
+        said = "expired"
+    return [before, said, await _step(ctx, "later")]
+
+
+@flow("crash.flaky", registry=REGISTRY)
+async def tries_again(ctx: Context, _: None) -> list[str]:
+    """Take a step whose first try fails, with a long backoff."""
+    await ctx.step(flaky, ctx.attempt, "flaky")
+    return ["flaky", await _step(ctx, "then")]
+
+
+@flow("crash.body", retry=QUICK, registry=REGISTRY)
+async def body(ctx: Context, _: None) -> list[str]:
+    """Fail once between steps, so that the body is tried again."""
+    first = await _step(ctx, "first")
+    if ctx.attempt == 1:
+        raise Transient("the first attempt fails")
+    return [first, await _step(ctx, "second")]
+
+
+@flow("crash.fails", registry=REGISTRY)
+async def fails(ctx: Context, is_caught: bool) -> list[str]:
+    """Take a step that fails for good; caught, the run goes on."""
+    try:
+        await ctx.step(refused, ctx.attempt, "refused")
+    except StepFailed:
+        if not is_caught:
+            raise
+    return ["refused", await _step(ctx, "instead")]
+
+
+@flow("crash.holds", registry=REGISTRY)
+async def holds(ctx: Context, _: None) -> list[str]:
+    """Stay in a step until the gate opens, or until it is cancelled or drained."""
+    await ctx.step(hold, ctx.attempt, "hold")
+    return ["hold"]
+
+
+async def _step(ctx: Context, effect: str) -> str:
+    await ctx.step(touch, ctx.attempt, effect)
+    return effect
+
+
+def resources(path: str) -> dict[type, Any]:
+    """Return what these flows need of a worker."""
+    return {SinkClient: SinkClient(path)}

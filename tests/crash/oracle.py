@@ -1,0 +1,92 @@
+"""What must hold once everything has ended, whatever was killed meanwhile.
+
+Every accepted run ended exactly once; no recorded step ran again; no effect came under two keys; events have
+no gaps; nothing live is left. Reads as the engine's role; called at the end of crash and chaos tests.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Collection
+
+import orjson
+from tests.crash.sink import Sink
+
+from millpond.db.pool import Connection, EngineDatabase, Record
+
+FINAL = ("run.succeeded", "run.failed", "run.cancelled")
+# Rows that must not outlive their run.
+LIVE = ("item", "ready", "lease", "timer", "chore", "live_key")
+
+
+async def check(database: EngineDatabase, sink: Sink, accepted: Collection[uuid.UUID]) -> None:
+    """Raise AssertionError naming what does not hold."""
+    async with database.duty("oracle") as con:
+        runs = await con.fetch(
+            "select run_id, flow, outcome, output::text as output, error::text as error from run"
+        )
+        known = {row["run_id"] for row in runs}
+        assert known >= set(accepted), f"lost: {set(accepted) - known}"
+        unended = [row["run_id"] for row in runs if row["outcome"] is None]
+        assert not unended, f"never ended: {unended}"
+        await _check_events(con, runs)
+        for table in LIVE:
+            left = await con.fetch(f"select * from {table}")
+            assert not left, f"{table} has {len(left)} rows left, such as {left[0]}"
+        pending = await con.fetchval("select count(*) from input_request where state = 'pending'")
+        assert pending == 0, "questions of ended runs are still open"
+        steps = await con.fetch(
+            "select org_id, run_id, step_key, name, kind, state, attempt, tries from step"
+        )
+    _check_outputs(runs)
+    _check_steps(steps, sink)
+
+
+async def _check_events(con: Connection, runs: list[Record]) -> None:
+    rows = await con.fetch(
+        "select run_id, array_agg(event_no order by event_no) as numbers,"
+        " array_agg(kind order by event_no) as kinds from event group by run_id"
+    )
+    events = {row["run_id"]: row for row in rows}
+    for run in runs:
+        told = events[run["run_id"]]
+        kinds = told["kinds"]
+        assert told["numbers"] == list(range(1, len(kinds) + 1)), f"a gap in {told}"
+        finals = [kind for kind in kinds if kind in FINAL]
+        assert finals == [f"run.{run['outcome']}"] == kinds[-1:], f"{run['run_id']}: {kinds}"
+    repeated = await con.fetch(
+        "select run_id, step_key from event where kind in ('step.succeeded', 'sleep.ended')"
+        " group by run_id, step_key having count(*) > 1"
+    )
+    assert not repeated, f"recorded twice: {repeated}"
+
+
+def _check_outputs(runs: list[Record]) -> None:
+    """Every flow but those cancelled, or meant to fail, has come to its own end."""
+    for run in runs:
+        if run["outcome"] == "failed":
+            assert orjson.loads(run["error"])["cause"] == "Permanent", run
+        if run["outcome"] == "succeeded":
+            assert orjson.loads(run["output"]), run
+
+
+def _check_steps(steps: list[Record], sink: Sink) -> None:
+    """No later attempt called for a step than the one that recorded it, and each effect has one key."""
+    recorded = {f"{row['org_id']}:{row['run_id']}:{row['step_key']}": row for row in steps}
+    for key, calls in sink.calls_by_key().items():
+        step = recorded.get(key)
+        if step is None or step["state"] not in ("done", "failed"):
+            continue
+        last = max(call.attempt for call in calls)
+        assert last <= step["attempt"], f"{key}: recorded by {step['attempt']}, run by {last}"
+        tries = {(call.attempt, call.try_number, call.pid) for call in calls}
+        assert len(tries) == len(calls), f"{key}: a try ran twice: {calls}"
+    keys: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for call in sink.calls:
+        keys[call.run_id, call.effect].add(call.key)
+    twice = {effect: found for effect, found in keys.items() if len(found) > 1}
+    assert not twice, f"an effect under two keys: {twice}"
+    sounds = {key for key, row in recorded.items() if row["state"] == "done"}
+    silent = {key for key in sounds if key not in sink.effects and "crash." in key}
+    assert not silent, f"recorded without having happened: {silent}"

@@ -1,0 +1,62 @@
+"""A worker in a process of its own that kills itself at a commit point.
+
+Reads one JSON line {engine, sink, lease_s, slots} on standard input; MILLPOND_CRASH names where it ends,
+as `before:park#2`: at the second passage of the point before the commit of `park`. SIGTERM drains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from collections import Counter
+
+import orjson
+import structlog
+from tests.crash.flows import REGISTRY, resources
+
+from millpond.db.pool import EngineDatabase, Probe
+from millpond.engine.worker import Worker
+
+
+def probe_of(order: str) -> Probe | None:
+    """Return a probe that kills this process at the n-th passage of a point, none for no order."""
+    if not order:
+        return None
+    point, _, passage = order.partition("#")
+    passages: Counter[str] = Counter()
+
+    async def probe(passed: str) -> None:
+        passages[passed] += 1
+        if passed == point and passages[passed] == int(passage):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return probe
+
+
+async def main() -> None:
+    """Work until SIGTERM or the end that was ordered."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    orders = orjson.loads(sys.stdin.readline())
+    probe = probe_of(os.environ.get("MILLPOND_CRASH", ""))
+    database = await EngineDatabase.connect(orders["engine"], probe=probe)
+    worker = Worker(
+        database=database,
+        engine_url=orders["engine"],
+        listen_url=orders["engine"],
+        flows=list(REGISTRY.flows.values()),
+        slots={"default": orders["slots"]},
+        resources=resources(orders["sink"]),
+        lease_s=orders["lease_s"],
+        drain_s=0.3,
+    )
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await worker.run(stop)
+    await database.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
