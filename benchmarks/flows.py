@@ -85,6 +85,32 @@ async def emit(ctx: Context, data: dict[str, str]) -> None:
     await ctx.emit("half", {"of": 2})
 
 
+@flow("bench.now", registry=REGISTRY)
+async def now(ctx: Context, data: dict[str, str]) -> str:
+    """Record the time."""
+    SEEN.note()
+    return (await ctx.now()).isoformat()
+
+
+@flow("bench.mapped", registry=REGISTRY)
+async def mapped(ctx: Context, data: dict[str, str]) -> int:
+    """Take three durable steps by a map."""
+    SEEN.note()
+    return sum(await ctx.map(lambda name: ctx.step(name, _one), ("a", "b", "c")))
+
+
+@flow("bench.child", registry=REGISTRY)
+async def child(ctx: Context, data: dict[str, str]) -> None:
+    """Be a child run that does nothing."""
+
+
+@flow("bench.parent", registry=REGISTRY)
+async def parent(ctx: Context, data: dict[str, str]) -> None:
+    """Start a child run and wait for its end, holding nothing."""
+    SEEN.note()
+    await ctx.run_flow(child, data)
+
+
 @flow("bench.mark", registry=REGISTRY)
 async def mark(ctx: Context, data: dict[str, str]) -> None:
     """Tell whoever awaits this run when its first line ran."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -115,16 +115,20 @@ async def drain(
     count: int,
     orgs: int = 1,
     change: Callable[[Intent, int], Intent] = lambda intent, _: intent,
+    also: Sequence[Flow] = (),
 ) -> float:
-    """Return runs per second for `count` runs that wait when the worker starts."""
+    """Return runs per second for `count` runs that wait when the worker starts.
+
+    The worker has the flows `also` beside theirs.
+    """
     await at.fill(flow, await at.orgs(orgs), count, change)
-    return await drain_filled(at, flow, count=count)
+    return await drain_filled(at, [flow, *also], count=count)
 
 
-async def drain_filled(at: Ground, flow: Flow, *, count: int) -> float:
+async def drain_filled(at: Ground, flows: Sequence[Flow], *, count: int) -> float:
     """Return runs per second from the first start until the `count` waiting runs have ended."""
     SEEN.forget()
-    async with at.worker([flow], SLOTS):
+    async with at.worker(flows, SLOTS):
         while SEEN.starts < count or await at.left():
             await asyncio.sleep(0.005)
         return count / (time.perf_counter() - SEEN.began)

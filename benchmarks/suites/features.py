@@ -12,7 +12,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks.figures import Figure, Notes
-from benchmarks.flows import emit, noop, one, parallel, registered, three
+from benchmarks.flows import (
+    child,
+    emit,
+    mapped,
+    noop,
+    now,
+    one,
+    parallel,
+    parent,
+    registered,
+    three,
+)
 from benchmarks.ground import Server, open_ground, postgres
 from benchmarks.measures import drain
 from benchmarks.plan import Plan
@@ -51,10 +62,15 @@ FORGET_EVENTS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Feature:
-    """A use of a feature, or something always on that the throwaway database goes without."""
+    """A use of a feature, or something always on that the throwaway database goes without.
+
+    `portion` makes slow ones short: the share of the usual count of runs.
+    """
 
     title: str
     flow: Flow = noop
+    also: Sequence[Flow] = ()
+    portion: float = 1.0
     change: Change = _same
     alter: Sequence[str] = ()
     undo: Sequence[str] = ()
@@ -81,6 +97,9 @@ FEATURES = (
     Feature(title="one registered step", flow=registered),
     Feature(title="three steps", flow=three),
     Feature(title="three parallel steps", flow=parallel),
+    Feature(title="three mapped steps", flow=mapped),
+    Feature(title="a recorded time", flow=now),
+    Feature(title="a child run, awaited", flow=parent, also=[child], portion=0.1),
     Feature(
         title="no row-level security",
         alter=[_tables("disable")],
@@ -120,10 +139,13 @@ async def measure(plan: Plan) -> list[Figure]:
 
 async def _drain(server: Server, feature: Feature, count: int) -> float:
     """Drain on pools of its own, so that a changed role takes effect."""
+    count = max(2, round(count * feature.portion))
     await server.alter(*feature.alter)
     try:
         async with open_ground(server) as at:
-            return await drain(at, feature.flow, count=count, change=feature.change)
+            return await drain(
+                at, feature.flow, count=count, change=feature.change, also=feature.also
+            )
     finally:
         await server.alter(*feature.undo)
         await server.settle()

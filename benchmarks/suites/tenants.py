@@ -28,7 +28,7 @@ async def measure(plan: Plan) -> list[Figure]:
             for org_ids, title in ((one, "1 org"), (many, f"{orgs:,} orgs")):
                 await at.fill(noop, org_ids, count)
                 await at.settle()
-                rates.append(await drain_filled(at, noop, count=count))
+                rates.append(await drain_filled(at, [noop], count=count))
                 await at.settle()
                 notes.add(f"drain, {title}", "runs/s", rates[-1])
             notes.add("many orgs over one", "x", rates[1] / rates[0])
