@@ -34,6 +34,8 @@ from millpond.types import Intent
 PAYLOAD = orjson.dumps({"customer": "c-1042", "text": "x" * 193})
 BATCH = 1000
 SUBMITTERS = 4
+# Where servers live; None: the system's folder for temporary files.
+PLACE: Path | None = None
 
 
 @dataclass
@@ -61,7 +63,7 @@ class Server:
 @asynccontextmanager
 async def postgres() -> AsyncIterator[Server]:
     """Start a fresh server with the product's options and remove it afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="millpond-bench-"))
+    folder = Path(tempfile.mkdtemp(prefix="millpond-bench-", dir=PLACE))
     folder.chmod(0o711)
     server = EmbeddedPostgres(folder, owner_note="benchmarks")
     try:

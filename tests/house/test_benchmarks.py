@@ -25,7 +25,7 @@ MEMBERS = {"suite", "system", "figure", "unit", "median", "runs"}
 def place(monkeypatch, root, folder_of_module):
     """Run from the repository's root, with the servers where those of all tests are."""
     monkeypatch.chdir(root)
-    monkeypatch.setattr("tempfile.tempdir", str(folder_of_module))
+    monkeypatch.setattr("benchmarks.ground.PLACE", folder_of_module)
 
 
 def test_every_module_of_the_benchmarks_can_be_imported(root):
