@@ -68,3 +68,10 @@ async def ask(ctx: Context, word: Word) -> dict[str, Any]:
 async def hear(ctx: Context, given: EventInput[Word]) -> Word:
     """Say what an event said."""
     return given.event.data
+
+
+@flow("sample.listen", permission="runs:start")
+async def listen(ctx: Context, word: Word) -> Any:
+    """Wait to be told something."""
+    await ctx.set_state("ear", "open")
+    return (await ctx.wait_event("word")).data

@@ -10,7 +10,8 @@ import ast
 from dataclasses import dataclass
 from pathlib import Path
 
-ENGINE = Path(__file__).parents[2] / "src" / "millpond" / "engine"
+SOURCE = Path(__file__).parents[2] / "src" / "millpond"
+ENGINE = SOURCE / "engine"
 OPENERS = frozenset({"duty", "statement"})
 
 
@@ -23,7 +24,7 @@ class Site:
     names: tuple[str, ...]
 
 
-def sites(root: Path = ENGINE) -> list[Site]:
+def sites(root: Path = SOURCE) -> list[Site]:
     """Return every place under `root` that opens a transaction of the engine."""
     found = []
     for path in sorted(root.rglob("*.py")):

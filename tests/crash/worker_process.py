@@ -19,6 +19,7 @@ from tests.crash.flows import REGISTRY, resources
 
 from millpond.db.pool import EngineDatabase, Probe
 from millpond.engine.worker import Worker
+from millpond.errors import Unavailable
 
 
 def probe_of(order: str) -> Probe | None:
@@ -36,12 +37,22 @@ def probe_of(order: str) -> Probe | None:
     return probe
 
 
+async def _connected(url: str, probe: Probe | None) -> EngineDatabase:
+    """Connect, again while Postgres is being restarted."""
+    while True:
+        try:
+            return await EngineDatabase.connect(url, probe=probe)
+        except Unavailable:
+            await asyncio.sleep(0.1)
+
+
 async def main() -> None:
     """Work until SIGTERM or the end that was ordered."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    logging.getLogger("asyncpg").setLevel(logging.CRITICAL)  # it tells of every lost connection
     orders = orjson.loads(sys.stdin.readline())
     probe = probe_of(os.environ.get("MILLPOND_CRASH", ""))
-    database = await EngineDatabase.connect(orders["engine"], probe=probe)
+    database = await _connected(orders["engine"], probe)
     worker = Worker(
         database=database,
         engine_url=orders["engine"],

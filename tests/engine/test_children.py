@@ -244,6 +244,25 @@ async def test_a_failing_parent_waits_for_its_child_too_and_fails_as_it_did(pond
         assert (await pond.ended(run_id))["error"]["code"] == "done_for"
 
 
+async def test_a_cancelled_parent_does_not_wait_for_its_child(pond: Pond) -> None:
+    async def naps(ctx: Context, _: None) -> None:
+        await ctx.sleep(3600)
+
+    async def parent(ctx: Context, _: None) -> None:
+        await ctx.start("naps", close="wait")
+
+    pond.flow(naps)
+    pond.flow(parent)
+    async with pond.worker():
+        run_id = await pond.submit("parent")
+        await pond.until(run_id, "run.waiting")
+        await cancel(pond, run_id)
+        assert (await pond.ended(run_id))["outcome"] == "cancelled"
+        (child,) = await children_of(pond, run_id)
+        assert child["outcome"] is None
+        assert await pond.count("chore") == 0
+
+
 async def test_cancelling_a_parent_cancels_its_children_and_theirs(pond: Pond) -> None:
     is_working = asyncio.Event()
 

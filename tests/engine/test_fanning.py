@@ -167,6 +167,33 @@ async def test_a_flows_own_time_limit_around_a_map_ends_its_branches_only(pond: 
         assert (await pond.ended(await pond.submit("fan")))["output"] == "went on"
 
 
+async def test_a_branch_whose_own_time_limit_ends_its_wait_goes_on(pond: Pond) -> None:
+    may_end = asyncio.Event()
+    impatient: list[int] = []
+
+    async def fan(ctx: Context, _: None) -> list[int]:
+        async def nap(number: int) -> int:
+            try:
+                async with asyncio.timeout(0.05):
+                    await ctx.sleep(3600, name="nap")
+            except TimeoutError:
+                impatient.append(number)
+                if len(impatient) == 4:
+                    may_end.set()
+            return number
+
+        _, numbers = await ctx.parallel(
+            ctx.step("hold", may_end.wait), ctx.map(nap, range(4), limit=1)
+        )
+        return list(numbers)
+
+    pond.flow(fan)
+    async with pond.worker():
+        row = await pond.ended(await pond.submit("fan"))
+    assert row["output"] == [0, 1, 2, 3]
+    assert sorted(impatient) == [0, 1, 2, 3]
+
+
 async def test_a_cancelled_map_lets_go_of_every_branch(pond: Pond) -> None:
     from millpond.engine.operations import cancel
 

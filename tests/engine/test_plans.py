@@ -27,10 +27,33 @@ HOT = {
     ("waits", "lock_items"),
     ("waits", "take_timers"),
     ("events", "append"),
+    ("children", "basis"),
+    ("children", "known"),
+    ("children", "last_of_chain"),
+    ("endings", "lock_parents"),
+    ("endings", "end_joins"),
+    ("endings", "cancel_children"),
+    ("endings", "with_parent"),
+    ("signals", "take"),
+    ("signals", "waits"),
+    ("waits", "end_signal_waits"),
+    ("retention", "page"),
+    ("retention", "drop_runs"),
+    ("retention", "drop_keys"),
+    ("retention", "drop_inbound"),
+    ("quarantine", "fail_poisoned"),
+    ("quarantine", "suspects_wait"),
+    ("deadlines", "due"),
+    ("deadlines", "lock"),
+    ("deadlines", "take"),
+    ("deadlines", "tell"),
+    ("deadlines", "end"),
 }
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}
 TABLES = {"run", "item", "ready", "lease", "lane", "share", "step", "event", "timer", "arrival"}
+TABLES |= {"signal", "payload"}
+TABLES |= {"payload", "signal", "input_request", "idempotency", "inbound_event"}
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

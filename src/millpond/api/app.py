@@ -25,21 +25,30 @@ from millpond.api.models_calendar import (
     SendEvent,
     SendEvents,
 )
+from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
+from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
+    blocked,
+    bulk,
     flows,
     health,
     inbound_events,
     inputs,
     keys,
     knowledge_bases,
+    pauses,
     queues,
+    reruns,
+    run_batches,
     runs,
     schedules,
     signals,
     triggers,
+    why,
+    workers,
 )
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
@@ -56,8 +65,12 @@ A POST that starts a run takes an `Idempotency-Key`.
 """
 _REFERRED = (
     StartRun,
+    StartBatch,
     CancelRun,
     SendSignal,
+    RerunRun,
+    ReleaseRun,
+    BulkAction,
     ResolveRequest,
     SearchQuestion,
     CreateSchedule,
@@ -66,17 +79,27 @@ _REFERRED = (
     ChangeTrigger,
     SendEvent,
     SendEvents,
+    PauseWork,
+    PauseQueue,
+    ResumeQueue,
     Problem,
 )
 _ROOMS = (
     runs,
+    run_batches,
+    why,
     signals,
+    blocked,
+    reruns,
+    bulk,
     schedules,
     triggers,
     inbound_events,
     inputs,
     flows,
     queues,
+    pauses,
+    workers,
     keys,
     health,
 )

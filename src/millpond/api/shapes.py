@@ -6,12 +6,14 @@ in `models` describe; a test validates real responses against the published Open
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
-from millpond.engine.views import FlowView, Kin, QueueView, RequestView, RunView, StepView
+from millpond.engine.queues import QueueView
+from millpond.engine.views import FlowView, Kin, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
 
 
@@ -35,6 +37,11 @@ def run_json(run: RunView) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "labels": raw(run.labels),
         "cancel_requested": run.cancel_requested,
+        "rerun_of": run.rerun_of,
+        "rerun_from": run.rerun_from,
+        "blocked": raw(run.blocked),
+        "deadline_at": run.deadline_at,
+        "dedup_key": run.dedup_key,
     }
 
 
@@ -44,10 +51,12 @@ def run_detail_json(
     requests: Sequence[RequestView],
     kin: Kin,
     state_values: Mapping[str, str],
+    reruns: Sequence[uuid.UUID],
 ) -> dict[str, Any]:
-    """Return a run with its steps, open questions, kin and what its flow shows."""
+    """Return a run with its steps, open questions, kin, repeats and what its flow shows."""
     return {
         **run_json(run),
+        "reruns": reruns,
         "steps": [_step_json(step) for step in steps],
         "input_requests": [request_json(request) for request in requests],
         "state_values": {name: raw(value) for name, value in state_values.items()},
@@ -97,6 +106,7 @@ def request_json(request: RequestView) -> dict[str, Any]:
         "proposal": raw(request.proposal),
         "digest": request.digest,
         "state": request.state,
+        "kind": request.kind,
         "expires_at": request.expires_at,
         "created_at": request.created_at,
         "answer": raw(request.answer),
@@ -122,6 +132,7 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "input_schema": flow.input_schema,
         "output_schema": flow.output_schema,
         "timeout_s": flow.timeout_s,
+        "deadline_s": flow.deadline_s,
         "published_at": flow.published_at,
     }
 
@@ -133,11 +144,13 @@ def queue_json(queue: QueueView) -> dict[str, Any]:
         "object": "queue",
         "name": queue.name,
         "queued": queue.queued,
+        "is_depth_exact": queue.is_depth_exact,
         "oldest_s": queue.oldest_s,
         "running": queue.running,
         "scheduled": queue.scheduled,
         "waiting": queue.waiting,
         "awaiting_input": queue.awaiting_input,
+        "is_rest_exact": queue.is_rest_exact,
         "workers": queue.workers,
         "slots": queue.slots,
     }

@@ -27,6 +27,7 @@ PERMISSIONS = frozenset(
         "runs:read",
         "runs:cancel",
         "runs:signal",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",
@@ -39,9 +40,14 @@ PERMISSIONS = frozenset(
         "triggers:write",
         "events:send",
         "events:read",
+        "queues:operate",
+        "flows:operate",
+        "org:operate",
+        "platform:operate",
+        "workers:read",
     }
 )
-ROLES = frozenset({"owner", "admin", "builder", "analyst", "support", "viewer"})
+ROLES = frozenset({"owner", "admin", "builder", "analyst", "operator", "support", "viewer"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,8 +15,12 @@ from millpond.cli import (
     catalog,
     doctor,
     events,
+    flows,
     inputs,
     kb,
+    pauses,
+    prune,
+    reruns,
     runs,
     schedules,
     schema,
@@ -60,16 +64,22 @@ app.command()(serve.api)
 app.command()(work.worker)
 app.command()(schema.migrate)
 app.command()(doctor.doctor)
+app.command()(prune.prune)
 app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(triggers.app, name="triggers")
 app.add_typer(events.app, name="events")
+reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
-app.command()(catalog.flows)
+app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
+app.command()(catalog.workers)
+app.add_typer(pauses.pause, name="pause")
+app.add_typer(pauses.resume, name="resume")
+app.command()(pauses.pauses)
 
 
 def _print_version(wanted: bool) -> None:

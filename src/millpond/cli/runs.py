@@ -1,18 +1,20 @@
-"""`millpond runs`: start, list, show, tail, signal and cancel runs through the API.
+"""`millpond runs`: start, list, show, tail and signal runs through the API.
 
-Called by `main`. Invariant: with --wait or tail the exit code tells how the run ended.
+Called by `main`; `reruns` adds cancel, rerun and release. Invariant: with --wait or tail the exit
+code tells how the run ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from millpond.cli import timeline
+from millpond.cli.batch_file import read_batch
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode, TimedOut
 from millpond.cli.options import DEFAULT_URL, AsJson, Limit, Token, Url, read_json, read_pairs
@@ -26,6 +28,7 @@ from millpond.cli.output import (
     print_table,
     progress,
 )
+from millpond.errors import InvalidInput
 from millpond.types import Json
 
 if TYPE_CHECKING:
@@ -33,9 +36,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel runs.")
+app = typer.Typer(no_args_is_help=True, help="Start, watch, signal, repeat and cancel runs.")
 
 RunId = Annotated[str, typer.Argument(help="Id of the run.", show_default=False)]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow it and exit by its outcome.")]
+Key = Annotated[
+    str | None, typer.Option("--idempotency-key", help="A repeat returns the first run.")
+]
 Timeout = Annotated[
     float | None,
     typer.Option("--timeout", help="Stop following after so many seconds (exit code 7).", min=0),
@@ -44,7 +51,12 @@ Timeout = Annotated[
 
 @app.command()
 def start(
-    flow: Annotated[str, typer.Argument(help="Name of the flow.", show_default=False)],
+    flow: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name of the flow; with --batch, of lines without.", show_default=False
+        ),
+    ] = None,
     input_text: Annotated[
         str, typer.Option("--input", "-i", help="Input: JSON text, @file, or - for stdin.")
     ] = "{}",
@@ -52,44 +64,58 @@ def start(
     queue: Annotated[str | None, typer.Option(help="Queue. Unset: the flow's.")] = None,
     priority: Annotated[int, typer.Option(help="Higher goes earlier.", min=-100, max=100)] = 0,
     delay_s: Annotated[float, typer.Option("--delay", help="Seconds until it may go.", min=0)] = 0,
-    label: Annotated[list[str] | None, typer.Option(help="A label as name=value.")] = None,
-    key: Annotated[
-        str | None, typer.Option("--idempotency-key", help="A repeat returns the first run.")
+    deadline_s: Annotated[
+        float | None,
+        typer.Option("--deadline", help="Seconds until it must be over. Unset: the flow's."),
     ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow it and exit by its outcome.")
-    ] = False,
+    label: Annotated[list[str] | None, typer.Option(help="A label as name=value.")] = None,
+    dedup_key: Annotated[
+        str | None, typer.Option(help="Of the runs with this key, one is live at a time.")
+    ] = None,
+    on_duplicate: Annotated[
+        str | None, typer.Option(help="reject, join or cancel_old the live run with the key.")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Start the runs of a file (- is stdin), one JSON object a line. "
+            "Other options hold where a line says nothing."
+        ),
+    ] = None,
+    key: Key = None,
+    wait: Wait = False,
     timeout_s: Timeout = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Start a run of FLOW."""
-    body = {
+    """Start a run of FLOW, or with --batch up to 1,000 runs, all or none."""
+    options = {
         "flow": flow,
         "version": version,
-        "input": read_json(input_text, param="--input"),
         "queue": queue,
         "priority": priority or None,
         "delay_s": delay_s or None,
+        "deadline_s": deadline_s,
+        "dedup_key": dedup_key,
+        "on_duplicate": on_duplicate,
         "labels": read_pairs(label or [], param="--label") or None,
     }
-    body = {name: value for name, value in body.items() if value is not None or name == "input"}
-    headers = {"Idempotency-Key": key} if key else {}
-
-    async def talk(remote: Remote) -> Json:
-        run = await remote.post("/v1/runs", body, headers=headers)
-        if not wait:
-            return run
-        progress(f"run {run['id']} accepted")
-        async with asyncio.timeout(timeout_s):
-            await _follow_quietly(remote, run["id"])
-        return await remote.get(f"/v1/runs/{run['id']}")
-
-    run = _patiently(lambda: call(url, token, talk), timeout_s)
-    _print_run(run, as_json=as_json, brief=not wait)
-    if wait:
-        _exit_by(run["state"])
+    given = {name: value for name, value in options.items() if value is not None}
+    if batch is not None:
+        _start_batch(batch, given, keyed(key), wait=wait, as_json=as_json, url=url, token=token)
+        return
+    if flow is None:
+        raise InvalidInput("name the flow to start", param="FLOW")
+    body = {**given, "input": read_json(input_text, param="--input")}
+    begin(
+        lambda remote: remote.post("/v1/runs", body, headers=keyed(key)),
+        wait=wait,
+        timeout_s=timeout_s,
+        as_json=as_json,
+        url=url,
+        token=token,
+    )
 
 
 @app.command("list")
@@ -124,7 +150,7 @@ def show(
 ) -> None:
     """Show a run with its recorded steps."""
     run = call(url, token, lambda remote: remote.get(f"/v1/runs/{run_id}"))
-    _print_run(run, as_json=as_json, brief=False)
+    print_run(run, as_json=as_json, brief=False)
 
 
 @app.command()
@@ -148,25 +174,54 @@ def tail(
         run = await remote.get(f"/v1/runs/{run_id}")
         return str(run["state"])
 
-    _exit_by(_patiently(lambda: call(url, token, talk), timeout_s))
+    exit_by(patiently(lambda: call(url, token, talk), timeout_s))
+
+
+def keyed(key: str | None) -> dict[str, str]:
+    """Return the header of an idempotency key, if there is one."""
+    return {"Idempotency-Key": key} if key else {}
+
+
+def begin(
+    post: Callable[[Remote], Awaitable[Json]],
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+    url: str,
+    token: str | None,
+) -> None:
+    """Let a run be accepted and print it; with `wait`, follow it and exit by its outcome."""
+
+    async def talk(remote: Remote) -> Json:
+        run = await post(remote)
+        if not wait:
+            return run
+        progress(f"run {run['id']} accepted")
+        async with asyncio.timeout(timeout_s):
+            await follow_quietly(remote, run["id"])
+        return await remote.get(f"/v1/runs/{run['id']}")
+
+    run = patiently(lambda: call(url, token, talk), timeout_s)
+    print_run(run, as_json=as_json, brief=not wait)
+    if wait:
+        exit_by(run["state"])
 
 
 @app.command()
-def cancel(
-    run_id: RunId,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-    token: Token = None,
+def why(
+    run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
 ) -> None:
-    """Ask a run to stop."""
-    answer = call(
-        url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", {"reason": reason})
-    )
+    """Tell why a run does not run, or since when it does."""
+    answer = call(url, token, lambda remote: remote.get(f"/v1/runs/{run_id}/why"))
     if as_json:
         print_json(answer)
-    else:
-        out().print(plain(f"run {run_id} is {answer['state']}"))
+        return
+    out().print(plain(f"run {run_id} is {answer['state']}"))
+    for reason in answer["reasons"]:
+        out().print(plain(f"{reason['kind']}: {reason['text']}"), soft_wrap=True)
+    if answer["deadline_at"]:
+        out().print(plain(f"It has to be over by {answer['deadline_at']}."))
 
 
 @app.command()
@@ -185,9 +240,10 @@ def signal(
 ) -> None:
     """Tell a run something that it waits for, or will."""
     body = {"name": name, "data": read_json(data_text, param="--data")}
-    headers = {"Idempotency-Key": key} if key else {}
     answer = call(
-        url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/signals", body, headers=headers)
+        url,
+        token,
+        lambda remote: remote.post(f"/v1/runs/{run_id}/signals", body, headers=keyed(key)),
     )
     if as_json:
         print_json(answer)
@@ -195,14 +251,26 @@ def signal(
         out().print(plain(f"run {run_id} was sent {answer['name']}"))
 
 
-async def _follow_quietly(remote: Remote, run_id: str) -> None:
+@app.command()
+def resume(
+    run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
+) -> None:
+    """Set a blocked run going again, after the code that its history needs was deployed."""
+    answer = call(url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/resume", {}))
+    if as_json:
+        print_json(answer)
+    else:
+        out().print(plain(f"run {run_id} is {answer['state']}"))
+
+
+async def follow_quietly(remote: Remote, run_id: str) -> None:
     """Follow a run to its end, telling its events as progress."""
     async with aclosing(remote.follow(run_id)) as events:
         async for event in events:
             progress(timeline.event_line(event).plain)
 
 
-def _patiently(work: Callable[[], T], timeout_s: float | None) -> T:
+def patiently(work: Callable[[], T], timeout_s: float | None) -> T:
     """Run `work`; when its own timeout passed, say so instead of raising TimeoutError."""
     try:
         return work()
@@ -213,16 +281,24 @@ def _patiently(work: Callable[[], T], timeout_s: float | None) -> T:
         ) from error
 
 
-def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
+def print_run(run: Json, *, as_json: bool, brief: bool) -> None:
+    """Print a run as JSON, as one line, or with its steps."""
     if as_json:
         print_json(run)
         return
     if brief:
-        out().print(plain(f"run {run['id']} {run['state']}"))
+        known = "" if run.get("is_new", True) else " (live already)"
+        out().print(plain(f"run {run['id']} {run['state']}{known}"))
         return
     fields = ["id", "flow", "version", "queue", "state", "subject", "attempts"]
     fields += ["created_at", "started_at", "finished_at", "input", "output", "error"]
-    print_fields((name, run.get(name)) for name in fields)
+    told = ("parent_id", "continued_from", "continued_to", "rerun_of", "rerun_from", "reruns")
+    fields += [name for name in told if run.get(name)]
+    shown = [(name, run.get(name)) for name in fields]
+    shown += [(f"state {name}", value) for name, value in run.get("state_values", {}).items()]
+    print_fields(shown)
+    if run.get("blocked"):
+        out().print(plain(f"blocked: {run['blocked'].get('message', '')}"))
     if run.get("steps"):
         columns = ["step", "kind", "state", "tries", "took", "key"]
         print_table(columns, timeline.step_rows(run["steps"]), empty="")
@@ -230,7 +306,29 @@ def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
         out().print(plain(f"waits for {request['role']}: {request['title']} ({request['id']})"))
 
 
-def _exit_by(state: str) -> None:
+def _start_batch(
+    path: str,
+    defaults: dict[str, Json],
+    headers: dict[str, str],
+    *,
+    wait: bool,
+    as_json: bool,
+    url: str,
+    token: str | None,
+) -> None:
+    if wait:
+        raise InvalidInput("--wait follows one run, not a batch", param="--wait")
+    body = {"runs": read_batch(path, defaults)}
+    answer = call(url, token, lambda remote: remote.post("/v1/runs/batch", body, headers=headers))
+    if as_json:
+        print_json(answer)
+        return
+    joined = set(answer["joined"])
+    for place, run_id in enumerate(answer["ids"]):
+        out().print(plain(f"run {run_id} {'is live already' if place in joined else 'accepted'}"))
+
+
+def exit_by(state: str) -> None:
     """Leave with the code of a final state; a stream that ended before it tells of the state itself."""
     if state in ("failed", "cancelled"):
         raise typer.Exit(ExitCode.FAILED)

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from millpond.errors import InvalidInput, Permanent
 
 _NAME = re.compile(r"[\w.\- ]{1,200}")
+_FORKED = re.compile(r"(.*)~(\d+)\.\d+/")
 
 
 class Unwind(BaseException):
@@ -34,7 +35,8 @@ class Branch:
     """One strand: its path in the flow (`` for the flow itself) and what it has counted.
 
     `going` counts what can go on: the strand itself and the branches below it; `on_rest` and `on_go`
-    are told when that becomes none, or some again.
+    are told when that becomes none, or some again. `places` are the keys that it gave out, each with its
+    place: the order in which the code asked, from 0; `forked_at` is the next place at each of its forks.
     """
 
     path: str
@@ -44,13 +46,16 @@ class Branch:
     on_go: Callable[[], None] | None = None
     occurrences: dict[str, int] = field(default_factory=dict)
     forks: int = 0
+    forked_at: list[int] = field(default_factory=list)
     is_in_step: bool = False
     park: asyncio.Future[None] | None = None
+    places: dict[str, int] = field(default_factory=dict)
 
     def fork(self) -> str:
         """Return the path under which the next parallel branches stand."""
         nth = self.forks
         self.forks += 1
+        self.forked_at.append(len(self.places))
         return f"{self.path}~{nth}"
 
     def place(self, what: str) -> str:
@@ -65,7 +70,21 @@ class Branch:
         if nth == 0:
             _check_name(name)
         self.occurrences[name] = nth + 1
-        return f"{self.path}{name}:{nth}"
+        key = f"{self.path}{name}:{nth}"
+        self.places[key] = len(self.places)
+        return key
+
+    def move(self, path: str) -> None:
+        """Let this strand stand at another place in the flow, where nothing is counted yet."""
+        self.path = path
+        self.occurrences, self.places = {}, {}
+        self.forks, self.forked_at = 0, []
+
+
+def forked_from(path: str) -> tuple[str, int] | None:
+    """Return the path of the strand that a branch was forked from, and by which of its forks."""
+    found = _FORKED.fullmatch(path)
+    return None if found is None else (found[1], int(found[2]))
 
 
 def _check_name(name: str) -> None:
@@ -114,6 +133,15 @@ class Branches:
                 "ctx was used inside a step", code="nested_step", advice="call it in the flow body"
             )
         return branch
+
+    def place(self, key: str) -> int | None:
+        """Return the place of a key that the current strand gave out."""
+        branch = self._by_task.get(asyncio.current_task(self._loop))  # type: ignore[arg-type]
+        return None if branch is None else branch.places.get(key)
+
+    def at(self, path: str) -> Branch | None:
+        """Return the strand that stands at a path, if there is one."""
+        return next((one for one in self._by_task.values() if one.path == path), None)
 
     def rest(self, branch: Branch) -> None:
         """Count that the strand, or one below it, cannot go on; when none can, the attempt parks."""

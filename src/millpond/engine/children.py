@@ -19,9 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import endings, waits
+from millpond.engine import endings
 from millpond.engine.checkpoints import Checkpoints
-from millpond.engine.claim import Lease
+from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.encoding import dump, dump_error, load
 from millpond.engine.events import Fact, append
@@ -126,12 +126,13 @@ class Children(Checkpoints):
         key = self._branches.here().key(name or wish.flow)
         recorded = self._lookup(key, "child")
         if recorded is None:
+            place = self._branches.place(key)
             run_id, woken = await self._performer.persist(
                 lambda: _record_child(
-                    self._scope.database, self._lease, key, name or wish.flow, wish
+                    self._scope.database, self._lease, key, place, name or wish.flow, wish
                 )
             )
-            self._scope.hints.wake([woken])
+            self._scope.hints.wake([woken] if woken else [])
         else:
             run_id = uuid.UUID(orjson.loads(recorded.output or "{}")["run_id"])
         adapter = flow.output if isinstance(flow, Flow) else None
@@ -172,10 +173,11 @@ class Children(Checkpoints):
         self._unjoined.clear()
 
     async def _end_of(self, child: Child, key: str) -> Recorded:
+        place = self._branches.place(key)
         return await self._outcome_of(
             key,
             "join",
-            lambda: _record_join(self._scope.database, self._lease, key, child),
+            lambda: _record_join(self._scope.database, self._lease, key, place, child),
         )
 
 
@@ -199,12 +201,17 @@ def child_id(org_id: int, run_id: uuid.UUID, step_key: str) -> uuid.UUID:
 
 
 async def _record_child(
-    database: EngineDatabase, lease: Lease, step_key: str, name: str, wish: _Wish
+    database: EngineDatabase,
+    lease: Lease,
+    step_key: str,
+    seq: int | None,
+    name: str,
+    wish: _Wish,
 ) -> tuple[uuid.UUID, str]:
     """Submit a child and record the step that starts it; returns its id and the queue to hint."""
     org_id, run_id = lease.org_id, lease.run_id
     async with database.duty("child") as con:
-        await waits.held(con, lease)
+        await hold(con, lease)
         known = await con.fetchval(_SQL["known"], org_id, run_id, step_key)
         if known is not None:
             return known, wish.queue or ""
@@ -219,6 +226,7 @@ async def _record_child(
             output,
             intent.run_id,
             lease.attempt,
+            seq,
         )
         await submit(con, [intent])
         data = {"name": name, "run_id": str(intent.run_id), "flow": intent.flow}
@@ -273,14 +281,21 @@ async def published(con: Connection, flow: str, version: int | None) -> Record:
 
 
 async def _record_join(
-    database: EngineDatabase, lease: Lease, step_key: str, child: Child
+    database: EngineDatabase, lease: Lease, step_key: str, seq: int | None, child: Child
 ) -> Recorded | None:
     """Store that the run waits for a child; returns how that ended, where it already has."""
     org_id, run_id = lease.org_id, lease.run_id
     async with database.duty("join") as con:
-        await waits.held(con, lease)
+        await hold(con, lease)
         is_new = await con.fetchval(
-            _SQL["record_join"], org_id, run_id, step_key, child.name, child.run_id, lease.attempt
+            _SQL["record_join"],
+            org_id,
+            run_id,
+            step_key,
+            child.name,
+            child.run_id,
+            lease.attempt,
+            seq,
         )
         # Read after the lock: a child that ends later finds the step just stored.
         last = await con.fetchrow(_SQL["last_of_chain"], org_id, child.run_id)

@@ -18,6 +18,7 @@ from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_o
 from millpond.errors import LeaseLost
 
 _SQL = queries("claim")
+_COMMIT = queries("commit")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
 _ROUNDS = 3
@@ -35,7 +36,10 @@ class Lease(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A leased work item with what the executor needs to run it; `input` is JSON text."""
+    """A leased work item with what the executor needs to run it; `input` is JSON text.
+
+    `is_rerun`: it may have recorded steps before its first attempt.
+    """
 
     lease: Lease
     deaths: int
@@ -48,6 +52,16 @@ class Claimed(NamedTuple):
     subject: str
     timeout_s: float | None
     deadline_at: datetime | None = None
+    is_rerun: bool = False
+    duties: int = 0
+
+
+async def hold(con: Connection, lease: Lease) -> bool:
+    """Lock the live row; returns whether cancel was asked, raises LeaseLost without a lease."""
+    row = await con.fetchrow(_COMMIT["hold"], lease.org_id, lease.item_id, lease.token)
+    if row is None:
+        raise LeaseLost("the lease is gone")
+    return bool(row["cancel_requested"])
 
 
 class Claimer:

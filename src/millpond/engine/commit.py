@@ -39,7 +39,7 @@ _MAX_BYTES = 4 * 1024 * 1024
 class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
-    `duration_s` counts from the start of the step's first try.
+    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch.
     """
 
     lease: Lease
@@ -53,6 +53,7 @@ class StepWrite:
     error: str | None = None
     tries: int = 1
     duration_s: float = 0.0
+    seq: int | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -257,7 +258,7 @@ class Committer:
             return [ends] if ends else []
         async with self._database.statement("apart") as con:
             parts = await apart(con, [(e.lease.org_id, e.lease.run_id) for _, e in ends])
-        return [[ends[nth] for nth in part] for part in parts]
+        return [[ends[nth] for nth in part] for part in parts if part]
 
     async def _store_plain(
         self, batch: _Batch, *, is_repeat: bool
@@ -327,6 +328,7 @@ async def _record(con: Connection, layer: Sequence[tuple[int, StepWrite]]) -> di
         [write.duration_s for write in writes],
         [write.event_kind for write in writes],
         [write.event_data for write in writes],
+        [write.seq for write in writes],
     )
     return {layer[row[0] - 1][0]: row[1] for row in rows}
 

@@ -15,10 +15,9 @@ from pydantic import TypeAdapter
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import waits
 from millpond.engine.branches import Unwind
 from millpond.engine.children import Children, encode_input, published
-from millpond.engine.claim import Claimed
+from millpond.engine.claim import Claimed, hold
 from millpond.engine.commit import FinishWrite, finish_with_duties
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
@@ -74,7 +73,7 @@ async def hand_over(
     lease = claimed.lease
     org_id, run_id = lease.org_id, lease.run_id
     async with database.duty("continue") as con:
-        if await waits.held(con, lease):
+        if await hold(con, lease):
             return None
         lineage = await con.fetchrow(_SQL["lineage"], org_id, run_id)
         assert lineage is not None

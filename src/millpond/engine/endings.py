@@ -73,17 +73,18 @@ async def end_joins(
     return {(row["org_id"], row["run_id"]) for row in rows}
 
 
-async def apart(con: Connection, runs: Sequence[tuple[int, uuid.UUID]]) -> list[list[int]]:
-    """Part runs that end by their parents; returns the positions of each part.
+async def apart(
+    con: Connection, runs: Sequence[tuple[int, uuid.UUID]]
+) -> tuple[list[int], list[int]]:
+    """Part runs that end into those without and those with a parent, by their positions.
 
-    Ended in one transaction, siblings wait for their parent's lock alone, and only ever upwards.
+    The first never wait for another run's lock while they hold their own; ended apart from the others,
+    they close no circle.
     """
-    rows = await con.fetch(_SQL["parents"], [org for org, _ in runs], [run for _, run in runs])
-    parents = {row["run_id"]: row["parent_id"] for row in rows}
-    parts: dict[uuid.UUID | None, list[int]] = {}
-    for nth, (_, run_id) in enumerate(runs):
-        parts.setdefault(parents.get(run_id), []).append(nth)
-    return list(parts.values())
+    rows = await con.fetch(_SQL["with_parent"], [org for org, _ in runs], [run for _, run in runs])
+    children = {row["run_id"] for row in rows}
+    without = [nth for nth, (_, run_id) in enumerate(runs) if run_id not in children]
+    return without, [nth for nth, (_, run_id) in enumerate(runs) if run_id in children]
 
 
 def _columns(ended: Sequence[Ended]) -> tuple[list[int], list[uuid.UUID]]:

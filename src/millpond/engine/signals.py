@@ -20,7 +20,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import waits
 from millpond.engine.checkpoints import Checkpoints
-from millpond.engine.claim import Lease
+from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump_error
 from millpond.engine.events import Fact, append
@@ -110,6 +110,7 @@ class Signals(Checkpoints):
         """
         wanted = _checked(names, timeout_s)
         key = self._branches.here().key(wanted[0])
+        place = self._branches.place(key)
         recorded = await self._outcome_of(
             key,
             "signal",
@@ -117,6 +118,7 @@ class Signals(Checkpoints):
                 self._scope.database,
                 self._lease,
                 step_key=key,
+                seq=place,
                 names=wanted,
                 is_all=all,
                 timeout_s=timeout_s,
@@ -183,6 +185,7 @@ async def _record_wait(
     lease: Lease,
     *,
     step_key: str,
+    seq: int | None,
     names: Sequence[str],
     is_all: bool,
     timeout_s: float | None,
@@ -191,12 +194,15 @@ async def _record_wait(
     org_id, run_id = lease.org_id, lease.run_id
     wants = orjson.dumps({"names": names, "all": is_all}).decode()
     async with database.duty("signal") as con:
-        await waits.held(con, lease)
+        await hold(con, lease)
         is_new = await con.fetchval(
-            _SQL["record_wait"], org_id, run_id, step_key, names[0], lease.attempt, wants
+            _SQL["record_wait"], org_id, run_id, step_key, names[0], lease.attempt, wants, seq
         )
-        if not is_new:
-            return None
+        if not is_new:  # stored by a commit whose answer was lost
+            row = await con.fetchrow(_SQL["ended"], org_id, run_id, step_key)
+            if row is None:
+                return None
+            return just("signal", row["state"], row["output"], row["error"])
         facts = [Fact("signal.awaited", step_key, {"names": names})]
         output = await _take(con, org_id, run_id, step_key, names, is_all=is_all)
         if output is None and timeout_s is not None:

@@ -1,4 +1,4 @@
-"""Views: what the API and the console show of runs, questions, flows and queues.
+"""Views: what the API and the console show of runs, questions and flows.
 
 Called by the API inside an org transaction. Invariant: it only reads, and every statement names the
 org; JSON columns stay text, so that nothing is parsed on its way out.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ _View = TypeVar("_View")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
-    """A run as it stands now; `input`, `output`, `error` and `labels` are JSON text."""
+    """A run as it stands now; `input`, `output`, `error`, `labels` and `blocked` are JSON text."""
 
     run_id: uuid.UUID
     flow: str
@@ -44,6 +44,11 @@ class RunView:
     finished_at: datetime | None
     labels: str
     cancel_requested: bool
+    rerun_of: uuid.UUID | None
+    rerun_from: str | None
+    blocked: str | None
+    deadline_at: datetime | None
+    dedup_key: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -83,6 +88,7 @@ class RequestView:
     proposal: str
     digest: bytes
     state: str
+    kind: str
     expires_at: datetime | None
     created_at: datetime
     answer: str | None
@@ -102,26 +108,9 @@ class FlowView:
     input_schema: Json
     output_schema: Json
     timeout_s: float | None
+    deadline_s: float | None
     published_at: datetime
     is_served: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueueView:
-    """A queue as one org sees it; `workers` and `slots` are those of all live workers.
-
-    `oldest_s` is how long the oldest queued work item has been ready.
-    """
-
-    name: str
-    queued: int
-    oldest_s: float | None
-    running: int
-    scheduled: int
-    waiting: int
-    awaiting_input: int
-    workers: int
-    slots: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,7 +132,10 @@ class PageOf:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFilter:
-    """What runs to list; an empty filter means all. `search` looks in flow, labels and id."""
+    """What runs to list; an empty filter means all. `search` looks in flow, labels and id.
+
+    A run fits `labels` that has all of them.
+    """
 
     states: frozenset[RunState] = frozenset()
     flow: str | None = None
@@ -151,12 +143,21 @@ class RunFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     search: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 async def list_runs(
     con: Connection, org_id: int, wanted: RunFilter, page: PageOf
 ) -> tuple[list[RunView], bool]:
     """Return one page of runs, newest first, and whether more follow in the page's direction."""
+    kept, has_more = await find_runs(con, org_id, wanted, page)
+    return await show_runs(con, org_id, kept), has_more
+
+
+async def find_runs(
+    con: Connection, org_id: int, wanted: RunFilter, page: PageOf
+) -> tuple[list[uuid.UUID], bool]:
+    """Return the ids of one page of runs, newest first, and whether more follow."""
     final = sorted(wanted.states & FINAL_STATES)
     live = sorted(wanted.states - FINAL_STATES)
     ids: set[uuid.UUID] = set()
@@ -166,16 +167,20 @@ async def list_runs(
         ids |= await _run_ids(con, "finished_run_page", org_id, wanted, page, final)
     if live:
         ids |= await _run_ids(con, "live_run_page", org_id, wanted, page, live)
-    kept, has_more = _cut(ids, page)
-    return await _runs(con, org_id, kept), has_more
+    return _cut(ids, page)
 
 
 async def get_run(con: Connection, org_id: int, run_id: uuid.UUID) -> RunView:
     """Return one run; raises NotFound when the org has none with this id."""
-    found = await _runs(con, org_id, [run_id])
+    found = await show_runs(con, org_id, [run_id])
     if not found:
         raise NotFound(f"run {run_id} does not exist", param="run_id")
     return found[0]
+
+
+async def list_reruns(con: Connection, org_id: int, run_id: uuid.UUID) -> list[uuid.UUID]:
+    """Return the runs that repeat a run, newest first, at most 100."""
+    return [row["run_id"] for row in await con.fetch(_SQL["reruns"], org_id, run_id)]
 
 
 async def list_steps(con: Connection, org_id: int, run_id: uuid.UUID) -> list[StepView]:
@@ -239,36 +244,6 @@ async def served_queues(con: Connection) -> dict[str, tuple[int, int]]:
     return {row["queue"]: (row["workers"], row["slots"]) for row in rows}
 
 
-async def list_queues(con: Connection, org_id: int) -> list[QueueView]:
-    """Return queues with the org's own work in each, by name."""
-    served = await served_queues(con)
-    lines = {row["queue"]: row for row in await con.fetch(_SQL["queue_depths"], org_id)}
-    rows = await con.fetch(_SQL["queue_states"], org_id)
-    counts = {(row["queue"], row["state"]): int(row["items"]) for row in rows}
-    names = {*served, *lines, *(queue for queue, _ in counts)}
-    return [_queue(name, served.get(name), lines.get(name), counts) for name in sorted(names)]
-
-
-def _queue(
-    name: str,
-    served: tuple[int, int] | None,
-    line: Record | None,
-    counts: Mapping[tuple[str, str], int],
-) -> QueueView:
-    workers, slots = served or (0, 0)
-    return QueueView(
-        name=name,
-        queued=line["depth"] if line else 0,
-        oldest_s=line["oldest_s"] if line else None,
-        running=counts.get((name, RunState.RUNNING), 0),
-        scheduled=counts.get((name, RunState.SCHEDULED), 0),
-        waiting=counts.get((name, RunState.WAITING), 0),
-        awaiting_input=counts.get((name, RunState.AWAITING_INPUT), 0),
-        workers=workers,
-        slots=slots,
-    )
-
-
 async def _run_ids(
     con: Connection,
     statement: str,
@@ -290,6 +265,7 @@ async def _run_ids(
         contains,
         begins,
         page.limit + 1,
+        orjson.dumps(dict(wanted.labels)).decode() if wanted.labels else None,
         *([[str(state) for state in states]] if states else []),
     )
 
@@ -315,7 +291,8 @@ def _patterns(search: str | None) -> tuple[str | None, str | None]:
     return f"%{plain}%", f"{plain.lower()}%"
 
 
-async def _runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
+async def show_runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
+    """Return runs by their ids, newest first."""
     return await _fetch(con, "runs", org_id, ids, _run)
 
 

@@ -22,13 +22,14 @@ select ref from step where org_id = $1 and run_id = $2 and step_key = $3 and kin
 
 -- name: record_child
 -- Stores the step that starts a child.
-insert into step (org_id, run_id, step_key, name, kind, state, output, ref, attempt, started_at, finished_at)
-values ($1, $2, $3, $4, 'child', 'done', $5, $6, $7, clock_timestamp(), clock_timestamp());
+insert into step (org_id, run_id, step_key, name, kind, state, output, ref, attempt, started_at, finished_at,
+                  seq)
+values ($1, $2, $3, $4, 'child', 'done', $5, $6, $7, clock_timestamp(), clock_timestamp(), $8);
 
 -- name: record_join
 -- Stores a step that waits for a child's end.
-insert into step (org_id, run_id, step_key, name, kind, state, ref, attempt, started_at)
-values ($1, $2, $3, $4, 'join', 'waiting', $5, $6, clock_timestamp())
+insert into step (org_id, run_id, step_key, name, kind, state, ref, attempt, started_at, seq)
+values ($1, $2, $3, $4, 'join', 'waiting', $5, $6, clock_timestamp(), $7)
 on conflict (org_id, run_id, step_key) do nothing
 returning step_key;
 

@@ -15,21 +15,26 @@ delete from live_key k using unnest($1::bigint[], $2::uuid[]) as u(org_id, run_i
 where k.org_id = u.org_id and k.run_id = u.run_id;
 
 -- name: lock_parents
--- Locks the live rows of parents, in key order; tells for each ended child which child its parent had started.
+-- Locks the live rows of parents, in the order of group commits; tells for each ended child which child its parent had started.
 select d.org_id, d.child_id, d.parent_id, d.first_id, i.state
 from (select r.org_id, r.run_id as child_id, r.parent_id, s.ref as first_id
       from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
       join run r on r.org_id = u.org_id and r.run_id = u.run_id
       join step s on s.org_id = r.org_id and s.run_id = r.parent_id and s.step_key = r.parent_key and s.kind = 'child'
-      order by 1, 3) d
+      order by r.parent_id) d
 cross join lateral (select i.state from item i where i.org_id = d.org_id and i.item_id = d.parent_id for update) i;
 
 -- name: end_joins
 -- Records how children ended in the steps that wait for them, each with its event; the parents are locked.
-with ended as (
-  select r.org_id, u.parent_id, u.first_id, r.run_id, r.outcome, r.output, r.error
+with ended as materialized (
+  select r.org_id, u.parent_id, j.step_key, r.run_id, r.outcome, r.output, r.error
   from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::uuid[]) as u(org_id, child_id, parent_id, first_id)
   join run r on r.org_id = u.org_id and r.run_id = u.child_id
+  cross join lateral (
+    select j.step_key from step j
+    where j.org_id = u.org_id and j.run_id = u.parent_id and j.ref = u.first_id and j.state = 'waiting' and j.kind = 'join'
+    for update
+  ) j
 ),
 s as (
   update step s set finished_at = clock_timestamp(),
@@ -40,8 +45,7 @@ s as (
       'message', coalesce(e.error->>'message', 'it was cancelled'),
       'run_id', e.run_id, 'outcome', e.outcome, 'error', e.error) end
   from ended e
-  where s.org_id = e.org_id and s.run_id = e.parent_id and s.ref = e.first_id and s.state = 'waiting'
-    and s.kind = 'join'
+  where s.org_id = e.org_id and s.run_id = e.parent_id and s.step_key = e.step_key
   returning s.org_id, s.run_id, s.step_key, s.name, e.run_id as child_id, e.outcome
 ),
 payloads as (
@@ -73,7 +77,7 @@ select r.org_id, 'cancel', r.run_id, 'run:' || u.run_id, 'its parent has ended'
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
 join run r on r.org_id = u.org_id and r.parent_id = u.run_id and r.close_policy = 'cancel' and r.outcome is null;
 
--- name: parents
--- Reads whose children runs are.
-select r.run_id, r.parent_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-join run r on r.org_id = u.org_id and r.run_id = u.run_id;
+-- name: with_parent
+-- Finds those of some runs that have a parent.
+select r.run_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
+join run r on r.org_id = u.org_id and r.run_id = u.run_id and r.parent_id is not null;

@@ -2,10 +2,14 @@
 
 -- name: record_wait
 -- Stores a step that waits for signals; `ref` is its own run, to which they are sent.
-insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_at, input, ref)
-values ($1, $2, $3, $4, 'signal', 'waiting', $5, clock_timestamp(), $6, $2)
+insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_at, input, ref, seq)
+values ($1, $2, $3, $4, 'signal', 'waiting', $5, clock_timestamp(), $6, $2, $7)
 on conflict (org_id, run_id, step_key) do nothing
 returning step_key;
+
+-- name: ended
+-- Reads how a wait ended, if it has.
+select state, output, error from step where org_id = $1 and run_id = $2 and step_key = $3 and state in ('done', 'failed');
 
 -- name: take
 -- Gives a wait the oldest untaken signal of its names, or with $5 the oldest of each; nothing where one is missing.

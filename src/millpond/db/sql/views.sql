@@ -1,11 +1,12 @@
 -- name: run_page
--- Ids of one page of runs by id: below $2, or above $3 where given. $4 flow, $5 queue, $6-$7 created, $8-$9 search.
+-- Ids of one page of runs: below $2, or above $3 if given. $4 flow, $5 queue, $6-$7 created, $8-$9 search, $11 labels.
 with matching as not materialized (
   select run_id from run
   where org_id = $1
     and ($4::text is null or flow = $4) and ($5::text is null or queue = $5)
     and ($6::timestamptz is null or created_at >= $6) and ($7::timestamptz is null or created_at < $7)
     and ($8::text is null or flow ilike $8 or labels::text ilike $8 or run_id::text like $9)
+    and ($11::jsonb is null or labels::jsonb @> $11)
 )
 (select run_id from matching where $3::uuid is null and run_id < $2::uuid
  order by run_id desc limit $10)
@@ -13,13 +14,14 @@ union all
 (select run_id from matching where $3::uuid is not null and run_id > $3::uuid order by run_id limit $10);
 
 -- name: finished_run_page
--- As run_page, of runs with one of the final states $11.
+-- As run_page, of runs with one of the final states $12.
 with matching as not materialized (
   select run_id from run
-  where org_id = $1 and outcome = any($11::text[])
+  where org_id = $1 and outcome = any($12::text[])
     and ($4::text is null or flow = $4) and ($5::text is null or queue = $5)
     and ($6::timestamptz is null or created_at >= $6) and ($7::timestamptz is null or created_at < $7)
     and ($8::text is null or flow ilike $8 or labels::text ilike $8 or run_id::text like $9)
+    and ($11::jsonb is null or labels::jsonb @> $11)
 )
 (select run_id from matching where $3::uuid is null and run_id < $2::uuid
  order by run_id desc limit $10)
@@ -27,13 +29,14 @@ union all
 (select run_id from matching where $3::uuid is not null and run_id > $3::uuid order by run_id limit $10);
 
 -- name: live_run_page
--- As run_page, of runs with one of the live states $11: read from the narrow rows, which are only the live ones.
+-- As run_page, of runs with one of the live states $12: read from the narrow rows, which are only the live ones.
 with matching as not materialized (
   select r.run_id from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
-  where i.org_id = $1 and i.kind = 'run' and i.state = any($11::text[])
+  where i.org_id = $1 and i.kind = 'run' and i.state = any($12::text[])
     and ($4::text is null or r.flow = $4) and ($5::text is null or r.queue = $5)
     and ($6::timestamptz is null or r.created_at >= $6) and ($7::timestamptz is null or r.created_at < $7)
     and ($8::text is null or r.flow ilike $8 or r.labels::text ilike $8 or r.run_id::text like $9)
+    and ($11::jsonb is null or r.labels::jsonb @> $11)
 )
 (select run_id from matching where $3::uuid is null and run_id < $2::uuid
  order by run_id desc limit $10)
@@ -45,10 +48,15 @@ union all
 select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority, r.input, r.output,
        r.error, r.subject, coalesce(r.attempts, i.attempt, 0) as attempts, r.created_at,
        coalesce(r.started_at, i.started_at) as started_at, r.finished_at, r.labels,
-       coalesce(i.cancel_requested, false) as cancel_requested
+       coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from, i.blocked, r.deadline_at,
+       r.dedup_key
 from run r left join item i on i.org_id = r.org_id and i.item_id = r.run_id
 where r.org_id = $1 and r.run_id = any($2::uuid[])
 order by r.run_id desc;
+
+-- name: reruns
+-- Ids of the runs that repeat one run, newest first.
+select run_id from run where org_id = $1 and rerun_of = $2 order by run_id desc limit 100;
 
 -- name: steps
 -- Recorded steps of one run, in the order in which they began.
@@ -87,7 +95,7 @@ union all
 
 -- name: requests
 -- Questions to humans by their ids, newest first.
-select request_id, run_id, step_key, role, title, form, proposal, digest, state, expires_at, created_at, answer,
+select request_id, run_id, step_key, role, title, form, proposal, digest, state, kind, expires_at, created_at, answer,
        resolved_by, resolved_at
 from input_request where org_id = $1 and request_id = any($2::uuid[])
 order by request_id desc;
@@ -95,7 +103,7 @@ order by request_id desc;
 -- name: published_flows
 -- Every flow version that a worker has published, and whether a live worker has it now.
 select f.flow, f.version, f.queue, f.permission, f.description, f.input_schema, f.output_schema, f.timeout_s,
-       f.published_at,
+       f.deadline_s, f.published_at,
        exists (select from worker w
                where w.expires_at > clock_timestamp() and f.flow || '@' || f.version = any(w.capabilities)) as is_served
 from flow_version f order by f.flow, f.version;
@@ -106,23 +114,3 @@ select s.queue, count(*)::int as workers, sum(s.slots::int)::int as slots
 from worker w, json_each_text(w.queues) as s(queue, slots)
 where w.expires_at > clock_timestamp() and not w.draining
 group by s.queue order by s.queue;
-
--- name: queue_depths
--- Ready work of one org by queue, with the time since which the oldest has been ready.
-with line as (
-  select lane_id, count(*) as depth, min(rank) as oldest from ready where org_id = $1 group by lane_id
-),
-named as (
-  select lane_id, queue from lane where org_id = $1
-  union
-  select lane_id, queue from arrival where org_id = $1
-)
-select n.queue, sum(l.depth)::bigint as depth,
-       greatest(0, extract(epoch from clock_timestamp()) - min(l.oldest) / 1e6)::float8 as oldest_s
-from line l join named n using (lane_id) group by n.queue;
-
--- name: queue_states
--- Live work items of one org that are not in a line, counted by queue and state.
-select r.queue, i.state, count(*) as items
-from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
-where i.org_id = $1 and i.state <> 'queued' group by r.queue, i.state;
