@@ -16,7 +16,10 @@ OWN_CONNECTIONS = {
 }
 
 # Rooms of the engine that open transactions of the application, and why those need no scenario of their own.
-AS_APPLICATION = {"events.py": "reads only; what callers write is crashed in test_callers.py"}
+AS_APPLICATION = {
+    "bulk.py": "steps of a flow, which a takeover repeats; tests/api/test_bulk.py takes one over",
+    "events.py": "reads only; what callers write is crashed in test_callers.py",
+}
 
 
 def test_every_transaction_of_the_engine_has_a_readable_name() -> None:

@@ -63,7 +63,7 @@ async def publish(pond: Pond, name: str = "report", schema: Any = None) -> None:
         )  # fmt: skip
         await con.execute(
             queries("maintenance")["register_worker"],
-            uuid.uuid4(), "here", 1, "{}", [f"{name}@1"], 600.0,
+            uuid.uuid4(), "here", 1, "{}", [f"{name}@1"], 600.0, "",
         )  # fmt: skip
 
 
