@@ -281,7 +281,7 @@ async def test_the_claim_reads_by_key_and_looks_no_pause_up_without_any(
     seen = {row["relname"]: row for row in rows}
     for table in ("lane", "ready", "share"):
         assert seen[table]["seq_scan"] == 0
-        assert seen[table]["fetched"] <= 2 * 17
+        assert seen[table]["fetched"] <= 100  # of 4,000 that wait
     looked_up = sum(seen[table]["idx_scan"] for table in ("pause", "queue_pause") if table in seen)
     looked_up += sum(seen[table]["seq_scan"] for table in ("pause", "queue_pause") if table in seen)
     # Twice to see whether there are any at all.
