@@ -46,10 +46,16 @@ def commands() -> str:
 
 def _commands(command: Any, path: str) -> Iterator[str]:
     if hasattr(command, "commands"):
+        if command.invoke_without_command:
+            yield from _command(command, path)
         for name in command.commands:
             if not command.commands[name].hidden:
                 yield from _commands(command.commands[name], f"{path} {name}")
         return
+    yield from _command(command, path)
+
+
+def _command(command: Any, path: str) -> Iterator[str]:
     words = [_argument(item) for item in command.params if item.param_type_name == "argument"]
     yield f"### `{' '.join([path, *words])}`"
     yield _prose(command.help)

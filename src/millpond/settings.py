@@ -55,8 +55,24 @@ class Settings(BaseSettings):
         "default:100,llm:20,sql:10,index:4,support:20",
         description="Queues that a worker serves, with their slots: `name:slots,…`.",
     )
+    processes: int = Field(
+        1, description="How many worker processes to run, each with all the slots.", ge=1, le=256
+    )
     lease_s: float = Field(6.0, description="How long a silent worker keeps its leases.", gt=1)
     drain_s: float = Field(20.0, description="How long SIGTERM lets runs finish.", ge=0)
+    retention_days: float = Field(
+        30.0,
+        description="How long finished runs are kept, with their steps, events, values and questions; "
+        "0 keeps them.",
+        ge=0,
+        le=36_600,
+    )
+    idempotency_hours: float = Field(
+        24.0, description="How long a repeat of a request is recognized by its key.", gt=0
+    )
+    inbound_event_days: float = Field(
+        30.0, description="How long received events are kept, and repeats recognized.", gt=0
+    )
     secret_key: SecretStr | None = Field(
         None,
         description="Base64 of 32 bytes that seal stored secrets. Unset: a 0600 file in `data_dir`.",

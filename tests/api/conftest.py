@@ -41,12 +41,20 @@ ALL = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:signal",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "schedules:read",
+        "schedules:write",
+        "triggers:read",
+        "triggers:write",
+        "events:send",
+        "events:read",
     }
 )
 Client = httpx2.AsyncClient

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -51,13 +52,7 @@ def calls(app: FastAPI) -> list[tuple[str, str, str]]:
 
 
 def concrete(path: str) -> str:
-    for name, value in {
-        "{run_id}": SOME_ID,
-        "{request_id}": SOME_ID,
-        "{name}": "x",
-        "{document_id}": SOME_ID,
-    }.items():
-        path = path.replace(name, value)
+    path = re.sub(r"\{\w+_id\}", SOME_ID, path).replace("{name}", "x")
     assert "{" not in path
     return path
 

@@ -50,7 +50,7 @@ async def test_pages_of_runs_read_what_they_show(db: Database, org: int, admin_u
     await admin.close()
     for statement, states in (("run_page", []), ("finished_run_page", [["failed"]])):
         for below, above in ((HIGHEST, None), (middle, None), (HIGHEST, middle)):
-            page = (below, above, None, None, None, None, None, None, 51, *states)
+            page = (below, above, None, None, None, None, None, None, 51, None, *states)
             assert await touched(db, org, statement, *page) <= 400, (statement, below, above)
-    live = (HIGHEST, None, None, None, None, None, None, None, 51, ["queued", "running"])
+    live = (HIGHEST, None, None, None, None, None, None, None, 51, None, ["queued", "running"])
     assert await touched(db, org, "live_run_page", *live) == 0

@@ -43,6 +43,7 @@ class Up:
     url: str = ""
     token_file: str = ""
     worker_pid: int = 0
+    worker_pids: tuple[int, ...] = ()
     api_pid: int = 0
 
     @classmethod

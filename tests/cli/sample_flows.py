@@ -8,6 +8,7 @@ from pydantic import BaseModel
 
 from millpond.engine.context import Context, StepContext
 from millpond.engine.registry import flow, step
+from millpond.engine.triggers import EventInput
 from millpond.errors import Permanent
 
 
@@ -61,3 +62,16 @@ async def ask(ctx: Context, word: Word) -> dict[str, Any]:
         "right", role="support", form=Verdict, proposal={"word": word.word}, title="Is it right?"
     )
     return {"is_right": decision.answer.is_right, "by": decision.resolved_by}
+
+
+@flow("sample.hear", permission="runs:start")
+async def hear(ctx: Context, given: EventInput[Word]) -> Word:
+    """Say what an event said."""
+    return given.event.data
+
+
+@flow("sample.listen", permission="runs:start")
+async def listen(ctx: Context, word: Word) -> Any:
+    """Wait to be told something."""
+    await ctx.set_state("ear", "open")
+    return (await ctx.wait_event("word")).data

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
+from tests.cli.conftest import ROOT, clean_environment
 
 pytestmark = pytest.mark.xdist_group("platform")
 
@@ -74,6 +77,19 @@ def test_a_run_is_cancelled_once(cli, cli_json):
     assert cli("runs", "tail", run["id"]).exit_code == 1
     assert cli_json("runs", "show", run["id"])["state"] == "cancelled"
     assert cli("runs", "cancel", run["id"]).exit_code == 6
+
+
+def test_a_run_is_told_something_once(cli, cli_json):
+    run = cli_json("runs", "start", "sample.listen")
+    told = ("runs", "signal", run["id"], "word", "--data", '{"is": "said"}')
+    sent = cli_json(*told, "--idempotency-key", "told-once")
+    assert (sent["object"], sent["name"]) == ("signal", "word")
+    assert cli("runs", "tail", run["id"]).exit_code == 0
+    shown = cli_json("runs", "show", run["id"])
+    assert (shown["output"], shown["state_values"]) == ({"is": "said"}, {"ear": "open"})
+    assert "open" in cli("runs", "show", run["id"]).stdout
+    assert cli_json(*told, "--idempotency-key", "told-once") == sent
+    assert cli(*told).exit_code == 6
 
 
 def test_runs_are_listed_by_filter_and_page(cli_json):
@@ -212,3 +228,46 @@ def test_a_file_that_is_no_document_fails_with_its_reason(cli, tmp_path):
     [broken] = [one for one in documents if one["filename"] == "broken.pdf"]
     assert broken["state"] == "failed"
     assert broken["reason"]
+
+
+def check_flows(up, flows, *options):
+    """Run `millpond flows check` in a process of its own: it imports flows."""
+    command = [sys.executable, "-m", "millpond.cli", "flows", "check", "--flows", flows, "--json"]
+    done = subprocess.run(
+        [*command, "--data-dir", str(up.data_dir), *options],
+        cwd=ROOT,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else done.stderr
+
+
+def test_flows_check_tells_changed_code_from_code_that_fits(up, cli_json):
+    run = cli_json("runs", "start", "sample.wait")
+    until = time.monotonic() + 30
+    while cli_json("runs", "show", run["id"])["state"] != "waiting":
+        assert time.monotonic() < until
+    code, found = check_flows(up, "tests.cli.sample_flows", "--flow", "sample.wait")
+    assert (code, found["mismatches"]) == (0, 0)
+    assert run["id"] in {one["run_id"] for one in found["data"]}
+    code, found = check_flows(
+        up, "tests.cli.changed_flows", "--flow", "sample.wait", "--limit", "50"
+    )
+    assert code == 1
+    (one,) = [one for one in found["data"] if one["run_id"] == run["id"]]
+    assert one["result"] == "mismatch"
+    assert "shout:0" in one["message"]
+    assert "long:0" in one["message"]
+    code, _ = check_flows(up, "tests.cli.sample_flows", "--flow", "no.such")
+    assert code == 3
+
+
+def test_only_a_blocked_run_is_resumed(cli, cli_json):
+    run = cli_json("runs", "start", "sample.wait")
+    refused = cli("runs", "resume", run["id"])
+    assert refused.exit_code == 6
+    assert "not blocked" in refused.stderr
+    assert cli("runs", "cancel", run["id"], "--skip-endings").exit_code == 0

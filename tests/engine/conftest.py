@@ -17,6 +17,7 @@ from millpond.db.pool import Database, EngineDatabase
 from millpond.engine.events import Event, Feed, page, tail
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
+from millpond.engine.retention import Keep
 from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
 from millpond.types import Intent
@@ -115,6 +116,7 @@ class Pond:
         resources: Mapping[type, object] | None = None,
         lease_s: float = 2.0,
         drain_s: float = 5.0,
+        keep: Keep | None = None,
     ) -> AsyncIterator[Worker]:
         """Run a worker in this process until the block ends."""
         worker = Worker(
@@ -126,6 +128,7 @@ class Pond:
             resources=resources,
             lease_s=lease_s,
             drain_s=drain_s,
+            keep=keep,
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))

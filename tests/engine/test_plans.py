@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,10 +14,7 @@ from tests.engine.conftest import Pond
 from millpond.db.queries import queries
 
 HOT = {
-    ("claim", "consume"),
-    ("claim", "read"),
     ("claim", "take"),
-    ("claim", "settle"),
     ("commit", "record"),
     ("commit", "finish"),
     ("commit", "hold"),
@@ -29,10 +27,28 @@ HOT = {
     ("waits", "lock_items"),
     ("waits", "take_timers"),
     ("events", "append"),
+    ("children", "basis"),
+    ("children", "known"),
+    ("children", "last_of_chain"),
+    ("endings", "lock_parents"),
+    ("endings", "end_joins"),
+    ("endings", "cancel_children"),
+    ("endings", "with_parent"),
+    ("signals", "take"),
+    ("signals", "waits"),
+    ("waits", "end_signal_waits"),
+    ("retention", "page"),
+    ("retention", "drop_runs"),
+    ("retention", "drop_keys"),
+    ("retention", "drop_inbound"),
+    ("quarantine", "fail_poisoned"),
+    ("quarantine", "suspects_wait"),
 }
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}
 TABLES = {"run", "item", "ready", "lease", "lane", "share", "step", "event", "timer", "arrival"}
+TABLES |= {"signal", "payload"}
+TABLES |= {"payload", "signal", "input_request", "idempotency", "inbound_event"}
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -67,7 +83,29 @@ async def test_hot_statements_go_by_key(pond: Pond, rows: int) -> None:
                 table = node.get("Relation Name")
                 if table not in TABLES - WHOLE or not node["Node Type"].endswith("Scan"):
                     continue
-                by_order = name in ("due", "next_due", "read")
+                by_order = name in ("due", "next_due")
                 if "Index Cond" not in node and not by_order:
                     found.append(f"{room}.{name}: {node['Node Type']} on {table}")
     assert found == []
+
+
+async def test_a_claim_reads_the_heads_of_lanes_and_not_what_stands_behind(pond: Pond) -> None:
+    async def idle(ctx: Any, _: Any) -> None:
+        return None
+
+    flow = pond.flow(idle)
+    from millpond.engine.submit import submit
+
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [pond.intent(flow, n) for n in range(3000)])
+    async with pond.engine_db.duty("explain") as con:
+        rows = await con.fetch(
+            queries("claim")["heads"], 100, uuid.uuid4(), ["default"], [10], [flow.capability], 16
+        )
+        read = await con.fetch(
+            "select relname, seq_scan, coalesce(idx_tup_fetch, 0) as rows from pg_stat_xact_user_tables"
+        )
+    assert [len(row["items"] or ()) for row in rows] == [0, 16]
+    scans = {row["relname"]: row["seq_scan"] for row in read}
+    assert not {table for table in ("lane", "share", "ready", "worker") if scans.get(table)}
+    assert sum(row["rows"] for row in read if row["relname"] == "ready") <= 16

@@ -16,9 +16,11 @@ from typing import Any
 import orjson
 
 from millpond.db.pool import EngineDatabase
-from millpond.engine.context import Context
-from millpond.engine.registry import Registry, flow
+from millpond.engine.context import Context, StepContext
+from millpond.engine.endgame import Failure
+from millpond.engine.registry import Registry, flow, step
 from millpond.engine.worker import Worker
+from millpond.errors import Permanent
 
 REGISTRY = Registry()
 
@@ -35,6 +37,47 @@ async def long(ctx: Context, data: dict[str, Any]) -> list[int]:
 async def blocking(ctx: Context, data: dict[str, Any]) -> bool:
     """Block the loop, and hold the interpreter, in one catastrophic regular expression."""
     return await ctx.step("match", _match, data["log"], data["seconds"])
+
+
+@step("tests.charge", effect="once", registry=REGISTRY)
+async def charge(step_ctx: StepContext, log: str, gate: str) -> int:
+    """Stay until a file appears: an effect that must not be repeated."""
+    return await _hold(log, gate)
+
+
+@flow("tests.once", registry=REGISTRY)
+async def once(ctx: Context, data: dict[str, Any]) -> int:
+    """Have one effect."""
+    return await ctx.step(charge, data["log"], data["gate"])
+
+
+@step("tests.undo", registry=REGISTRY)
+async def undo(step_ctx: StepContext, booked: dict[str, str]) -> None:
+    """Undo a booking; of `a` it takes until a file appears."""
+    if booked["what"] == "a":
+        await _hold(booked["log"], booked["gate"])
+    await _append(booked["log"], f"un-{booked['what']}")
+
+
+async def _sorry(ctx: Context, data: dict[str, Any], failure: Failure) -> None:
+    await ctx.step("sorry", _append, data["log"], "sorry")
+
+
+@flow("tests.undone", on_failure=_sorry, registry=REGISTRY)
+async def undone(ctx: Context, data: dict[str, Any]) -> None:
+    """Book two things and fail."""
+    for what in ("a", "b"):
+        await ctx.step("book", _book, {**data, "what": what}, undo=undo)
+    await ctx.step("refuse", _refuse)
+
+
+async def _book(booking: dict[str, str]) -> dict[str, str]:
+    await _append(booking["log"], booking["what"])
+    return booking
+
+
+async def _refuse() -> None:
+    raise Permanent("the card was refused", code="refused")
 
 
 async def _append(path: str, word: str) -> int:

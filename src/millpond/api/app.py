@@ -17,9 +17,34 @@ from millpond.api import problems
 from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
 from millpond.api.models import CancelRun, Problem, ResolveRequest, SearchQuestion, StartRun
+from millpond.api.models_calendar import (
+    ChangeSchedule,
+    ChangeTrigger,
+    CreateSchedule,
+    CreateTrigger,
+    SendEvent,
+    SendEvents,
+)
+from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
+from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
-from millpond.api.routes import flows, health, inputs, keys, knowledge_bases, queues, runs
+from millpond.api.routes import (
+    blocked,
+    bulk,
+    flows,
+    health,
+    inbound_events,
+    inputs,
+    keys,
+    knowledge_bases,
+    queues,
+    reruns,
+    runs,
+    schedules,
+    signals,
+    triggers,
+)
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
@@ -33,7 +58,38 @@ is worked on by workers, and is followed by its events.
 Errors are RFC 9457 problem documents. Lists are newest first and paged by `after` and `before`.
 A POST that starts a run takes an `Idempotency-Key`.
 """
-_REFERRED = (StartRun, CancelRun, ResolveRequest, SearchQuestion, Problem)
+_REFERRED = (
+    StartRun,
+    CancelRun,
+    SendSignal,
+    RerunRun,
+    ReleaseRun,
+    BulkAction,
+    ResolveRequest,
+    SearchQuestion,
+    CreateSchedule,
+    ChangeSchedule,
+    CreateTrigger,
+    ChangeTrigger,
+    SendEvent,
+    SendEvents,
+    Problem,
+)
+_ROOMS = (
+    runs,
+    signals,
+    blocked,
+    reruns,
+    bulk,
+    schedules,
+    triggers,
+    inbound_events,
+    inputs,
+    flows,
+    queues,
+    keys,
+    health,
+)
 
 
 class Api(FastAPI):
@@ -91,7 +147,7 @@ def create_app(
         knowledge=knowledge,
     )
     problems.install(app)
-    for room in (runs, inputs, flows, queues, keys, health):
+    for room in _ROOMS:
         app.include_router(room.router)
     if knowledge is not None:
         app.include_router(knowledge_bases.router)

@@ -27,11 +27,15 @@ _MAX_WAITING = 2000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promise:
-    """An idempotency key as used on one route, with the digest of what was asked."""
+    """An idempotency key as used on one route, with the digest of what was asked.
+
+    `subject` is who asked, where that is not whose run it is.
+    """
 
     key: str
     route: str
     digest: bytes
+    subject: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,7 +56,7 @@ async def claim_keys(
     rows = await con.fetch(
         _SQL["claim_keys"],
         org_id,
-        [intent.subject for intent, _ in wanted],
+        [promise.subject or intent.subject for intent, promise in wanted],
         [promise.route for _, promise in wanted],
         [promise.key for _, promise in wanted],
         [promise.digest for _, promise in wanted],

@@ -45,6 +45,10 @@ class CancelRun(_Request):
     """A wish to stop a run."""
 
     reason: str = Field("", max_length=500, description="Why; kept in the run's events.")
+    skip_endings: bool = Field(
+        default=False,
+        description="End it at once where nothing executes it: undo nothing, ask nothing.",
+    )
 
 
 class ResolveRequest(_Request):
@@ -98,6 +102,11 @@ class Run(BaseModel):
     finished_at: datetime | None
     labels: dict[str, str]
     cancel_requested: bool
+    rerun_of: uuid.UUID | None = Field(description="The run that this one repeats.")
+    rerun_from: str | None = Field(description="The step from which on it does, if not the start.")
+    blocked: dict[str, Any] | None = Field(
+        description="Why it stands still until it is resumed: `recorded` against `asked`."
+    )
 
 
 class Step(BaseModel):
@@ -105,8 +114,10 @@ class Step(BaseModel):
 
     key: str = Field(description="Branch path, name and occurrence: unique within the run.")
     name: str
-    kind: Literal["step", "sleep", "input", "emit"]
-    state: Literal["done", "failed", "waiting", "retrying"]
+    kind: Literal[
+        "step", "sleep", "input", "emit", "value", "state", "child", "join", "signal", "ending"
+    ]
+    state: Literal["done", "failed", "waiting", "retrying", "begun", "unknown"]
     output: Any
     error: dict[str, Any] | None
     tries: int
@@ -127,6 +138,9 @@ class InputRequest(BaseModel):
     proposal: Any = Field(description="What is to be approved.")
     digest: str
     state: Literal["pending", "resolved", "expired", "cancelled"]
+    kind: Literal["question", "outcome"] = Field(
+        description="`outcome`: what became of a step that must not be repeated."
+    )
     expires_at: datetime | None
     created_at: datetime
     answer: Any
@@ -135,10 +149,15 @@ class InputRequest(BaseModel):
 
 
 class RunDetail(Run):
-    """A run with its recorded steps and its open questions."""
+    """A run with its recorded steps, its open questions, its kin, and what its flow shows."""
 
+    reruns: list[uuid.UUID] = Field(description="Runs that repeat this one, newest first.")
     steps: list[Step]
     input_requests: list[InputRequest]
+    state_values: dict[str, Any] = Field(description="What the flow set last, by name.")
+    parent_id: uuid.UUID | None = Field(description="The run that started this one as a child.")
+    continued_from: uuid.UUID | None = Field(description="The run that this one goes on from.")
+    continued_to: uuid.UUID | None = Field(description="The run that goes on from this one.")
 
 
 class EventOut(BaseModel):

@@ -6,12 +6,13 @@ in `models` describe; a test validates real responses against the published Open
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
-from millpond.engine.views import FlowView, QueueView, RequestView, RunView, StepView
+from millpond.engine.views import FlowView, Kin, QueueView, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
 
 
@@ -35,17 +36,30 @@ def run_json(run: RunView) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "labels": raw(run.labels),
         "cancel_requested": run.cancel_requested,
+        "rerun_of": run.rerun_of,
+        "rerun_from": run.rerun_from,
+        "blocked": raw(run.blocked),
     }
 
 
 def run_detail_json(
-    run: RunView, steps: Sequence[StepView], requests: Sequence[RequestView]
+    run: RunView,
+    steps: Sequence[StepView],
+    requests: Sequence[RequestView],
+    kin: Kin,
+    state_values: Mapping[str, str],
+    reruns: Sequence[uuid.UUID],
 ) -> dict[str, Any]:
-    """Return a run with its steps and open questions."""
+    """Return a run with its steps, open questions, kin, repeats and what its flow shows."""
     return {
         **run_json(run),
+        "reruns": reruns,
         "steps": [_step_json(step) for step in steps],
         "input_requests": [request_json(request) for request in requests],
+        "state_values": {name: raw(value) for name, value in state_values.items()},
+        "parent_id": kin.parent_id,
+        "continued_from": kin.continued_from,
+        "continued_to": kin.continued_to,
     }
 
 
@@ -89,6 +103,7 @@ def request_json(request: RequestView) -> dict[str, Any]:
         "proposal": raw(request.proposal),
         "digest": request.digest,
         "state": request.state,
+        "kind": request.kind,
         "expires_at": request.expires_at,
         "created_at": request.created_at,
         "answer": raw(request.answer),

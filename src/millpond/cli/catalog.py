@@ -1,6 +1,6 @@
-"""`millpond flows` and `millpond queues`: what can be started, and how full the waiting lines are.
+"""`millpond queues`: how full the waiting lines are.
 
-Called by `main`. Invariant: both only read.
+Called by `main`. Invariant: it only reads.
 """
 
 from __future__ import annotations
@@ -8,23 +8,6 @@ from __future__ import annotations
 from millpond.cli.call import call
 from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url
 from millpond.cli.output import print_json, print_table
-
-
-def flows(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None) -> None:
-    """List the flows that workers have published; with --json also their input schemas."""
-    page = call(url, token, lambda remote: remote.get("/v1/flows"))
-    if as_json:
-        print_json(page)
-        return
-    rows = [
-        [flow["name"], flow["version"], flow["queue"], _first_line(flow.get("description"))]
-        for flow in page["data"]
-    ]
-    print_table(
-        ["flow", "version", "queue", "what it does"],
-        rows,
-        empty="No flows: no worker has published any yet (`millpond worker --flows …`).",
-    )
 
 
 def queues(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None) -> None:
@@ -41,10 +24,6 @@ def queues(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None)
     ]
     columns = ["queue", "queued", "oldest", *(key.replace("_", " ") for key in keys[3:])]
     print_table(columns, rows, empty="No queues: nothing waits and no worker is known.")
-
-
-def _first_line(text: str | None) -> str:
-    return (text or "").strip().partition("\n")[0]
 
 
 def _age(seconds: float | None) -> str:

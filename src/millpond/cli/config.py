@@ -19,7 +19,7 @@ from millpond.errors import InvalidInput
 from millpond.identity.seal import Seal
 from millpond.settings import Settings
 
-BUILT_IN_FLOWS = ("millpond.knowledge.flows",)
+BUILT_IN_FLOWS = ("millpond.knowledge.flows", "millpond.engine.bulk")
 SEAL_FILE = "secret.key"
 _ADDRESSES = frozenset(
     {
@@ -143,6 +143,10 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         "MILLPOND_QUEUES": settings.queues,
         "MILLPOND_LEASE_S": str(settings.lease_s),
         "MILLPOND_DRAIN_S": str(settings.drain_s),
+        "MILLPOND_PROCESSES": "1",
+        "MILLPOND_RETENTION_DAYS": str(settings.retention_days),
+        "MILLPOND_IDEMPOTENCY_HOURS": str(settings.idempotency_hours),
+        "MILLPOND_INBOUND_EVENT_DAYS": str(settings.inbound_event_days),
     }
     environment.update({name: value for name, value in named.items() if value is not None})
     return environment

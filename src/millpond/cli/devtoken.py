@@ -26,15 +26,23 @@ PERMISSIONS = frozenset(
         "runs:start",
         "runs:read",
         "runs:cancel",
+        "runs:signal",
+        "runs:operate",
         "inputs:read",
         "inputs:resolve",
         "flows:read",
         "queues:read",
         "knowledge:read",
         "knowledge:write",
+        "schedules:read",
+        "schedules:write",
+        "triggers:read",
+        "triggers:write",
+        "events:send",
+        "events:read",
     }
 )
-ROLES = frozenset({"owner", "admin", "builder", "analyst", "support", "viewer"})
+ROLES = frozenset({"owner", "admin", "builder", "analyst", "operator", "support", "viewer"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,7 +11,24 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from millpond.cli import catalog, doctor, inputs, kb, runs, schema, serve, tokens, up, work
+from millpond.cli import (
+    catalog,
+    doctor,
+    events,
+    flows,
+    inputs,
+    kb,
+    prune,
+    reruns,
+    runs,
+    schedules,
+    schema,
+    serve,
+    tokens,
+    triggers,
+    up,
+    work,
+)
 from millpond.cli.demo import command
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
@@ -46,12 +63,17 @@ app.command()(serve.api)
 app.command()(work.worker)
 app.command()(schema.migrate)
 app.command()(doctor.doctor)
+app.command()(prune.prune)
 app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
+app.add_typer(schedules.app, name="schedules")
+app.add_typer(triggers.app, name="triggers")
+app.add_typer(events.app, name="events")
+reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
-app.command()(catalog.flows)
+app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
 
 

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import IO
@@ -31,6 +31,7 @@ from millpond.cli.listening import address, listen
 from millpond.cli.remote import Remote
 from millpond.cli.running import forget_running, note_running
 from millpond.cli.supervise import Child, Supervisor
+from millpond.cli.workers import WORKER_STAGE, worker_children
 from millpond.db.embedded import EmbeddedPostgres
 from millpond.db.migrate import check_schema, migrate
 from millpond.db.pool import Database
@@ -42,8 +43,6 @@ _log = structlog.get_logger("millpond.up")
 _SQL = queries("status")
 
 API_GRACE_S = 8.0
-# Beyond its own drain, a worker needs time to hand back what did not end and to close.
-WORKER_EXTRA_S = 10.0
 _READY_S = 90.0
 _POLL_S = 0.05
 
@@ -56,9 +55,14 @@ class Platform:
     databases: Databases
     supervisor: Supervisor
     api: Child
-    worker: Child
+    workers: Sequence[Child]
     token: DevToken | None
     server: EmbeddedPostgres | None
+
+    @property
+    def worker(self) -> Child:
+        """The first worker process."""
+        return self.workers[0]
 
     @property
     def is_embedded(self) -> bool:
@@ -79,7 +83,7 @@ async def platform(
 ) -> AsyncIterator[Platform]:
     """Start everything; yield once the API answers and a worker is there, or `stop` is set.
 
-    The end comes with the block's: API (no new work), worker (drains), Postgres.
+    The end comes with the block's: API (no new work), workers (they drain), Postgres.
     """
     queue_slots(settings)
     external = external_databases(settings)
@@ -91,7 +95,8 @@ async def platform(
         else:
             made = await _prepare_embedded(settings, stack, log_file)
         await made.supervisor.start(made.api)
-        await made.supervisor.start(made.worker)
+        for worker in made.workers:
+            await made.supervisor.start(worker)
         await _until_ready(made, stop)
         yield made
 
@@ -132,36 +137,31 @@ async def _prepare(
         environment=environment,
         grace_s=API_GRACE_S,
         descriptors=[listener.fileno()],
-    )
-    worker = Child(
-        name="worker",
-        arguments=["worker"],
-        environment=environment,
-        grace_s=settings.drain_s + WORKER_EXTRA_S,
+        stage=WORKER_STAGE - 1,
     )
     return Platform(
         url=address(listener),
         databases=databases,
         supervisor=supervisor,
         api=api,
-        worker=worker,
+        workers=worker_children(settings, environment),
         token=None,
         server=None,
     )
 
 
 async def _until_ready(made: Platform, stop: asyncio.Event) -> None:
-    """Return when the API is ready and the worker has announced itself, or `stop` is set."""
+    """Return when the API is ready and the workers have announced themselves, or `stop` is set."""
     until = time.monotonic() + _READY_S
     db = await Database.connect(made.databases.app, name="millpond-up", max_size=1)
     try:
         async with Remote.connect(made.url, None) as remote:
-            while not (await _api_is_ready(remote) and await is_announced(db, made.worker)):
+            while not (await _api_is_ready(remote) and await _are_announced(db, made.workers)):
                 made.supervisor.raise_if_failed()
                 if stop.is_set():
                     return
                 if time.monotonic() > until:
-                    raise Unavailable(f"API and worker did not get ready in {_READY_S:.0f} s.")
+                    raise Unavailable(f"API and workers did not get ready in {_READY_S:.0f} s.")
                 await asyncio.sleep(_POLL_S)
     finally:
         await db.close()
@@ -173,6 +173,10 @@ async def _api_is_ready(remote: Remote) -> bool:
     except Transient:
         return False
     return True
+
+
+async def _are_announced(db: Database, workers: Sequence[Child]) -> bool:
+    return all([await is_announced(db, worker) for worker in workers])
 
 
 async def is_announced(db: Database, worker: Child) -> bool:

@@ -93,6 +93,10 @@ class Remote:
         """POST a JSON document, or raw `content`, and return the JSON that comes back."""
         return _json(await self.post_raw(path, document, content, params, headers))
 
+    async def delete(self, path: str) -> None:
+        """DELETE `path`."""
+        await self._request("DELETE", path)
+
     async def post_raw(
         self,
         path: str,

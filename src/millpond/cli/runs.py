@@ -1,12 +1,13 @@
-"""`millpond runs`: start, list, show, tail and cancel runs through the API.
+"""`millpond runs`: start, list, show, tail and signal runs through the API.
 
-Called by `main`. Invariant: with --wait or tail the exit code tells how the run ended.
+Called by `main`; `reruns` adds cancel, rerun and release. Invariant: with --wait or tail the exit
+code tells how the run ended.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -33,9 +34,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-app = typer.Typer(no_args_is_help=True, help="Start, watch and cancel runs.")
+app = typer.Typer(no_args_is_help=True, help="Start, watch, signal, repeat and cancel runs.")
 
 RunId = Annotated[str, typer.Argument(help="Id of the run.", show_default=False)]
+Wait = Annotated[bool, typer.Option("--wait", help="Follow it and exit by its outcome.")]
+Key = Annotated[
+    str | None, typer.Option("--idempotency-key", help="A repeat returns the first run.")
+]
 Timeout = Annotated[
     float | None,
     typer.Option("--timeout", help="Stop following after so many seconds (exit code 7).", min=0),
@@ -53,12 +58,8 @@ def start(
     priority: Annotated[int, typer.Option(help="Higher goes earlier.", min=-100, max=100)] = 0,
     delay_s: Annotated[float, typer.Option("--delay", help="Seconds until it may go.", min=0)] = 0,
     label: Annotated[list[str] | None, typer.Option(help="A label as name=value.")] = None,
-    key: Annotated[
-        str | None, typer.Option("--idempotency-key", help="A repeat returns the first run.")
-    ] = None,
-    wait: Annotated[
-        bool, typer.Option("--wait", help="Follow it and exit by its outcome.")
-    ] = False,
+    key: Key = None,
+    wait: Wait = False,
     timeout_s: Timeout = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -75,21 +76,14 @@ def start(
         "labels": read_pairs(label or [], param="--label") or None,
     }
     body = {name: value for name, value in body.items() if value is not None or name == "input"}
-    headers = {"Idempotency-Key": key} if key else {}
-
-    async def talk(remote: Remote) -> Json:
-        run = await remote.post("/v1/runs", body, headers=headers)
-        if not wait:
-            return run
-        progress(f"run {run['id']} accepted")
-        async with asyncio.timeout(timeout_s):
-            await _follow_quietly(remote, run["id"])
-        return await remote.get(f"/v1/runs/{run['id']}")
-
-    run = _patiently(lambda: call(url, token, talk), timeout_s)
-    _print_run(run, as_json=as_json, brief=not wait)
-    if wait:
-        _exit_by(run["state"])
+    begin(
+        lambda remote: remote.post("/v1/runs", body, headers=keyed(key)),
+        wait=wait,
+        timeout_s=timeout_s,
+        as_json=as_json,
+        url=url,
+        token=token,
+    )
 
 
 @app.command("list")
@@ -124,7 +118,7 @@ def show(
 ) -> None:
     """Show a run with its recorded steps."""
     run = call(url, token, lambda remote: remote.get(f"/v1/runs/{run_id}"))
-    _print_run(run, as_json=as_json, brief=False)
+    print_run(run, as_json=as_json, brief=False)
 
 
 @app.command()
@@ -148,35 +142,87 @@ def tail(
         run = await remote.get(f"/v1/runs/{run_id}")
         return str(run["state"])
 
-    _exit_by(_patiently(lambda: call(url, token, talk), timeout_s))
+    exit_by(patiently(lambda: call(url, token, talk), timeout_s))
+
+
+def keyed(key: str | None) -> dict[str, str]:
+    """Return the header of an idempotency key, if there is one."""
+    return {"Idempotency-Key": key} if key else {}
+
+
+def begin(
+    post: Callable[[Remote], Awaitable[Json]],
+    *,
+    wait: bool,
+    timeout_s: float | None,
+    as_json: bool,
+    url: str,
+    token: str | None,
+) -> None:
+    """Let a run be accepted and print it; with `wait`, follow it and exit by its outcome."""
+
+    async def talk(remote: Remote) -> Json:
+        run = await post(remote)
+        if not wait:
+            return run
+        progress(f"run {run['id']} accepted")
+        async with asyncio.timeout(timeout_s):
+            await follow_quietly(remote, run["id"])
+        return await remote.get(f"/v1/runs/{run['id']}")
+
+    run = patiently(lambda: call(url, token, talk), timeout_s)
+    print_run(run, as_json=as_json, brief=not wait)
+    if wait:
+        exit_by(run["state"])
 
 
 @app.command()
-def cancel(
+def signal(
     run_id: RunId,
-    reason: Annotated[str, typer.Option(help="Why, for the record.")] = "",
+    name: Annotated[str, typer.Argument(help="What the flow waits for.", show_default=False)],
+    data_text: Annotated[
+        str, typer.Option("--data", "-d", help="Data: JSON text, @file, or - for stdin.")
+    ] = "null",
+    key: Annotated[
+        str | None, typer.Option("--idempotency-key", help="A repeat sends nothing.")
+    ] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Ask a run to stop."""
+    """Tell a run something that it waits for, or will."""
+    body = {"name": name, "data": read_json(data_text, param="--data")}
     answer = call(
-        url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", {"reason": reason})
+        url,
+        token,
+        lambda remote: remote.post(f"/v1/runs/{run_id}/signals", body, headers=keyed(key)),
     )
+    if as_json:
+        print_json(answer)
+    else:
+        out().print(plain(f"run {run_id} was sent {answer['name']}"))
+
+
+@app.command()
+def resume(
+    run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
+) -> None:
+    """Set a blocked run going again, after the code that its history needs was deployed."""
+    answer = call(url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/resume", {}))
     if as_json:
         print_json(answer)
     else:
         out().print(plain(f"run {run_id} is {answer['state']}"))
 
 
-async def _follow_quietly(remote: Remote, run_id: str) -> None:
+async def follow_quietly(remote: Remote, run_id: str) -> None:
     """Follow a run to its end, telling its events as progress."""
     async with aclosing(remote.follow(run_id)) as events:
         async for event in events:
             progress(timeline.event_line(event).plain)
 
 
-def _patiently(work: Callable[[], T], timeout_s: float | None) -> T:
+def patiently(work: Callable[[], T], timeout_s: float | None) -> T:
     """Run `work`; when its own timeout passed, say so instead of raising TimeoutError."""
     try:
         return work()
@@ -187,7 +233,8 @@ def _patiently(work: Callable[[], T], timeout_s: float | None) -> T:
         ) from error
 
 
-def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
+def print_run(run: Json, *, as_json: bool, brief: bool) -> None:
+    """Print a run as JSON, as one line, or with its steps."""
     if as_json:
         print_json(run)
         return
@@ -196,7 +243,13 @@ def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
         return
     fields = ["id", "flow", "version", "queue", "state", "subject", "attempts"]
     fields += ["created_at", "started_at", "finished_at", "input", "output", "error"]
-    print_fields((name, run.get(name)) for name in fields)
+    told = ("parent_id", "continued_from", "continued_to", "rerun_of", "rerun_from", "reruns")
+    fields += [name for name in told if run.get(name)]
+    shown = [(name, run.get(name)) for name in fields]
+    shown += [(f"state {name}", value) for name, value in run.get("state_values", {}).items()]
+    print_fields(shown)
+    if run.get("blocked"):
+        out().print(plain(f"blocked: {run['blocked'].get('message', '')}"))
     if run.get("steps"):
         columns = ["step", "kind", "state", "tries", "took", "key"]
         print_table(columns, timeline.step_rows(run["steps"]), empty="")
@@ -204,7 +257,7 @@ def _print_run(run: Json, *, as_json: bool, brief: bool) -> None:
         out().print(plain(f"waits for {request['role']}: {request['title']} ({request['id']})"))
 
 
-def _exit_by(state: str) -> None:
+def exit_by(state: str) -> None:
     """Leave with the code of a final state; a stream that ended before it tells of the state itself."""
     if state in ("failed", "cancelled"):
         raise typer.Exit(ExitCode.FAILED)

@@ -36,7 +36,8 @@ _HOPELESS = frozenset({ExitCode.USAGE, ExitCode.DENIED, ExitCode.CONFLICT})
 class Child:
     """One process to keep alive: `millpond <arguments>` with this environment.
 
-    `grace_s` is how long it may take to end after SIGTERM before it is killed.
+    `grace_s` is how long it may take to end after SIGTERM before it is killed; children of one `stage`
+    end together, lower stages first.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Child:
     environment: Mapping[str, str]
     grace_s: float
     descriptors: Sequence[int] = ()
+    stage: int = 0
     process: asyncio.subprocess.Process | None = None
     deaths: int = 0
     is_ending: bool = False
@@ -76,12 +78,14 @@ class Supervisor:
         self._watchers[child.name] = watcher
 
     async def end(self) -> None:
-        """End the children, first started first: SIGTERM, then SIGKILL after their grace."""
+        """End the children, stage after stage: SIGTERM, then SIGKILL after their grace."""
         for child in self._children:
             child.is_ending = True
-        for child in self._children:
-            await _end(child)
-            await _cancelled(self._watchers.pop(child.name, None))
+        for stage in sorted({child.stage for child in self._children}):
+            ending = [child for child in self._children if child.stage == stage]
+            await asyncio.gather(*(_end(child) for child in ending))
+            for child in ending:
+                await _cancelled(self._watchers.pop(child.name, None))
         for descriptor in self._pipe:
             with contextlib.suppress(OSError):
                 os.close(descriptor)
@@ -128,7 +132,8 @@ class Supervisor:
             child.deaths += 1
             _log.warning("child_ended", child=child.name, exit_code=code, restart_in_s=delay_s)
             is_early = time.monotonic() - began < _STEADY_S
-            early_deaths = early_deaths + 1 if is_early else 0
+            # One that a signal ended had started: a run may have killed it, which quarantine is for.
+            early_deaths = early_deaths + (code >= 0) if is_early else 0
             if code in _HOPELESS or early_deaths >= _EARLY_DEATHS_MAX:
                 self._give_up(f"{child.name} does not stay up (exit code {code})")
                 return

@@ -22,6 +22,10 @@ _STYLE = {
     "awaiting_input": "magenta",
     "requested": "magenta",
     "resolved": "magenta",
+    "unknown": "bold magenta",
+    "blocked": "bold red",
+    "ending": "yellow",
+    "ending_failed": "red",
     "progress": "dim",
 }
 
@@ -59,6 +63,8 @@ def event_details(event: Json) -> list[str]:
         words.append(plain(f"{error.get('code', '')}: {error.get('message', '')}"))
     if event["kind"] == "progress":
         words.extend(_progress_words(data))
+    if isinstance(data.get("names"), list):
+        words.append(plain(", ".join(map(str, data["names"]))))
     if data.get("role"):
         words.append(plain(f"(role {data['role']})"))
     if data.get("reason"):

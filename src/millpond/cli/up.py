@@ -28,7 +28,7 @@ Port = Annotated[
 def up(
     data_dir: DataDir = None, port: Port = None, flows: Flows = None, as_json: AsJson = False
 ) -> None:
-    """Start Postgres, the API and a worker on this machine; Ctrl-C stops them in order."""
+    """Start Postgres, the API and workers on this machine; Ctrl-C stops them in order."""
     from millpond.cli.config import read_settings
     from millpond.cli.logs import configure_logging
 
@@ -61,8 +61,14 @@ async def _up(settings: Settings, *, as_json: bool) -> None:
 def _banner(made: Platform, *, as_json: bool) -> None:
     token = made.token
     if as_json:
-        document = {"url": made.url, "worker_pid": made.worker.pid, "api_pid": made.api.pid}
-        print_json_line({**document, "token_file": str(token.path) if token else None})
+        document = {
+            "url": made.url,
+            "api_pid": made.api.pid,
+            "worker_pid": made.worker.pid,
+            "worker_pids": [worker.pid for worker in made.workers],
+            "token_file": str(token.path) if token else None,
+        }
+        print_json_line(document)
         return
     lines = [
         ("Millpond", made.url),

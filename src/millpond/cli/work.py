@@ -1,4 +1,4 @@
-"""`millpond worker`: one worker process.
+"""`millpond worker`: one worker process, or several under a supervisor.
 
 Called by `main`, and started by `millpond up`. Invariants: step code gets the application's pool and
 what is in `resources`, never the engine's pool; SIGTERM drains, a second signal ends at once.
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from millpond.cli.exit import ExitCode
 from millpond.cli.options import DataDir, Flows
 from millpond.cli.serve import ParentFd
 
@@ -28,28 +29,47 @@ def worker(
         str | None,
         typer.Option(help="Queues with their slots: name:slots,… (MILLPOND_QUEUES)."),
     ] = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(
+            help="Worker processes, each with all the slots (MILLPOND_PROCESSES).",
+            min=1,
+            max=256,
+            show_default=False,
+        ),
+    ] = None,
     data_dir: DataDir = None,
+    alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,
+    name: Annotated[str, typer.Option("--process-name", hidden=True)] = "worker",
     parent_fd: ParentFd = None,
 ) -> None:
-    """Run one worker on MILLPOND_DATABASE_URL, or beside the `millpond up` of this machine."""
+    """Run workers on MILLPOND_DATABASE_URL, or beside the `millpond up` of this machine."""
     from millpond.cli.config import read_settings
     from millpond.cli.logs import configure_logging
     from millpond.cli.loop import run_loop
     from millpond.cli.signals import end_with_parent
+    from millpond.cli.workers import run_supervised
 
-    settings = read_settings(flows=flows, queues=queues, data_dir=data_dir)
-    configure_logging(settings.log_level, process="worker")
+    settings = read_settings(flows=flows, queues=queues, processes=processes, data_dir=data_dir)
+    configure_logging(settings.log_level, process=name)
     end_with_parent(parent_fd, grace_s=settings.drain_s + _CLOSE_S)
-    run_loop(_work(settings))
+    if settings.processes > 1 and not alone:
+        run_supervised(settings)
+    else:
+        run_loop(_work(settings, name, alone=alone))
 
 
-async def _work(settings: Settings) -> None:
+async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.cli.config import queue_slots
+    from millpond.cli.prune import keep
     from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
     from millpond.cli.signals import stop_event
+    from millpond.cli.workers import alone_command
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database, EngineDatabase
+    from millpond.engine.bulk import Operator
+    from millpond.engine.hints import Hints
     from millpond.engine.worker import Worker
 
     slots, databases = queue_slots(settings), find_databases(settings)
@@ -60,6 +80,8 @@ async def _work(settings: Settings) -> None:
         flows = load_flows(settings)
         app = await Database.connect(databases.app, name="millpond-steps", min_size=0)
         stack.push_async_callback(app.close)
+        hints = await Hints.connect(databases.app_listen)
+        stack.push_async_callback(hints.close)
         engine = await EngineDatabase.connect(engine_url)
         stack.push_async_callback(engine.close)
         made = Worker(
@@ -68,11 +90,19 @@ async def _work(settings: Settings) -> None:
             listen_url=databases.engine_listen,
             flows=flows,
             slots=slots,
-            resources=open_step_resources(settings, app, stack),
+            resources={
+                **open_step_resources(settings, app, stack),
+                Operator: Operator(db=app, hints=hints),
+            },
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,
+            alone=alone,
+            alone_command=alone_command(settings, name),
+            keep=keep(settings),
         )
         await made.run(stop)
+    if alone and not made.has_worked:
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def load_flows(settings: Settings) -> list[Flow]:

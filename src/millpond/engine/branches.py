@@ -1,19 +1,22 @@
 """Branches: the parallel strands of one attempt, their step keys, and how they are ended from outside.
 
-Called by `context`. Invariants: a step key depends only on the branch's place in the flow and on how
-often its name occurred there; once closed, an attempt's flow code gets nothing but `Unwind`.
+Called by `context` and the rooms of its calls. Invariants: a step key depends only on the branch's place
+in the flow and on how often its name occurred there; the attempt parks when the flow's own strand and
+every one below it rest; once closed, an attempt's flow code gets nothing but `Unwind`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from millpond.errors import InvalidInput, Permanent
 
 _NAME = re.compile(r"[\w.\- ]{1,200}")
+_FORKED = re.compile(r"(.*)~(\d+)\.\d+/")
 
 
 class Unwind(BaseException):
@@ -27,25 +30,39 @@ class Unwind(BaseException):
         self.reason = reason
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Branch:
     """One strand: its path in the flow (`` for the flow itself) and what it has counted.
 
-    `deadline` is when its running step is over its time, on the loop's clock.
+    `going` counts what can go on: the strand itself and the branches below it; `on_rest` and `on_go`
+    are told when that becomes none, or some again. `places` are the keys that it gave out, each with its
+    place: the order in which the code asked, from 0; `forked_at` is the next place at each of its forks.
     """
 
     path: str
+    parent: Branch | None = None
+    going: int = 0
+    on_rest: Callable[[], None] | None = None
+    on_go: Callable[[], None] | None = None
     occurrences: dict[str, int] = field(default_factory=dict)
     forks: int = 0
+    forked_at: list[int] = field(default_factory=list)
     is_in_step: bool = False
-    deadline: float | None = None
     park: asyncio.Future[None] | None = None
+    places: dict[str, int] = field(default_factory=dict)
 
     def fork(self) -> str:
         """Return the path under which the next parallel branches stand."""
         nth = self.forks
         self.forks += 1
+        self.forked_at.append(len(self.places))
         return f"{self.path}~{nth}"
+
+    def place(self, what: str) -> str:
+        """Return where the next call of this kind stands, for calls that record nothing."""
+        nth = self.occurrences.get(f"!{what}", 0)
+        self.occurrences[f"!{what}"] = nth + 1
+        return f"{self.path}!{what}:{nth}"
 
     def key(self, name: str) -> str:
         """Return the key of the next step of this name: `path name:occurrence`."""
@@ -53,7 +70,21 @@ class Branch:
         if nth == 0:
             _check_name(name)
         self.occurrences[name] = nth + 1
-        return f"{self.path}{name}:{nth}"
+        key = f"{self.path}{name}:{nth}"
+        self.places[key] = len(self.places)
+        return key
+
+    def move(self, path: str) -> None:
+        """Let this strand stand at another place in the flow, where nothing is counted yet."""
+        self.path = path
+        self.occurrences, self.places = {}, {}
+        self.forks, self.forked_at = 0, []
+
+
+def forked_from(path: str) -> tuple[str, int] | None:
+    """Return the path of the strand that a branch was forked from, and by which of its forks."""
+    found = _FORKED.fullmatch(path)
+    return None if found is None else (found[1], int(found[2]))
 
 
 def _check_name(name: str) -> None:
@@ -67,26 +98,30 @@ def _check_name(name: str) -> None:
 class Branches:
     """All strands of one attempt; knows when none of them can go on."""
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
         self._by_task: dict[asyncio.Task[Any], Branch] = {}
-        self._going = 0
         self.parked: list[tuple[str, bool]] = []
         self.closed: str | None = None
 
     def open(self, path: str) -> Branch:
         """Make the current task a strand that can go on."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         branch = Branch(path)
-        self._by_task[task] = branch
-        self._going += 1
+        self.enter(task, branch)
         return branch
+
+    def enter(self, task: asyncio.Task[Any], branch: Branch) -> None:
+        """Make a task a strand that can go on, also before it has begun."""
+        self._by_task[task] = branch
+        self.go(branch)
 
     def here(self) -> Branch:
         """Return the strand of the current task; refuses foreign tasks and closed attempts."""
         if self.closed is not None:
             raise Unwind(self.closed)
-        branch = self._by_task.get(asyncio.current_task())  # type: ignore[arg-type]
+        branch = self._by_task.get(asyncio.current_task(self._loop))  # type: ignore[arg-type]
         if branch is None:
             raise Permanent(
                 "ctx was used from a task that the flow started by itself",
@@ -99,49 +134,71 @@ class Branches:
             )
         return branch
 
-    def rest(self, count: int) -> None:
-        """Count that `count` strands cannot go on now; when none can, the attempt parks."""
-        self._going -= count
-        if self._going == 0 and self.parked:
+    def place(self, key: str) -> int | None:
+        """Return the place of a key that the current strand gave out."""
+        branch = self._by_task.get(asyncio.current_task(self._loop))  # type: ignore[arg-type]
+        return None if branch is None else branch.places.get(key)
+
+    def at(self, path: str) -> Branch | None:
+        """Return the strand that stands at a path, if there is one."""
+        return next((one for one in self._by_task.values() if one.path == path), None)
+
+    def rest(self, branch: Branch) -> None:
+        """Count that the strand, or one below it, cannot go on; when none can, the attempt parks."""
+        branch.going -= 1
+        if branch.going > 0:
+            return
+        # Told first: it may begin another branch beside this one, and then the parent does not rest.
+        if branch.on_rest is not None:
+            branch.on_rest()
+        if branch.parent is not None:
+            self.rest(branch.parent)
+        elif self.parked:
             self.close("parked")
 
-    def deadline(self) -> float | None:
-        """Return when the first of the running steps is over its time, on the loop's clock."""
-        return min((b.deadline for b in self._by_task.values() if b.deadline), default=None)
+    def go(self, branch: Branch) -> None:
+        """Count that the strand, or one below it, can go on."""
+        branch.going += 1
+        if branch.going > 1:
+            return
+        if branch.on_go is not None:
+            branch.on_go()
+        if branch.parent is not None:
+            self.go(branch.parent)
 
-    def go(self, count: int) -> None:
-        """Count that `count` strands can go on again."""
-        self._going += count
-
-    def leave(self) -> None:
-        """Forget the current task's strand."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._by_task.pop(task, None)
+    def leave(self, task: asyncio.Task[Any] | None = None) -> None:
+        """Forget a task's strand, the current one's where none is given."""
+        left = task or asyncio.current_task(self._loop)
+        assert left is not None
+        self._by_task.pop(left, None)
 
     async def park(self, branch: Branch, step_key: str, *, is_human: bool) -> NoReturn:
         """Let this strand wait for something recorded; it never goes on in this attempt."""
-        branch.park = asyncio.get_running_loop().create_future()
+        branch.park = self._loop.create_future()
         self.parked.append((step_key, is_human))
-        self.rest(1)
+        self.rest(branch)
         try:
             await branch.park
         except asyncio.CancelledError:
             if self.closed is None:  # a time limit of the flow's own: this strand goes on
                 branch.park = None
                 self.parked.remove((step_key, is_human))
-                self.go(1)
+                self.go(branch)
             raise
         raise Unwind(self.closed or "parked")
 
     def close(self, reason: str) -> None:
-        """End every strand: the parked ones by Unwind, the working ones by cancelling their task."""
+        """End every strand: the parked ones by Unwind, the working ones by cancelling their task.
+
+        The strand that calls this ends itself, by raising Unwind.
+        """
         if self.closed is not None:
             return
         self.closed = reason
+        here = asyncio.current_task()
         for task, branch in list(self._by_task.items()):
             if branch.park is not None:
                 if not branch.park.done():
                     branch.park.set_exception(Unwind(reason))
-            elif reason != "parked":
+            elif reason != "parked" and task is not here:
                 task.cancel()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
@@ -17,6 +18,7 @@ from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_o
 from millpond.errors import LeaseLost
 
 _SQL = queries("claim")
+_COMMIT = queries("commit")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
 _ROUNDS = 3
@@ -34,7 +36,10 @@ class Lease(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """A leased work item with what the executor needs to run it; `input` is JSON text."""
+    """A leased work item with what the executor needs to run it; `input` is JSON text.
+
+    `is_rerun`: it may have recorded steps before its first attempt.
+    """
 
     lease: Lease
     deaths: int
@@ -46,6 +51,17 @@ class Claimed(NamedTuple):
     input: str
     subject: str
     timeout_s: float | None
+    deadline_at: datetime | None = None
+    is_rerun: bool = False
+    duties: int = 0
+
+
+async def hold(con: Connection, lease: Lease) -> bool:
+    """Lock the live row; returns whether cancel was asked, raises LeaseLost without a lease."""
+    row = await con.fetchrow(_COMMIT["hold"], lease.org_id, lease.item_id, lease.token)
+    if row is None:
+        raise LeaseLost("the lease is gone")
+    return bool(row["cancel_requested"])
 
 
 class Claimer:
@@ -71,23 +87,23 @@ class Claimer:
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
         queues = [queue for queue, slots in free.items() if slots > 0]
-        async with self._database.duty("claim", durable=False, first=_SQL["lock"]) as con:
-            consumed = await con.fetchrow(_SQL["consume"], _MAX_ARRIVALS, self._worker_id)
-            if consumed is None or not consumed["is_alive"]:
-                raise LeaseLost("this worker's session is gone")
-            arrivals: int = consumed["arrivals"]
-            rows = await con.fetch(
-                _SQL["read"],
+        async with self._database.duty("claim", durable=False) as con:
+            consumed, *rows = await con.fetch(
+                _SQL["heads"],
+                _MAX_ARRIVALS,
+                self._worker_id,
                 queues,
                 [min(free[queue], _MAX_ORGS) for queue in queues],
                 self._capabilities,
                 self._depth,
             )
+            arrivals, is_alive = consumed["lane_id"], consumed["offset_us"]
+            if not is_alive:
+                raise LeaseLost("this worker's session is gone")
             if not rows:
                 return [], arrivals >= _MAX_ARRIVALS
             shares = self._shares(rows)
             decision, claimed, missed = await self._admit(con, shares, free)
-            await _settle(con, shares, decision)
             if missed:
                 await _step_back(con, missed)
         self._adapt(sum(free[queue] for queue in queues), len(rows))
@@ -107,7 +123,7 @@ class Claimer:
             whole.picks += decision.picks
             whole.clocks |= decision.clocks
             whole.has_more = decision.has_more
-            got = await self._take(con, decision.picks)
+            got = await self._take(con, shares, decision)
             claimed += got
             taken = {(one.lease.org_id, one.lease.item_id) for one in got}
             skipped = [one for one in decision.picks if (one.org_id, one.item_id) not in taken]
@@ -138,10 +154,11 @@ class Claimer:
             )
         return list(shares.values())
 
-    async def _take(self, con: Connection, picks: Sequence[Pick]) -> list[Claimed]:
-        if not picks:
-            return []
-        token = uuid.uuid4()
+    async def _take(
+        self, con: Connection, shares: Sequence[Share], decision: Decision
+    ) -> list[Claimed]:
+        """Lease what was picked, and store where that leaves lanes and shares."""
+        picks = decision.picks
         rows = await con.fetch(
             _SQL["take"],
             [pick.org_id for pick in picks],
@@ -149,7 +166,8 @@ class Claimer:
             [pick.rank for pick in picks],
             [pick.item_id for pick in picks],
             self._worker_id,
-            token,
+            uuid.uuid4(),
+            *_settled(shares, decision),
         )
         return [Claimed(Lease(*row[:5]), *row[5:]) for row in rows]
 
@@ -158,31 +176,27 @@ class Claimer:
         self._depth = max(2, min(512, 2 * -(-slots // max(1, lanes))))
 
 
-async def _settle(con: Connection, shares: Sequence[Share], decision: Decision) -> None:
-    moved = [
-        (share.org_id, lane)
-        for share in shares
-        for lane in share.lanes
-        if lane.taken or (lane.is_spent and lane.is_whole)
-    ]
-    changed = [
-        share
-        for share in shares
-        if any(lane.taken or (lane.is_spent and lane.is_whole) for lane in share.lanes)
-    ]
-    await con.execute(
-        _SQL["settle"],
+def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
+    """Return what a claim writes of lanes, shares and clocks, as columns."""
+    moved: list[tuple[int, Lane]] = []
+    changed: list[tuple[Share, bool]] = []
+    for share in shares:
+        lanes = [one for one in share.lanes if one.taken or (one.is_spent and one.is_whole)]
+        if lanes:
+            moved += [(share.org_id, lane) for lane in lanes]
+            changed.append((share, any(lane.is_spent and lane.is_whole for lane in lanes)))
+    return [
         [org_id for org_id, _ in moved],
         [lane.lane_id for _, lane in moved],
         [_cursor(lane) for _, lane in moved],
         [not (lane.is_spent and lane.is_whole) for _, lane in moved],
-        [share.org_id for share in changed],
-        [share.queue for share in changed],
-        [share.virtual_s for share in changed],
-        [any(lane.is_spent and lane.is_whole for lane in share.lanes) for share in changed],
+        [share.org_id for share, _ in changed],
+        [share.queue for share, _ in changed],
+        [share.virtual_s for share, _ in changed],
+        [maybe_empty for _, maybe_empty in changed],
         list(decision.clocks),
         list(decision.clocks.values()),
-    )
+    ]
 
 
 def _cursor(lane: Lane) -> int:

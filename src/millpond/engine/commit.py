@@ -20,7 +20,7 @@ from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
-from millpond.engine.endings import Ended, see_to
+from millpond.engine.endings import Ended, apart, see_to
 from millpond.engine.hints import Hints
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, Transient
@@ -39,7 +39,7 @@ _MAX_BYTES = 4 * 1024 * 1024
 class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
-    `duration_s` counts from the start of the step's first try.
+    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch.
     """
 
     lease: Lease
@@ -53,6 +53,7 @@ class StepWrite:
     error: str | None = None
     tries: int = 1
     duration_s: float = 0.0
+    seq: int | None = None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -137,6 +138,7 @@ class Committer:
         self._batch = _Batch()
         self._kick = asyncio.Event()
         self._is_closed = False
+        self._loop = asyncio.get_running_loop()
         self.tasks: list[asyncio.Task[None]] = []
 
     def start(self, lanes: int = 2) -> None:
@@ -155,13 +157,13 @@ class Committer:
 
     def record(self, write: StepWrite) -> asyncio.Future[None]:
         """Store a step or an event; the future ends when it is durable, or with LeaseLost."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         self._batch.steps.append(_Pending(write, done))
         return self._pended(done)
 
     def finish(self, write: FinishWrite) -> asyncio.Future[None]:
         """End a run; the future ends when that is durable, or with LeaseLost."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[None] = self._loop.create_future()
         self._batch.ends.append(_Pending(write, done))
         return self._pended(done)
 
@@ -239,14 +241,24 @@ class Committer:
         """
         steps, ends = await self._store_plain(batch, is_repeat=is_repeat)
         left = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
-        if left:
+        for part in await self._apart(left):
             async with self._database.duty("end") as con:
-                more, readied = await _finish_with_duties(con, left)
+                more, readied = await finish_with_duties(con, part)
             ends |= more
             if readied:
                 self._hints.wake({one.queue for one in readied})
                 self._hints.changed(one.run_id for one in readied)
         return steps, ends
+
+    async def _apart(
+        self, ends: Sequence[tuple[int, FinishWrite]]
+    ) -> Sequence[Sequence[tuple[int, FinishWrite]]]:
+        """Part ends so that transactions never wait for each other's runs in a circle."""
+        if len(ends) < 2:
+            return [ends] if ends else []
+        async with self._database.statement("apart") as con:
+            parts = await apart(con, [(e.lease.org_id, e.lease.run_id) for _, e in ends])
+        return [[ends[nth] for nth in part] for part in parts if part]
 
     async def _store_plain(
         self, batch: _Batch, *, is_repeat: bool
@@ -316,6 +328,7 @@ async def _record(con: Connection, layer: Sequence[tuple[int, StepWrite]]) -> di
         [write.duration_s for write in writes],
         [write.event_kind for write in writes],
         [write.event_data for write in writes],
+        [write.seq for write in writes],
     )
     return {layer[row[0] - 1][0]: row[1] for row in rows}
 
@@ -326,7 +339,7 @@ async def _finish(con: Connection, ends: Sequence[tuple[int, FinishWrite]]) -> s
     return {ends[row[0] - 1][0] for row in rows}
 
 
-async def _finish_with_duties(
+async def finish_with_duties(
     con: Connection, ends: Sequence[tuple[int, FinishWrite]]
 ) -> tuple[set[int], list[Readied]]:
     """End runs and see to their duties; returns the ordinals stored and runs that may go on."""

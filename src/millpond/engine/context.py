@@ -17,9 +17,14 @@ from pydantic import TypeAdapter
 
 from millpond.engine import waits
 from millpond.engine.branches import Branches, Unwind
+from millpond.engine.checkpoints import check_room
+from millpond.engine.children import Child, ChildFailed
 from millpond.engine.claim import Claimed
-from millpond.engine.encoding import dump, load, output_of
-from millpond.engine.history import History, Recorded
+from millpond.engine.continuing import Continuing
+from millpond.engine.duties import Duty
+from millpond.engine.encoding import dump, output_of, read_back
+from millpond.engine.fanning import Fanning
+from millpond.engine.history import History, Mismatch, Places, Recorded
 from millpond.engine.performing import (
     HOLD_S,
     InputExpired,
@@ -28,14 +33,26 @@ from millpond.engine.performing import (
     Scope,
     StepFailed,
     failure,
-    raise_stray,
 )
 from millpond.engine.registry import Step
+from millpond.engine.signals import Signal, Signals, SignalTimedOut
+from millpond.engine.values import Values
 from millpond.errors import InvalidInput, Permanent
 from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import Json
 
-__all__ = ["Context", "Decision", "InputExpired", "Scope", "StepContext", "StepFailed"]
+__all__ = [
+    "Child",
+    "ChildFailed",
+    "Context",
+    "Decision",
+    "InputExpired",
+    "Scope",
+    "Signal",
+    "SignalTimedOut",
+    "StepContext",
+    "StepFailed",
+]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -78,19 +95,41 @@ class StepContext:
         await self._context._performer.tell(self._key, self._name, "progress", body)
 
 
-class Context:
+class Context(Fanning, Signals, Continuing, Values):
     """One attempt of a run, as its flow code sees it."""
 
-    def __init__(self, claimed: Claimed, history: History, scope: Scope) -> None:
+    def __init__(
+        self,
+        claimed: Claimed,
+        history: History,
+        scope: Scope,
+        *,
+        input_type: TypeAdapter[Any] | None = None,
+        performer: Callable[..., Performer] = Performer,
+        heeds_cancel: bool = True,
+    ) -> None:
+        self._claimed = claimed
         self._lease = claimed.lease
         self._history = history
+        self._places = Places(history)
+        self._heeds_cancel = heeds_cancel
+        self.mismatch: Mismatch | None = None
         self._scope = scope
-        self._branches = Branches()
-        self._performer = Performer(claimed.lease, scope, self._branches)
+        self._branches = Branches(scope.loop)
+        self._performer = performer(
+            claimed.lease,
+            scope,
+            self._branches,
+            is_obliged=Duty.ENDING in Duty(claimed.duties),
+        )
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
         self.subject = claimed.subject
+        self._steps = len(history)
+        self._unjoined = {}
+        self._continuation = None
+        self._input_type = input_type
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""
@@ -108,6 +147,11 @@ class Context:
 
     @overload
     async def step(
+        self, step: Step[..., R], /, *args: Any, undo: Step[[R], Any], **kwargs: Any
+    ) -> R: ...
+
+    @overload
+    async def step(
         self,
         step: str,
         function: Callable[..., Awaitable[R]],
@@ -116,18 +160,30 @@ class Context:
         retry: Retry = ...,
         timeout_s: float | None = ...,
         output: Any = ...,
+        undo: Step[[R], Any] | None = ...,
     ) -> R: ...
 
     async def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a step once and record it, or return its record.
 
         A registered step is called with a StepContext before `args`; a name is followed by an async
-        function, called with `args`. Raises StepFailed when its last try failed.
+        function, called with `args`. Raises StepFailed when its last try failed. `undo` is a registered
+        step that is performed with the result if the run finally fails or is cancelled.
         """
         branch = self._branches.here()
+        undo: Step[Any, Any] | None = kwargs.pop("undo", None)
         if isinstance(step, Step):
             key = branch.key(step.name)
-            plan = Plan(step.name, key, step.retry, step.timeout_s, step.output)
+            plan = Plan(
+                step.name,
+                key,
+                step.retry,
+                step.timeout_s,
+                step.output,
+                is_once=step.effect == "once",
+                ask_role=step.ask_role,
+                undo=undo,
+            )
 
             def call(try_number: int) -> Awaitable[Any]:
                 first = StepContext(self, key, step.name, try_number)
@@ -142,6 +198,7 @@ class Context:
                 kwargs.get("retry", DEFAULT_RETRY),
                 kwargs.get("timeout_s"),
                 _adapter(kwargs.get("output"), function),
+                undo=undo,
             )
 
             def call(try_number: int) -> Awaitable[Any]:
@@ -150,63 +207,12 @@ class Context:
         recorded = self._lookup(key, "step")
         if recorded is not None:
             if recorded.state in ("done", "failed"):
-                return _replayed(plan.name, recorded, plan.output)
+                value = _replayed(plan.name, recorded, plan.output)
+                self._performer.given(plan, recorded, value)
+                return value
             if not recorded.is_due:
                 await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
-
-    async def parallel(self, *branches: Awaitable[Any]) -> tuple[Any, ...]:
-        """Run coroutines side by side, each a branch, and return their results in order.
-
-        Waits for all of them; then raises the failure of the first by position, if any failed.
-        """
-        parent = self._branches.here()
-        fork = parent.fork()
-        if not branches:
-            return ()
-        left = len(branches)
-
-        async def run(index: int, body: Awaitable[Any]) -> Any:
-            nonlocal left
-            self._branches.open(f"{fork}.{index}/")
-            try:
-                return await body
-            except asyncio.CancelledError as error:
-                if self._branches.closed is not None:
-                    raise Unwind(self._branches.closed) from error
-                raise_stray(error, "a branch")
-            finally:
-                self._branches.leave()
-                left -= 1
-                if left == 0:
-                    self._branches.go(1)
-                self._branches.rest(1)
-
-        tasks = [asyncio.ensure_future(run(n, body)) for n, body in enumerate(branches)]
-        is_resting = False
-        try:
-            # The children count themselves in as they start; until then the parent stands for them.
-            await asyncio.sleep(0)
-            is_resting = True
-            self._branches.rest(1)
-            await asyncio.wait(tasks)
-        except asyncio.CancelledError as error:
-            for task in tasks:
-                task.cancel()
-            if not is_resting:
-                self._branches.rest(1)
-            await asyncio.gather(*tasks, return_exceptions=True)
-            if self._branches.closed is not None:
-                raise Unwind(self._branches.closed) from error
-            raise
-        errors = [None if task.cancelled() else task.exception() for task in tasks]
-        for unwind in errors:
-            if isinstance(unwind, Unwind):
-                raise unwind
-        for first in errors:
-            if first is not None:
-                raise first
-        return tuple(task.result() for task in tasks)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""
@@ -225,9 +231,15 @@ class Context:
                     key, name, "sleep.ended", data, kind="sleep", state="done"
                 )
                 return
+            place = branch.places[key]
             await self._performer.persist(
                 lambda: waits.record_sleep(
-                    self._scope.database, self._lease, step_key=key, name=name, seconds=seconds
+                    self._scope.database,
+                    self._lease,
+                    step_key=key,
+                    name=name,
+                    seconds=seconds,
+                    seq=place,
                 )
             )
         await self._branches.park(branch, key, is_human=False)
@@ -288,9 +300,14 @@ class Context:
         )
         recorded = self._lookup(key, "input")
         if recorded is None:
+            place = branch.places[key]
             await self._performer.persist(
                 lambda: waits.record_question(
-                    self._scope.database, self._lease, step_key=key, question=question
+                    self._scope.database,
+                    self._lease,
+                    step_key=key,
+                    question=question,
+                    seq=place,
                 )
             )
         if recorded is None or recorded.state == "waiting":
@@ -309,8 +326,18 @@ class Context:
     # What follows is for the engine.
 
     def unwind(self, reason: str) -> None:
-        """End this attempt's flow code from outside."""
-        self._branches.close(reason)
+        """End this attempt's flow code from outside; endings do not heed a cancel."""
+        if self._heeds_cancel or reason != "cancelled":
+            self._branches.close(reason)
+
+    @property
+    def is_obliged(self) -> bool:
+        """Whether something is to be done before this run may fail or be cancelled."""
+        return self._performer.is_obliged
+
+    async def oblige(self) -> None:
+        """Set that durably."""
+        await self._performer.oblige()
 
     @property
     def closed(self) -> str | None:
@@ -326,23 +353,37 @@ class Context:
         """Make the current task the flow's own strand."""
         self._branches.open("")
 
-    @property
-    def deadline(self) -> float | None:
-        """When the first of the running steps is over its time, on the loop's clock."""
-        return self._branches.deadline()
+    async def settled(self) -> None:
+        """Wait until every record of this attempt is stored or refused."""
+        await self._performer.settled()
+
+    async def await_answer(self, key: str) -> None:
+        """Park until a human has answered what is asked about a step."""
+        await self._branches.park(self._branches.here(), key, is_human=True)
+
+    def move(self, path: str) -> None:
+        """Let the calls that follow stand in a branch of their own, beside the flow's."""
+        self._branches.here().move(path)
 
     def end(self) -> None:
         """Forget the flow's own strand; nothing cancels its task any more."""
         self._branches.leave()
 
     def _lookup(self, key: str, kind: str) -> Recorded | None:
+        """Return the record of a key; ends the attempt when another stands at this place.
+
+        Raises Permanent where one more than a run may have would be recorded.
+        """
+        if self._history:
+            place = self._branches.here().places.get(key)
+            self.mismatch = self._places.mismatch(key, kind, place)
+            if self.mismatch is not None:
+                self._branches.close("blocked")
+                raise Unwind("blocked")
         recorded = self._history.get(key)
-        if recorded is not None and recorded.kind != kind:
-            raise Permanent(
-                f"the history has a {recorded.kind} at {key}, the code asks for a {kind}",
-                code="history_mismatch",
-                advice="register the changed flow under a new version",
-            )
+        if recorded is None:
+            self._steps += 1
+            check_room(self._steps)
         return recorded
 
 
@@ -353,7 +394,7 @@ def _adapter(declared: Any, function: Callable[..., Any]) -> TypeAdapter[Any] | 
 def _replayed(name: str, recorded: Recorded, output: TypeAdapter[Any] | None) -> Any:
     if recorded.state == "failed":
         raise failure(name, orjson.loads(recorded.error or "{}"))
-    return load(output, recorded.output)
+    return None if recorded.output is None else read_back(output, recorded.output)
 
 
 def _decision(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.engine.duties import Duty
-from millpond.engine.waits import Readied
+from millpond.engine.waits import Readied, Wake, ready
 
 _SQL = queries("endings")
 
@@ -35,7 +35,56 @@ async def see_to(con: Connection, ended: Sequence[Ended]) -> list[Readied]:
         await con.execute(_SQL["drop_waits"], *_columns(waiting))
     if holding := [one for one in ended if Duty.KEY in one.duties]:
         await con.execute(_SQL["free_keys"], *_columns(holding))
+    if parents := [one for one in ended if Duty.CHILDREN in one.duties]:
+        await con.execute(_SQL["cancel_children"], *_columns(parents))
+    if children := [one for one in ended if Duty.PARENT in one.duties]:
+        return await _tell_parents(con, children)
     return []
+
+
+async def _tell_parents(con: Connection, children: Sequence[Ended]) -> list[Readied]:
+    """Record the ends of children in the joins that wait for them; returns the parents that waited."""
+    rows = await con.fetch(_SQL["lock_parents"], *_columns(children))
+    links = [(row["org_id"], row["child_id"], row["parent_id"], row["first_id"]) for row in rows]
+    joined = await end_joins(con, links)
+    resting = {
+        (row["org_id"], row["parent_id"])
+        for row in rows
+        if row["state"] in ("waiting", "awaiting_input")
+    }
+    return await ready(
+        con, [Wake(org_id=org_id, run_id=run_id) for org_id, run_id in sorted(joined & resting)]
+    )
+
+
+async def end_joins(
+    con: Connection, links: Sequence[tuple[int, uuid.UUID, uuid.UUID, uuid.UUID]]
+) -> set[tuple[int, uuid.UUID]]:
+    """Record ended children in the steps that wait for them; returns the runs of these steps.
+
+    A link is org, child that ended, parent, and the child that the parent had started, of which the ended
+    one may be a successor. The caller holds the parents' live rows.
+    """
+    if not links:
+        return set()
+    rows = await con.fetch(
+        _SQL["end_joins"], *(list(column) for column in zip(*links, strict=True))
+    )
+    return {(row["org_id"], row["run_id"]) for row in rows}
+
+
+async def apart(
+    con: Connection, runs: Sequence[tuple[int, uuid.UUID]]
+) -> tuple[list[int], list[int]]:
+    """Part runs that end into those without and those with a parent, by their positions.
+
+    The first never wait for another run's lock while they hold their own; ended apart from the others,
+    they close no circle.
+    """
+    rows = await con.fetch(_SQL["with_parent"], [org for org, _ in runs], [run for _, run in runs])
+    children = {row["run_id"] for row in rows}
+    without = [nth for nth, (_, run_id) in enumerate(runs) if run_id not in children]
+    return without, [nth for nth, (_, run_id) in enumerate(runs) if run_id in children]
 
 
 def _columns(ended: Sequence[Ended]) -> tuple[list[int], list[uuid.UUID]]:

@@ -9,38 +9,28 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Mapping
 
 import orjson
 import structlog
-from pydantic import ValidationError
 
-from millpond.engine import waits
+from millpond.engine import endgame, waits
+from millpond.engine.attempt import Attempt, insist, read_input, strand
+from millpond.engine.blocking import block
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, Scope, StepFailed
+from millpond.engine.continuing import hand_over
 from millpond.engine.encoding import dump, dump_error
+from millpond.engine.endgame import Failure
 from millpond.engine.history import History
 from millpond.engine.registry import Flow
 from millpond.engine.waits import Readied
-from millpond.errors import InvalidInput, LeaseLost, MillpondError, Permanent, Transient
+from millpond.errors import LeaseLost, MillpondError, Permanent
 from millpond.retry import backoff_s, classify, retry_after_s
-from millpond.types import Json
 
-R = TypeVar("R")
 _log = structlog.get_logger("millpond.executor")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Attempt:
-    """A claimed run with its code and history, ready to be executed."""
-
-    claimed: Claimed
-    flow: Flow
-    context: Context
 
 
 def prepare(
@@ -48,7 +38,8 @@ def prepare(
 ) -> Attempt:
     """Resolve the code of a claimed run; the claim only hands out what this worker has."""
     flow = flows[claimed.flow, claimed.version]
-    return Attempt(claimed, flow, Context(claimed, history, scope))
+    context = Context(claimed, history, scope, input_type=flow.input)
+    return Attempt(claimed, flow, context, is_ending=endgame.is_ending(history))
 
 
 async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
@@ -59,12 +50,12 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     claimed, context = attempt.claimed, attempt.context
     began = time.monotonic()
     try:
-        if claimed.cancel_requested:
-            return await _cancelled(attempt, scope)
+        if claimed.cancel_requested or attempt.is_ending:
+            return await _end(attempt, scope, Failure(outcome="cancelled"))
         try:
             output = await _perform(attempt)
         except Unwind as unwind:
-            return await _unwound(attempt, scope, unwind.reason)
+            return await _unwound(attempt, scope, unwind.reason, began)
         except Exception as error:
             return await _failed(attempt, scope, error)
         data = f'{{"duration_s":{time.monotonic() - began:.6f}}}'
@@ -74,95 +65,89 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     except LeaseLost:
         _log.info("run.lease_lost", run_id=str(claimed.lease.run_id), org_id=context.org_id)
     except MillpondError as error:
-        await _unstorable(attempt, scope, error)
+        return await _unstorable(attempt, scope, error)
     return []
 
 
 async def _perform(attempt: Attempt) -> str:
     """Run the flow code; returns its output as JSON text."""
     context, flow = attempt.context, attempt.flow
-    task = asyncio.current_task()
-    assert task is not None
-    context.begin()
     timer = None
     if (limit_s := attempt.claimed.timeout_s or flow.timeout_s) is not None:
         timer = asyncio.get_running_loop().call_later(limit_s, context.unwind, "timeout")
-    try:
+
+    async def body() -> str:
+        value = read_input(flow, attempt.claimed.input)
+        if flow.on_failure is not None:
+            await context.oblige()
         try:
-            value = flow.input.validate_json(attempt.claimed.input)
-        except ValidationError as error:
-            raise InvalidInput(
-                f"the input does not fit: {_places(error)}", param="input"
-            ) from error
-        result = await flow.function(context, value)
-        if context.closed is not None:
-            raise Unwind(context.closed)
-        return dump(flow.output, result)
-    except BaseException as error:
-        # Also groups that hold an Unwind, as task groups make them: why it ended decides.
-        if context.closed is not None:
-            raise Unwind(context.closed) from error
-        if isinstance(error, Exception) or task.cancelling():
+            result = await flow.function(context, value)
+        except Exception as error:
+            if _delay_s(attempt, error) is None:
+                await context.settle_children()
             raise
-        raise Transient(
-            f"the flow was ended by a {type(error).__name__} that nobody had asked for",
-            code="stray_exit",
-        ) from error
+        await context.settle_children()
+        return dump(flow.output, result)
+
+    try:
+        return await strand(context, body)
     finally:
         if timer is not None:
             timer.cancel()
-        context.end()
-        while task.cancelling():
-            task.uncancel()
 
 
-def _places(error: ValidationError) -> str:
-    return dump_error(error)["message"]  # type: ignore[no-any-return]
-
-
-async def _unwound(attempt: Attempt, scope: Scope, reason: str) -> list[Readied]:
-    """End an attempt whose flow code was ended from outside."""
+async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) -> list[Readied]:
+    """End an attempt whose flow code was ended from outside, or goes on as another run."""
     lease = attempt.claimed.lease
+    if reason == "continued":
+        return await _continued(attempt, scope, began)
     if reason == "parked":
         keys = [key for key, _ in attempt.context.parked]
         is_human = all(human for _, human in attempt.context.parked)
-        readied = await _persist(
-            lambda: waits.park(scope.database, lease, step_keys=keys, is_human=is_human)
+        readied = await insist(
+            lambda: waits.park(
+                scope.database,
+                lease,
+                step_keys=keys,
+                is_human=is_human,
+                heeds_cancel=not attempt.is_ending,
+            )
         )
         return [readied] if readied is not None else []
     if reason == "cancelled":
-        return await _cancelled(attempt, scope)
+        return await _end(attempt, scope, Failure(outcome="cancelled"))
     if reason == "drained":
-        return [await _persist(lambda: waits.release(scope.database, lease, reason="drain"))]
+        return [await insist(lambda: waits.release(scope.database, lease, reason="drain"))]
     if reason == "timeout":
         limit = attempt.claimed.timeout_s or attempt.flow.timeout_s
         error = Permanent(f"the run took longer than {limit} s", code="timeout")
-        await _end(attempt, scope, "failed", dump_error(error))
+        return await _end(attempt, scope, Failure(outcome="failed", error=dump_error(error)))
+    if reason == "blocked" and (mismatch := attempt.context.mismatch) is not None:
+        _log.error("run.blocked", run_id=str(lease.run_id), mismatch=str(mismatch))
+        await insist(lambda: block(scope.database, lease, mismatch))
     return []
 
 
-async def _cancelled(attempt: Attempt, scope: Scope) -> list[Readied]:
-    await _end(attempt, scope, "cancelled", None)
-    return []
+async def _continued(attempt: Attempt, scope: Scope, began: float) -> list[Readied]:
+    continuation = attempt.context.continuation
+    assert continuation is not None
+    readied = await insist(
+        lambda: hand_over(scope.database, attempt.claimed, continuation, time.monotonic() - began)
+    )
+    if readied is None:
+        return await _end(attempt, scope, Failure(outcome="cancelled"))
+    return readied
 
 
 async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Readied]:
     """Retry the flow body for errors raised outside steps, else fail the run."""
     claimed = attempt.claimed
     described = dump_error(error)
-    delay_s = None
+    delay_s = _delay_s(attempt, error)
     if isinstance(error, StepFailed):
         described["step"], described["cause"] = error.step, error.error_class
         described["code"], described["message"] = error.code, str(error)
     else:
-        delay_s = backoff_s(
-            attempt.flow.retry,
-            tries=claimed.tries + 1,
-            verdict=classify(error),
-            elapsed_s=0.0,
-            wish_s=retry_after_s(error),
-            random=random.random,
-        )
         _log.warning(
             "flow.error",
             run_id=str(claimed.lease.run_id),
@@ -171,46 +156,59 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
             exc_info=error,
         )
     if delay_s is None:
-        await _end(attempt, scope, "failed", described)
-    else:
-        await _persist(
-            lambda: waits.back_off(
-                scope.database,
-                claimed.lease,
-                delay_s=delay_s,
-                error=described,
-                tries=claimed.tries + 1,
-            )
+        return await _end(attempt, scope, Failure(outcome="failed", error=described))
+    await insist(
+        lambda: waits.back_off(
+            scope.database,
+            claimed.lease,
+            delay_s=delay_s,
+            error=described,
+            tries=claimed.tries + 1,
         )
+    )
     return []
 
 
-async def _end(attempt: Attempt, scope: Scope, outcome: str, error: Json) -> None:
+def _delay_s(attempt: Attempt, error: Exception) -> float | None:
+    """Return after which time the flow body is tried again, None when this error ends the run."""
+    if isinstance(error, StepFailed):
+        return None
+    return backoff_s(
+        attempt.flow.retry,
+        tries=attempt.claimed.tries + 1,
+        verdict=classify(error),
+        elapsed_s=0.0,
+        wish_s=retry_after_s(error),
+        random=random.random,
+    )
+
+
+async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied]:
+    """End a run that did not succeed, after what is to be done before that."""
+    if attempt.is_ending or attempt.context.is_obliged:
+        attempt.is_ending = True
+        try:
+            failure = await endgame.perform(attempt, scope, failure)
+        except Unwind as unwind:
+            return await _unwound(attempt, scope, unwind.reason, time.monotonic())
+    error = failure.error
     await scope.committer.finish(
         FinishWrite(
             lease=attempt.claimed.lease,
-            outcome=outcome,
+            outcome=failure.outcome,
             error=None if error is None else orjson.dumps(error).decode(),
             event_data=orjson.dumps({} if error is None else {"error": error}).decode(),
         )
     )
+    return []
 
 
-async def _unstorable(attempt: Attempt, scope: Scope, error: MillpondError) -> None:
+async def _unstorable(attempt: Attempt, scope: Scope, error: MillpondError) -> list[Readied]:
     """Fail a run whose end the database refused to store as it was."""
     _log.error("run.unstorable", run_id=str(attempt.claimed.lease.run_id), error=error.code)
     try:
-        await _end(attempt, scope, "failed", dump_error(error))
+        return await _end(attempt, scope, Failure(outcome="failed", error=dump_error(error)))
     except MillpondError as again:
         # The lease stays until this worker ends; rescue then gives the run to another.
         _log.error("run.stuck", run_id=str(attempt.claimed.lease.run_id), error=again.code)
-
-
-async def _persist(write: Callable[[], Awaitable[R]]) -> R:
-    """Make the write that ends an attempt, again while the database is out of reach."""
-    for _ in range(100):
-        try:
-            return await write()
-        except Transient:
-            await asyncio.sleep(0.3)
-    raise LeaseLost("the database stayed out of reach")
+        return []

@@ -1,4 +1,4 @@
-"""Maintenance: rescue of leases whose worker is gone, and due timers.
+"""Maintenance: rescue of leases whose worker is gone, due timers, due schedules and groups of events.
 
 Called by a loop in every worker; one process at a time does the chores. Invariants: only missed
 heartbeats end a lease, never elapsed work; after a gap in its own ticks or a restart of Postgres it
@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 import structlog
 
-from millpond.db.pool import EngineDatabase
+from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import waits
+from millpond.engine import firing, inbound, poison, waits
 from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
 
@@ -51,27 +51,17 @@ class Maintenance:
             lost = await con.fetch(_SQL["orphaned"], _BATCH)
             if not lost:
                 return []
-            await con.execute(
-                _SQL["unlease"],
-                [row["org_id"] for row in lost],
-                [row["item_id"] for row in lost],
-                [row["token"] for row in lost],
-            )
             charges = now - self._hold_until > self._lease_s
-            readied = await waits.ready(
-                con,
-                [
-                    Wake(
-                        org_id=row["org_id"],
-                        run_id=row["item_id"],
-                        event=Fact("run.rescued", None, {"attempt": row["attempt"]}),
-                        is_death=charges,
-                    )
-                    for row in lost
-                ],
+            poisoned = [row for row in lost if charges and poison.is_poison(row)]
+            readied = await poison.fail(con, poisoned)
+            readied += await _give_back(
+                con, [row for row in lost if row not in poisoned], charges=charges
             )
         _log.warning(
-            "runs.rescued", workers=[str(row["worker_id"]) for row in dead], runs=len(lost)
+            "runs.rescued",
+            workers=[str(row["worker_id"]) for row in dead],
+            runs=len(lost) - len(poisoned),
+            poisoned=[str(row["run_id"]) for row in poisoned],
         )
         return readied
 
@@ -79,8 +69,38 @@ class Maintenance:
         """Let due timers take effect; returns the runs that may go on."""
         return await waits.fire(self._database, limit=_BATCH)
 
+    async def start_due(self) -> list[Readied]:
+        """Start what schedules and waiting events are due for; returns the new runs."""
+        async with self._database.statement("what_is_due") as con:
+            due = await con.fetchrow(_SQL["what_is_due"])
+        assert due is not None
+        started = await firing.fire(self._database) if due["schedules"] else []
+        return [*started, *await inbound.lapse(self._database)] if due["groups"] else started
+
     async def next_due_s(self) -> float | None:
         """Return in how many seconds the next timer is due, None when there is none."""
         async with self._database.statement("next_due") as con:
             due: float | None = await con.fetchval(_WAITS["next_due"])
             return due
+
+
+async def _give_back(con: Connection, lost: Sequence[Record], *, charges: bool) -> list[Readied]:
+    """Remove leases whose live rows are locked and queue their work again."""
+    await con.execute(
+        _SQL["unlease"],
+        [row["org_id"] for row in lost],
+        [row["item_id"] for row in lost],
+        [row["token"] for row in lost],
+    )
+    return await waits.ready(
+        con,
+        [
+            Wake(
+                org_id=row["org_id"],
+                run_id=row["item_id"],
+                event=Fact("run.rescued", None, {"attempt": row["attempt"]}),
+                is_death=charges,
+            )
+            for row in lost
+        ],
+    )

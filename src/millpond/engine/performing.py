@@ -1,7 +1,8 @@
 """Performing a step: tried until there is a result, a failure, or a wait; each outcome recorded.
 
 Called by `context`, one Performer per attempt. Invariants: a step's result is returned only after its
-record is durable; a failure that is raised is recorded first; a lost lease ends the attempt silently.
+record is durable; a failure that is raised is recorded first; a step with effect `once` is tried only under
+a durable marker (`once`); a lost lease ends the attempt silently.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import orjson
 from pydantic import TypeAdapter
 
 from millpond.db.pool import EngineDatabase
-from millpond.engine import waits
+from millpond.engine import once, waits
 from millpond.engine.branches import Branch, Branches, Unwind
 from millpond.engine.claim import Lease
 from millpond.engine.commit import Committer, StepWrite
+from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
-from millpond.errors import LeaseLost, Transient
+from millpond.engine.registry import ASK_ROLE, Step
+from millpond.errors import LeaseLost, NotDone, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
 from millpond.types import Json
 
@@ -56,8 +60,18 @@ class Scope:
 
     database: EngineDatabase
     committer: Committer
+    hints: Hints
     resources: Mapping[type, object]
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
+    timed: set[Timed] = field(default_factory=set)
+
+
+@dataclass(eq=False, slots=True)
+class Timed:
+    """A step under way with a time limit: `deadline` is on the loop's clock."""
+
+    deadline: float
 
 
 class UnderWay(NamedTuple):
@@ -79,25 +93,37 @@ def announce(under_way: deque[UnderWay], now: float) -> None:
 
 @dataclass(slots=True)
 class Plan:
-    """How one step is to be performed; `current_try` is 0 while none is running."""
+    """How one step is to be performed; `current_try` is 0 while none is running.
+
+    `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails.
+    """
 
     name: str
     key: str
     retry: Retry
     timeout_s: float | None
     output: TypeAdapter[Any] | None
+    is_once: bool = False
+    ask_role: str = ASK_ROLE
+    undo: Step[Any, Any] | None = None
     current_try: int = 0
 
 
 class Performer:
     """Performs and records the steps of one attempt."""
 
-    def __init__(self, lease: Lease, scope: Scope, branches: Branches) -> None:
+    def __init__(
+        self, lease: Lease, scope: Scope, branches: Branches, *, is_obliged: bool = False
+    ) -> None:
         self._lease = lease
         self._database = scope.database
         self._committer = scope.committer
         self._branches = branches
+        self._loop = scope.loop
         self._under_way = scope.under_way
+        self._timed = scope.timed
+        self.is_obliged = is_obliged
+        self._in_flight: set[asyncio.Future[None]] = set()
 
     async def perform(
         self,
@@ -107,19 +133,31 @@ class Performer:
         recorded: Recorded | None,
     ) -> Any:
         """Try until there is a result; raises StepFailed, or Unwind to park for a long backoff."""
-        now = asyncio.get_running_loop().time
+        if recorded is not None and recorded.state in once.IN_DOUBT:
+            await self._doubt(
+                branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
+            )
+        if plan.is_once or plan.undo is not None:
+            await self.oblige()
+        now = self._loop.time
         tries = recorded.tries if recorded else 0
         began = now() - (recorded.age_s if recorded else 0.0)
         while True:
             tries += 1
             try_began = now()
+            if plan.is_once:
+                await self._mark(plan, tries, now() - began)
             try:
-                text = dump(plan.output, await self._try(branch, plan, call, tries))
+                result = await self._kept(plan, self._try(branch, plan, call, tries))
+                text = dump(plan.output, result)
                 # What the flow gets is what a replay will give it, or the step fails now.
                 value = read_back(plan.output, text)
                 ended = now()
-                await self.own(self._done(plan, text, tries, ended - try_began, ended - began))
+                done = self._done(plan, text, tries, ended - try_began, ended - began)
+                await self._kept(plan, self.own(done))
             except Exception as error:
+                if plan.is_once and not isinstance(error, NotDone):
+                    await self._doubt(branch, plan, tries, error)
                 delay_s = await self._failed_try(plan, error, tries, now() - began)
             else:
                 return value
@@ -132,15 +170,17 @@ class Performer:
         self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
     ) -> Any:
         """Execute a step's function once, within its time limit."""
-        loop = asyncio.get_running_loop()
-        self._under_way.append(UnderWay(loop.time(), self, plan, tries))
+        began = self._loop.time()
+        if not plan.is_once:  # the marker has told of it
+            self._under_way.append(UnderWay(began, self, plan, tries))
         plan.current_try = tries
         branch.is_in_step = True
-        limit = None
+        limit = timed = None
         try:
             if plan.timeout_s is None:
                 return await call(tries)
-            branch.deadline = loop.time() + plan.timeout_s
+            timed = Timed(began + plan.timeout_s)
+            self._timed.add(timed)
             async with asyncio.timeout(plan.timeout_s) as limit:
                 return await call(tries)
         except (asyncio.CancelledError, SystemExit) as error:
@@ -155,14 +195,63 @@ class Performer:
             ) from error
         finally:
             branch.is_in_step = False
-            branch.deadline = None
+            if timed is not None:
+                self._timed.discard(timed)
             plan.current_try = 0
+
+    def _kept(self, plan: Plan, work: Awaitable[R]) -> Awaitable[R]:
+        """Keep what a `once` step does from being cut short by a time limit of the flow's own."""
+        return once.undisturbed(self._branches, work) if plan.is_once else work
+
+    async def _mark(self, plan: Plan, tries: int, elapsed_s: float) -> None:
+        """Commit the marker of a `once` step's try."""
+        write = once.marker(
+            self._lease,
+            step_key=plan.key,
+            name=plan.name,
+            tries=tries,
+            duration_s=elapsed_s,
+            seq=self._branches.place(plan.key),
+        )
+        await self._kept(plan, self.own(self._store(write)))
+
+    async def _doubt(
+        self,
+        branch: Branch,
+        plan: Plan,
+        tries: int,
+        error: Exception | None,
+        *,
+        is_asked: bool = False,
+    ) -> NoReturn:
+        """Ask what became of a `once` step, unless that was asked before, and wait for the answer."""
+        doubt = once.Doubt(
+            step_key=plan.key,
+            name=plan.name,
+            tries=tries,
+            role=plan.ask_role,
+            output=plan.output,
+            error=None if error is None else dump_error(error, plan.name),
+        )
+        if not is_asked:
+            asked = self.persist(lambda: once.ask(self._database, self._lease, doubt))
+            await once.undisturbed(self._branches, asked)
+        await self._branches.park(branch, plan.key, is_human=True)
+
+    async def oblige(self) -> None:
+        """Set durably, once, that the run has something to do before it may fail or be cancelled."""
+        if not self.is_obliged:
+            await self.persist(lambda: waits.oblige(self._database, self._lease, Duty.ENDING))
+            self.is_obliged = True
+
+    def given(self, plan: Plan, recorded: Recorded, value: Any) -> None:
+        """Take note of a recorded result that the flow gets on replay."""
 
     def _done(
         self, plan: Plan, text: str, tries: int, took_s: float, duration_s: float
-    ) -> asyncio.Future[None]:
+    ) -> Awaitable[None]:
         """Record a result. Step names need no escaping in JSON."""
-        return self._committer.record(
+        return self._store(
             StepWrite(
                 lease=self._lease,
                 step_key=plan.key,
@@ -171,6 +260,7 @@ class Performer:
                 output=text,
                 tries=tries,
                 duration_s=duration_s,
+                seq=self._branches.place(plan.key),
                 event_kind="step.succeeded",
                 event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
             )
@@ -247,34 +337,49 @@ class Performer:
         *,
         kind: str = "step",
         state: str,
+        output: str | None = None,
         error: str | None = None,
         tries: int = 1,
         duration_s: float = 0.0,
     ) -> None:
-        """Store a checkpoint without a result, and its event, durably."""
+        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
         write = StepWrite(
             lease=self._lease,
             step_key=key,
             name=name,
             kind=kind,
             state=state,
+            output=output,
             error=error,
             tries=tries,
             duration_s=duration_s,
+            seq=self._branches.place(key),
             event_kind=event_kind,
             event_data=dump(None, data),
         )
-        await self.own(self._committer.record(write))
+        await self.own(self._store(write))
 
-    async def persist(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Make a write of its own, again while the database is out of reach."""
+    def _store(self, write: StepWrite) -> Awaitable[None]:
+        """Give a record to the group commit; endings wait for it, whatever ends the flow's code."""
+        stored = self._committer.record(write)
+        if not self.is_obliged:
+            return stored
+        self._in_flight.add(stored)
+        stored.add_done_callback(self._in_flight.discard)
+        return asyncio.shield(stored)
+
+    async def settled(self) -> None:
+        """Wait until every record of this attempt is stored or refused."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Make a write of its own, again while the database is out of reach; returns its result."""
         for _ in range(100):
             try:
-                await self.own(write())
+                return await self.own(write())
             except Transient:
                 await self.own(asyncio.sleep(0.3))
-            else:
-                return
         self._branches.close("lost")
         raise Unwind("lost")
 

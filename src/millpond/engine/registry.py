@@ -20,15 +20,18 @@ from millpond.retry import DEFAULT_RETRY, Retry
 P = ParamSpec("P")
 R = TypeVar("R")
 
-Effect = Literal["pure", "idempotent"]
+Effect = Literal["pure", "idempotent", "once"]
+# Who is asked what became of a `once` step, unless it names another role.
+ASK_ROLE = "operator"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Flow:
     """A registered async function that orchestrates steps.
 
-    `permission` is what starting it by API needs; None keeps the flow internal. `input` and `output`
-    are adapters to and from JSON; `timeout_s` bounds the life of a run on the worker, per attempt.
+    `on_failure` is called once a begun run is to end as failed or cancelled. `permission` is what starting
+    it by API needs; None keeps the flow internal. `input` and `output` are adapters to and from JSON;
+    `timeout_s` bounds the life of a run on the worker, per attempt.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Flow:
     input: TypeAdapter[Any]
     output: TypeAdapter[Any]
     description: str
+    on_failure: Callable[..., Awaitable[Any]] | None = None
 
     @property
     def capability(self) -> str:
@@ -50,7 +54,10 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Generic[P, R]):
-    """A registered step function: it takes a `StepContext` first, JSON-able arguments after it."""
+    """A registered step function: it takes a `StepContext` first, JSON-able arguments after it.
+
+    `ask_role` is who decides where the outcome of a step with effect `once` is unknown.
+    """
 
     name: str
     function: Callable[..., Awaitable[R]]
@@ -58,6 +65,7 @@ class Step(Generic[P, R]):
     timeout_s: float | None
     effect: Effect
     output: TypeAdapter[R]
+    ask_role: str = ASK_ROLE
 
 
 def capability(flow: str, version: int) -> str:
@@ -106,12 +114,14 @@ def flow(
     permission: str | None = None,
     input: Any = None,
     output: Any = None,
+    on_failure: Callable[..., Awaitable[Any]] | None = None,
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
     """Register an async function `(ctx, input)` as a flow.
 
-    `retry` is for errors raised outside steps. `input` and `output` are types that pydantic knows;
-    left out, they are read from the function's annotations.
+    `on_failure` is an async function `(ctx, input, failure)`, called when a begun run is to end as failed
+    or cancelled, after the undos of its steps. `retry` is for errors raised outside steps. `input` and
+    `output` are types that pydantic knows; left out, they are read from the function's annotations.
     """
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
@@ -134,6 +144,7 @@ def flow(
             input=TypeAdapter(input if input is not None else hints.get(parameters[1], Any)),
             output=TypeAdapter(output if output is not None else hints.get("return", Any)),
             description=(function.__doc__ or "").strip(),
+            on_failure=on_failure,
         )
         registry.add_flow(made)
         return made
@@ -147,9 +158,14 @@ def step(
     retry: Retry = DEFAULT_RETRY,
     timeout_s: float | None = 300.0,
     effect: Effect = "idempotent",
+    ask_role: str = ASK_ROLE,
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Step[P, R]]:
-    """Register an async function `(step: StepContext, …)` as a step for any flow to use."""
+    """Register an async function `(step: StepContext, …)` as a step for any flow to use.
+
+    With effect `once` it is never run again unless it raised `NotDone`: where its outcome is unknown,
+    somebody with `ask_role` is asked.
+    """
 
     def register(function: Callable[Concatenate[Any, P], Awaitable[R]]) -> Step[P, R]:
         made: Step[P, R] = Step(
@@ -159,6 +175,7 @@ def step(
             timeout_s=timeout_s,
             effect=effect,
             output=TypeAdapter(_hints(function).get("return", Any)),
+            ask_role=ask_role,
         )
         registry.add_step(made)
         return made

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TypeVar
 
@@ -26,7 +26,7 @@ _View = TypeVar("_View")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
-    """A run as it stands now; `input`, `output`, `error` and `labels` are JSON text."""
+    """A run as it stands now; `input`, `output`, `error`, `labels` and `blocked` are JSON text."""
 
     run_id: uuid.UUID
     flow: str
@@ -44,6 +44,9 @@ class RunView:
     finished_at: datetime | None
     labels: str
     cancel_requested: bool
+    rerun_of: uuid.UUID | None
+    rerun_from: str | None
+    blocked: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +65,15 @@ class StepView:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Kin:
+    """The runs that a run comes from and goes on as."""
+
+    parent_id: uuid.UUID | None
+    continued_from: uuid.UUID | None
+    continued_to: uuid.UUID | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RequestView:
     """A question to a human; `form`, `proposal` and `answer` are JSON text."""
 
@@ -74,6 +86,7 @@ class RequestView:
     proposal: str
     digest: bytes
     state: str
+    kind: str
     expires_at: datetime | None
     created_at: datetime
     answer: str | None
@@ -134,7 +147,10 @@ class PageOf:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFilter:
-    """What runs to list; an empty filter means all. `search` looks in flow, labels and id."""
+    """What runs to list; an empty filter means all. `search` looks in flow, labels and id.
+
+    A run fits `labels` that has all of them.
+    """
 
     states: frozenset[RunState] = frozenset()
     flow: str | None = None
@@ -142,12 +158,21 @@ class RunFilter:
     created_after: datetime | None = None
     created_before: datetime | None = None
     search: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 async def list_runs(
     con: Connection, org_id: int, wanted: RunFilter, page: PageOf
 ) -> tuple[list[RunView], bool]:
     """Return one page of runs, newest first, and whether more follow in the page's direction."""
+    kept, has_more = await find_runs(con, org_id, wanted, page)
+    return await show_runs(con, org_id, kept), has_more
+
+
+async def find_runs(
+    con: Connection, org_id: int, wanted: RunFilter, page: PageOf
+) -> tuple[list[uuid.UUID], bool]:
+    """Return the ids of one page of runs, newest first, and whether more follow."""
     final = sorted(wanted.states & FINAL_STATES)
     live = sorted(wanted.states - FINAL_STATES)
     ids: set[uuid.UUID] = set()
@@ -157,21 +182,39 @@ async def list_runs(
         ids |= await _run_ids(con, "finished_run_page", org_id, wanted, page, final)
     if live:
         ids |= await _run_ids(con, "live_run_page", org_id, wanted, page, live)
-    kept, has_more = _cut(ids, page)
-    return await _runs(con, org_id, kept), has_more
+    return _cut(ids, page)
 
 
 async def get_run(con: Connection, org_id: int, run_id: uuid.UUID) -> RunView:
     """Return one run; raises NotFound when the org has none with this id."""
-    found = await _runs(con, org_id, [run_id])
+    found = await show_runs(con, org_id, [run_id])
     if not found:
         raise NotFound(f"run {run_id} does not exist", param="run_id")
     return found[0]
 
 
+async def list_reruns(con: Connection, org_id: int, run_id: uuid.UUID) -> list[uuid.UUID]:
+    """Return the runs that repeat a run, newest first, at most 100."""
+    return [row["run_id"] for row in await con.fetch(_SQL["reruns"], org_id, run_id)]
+
+
 async def list_steps(con: Connection, org_id: int, run_id: uuid.UUID) -> list[StepView]:
     """Return the recorded steps of a run in the order in which they began."""
     return [StepView(**row) for row in await con.fetch(_SQL["steps"], org_id, run_id)]
+
+
+async def get_kin(con: Connection, org_id: int, run_id: uuid.UUID) -> Kin:
+    """Return the runs that one run comes from and goes on as; raises NotFound."""
+    row = await con.fetchrow(_SQL["kin"], org_id, run_id)
+    if row is None:
+        raise NotFound(f"run {run_id} does not exist", param="run_id")
+    return Kin(**row)
+
+
+async def state_values(con: Connection, org_id: int, run_id: uuid.UUID) -> dict[str, str]:
+    """Return what a run's flow shows by `set_state`: JSON text, the newest of each name."""
+    rows = await con.fetch(_SQL["state_values"], org_id, run_id)
+    return {row["name"]: row["output"] for row in rows}
 
 
 async def event_position(con: Connection, org_id: int, run_id: uuid.UUID) -> EventPosition:
@@ -267,6 +310,7 @@ async def _run_ids(
         contains,
         begins,
         page.limit + 1,
+        orjson.dumps(dict(wanted.labels)).decode() if wanted.labels else None,
         *([[str(state) for state in states]] if states else []),
     )
 
@@ -292,7 +336,8 @@ def _patterns(search: str | None) -> tuple[str | None, str | None]:
     return f"%{plain}%", f"{plain.lower()}%"
 
 
-async def _runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
+async def show_runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
+    """Return runs by their ids, newest first."""
     return await _fetch(con, "runs", org_id, ids, _run)
 
 

@@ -18,15 +18,15 @@ import orjson
 
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine.claim import Lease
+from millpond.engine import answers
+from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import ALONE, PRIORITY_STEP_US, RESUME_LEAD_US, SUSPECT_DEATHS
-from millpond.errors import Conflict, Forbidden, InvalidInput, LeaseLost, NotFound
+from millpond.errors import Conflict, Forbidden, InvalidInput, NotFound
 from millpond.types import Json, Principal, new_id
 
 _SQL = queries("waits")
-_COMMIT = queries("commit")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,7 +78,10 @@ class Wake:
 
 
 async def ready(con: Connection, wakes: Sequence[Wake]) -> list[Readied]:
-    """Queue runs again; the caller holds their live rows locked. Those already queued are left."""
+    """Queue runs again; the caller holds their live rows locked.
+
+    Those already queued, and those that stand still blocked, are left and not returned.
+    """
     if not wakes:
         return []
     rows = await con.fetch(
@@ -96,22 +99,27 @@ async def ready(con: Connection, wakes: Sequence[Wake]) -> list[Readied]:
     return [Readied(org_id=row[0], run_id=row[1], queue=row[2]) for row in rows]
 
 
-async def _held(con: Connection, lease: Lease) -> bool:
-    """Lock the live row; returns whether cancel was asked, raises LeaseLost without a lease."""
-    row = await con.fetchrow(_COMMIT["hold"], lease.org_id, lease.item_id, lease.token)
-    if row is None:
-        raise LeaseLost("the lease is gone")
-    return bool(row["cancel_requested"])
-
-
 async def record_sleep(
-    database: EngineDatabase, lease: Lease, *, step_key: str, name: str, seconds: float
+    database: EngineDatabase,
+    lease: Lease,
+    *,
+    step_key: str,
+    name: str,
+    seconds: float,
+    seq: int | None = None,
 ) -> None:
     """Store that the run sleeps from now on, with its timer."""
     async with database.duty("sleep") as con:
-        await _held(con, lease)
+        await hold(con, lease)
         if not await con.fetchval(
-            _SQL["record_wait"], lease.org_id, lease.run_id, step_key, name, "sleep", lease.attempt
+            _SQL["record_wait"],
+            lease.org_id,
+            lease.run_id,
+            step_key,
+            name,
+            "sleep",
+            lease.attempt,
+            seq,
         ):
             return
         due_at = await con.fetchval(
@@ -122,33 +130,30 @@ async def record_sleep(
 
 
 async def record_question(
-    database: EngineDatabase, lease: Lease, *, step_key: str, question: Question
+    database: EngineDatabase,
+    lease: Lease,
+    *,
+    step_key: str,
+    question: Question,
+    seq: int | None = None,
 ) -> None:
     """Store a question to a human, with the timer of its expiry."""
     request_id = new_id()
     org_id, run_id = lease.org_id, lease.run_id
     async with database.duty("ask") as con:
-        await _held(con, lease)
+        await hold(con, lease)
         if not await con.fetchval(
-            _SQL["record_wait"], org_id, run_id, step_key, question.name, "input", lease.attempt
-        ):
-            return
-        await con.execute(
-            _SQL["ask"],
+            _SQL["record_wait"],
             org_id,
-            request_id,
             run_id,
             step_key,
-            question.role,
-            question.title,
-            orjson.dumps(question.form).decode(),
-            orjson.dumps(question.proposal).decode(),
-            question.digest(),
-            question.expires_in_s,
-            None
-            if question.expiry_answer is None
-            else orjson.dumps(question.expiry_answer).decode(),
-        )
+            question.name,
+            "input",
+            lease.attempt,
+            seq,
+        ):
+            return
+        await ask(con, org_id, run_id, step_key, request_id, question)
         if question.expires_in_s is not None:
             await con.fetchval(
                 _SQL["set_timer"], org_id, run_id, step_key, "expiry", question.expires_in_s
@@ -158,12 +163,47 @@ async def record_question(
         await append(con, org_id, run_id, [fact], duties=Duty.WAITS)
 
 
+async def ask(
+    con: Connection,
+    org_id: int,
+    run_id: uuid.UUID,
+    step_key: str,
+    request_id: uuid.UUID,
+    question: Question,
+    *,
+    kind: str = "question",
+) -> None:
+    """Store a question; `kind` is `question`, or `outcome` for one about a step with effect `once`."""
+    await con.execute(
+        _SQL["ask"],
+        org_id,
+        request_id,
+        run_id,
+        step_key,
+        question.role,
+        question.title,
+        orjson.dumps(question.form).decode(),
+        orjson.dumps(question.proposal).decode(),
+        question.digest(),
+        question.expires_in_s,
+        None if question.expiry_answer is None else orjson.dumps(question.expiry_answer).decode(),
+        kind,
+    )
+
+
+async def oblige(database: EngineDatabase, lease: Lease, duty: Duty) -> None:
+    """Set durably what the end of the run has to see to."""
+    async with database.duty("oblige") as con:
+        await hold(con, lease)
+        await append(con, lease.org_id, lease.run_id, [], duties=duty)
+
+
 async def record_backoff(
     database: EngineDatabase, lease: Lease, *, step_key: str, delay_s: float
 ) -> None:
     """Set the timer of a step's next try; the step itself is recorded as retrying before."""
     async with database.duty("backoff") as con:
-        await _held(con, lease)
+        await hold(con, lease)
         await con.fetchval(
             _SQL["set_timer"], lease.org_id, lease.run_id, step_key, "retry", delay_s
         )
@@ -171,12 +211,20 @@ async def record_backoff(
 
 
 async def park(
-    database: EngineDatabase, lease: Lease, *, step_keys: Sequence[str], is_human: bool
+    database: EngineDatabase,
+    lease: Lease,
+    *,
+    step_keys: Sequence[str],
+    is_human: bool,
+    heeds_cancel: bool = True,
 ) -> Readied | None:
-    """Give the slot back until one of the waits is over; returns the run if one already is."""
+    """Give the slot back until one of the waits is over; returns the run if one already is.
+
+    A cancel ends the wait too, unless the run is at its endings and does not heed it.
+    """
     async with database.duty("park") as con:
-        is_cancelled = await _held(con, lease)
-        goes = is_cancelled or await con.fetchval(
+        is_cancelled = await hold(con, lease)
+        goes = (is_cancelled and heeds_cancel) or await con.fetchval(
             _SQL["can_go"], lease.org_id, lease.run_id, list(step_keys)
         )
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
@@ -191,7 +239,7 @@ async def park(
 async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> Readied:
     """Hand a run back to its queue, no try counted: another worker goes on with it."""
     async with database.duty("release") as con:
-        await _held(con, lease)
+        await hold(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         fact = Fact("run.released", None, {"reason": reason})
         return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id, event=fact)]))[0]
@@ -202,7 +250,7 @@ async def back_off(
 ) -> None:
     """Let a run wait before its flow body is tried again; one that shall stop goes on at once."""
     async with database.duty("retry") as con:
-        if await _held(con, lease):
+        if await hold(con, lease):
             delay_s = 0.0
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         await con.fetchval(_SQL["set_timer"], lease.org_id, lease.run_id, "", "retry", delay_s)
@@ -245,26 +293,19 @@ async def resolve(
     await con.fetchrow(
         _SQL["answer_request"], org_id, request_id, "resolved", text, principal.subject
     )
-    output = {
-        "answer": answer,
-        "resolved_by": principal.subject,
-        "is_expired": False,
-        "digest": request["digest"].hex(),
-    }
-    name = await con.fetchval(
-        _SQL["end_wait"], org_id, run_id, step_key, "done", orjson.dumps(output).decode(), None
-    )
-    await con.execute(_SQL["drop_timer"], org_id, run_id, step_key)
+    name, facts = await answers.record(con, org_id, request, answer, principal.subject)
     data = {"name": name, "request_id": str(request_id), "resolved_by": principal.subject}
-    return await _wake_waiting(con, org_id, run_id, Fact("input.resolved", step_key, data))
+    facts = [Fact("input.resolved", step_key, data), *facts]
+    return await wake_waiting(con, org_id, run_id, *facts)
 
 
-async def _wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, fact: Fact) -> Readied:
-    """Store the fact; ready the run if it waits. A running one finds the answer as it parks."""
-    await append(con, org_id, run_id, [fact])
+async def wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, *facts: Fact) -> Readied:
+    """Store the facts; ready the run if it waits. A running one finds the answer as it parks."""
+    await append(con, org_id, run_id, facts)
     row = await con.fetchrow(_SQL["lock_run"], org_id, run_id)
     if row is not None and row["state"] in ("waiting", "awaiting_input"):
-        return (await ready(con, [Wake(org_id=org_id, run_id=run_id)]))[0]
+        for readied in await ready(con, [Wake(org_id=org_id, run_id=run_id)]):
+            return readied
     return Readied(org_id=org_id, run_id=run_id, queue="")
 
 
@@ -310,6 +351,14 @@ async def fire(database: EngineDatabase, *, limit: int = 500) -> list[Readied]:
                 [row["org_id"] for row in sleeps],
                 [row["run_id"] for row in sleeps],
                 [row["step_key"] for row in sleeps],
+            )
+        signals = [row for row in taken if row["kind"] == "signal"]
+        if signals:
+            await con.execute(
+                _SQL["end_signal_waits"],
+                [row["org_id"] for row in signals],
+                [row["run_id"] for row in signals],
+                [row["step_key"] for row in signals],
             )
         for row in taken:
             if row["kind"] == "expiry":

@@ -20,15 +20,18 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import heartbeat, history, waits
+from millpond.engine import chores, heartbeat, history, waits
+from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
-from millpond.engine.executor import Attempt, execute, prepare
+from millpond.engine.executor import execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.performing import announce
+from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow
+from millpond.engine.retention import Keep, Retention
 from millpond.engine.slots import Slots
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, Transient
@@ -41,6 +44,7 @@ _IDLE_POLL_S = 1.0
 _TICK_S = 0.05
 _CHORE_S = 0.25
 _WATCH_S = 1.0
+_PRUNE_S = 5.0
 _UNWIND_S = 10.0
 _STOP_S = 35.0  # above the time limit of the engine's statements
 
@@ -60,22 +64,35 @@ class Worker:
         lease_s: float = 6.0,
         drain_s: float = 20.0,
         gather_s: float = 0.001,
+        alone: bool = False,
+        alone_command: Sequence[str] = (),
+        keep: Keep | None = None,
     ) -> None:
         self._database = database
         self._engine_url = engine_url
         self._listen_url = listen_url
         self._flows = {(flow.name, flow.version): flow for flow in flows}
+        self._able = [flow.capability for flow in flows]
         self._slots = Slots(slots)
         self._resources = dict(resources or {})
         self._lease_s = lease_s
         self._drain_s = drain_s
         self._gather_s = gather_s
+        self._is_alone = alone
+        self._keep = keep
+        self.has_worked = False
         self._attempts: set[Attempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self._look = asyncio.Event()
         self._stopping = asyncio.Event()
         self.worker_id = uuid.uuid4()
+        self._quarantine = Quarantine(
+            database,
+            alone_command,
+            capabilities=self._able,
+            queues=list(self._slots.total),
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Work until `stop` is set, then drain and return."""
@@ -88,6 +105,9 @@ class Worker:
             except Transient as error:
                 _log.warning("worker.database_away", error=error.code)
                 await asyncio.sleep(1.0)
+            if self._is_alone:
+                return
+        await self._quarantine.close(self._drain_s)
 
     async def _publish(self) -> None:
         """Tell the API which flows can be run."""
@@ -105,6 +125,10 @@ class Worker:
                     flow.timeout_s,
                 )
 
+    def _capabilities(self) -> list[str]:
+        """Name what this worker claims: a worker for one work item alone, only such work."""
+        return alone(self._able) if self._is_alone else self._able
+
     async def _session(self, stop: asyncio.Event) -> None:
         """Work under one worker id until told to stop or until its session is gone."""
         self.worker_id = uuid.uuid4()
@@ -114,8 +138,8 @@ class Worker:
                 self.worker_id,
                 socket.gethostname(),
                 os.getpid(),
-                orjson.dumps(self._slots.total).decode(),
-                [flow.capability for flow in self._flows.values()],
+                orjson.dumps({} if self._is_alone else self._slots.total).decode(),
+                self._capabilities(),
                 self._lease_s,
             )
         pulse = heartbeat.Pulse.make()
@@ -132,16 +156,25 @@ class Worker:
         committer.start()
         listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
         await listener.start()
-        scope = Scope(database=self._database, committer=committer, resources=self._resources)
+        scope = Scope(
+            database=self._database, committer=committer, hints=hints, resources=self._resources
+        )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
+        claiming = self._claim_one(scope, hints, stop) if self._is_alone else None
         loops = [
-            asyncio.create_task(self._claim_all(scope, hints), name="claim"),
-            asyncio.create_task(self._chores(hints), name="chores"),
+            asyncio.create_task(claiming or self._claim_all(scope, hints), name="claim"),
             asyncio.create_task(self._watch(hints), name="watch"),
             asyncio.create_task(self._tick(beat, pulse, scope), name="tick"),
         ]
+        if not self._is_alone:
+            loops.append(asyncio.create_task(self._chores(hints), name="chores"))
+            loops.append(asyncio.create_task(self._carry_out(hints), name="carry out"))
+        if self._keep is not None and not self._is_alone:
+            loops.append(asyncio.create_task(self._prune(self._keep), name="prune"))
         try:
             await _first(stop.wait(), self._lost.wait(), also=[*loops, *committer.tasks])
+            if stop.is_set():
+                self._quarantine.drain()
             await self._stop_claiming(loops[0])
             if not stop.is_set() or self._lost.is_set():
                 _log.warning("worker.session_lost", worker_id=str(self.worker_id))
@@ -191,7 +224,7 @@ class Worker:
         claimer = Claimer(
             self._database,
             worker_id=self.worker_id,
-            capabilities=[flow.capability for flow in self._flows.values()],
+            capabilities=self._capabilities(),
             estimate_s=self._slots.estimate_s,
         )
         stopping = asyncio.create_task(self._stopping.wait())
@@ -204,7 +237,8 @@ class Worker:
             try:
                 claimed, has_more = await claimer.claim(free)
                 histories = await history.load(
-                    self._database, [one.lease for one in claimed if one.lease.attempt > 1]
+                    self._database,
+                    [one.lease for one in claimed if one.lease.attempt > 1 or one.is_rerun],
                 )
             except LeaseLost:
                 self._lost.set()
@@ -219,6 +253,30 @@ class Worker:
             self._slots.note_claim(free, claimed)
             if not has_more:
                 await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
+
+    async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
+        """Claim one work item that is executed alone, and stop when its attempt is over."""
+        claimer = Claimer(
+            self._database,
+            worker_id=self.worker_id,
+            capabilities=self._capabilities(),
+            estimate_s=self._slots.estimate_s,
+        )
+        try:
+            for queue in self._slots.total:
+                claimed, _ = await claimer.claim({queue: 1})
+                histories = await history.load(self._database, [one.lease for one in claimed])
+                for one in claimed:
+                    self.has_worked = True
+                    self._start(one, histories[one.lease], scope, hints)
+                if claimed:
+                    break
+        except MillpondError as error:
+            # What it may have leased is handed back as the session ends.
+            _log.warning("claim.failed", error=error.code)
+        if self._tasks:
+            await _first(self._stopping.wait(), also=list(self._tasks))
+        stop.set()
 
     async def _hand_back_unknown(self, hints: Hints, suspects: set[Lease]) -> set[Lease]:
         """Release leases that stood without an attempt before and still do; returns the new ones.
@@ -241,7 +299,7 @@ class Worker:
         attempt = prepare(claimed, self._flows, recorded, scope)
         self._attempts.add(attempt)
         self._slots.take(claimed.queue)
-        task = asyncio.create_task(self._execute(attempt, scope, hints))
+        task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -272,12 +330,12 @@ class Worker:
     def _unwind(self, lease: Lease, reason: str) -> None:
         for attempt in list(self._attempts):
             if attempt.claimed.lease == lease:
-                attempt.context.unwind(reason)
+                attempt.unwind(reason)
 
     # Chores
 
     async def _chores(self, hints: Hints) -> None:
-        """Rescue, fire timers; sleeps until the next timer, at most a moment."""
+        """Rescue, fire timers, start what is due or executed alone; sleeps at most a moment."""
         maintenance = Maintenance(self._database, lease_s=self._lease_s)
         rescue_at = 0.0
         while True:
@@ -287,12 +345,39 @@ class Worker:
                     self._hint(hints, await maintenance.rescue())
                     rescue_at = time.monotonic() + self._lease_s / 8
                 self._hint(hints, await maintenance.fire())
+                self._hint(hints, await maintenance.start_due())
+                await self._quarantine.look()
                 due_s = await maintenance.next_due_s()
                 if due_s is not None:
                     # One that is due and was not taken has its run locked by somebody: a moment.
                     pause_s = min(pause_s, due_s) if due_s > 0 else pause_s / 5
             except MillpondError as error:
                 _log.warning("maintenance.failed", error=error.code)
+            await asyncio.sleep(pause_s)
+
+    async def _carry_out(self, hints: Hints) -> None:
+        """Do to runs what the ends of others asked for, apart from timers, which do not wait."""
+        while True:
+            pause_s = _CHORE_S
+            try:
+                done = await chores.carry_out(self._database)
+                hints.cancelled(done.cancelled)
+                hints.changed(done.cancelled)
+                self._hint(hints, done.readied)
+                pause_s = 0.0 if done.has_more else _CHORE_S
+            except MillpondError as error:
+                _log.warning("chores.failed", error=error.code)
+            await asyncio.sleep(pause_s)
+
+    async def _prune(self, keep: Keep) -> None:
+        """Delete what has been over for long, a little at a time."""
+        retention = Retention(self._database, keep)
+        while True:
+            pause_s = _PRUNE_S
+            try:
+                pause_s = await retention.sweep()
+            except MillpondError as error:
+                _log.warning("retention.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
     async def _tick(
@@ -302,8 +387,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while beat.returncode is None:
             announce(scope.under_way, loop.time())
-            deadlines = [attempt.context.deadline for attempt in self._attempts]
-            first = min((one for one in deadlines if one is not None), default=None)
+            first = min((one.deadline for one in scope.timed), default=None)
             pulse.write(time.monotonic(), first)
             await asyncio.sleep(_TICK_S)
         self._lost.set()
@@ -333,7 +417,7 @@ class Worker:
         asked = {(row["org_id"], row["run_id"]) for row in rows}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:
-                attempt.context.unwind("cancelled")
+                attempt.unwind("cancelled")
 
     # Ending
 
@@ -349,7 +433,7 @@ class Worker:
 
     async def _unwind_all(self, reason: str) -> None:
         for attempt in list(self._attempts):
-            attempt.context.unwind(reason)
+            attempt.unwind(reason)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S)
         for task in self._tasks:

@@ -169,7 +169,10 @@ async def get_run(caller: Reader, run_id: uuid.UUID) -> Response:
         requests, _ = await views.list_requests(
             con, org_id, PageOf(limit=200), state="pending", run_id=run_id
         )
-    return reply(run_detail_json(run, steps, requests))
+        kin = await views.get_kin(con, org_id, run_id)
+        state_values = await views.state_values(con, org_id, run_id)
+        reruns = await views.list_reruns(con, org_id, run_id)
+    return reply(run_detail_json(run, steps, requests, kin, state_values, reruns))
 
 
 @router.get(
@@ -218,14 +221,27 @@ async def list_run_events(
     responses={202: {"model": Run}, **failures(400, 401, 403, 404, 409, 413, 415, 422, 503)},
 )
 async def cancel_run(request: Request, caller: Canceller, run_id: uuid.UUID) -> Response:
-    """Stop a run: at once when nothing executes it, else as soon as its worker has let go."""
+    """Stop a run: at once when nothing executes it, else as soon as its worker has let go.
+
+    A begun run with something to undo, or with a step of unknown outcome, is queued for that first.
+    """
     wish = await read_json(request, CancelRun, is_optional=True)
     org_id = caller.org_id
     async with caller.org() as con:
-        await operations.cancel(con, org_id, run_id, caller.principal.subject, wish.reason)
+        stopped = await operations.stop(
+            con,
+            org_id,
+            run_id,
+            caller.principal.subject,
+            wish.reason,
+            skip_endings=wish.skip_endings,
+        )
         run = await views.get_run(con, org_id, run_id)
+    if run.state is RunState.QUEUED:
+        caller.ports.hints.wake([run.queue])
     caller.ports.hints.cancelled([run_id])
-    caller.ports.hints.changed([run_id])
+    caller.ports.hints.changed([run_id, *(one.run_id for one in stopped.readied)])
+    caller.ports.hints.wake({one.queue for one in stopped.readied})
     headers = {"Location": f"/v1/runs/{run_id}", "Retry-After": "1"}
     return reply(run_json(run), status=202, headers=headers)
 

@@ -32,6 +32,10 @@ alter table item
   add check ((kind = 'step') = (step_key is not null));
 create index item_of_run on item (org_id, run_id) where kind = 'step';
 
+-- Work that is executed alone, since workers died under it: rare, and looked for every second.
+create index arrival_alone on arrival (queue) where lane_id & 2 = 2;
+create index lane_alone on lane (queue) where active and lane_id & 2 = 2;
+
 -- Step: `seq` is its place in its branch, counted from 0; `ref` the child run, question or work item that it waits for;
 -- `input` its arguments where another worker executes it; `begun` and `unknown` are states of `once` effects.
 alter table step
@@ -51,9 +55,13 @@ alter table timer
   drop constraint timer_kind_check,
   add constraint timer_kind_check check (kind in ('start', 'sleep', 'retry', 'expiry', 'deadline', 'signal'));
 
--- A question about the outcome of a `once` step is of another kind than one that the flow asks.
+-- A question about the outcome of a `once` step is of another kind than one that the flow asks; after an answer of
+-- `not_done` the same step may ask again, so that only the open question of a step is unique.
 alter table input_request
-  add column kind text not null default 'question' check (kind in ('question', 'outcome'));
+  add column kind text not null default 'question' check (kind in ('question', 'outcome')),
+  drop constraint input_request_org_id_run_id_step_key_key;
+create unique index input_request_open on input_request (org_id, run_id, step_key) where state = 'pending';
+create index input_request_of_run on input_request (org_id, run_id);
 
 -- What workers can run: with which labels, and whether a cancelled run still has something to do.
 alter table flow_version
@@ -145,6 +153,7 @@ create index schedule_due on schedule (next_due_at) where not is_paused and next
 
 -- Flows that start when an event of a name arrives. `filter` is a JSON schema that the event's data has to satisfy;
 -- `group_by` a path in the data, such as customer.id: each of its values is debounced, throttled or gathered for itself.
+-- `dropped` counts events that matched and got no run: throttled, or overtaken while debounced.
 create table trigger (
   org_id bigint not null,
   trigger_id uuid not null,
@@ -162,22 +171,25 @@ create table trigger (
   max_wait_s double precision check (max_wait_s > 0),
   max_count integer check (max_count between 1 and 1000),
   is_paused boolean not null default false,
+  dropped bigint not null default 0,
+  last_error text,
   created_by text not null,
   created_at timestamptz not null default clock_timestamp(),
+  updated_at timestamptz not null default clock_timestamp(),
   primary key (org_id, trigger_id),
   unique (org_id, name)
 );
 create index trigger_by_event on trigger (org_id, event) where not is_paused;
 
--- Events that wait for their trigger's quiet time, period or number, by group.
+-- Events that wait for their trigger's quiet time, period or number, by group. Without events it is the period of a
+-- throttle. `dropped` is added to the trigger's when the group ends.
 create table trigger_group (
   org_id bigint not null,
   trigger_id uuid not null,
   group_key text not null,
   events json not null default '[]',
-  event_count integer not null default 0,
+  dropped integer not null default 0,
   first_at timestamptz not null default clock_timestamp(),
-  fired_at timestamptz,
   due_at timestamptz,
   primary key (org_id, trigger_id, group_key)
 );
@@ -195,6 +207,7 @@ create table inbound_event (
   primary key (org_id, event_id)
 );
 create index inbound_event_age on inbound_event (received_at);
+create index inbound_event_recent on inbound_event (org_id, received_at, event_id);
 
 -- What the engine does to a run right after the change that asked for it, in a transaction of its own, so that locks are
 -- never taken from a parent down to its children.
@@ -236,11 +249,13 @@ begin
   end loop;
 end $$;
 
--- Retention deletes old keys of requests too.
+-- Retention deletes old keys of requests too, the oldest first.
+create index idempotency_age on idempotency (created_at);
 create policy engine_duty on idempotency to millpond_engine using (true) with check (true);
 grant select, delete on idempotency to millpond_engine;
 
 grant select, insert on payload, signal, chore, inbound_event to millpond_app;
+grant update (step_key) on signal to millpond_app;
 grant select, insert, delete on live_key, pause to millpond_app;
 grant select, insert, update, delete on schedule, trigger, trigger_group to millpond_app;
 grant update (runs) on inbound_event to millpond_app;
@@ -249,3 +264,69 @@ grant select on queue_pause to millpond_engine;
 -- Reruns copy recorded steps; a decision on a `once` step's outcome lets it be tried again.
 grant insert on step to millpond_app;
 grant update (tries) on step to millpond_app;
+
+-- The first half of a claim: makes this the one claim of the shard until commit, turns arrivals into active lanes and shares,
+-- and reads the orgs first in fair order with their lanes that the worker can serve and the heads of those. One call is one
+-- round trip, yet each statement of it reads after the lock. The first row tells, in place of a lane, how many arrivals
+-- were consumed (lane_id) and whether the worker's session stands (offset_us 1 or 0).
+create function claim_heads(most integer, worker uuid, queues text[], orgs integer[], able text[], depth integer)
+  returns table (queue text, org_id bigint, weight float8, virtual_s float8, lane_id bigint, offset_us bigint,
+                 capability text, ranks bigint[], items uuid[])
+  language plpgsql volatile rows 200
+  set search_path = millpond, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform pg_advisory_xact_lock(7741001);
+  return query
+  with a as (
+    delete from arrival where (org_id, arrival_id) in (select org_id, arrival_id from arrival limit most)
+    returning org_id, lane_id, queue, capability, keys, offset_us, min_rank
+  ),
+  g as materialized (
+    select org_id, lane_id, queue, capability, keys, offset_us, min(min_rank) as min_rank
+    from a group by org_id, lane_id, queue, capability, keys, offset_us
+  ),
+  lanes as (
+    insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active)
+    select org_id, lane_id, queue, capability, keys, offset_us, min_rank, true from g
+    on conflict (org_id, lane_id) do update
+      set active = true, cursor_rank = least(lane.cursor_rank, excluded.cursor_rank)
+      where not lane.active or excluded.cursor_rank < lane.cursor_rank
+  ),
+  shares as (
+    insert into share (org_id, queue, virtual_s, active)
+    select d.org_id, d.queue, coalesce(c.virtual_s, 0), true
+    from (select distinct org_id, queue from g) d left join fair_clock c on c.queue = d.queue
+    on conflict (org_id, queue) do update
+      set active = true, virtual_s = greatest(share.virtual_s, excluded.virtual_s)
+      where not share.active
+  )
+  select '', 0::bigint, 0::float8, 0::float8, (select count(*) from a),
+         (exists (select from worker w where w.worker_id = claim_heads.worker))::int::bigint, '', null::bigint[],
+         null::uuid[];
+  return query
+  select s.queue, s.org_id, s.weight, s.virtual_s, l.lane_id, l.offset_us, l.capability, h.ranks, h.items
+  from unnest(queues, orgs) as q(queue, orgs)
+  cross join lateral (
+    select s.queue, s.org_id, s.weight, s.virtual_s
+    from share s
+    where s.queue = q.queue and s.active
+      and exists (select from lane l
+                  where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able))
+    order by s.virtual_s, s.org_id limit q.orgs
+  ) s
+  cross join lateral (
+    select l.lane_id, l.offset_us, l.capability, l.cursor_rank
+    from lane l
+    where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
+    order by l.cursor_rank + l.offset_us limit 64
+  ) l
+  left join lateral (
+    select array_agg(r.rank order by r.rank, r.item_id) as ranks, array_agg(r.item_id order by r.rank, r.item_id) as items
+    from (select r.rank, r.item_id from ready r
+          where r.org_id = s.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
+          order by r.rank, r.item_id limit depth) r
+  ) h on true;
+end
+$$;

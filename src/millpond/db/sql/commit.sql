@@ -3,23 +3,24 @@
 with held as (
   update item i set event_no = i.event_no + 1
   from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-              $9::text[], $10::int[], $11::float8[], $12::text[], $13::text[])
+              $9::text[], $10::int[], $11::float8[], $12::text[], $13::text[], $14::int[])
     with ordinality as u(org_id, item_id, token, step_key, name, kind, state, output, error, tries, duration_s,
-                         event_kind, event_data, ord)
+                         event_kind, event_data, seq, ord)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
   returning i.org_id, i.run_id, i.attempt, i.event_no, i.cancel_requested, u.step_key, u.name, u.kind, u.state, u.output,
-            u.error, u.tries, u.duration_s, u.event_kind, u.event_data, u.ord
+            u.error, u.tries, u.duration_s, u.event_kind, u.event_data, u.seq, u.ord
 ),
 steps as (
-  insert into step (org_id, run_id, step_key, name, kind, state, output, error, tries, attempt, started_at, finished_at)
+  insert into step (org_id, run_id, step_key, name, kind, state, output, error, tries, attempt, started_at, finished_at,
+                    seq)
   select org_id, run_id, step_key, name, kind, state, output::json, error::json, tries, attempt,
          clock_timestamp() - duration_s * interval '1 second',
-         case when state in ('done', 'failed') then clock_timestamp() end
+         case when state in ('done', 'failed') then clock_timestamp() end, seq
   from held where state is not null
   on conflict (org_id, run_id, step_key) do update
     set state = excluded.state, output = excluded.output, error = excluded.error, tries = excluded.tries,
         attempt = excluded.attempt, finished_at = excluded.finished_at
-    where step.state in ('waiting', 'retrying')
+    where step.state in ('waiting', 'retrying', 'begun')
 ),
 events as (
   insert into event (org_id, run_id, event_no, kind, step_key, data)

@@ -13,3 +13,71 @@ from u where q.org_id = u.org_id and q.run_id = u.run_id and q.state = 'pending'
 -- Gives back the live keys of ended runs.
 delete from live_key k using unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
 where k.org_id = u.org_id and k.run_id = u.run_id;
+
+-- name: lock_parents
+-- Locks the live rows of parents, in the order of group commits; tells for each ended child which child its parent had started.
+select d.org_id, d.child_id, d.parent_id, d.first_id, i.state
+from (select r.org_id, r.run_id as child_id, r.parent_id, s.ref as first_id
+      from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
+      join run r on r.org_id = u.org_id and r.run_id = u.run_id
+      join step s on s.org_id = r.org_id and s.run_id = r.parent_id and s.step_key = r.parent_key and s.kind = 'child'
+      order by r.parent_id) d
+cross join lateral (select i.state from item i where i.org_id = d.org_id and i.item_id = d.parent_id for update) i;
+
+-- name: end_joins
+-- Records how children ended in the steps that wait for them, each with its event; the parents are locked.
+with ended as materialized (
+  select r.org_id, u.parent_id, j.step_key, r.run_id, r.outcome, r.output, r.error
+  from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::uuid[]) as u(org_id, child_id, parent_id, first_id)
+  join run r on r.org_id = u.org_id and r.run_id = u.child_id
+  cross join lateral (
+    select j.step_key from step j
+    where j.org_id = u.org_id and j.run_id = u.parent_id and j.ref = u.first_id and j.state = 'waiting' and j.kind = 'join'
+    for update
+  ) j
+),
+s as (
+  update step s set finished_at = clock_timestamp(),
+    state = case when e.outcome = 'succeeded' then 'done' else 'failed' end,
+    output = case when e.outcome = 'succeeded' then e.output end,
+    error = case when e.outcome <> 'succeeded' then json_build_object(
+      'class', 'ChildFailed', 'code', coalesce(e.error->>'code', e.outcome),
+      'message', coalesce(e.error->>'message', 'it was cancelled'),
+      'run_id', e.run_id, 'outcome', e.outcome, 'error', e.error) end
+  from ended e
+  where s.org_id = e.org_id and s.run_id = e.parent_id and s.step_key = e.step_key
+  returning s.org_id, s.run_id, s.step_key, s.name, e.run_id as child_id, e.outcome
+),
+payloads as (
+  insert into payload (org_id, run_id, slot, body)
+  select s.org_id, s.run_id, 'step:' || s.step_key, p.body
+  from s join payload p on p.org_id = s.org_id and p.run_id = s.child_id and p.slot = 'output'
+  where s.outcome = 'succeeded'
+  on conflict (org_id, run_id, slot) do nothing
+),
+c as materialized (
+  select s.*, row_number() over (partition by org_id, run_id order by step_key) as nth,
+         count(*) over (partition by org_id, run_id) as many from s
+),
+i as (
+  update item i set event_no = i.event_no + c.many from c
+  where c.nth = 1 and i.org_id = c.org_id and i.item_id = c.run_id
+  returning i.org_id, i.item_id, i.event_no - c.many as base
+)
+insert into event (org_id, run_id, event_no, kind, step_key, data)
+select c.org_id, c.run_id, i.base + c.nth, 'child.ended', c.step_key,
+       json_build_object('name', c.name, 'run_id', c.child_id, 'outcome', c.outcome)
+from c join i on i.org_id = c.org_id and i.item_id = c.run_id
+returning org_id, run_id;
+
+-- name: cancel_children
+-- Asks for the cancel of live children whose parent has ended, where their close policy says so.
+insert into chore (org_id, kind, run_id, asked_by, reason)
+select r.org_id, 'cancel', r.run_id, 'run:' || u.run_id, 'its parent has ended'
+from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
+join run r on r.org_id = u.org_id and r.parent_id = u.run_id and r.close_policy = 'cancel' and r.outcome is null;
+
+-- name: with_parent
+-- Finds those of some runs that have a parent.
+select r.run_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
+join run r on r.org_id = u.org_id and r.run_id = u.run_id and r.parent_id is not null;

@@ -51,10 +51,10 @@ returning worker_id, host, pid;
 
 -- name: orphaned
 -- Locks the live rows under leases that no worker's session stands behind.
-select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id
+select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id, i.kind, i.deaths
 from lease l
 cross join lateral (
-  select from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked
+  select i.kind, i.deaths from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked
 ) i
 where not exists (select from worker w where w.worker_id = l.worker_id)
 limit $1;
@@ -67,3 +67,8 @@ where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token;
 -- name: own_leases
 -- Reads what one worker holds.
 select org_id, item_id, run_id, attempt, token from lease where worker_id = $1;
+
+-- name: what_is_due
+-- Tells whether the time of a schedule, or of a group of events, has come.
+select exists (select from schedule where not is_paused and next_due_at <= clock_timestamp()) as schedules,
+       exists (select from trigger_group where due_at <= clock_timestamp()) as groups;

@@ -8,8 +8,8 @@ where org_id = $1 and item_id = $2 for update;
 select outcome from run where org_id = $1 and run_id = $2;
 
 -- name: request_cancel
--- Asks the worker that holds the run to stop it.
-update item set cancel_requested = true where org_id = $1 and item_id = $2;
+-- Asks the worker that holds the run, or takes it up next, to stop it; a blocked one may go on for that.
+update item set cancel_requested = true, blocked = null where org_id = $1 and item_id = $2;
 
 -- name: unqueue
 -- Takes a run out of its lane.

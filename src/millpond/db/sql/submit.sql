@@ -43,5 +43,7 @@ timers as (
 )
 insert into event (org_id, run_id, event_no, kind, data, at)
 select $1, run_id, 1, case when delay_s > 0 then 'run.scheduled' else 'run.queued' end,
-       json_build_object('flow', flow, 'queue', queue), at
+       case when more->>'rerun_of' is null then json_build_object('flow', flow, 'queue', queue)
+            else json_strip_nulls(json_build_object('flow', flow, 'queue', queue, 'rerun_of', more->'rerun_of',
+                                                    'rerun_from', more->'rerun_from')) end, at
 from w;

@@ -1,11 +1,12 @@
 -- name: run_page
--- Ids of one page of runs by id: below $2, or above $3 where given. $4 flow, $5 queue, $6-$7 created, $8-$9 search.
+-- Ids of one page of runs: below $2, or above $3 if given. $4 flow, $5 queue, $6-$7 created, $8-$9 search, $11 labels.
 with matching as not materialized (
   select run_id from run
   where org_id = $1
     and ($4::text is null or flow = $4) and ($5::text is null or queue = $5)
     and ($6::timestamptz is null or created_at >= $6) and ($7::timestamptz is null or created_at < $7)
     and ($8::text is null or flow ilike $8 or labels::text ilike $8 or run_id::text like $9)
+    and ($11::jsonb is null or labels::jsonb @> $11)
 )
 (select run_id from matching where $3::uuid is null and run_id < $2::uuid
  order by run_id desc limit $10)
@@ -13,13 +14,14 @@ union all
 (select run_id from matching where $3::uuid is not null and run_id > $3::uuid order by run_id limit $10);
 
 -- name: finished_run_page
--- As run_page, of runs with one of the final states $11.
+-- As run_page, of runs with one of the final states $12.
 with matching as not materialized (
   select run_id from run
-  where org_id = $1 and outcome = any($11::text[])
+  where org_id = $1 and outcome = any($12::text[])
     and ($4::text is null or flow = $4) and ($5::text is null or queue = $5)
     and ($6::timestamptz is null or created_at >= $6) and ($7::timestamptz is null or created_at < $7)
     and ($8::text is null or flow ilike $8 or labels::text ilike $8 or run_id::text like $9)
+    and ($11::jsonb is null or labels::jsonb @> $11)
 )
 (select run_id from matching where $3::uuid is null and run_id < $2::uuid
  order by run_id desc limit $10)
@@ -27,13 +29,14 @@ union all
 (select run_id from matching where $3::uuid is not null and run_id > $3::uuid order by run_id limit $10);
 
 -- name: live_run_page
--- As run_page, of runs with one of the live states $11: read from the narrow rows, which are only the live ones.
+-- As run_page, of runs with one of the live states $12: read from the narrow rows, which are only the live ones.
 with matching as not materialized (
   select r.run_id from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
-  where i.org_id = $1 and i.kind = 'run' and i.state = any($11::text[])
+  where i.org_id = $1 and i.kind = 'run' and i.state = any($12::text[])
     and ($4::text is null or r.flow = $4) and ($5::text is null or r.queue = $5)
     and ($6::timestamptz is null or r.created_at >= $6) and ($7::timestamptz is null or r.created_at < $7)
     and ($8::text is null or r.flow ilike $8 or r.labels::text ilike $8 or r.run_id::text like $9)
+    and ($11::jsonb is null or r.labels::jsonb @> $11)
 )
 (select run_id from matching where $3::uuid is null and run_id < $2::uuid
  order by run_id desc limit $10)
@@ -45,16 +48,30 @@ union all
 select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority, r.input, r.output,
        r.error, r.subject, coalesce(r.attempts, i.attempt, 0) as attempts, r.created_at,
        coalesce(r.started_at, i.started_at) as started_at, r.finished_at, r.labels,
-       coalesce(i.cancel_requested, false) as cancel_requested
+       coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from, i.blocked
 from run r left join item i on i.org_id = r.org_id and i.item_id = r.run_id
 where r.org_id = $1 and r.run_id = any($2::uuid[])
 order by r.run_id desc;
+
+-- name: reruns
+-- Ids of the runs that repeat one run, newest first.
+select run_id from run where org_id = $1 and rerun_of = $2 order by run_id desc limit 100;
 
 -- name: steps
 -- Recorded steps of one run, in the order in which they began.
 select step_key, name, kind, state, output, error, tries, started_at, finished_at
 from step where org_id = $1 and run_id = $2
 order by started_at, step_key limit 10000;
+
+-- name: kin
+-- The runs that one run comes from and goes on as.
+select parent_id, continued_from, continued_to from run where org_id = $1 and run_id = $2;
+
+-- name: state_values
+-- What a run's flow shows to the outside: the newest value of each name.
+select distinct on (name) name, output from step
+where org_id = $1 and run_id = $2 and kind = 'state'
+order by name, finished_at desc, step_key desc;
 
 -- name: event_position
 -- Whether a run exists, whether it is over, and the number of its last event.
@@ -77,7 +94,7 @@ union all
 
 -- name: requests
 -- Questions to humans by their ids, newest first.
-select request_id, run_id, step_key, role, title, form, proposal, digest, state, expires_at, created_at, answer,
+select request_id, run_id, step_key, role, title, form, proposal, digest, state, kind, expires_at, created_at, answer,
        resolved_by, resolved_at
 from input_request where org_id = $1 and request_id = any($2::uuid[])
 order by request_id desc;

@@ -1,7 +1,7 @@
 -- name: record_wait
 -- Stores a step that waits, unless it is recorded already.
-insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_at)
-values ($1, $2, $3, $4, $5, 'waiting', $6, clock_timestamp())
+insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_at, seq)
+values ($1, $2, $3, $4, $5, 'waiting', $6, clock_timestamp(), $7)
 on conflict (org_id, run_id, step_key) do nothing
 returning step_key;
 
@@ -15,8 +15,8 @@ returning due_at;
 -- name: ask
 -- Stores a question to a human.
 insert into input_request (org_id, request_id, run_id, step_key, role, title, form, proposal, digest, expires_at,
-                           expiry_answer)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp() + $10 * interval '1 second', $11);
+                           expiry_answer, kind)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp() + $10 * interval '1 second', $11, $12);
 
 -- name: can_go
 -- Tells whether any of the waits that a run parks on is over; asked under the live row's lock.
@@ -42,7 +42,7 @@ insert into event (org_id, run_id, event_no, kind, data)
 select $1, $2, i.event_no, $4, $5::json from i;
 
 -- name: ready
--- Queues locked work items again in their resumed lane (first starts in their own), with an event where one is given.
+-- Queues locked work items, unless blocked, in their resumed lane (first starts in their own), with events if given.
 with t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us),
 n as (
   update item i
@@ -52,7 +52,7 @@ n as (
       event_no = i.event_no + case when u.event_kind is null then 0 else 1 end
   from t, unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::int[])
     with ordinality as u(org_id, item_id, event_kind, event_data, deaths, ord)
-  where i.org_id = u.org_id and i.item_id = u.item_id and i.state <> 'queued'
+  where i.org_id = u.org_id and i.item_id = u.item_id and i.state <> 'queued' and i.blocked is null
   returning i.org_id, i.item_id, i.run_id, i.lane_id, i.rank, i.event_no, i.queue, i.capability, u.event_kind,
             u.event_data
 ),
@@ -121,9 +121,32 @@ insert into event (org_id, run_id, event_no, kind, step_key, data)
 select c.org_id, c.run_id, i.base + c.nth, 'sleep.ended', c.step_key, json_build_object('name', c.name)
 from c join i on i.org_id = c.org_id and i.item_id = c.run_id;
 
+-- name: end_signal_waits
+-- Records waits for signals as over by time, each with its event.
+with s as (
+  update step s set state = 'failed', finished_at = clock_timestamp(),
+    error = json_build_object('class', 'SignalTimedOut', 'code', 'signal_timed_out',
+                              'message', 'no signal came in time')
+  from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
+  where s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.state = 'waiting'
+  returning s.org_id, s.run_id, s.step_key, s.input
+),
+c as materialized (
+  select s.*, row_number() over (partition by org_id, run_id order by step_key) as nth,
+         count(*) over (partition by org_id, run_id) as many from s
+),
+i as (
+  update item i set event_no = i.event_no + c.many from c
+  where c.nth = 1 and i.org_id = c.org_id and i.item_id = c.run_id
+  returning i.org_id, i.item_id, i.event_no - c.many as base
+)
+insert into event (org_id, run_id, event_no, kind, step_key, data)
+select c.org_id, c.run_id, i.base + c.nth, 'signal.timed_out', c.step_key, json_build_object('names', c.input->'names')
+from c join i on i.org_id = c.org_id and i.item_id = c.run_id;
+
 -- name: get_request
 -- Reads what a decision on a question needs.
-select run_id, step_key, role, title, form, proposal, digest, state, expiry_answer,
+select run_id, step_key, role, title, form, proposal, digest, state, expiry_answer, kind,
        coalesce(expires_at <= clock_timestamp(), false) as is_expired
 from input_request where org_id = $1 and request_id = $2;
 
@@ -153,7 +176,7 @@ delete from timer where org_id = $1 and run_id = $2 and step_key = $3;
 
 -- name: history
 -- Reads recorded steps of runs; a retry that is not due yet carries when it is.
-select s.org_id, s.run_id, s.step_key, s.kind, s.state, s.output, s.error, s.tries,
+select s.org_id, s.run_id, s.step_key, s.kind, s.state, s.output, s.error, s.tries, s.name, s.seq, s.finished_at,
        extract(epoch from clock_timestamp() - s.started_at)::float8 as age_s,
        t.due_at is not null as has_timer
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)

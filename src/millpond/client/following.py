@@ -1,0 +1,51 @@
+"""Following: what both clients know while they follow a run's events. Pure.
+
+Invariant: no event is given twice and none is left out, however often the stream breaks.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import httpx2
+
+from millpond.client.models import Event
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 2.0
+
+
+@dataclass
+class Following:
+    """How far a run's events were given; `patience_s` is how long the server may stay away."""
+
+    after: int = 0
+    patience_s: float = 60.0
+    pause_s: float = _FIRST_PAUSE_S
+    away_s: float = 0.0
+
+    def take(self, message: httpx2.ServerSentEvent) -> Event | None:
+        """Return the event of a message, None for one that was given already or is no event."""
+        document = json.loads(message.data) if message.data else None
+        if not isinstance(document, dict) or "kind" not in document:
+            return None
+        event = Event.model_validate(document)
+        if event.id <= self.after:
+            return None
+        self.after, self.pause_s, self.away_s = event.id, _FIRST_PAUSE_S, 0.0
+        return event
+
+    def next_pause_s(self) -> float | None:
+        """Return how long to wait before the stream is opened again, None when it is to be given up."""
+        if self.away_s >= self.patience_s:
+            return None
+        pause = self.pause_s
+        self.away_s += pause
+        self.pause_s = min(pause * 2, _LONGEST_PAUSE_S)
+        return pause
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers that open the stream where it was left."""
+        return {"Accept": "text/event-stream", "Last-Event-ID": str(self.after)}

@@ -1,0 +1,128 @@
+"""What the server answers, as typed objects.
+
+Made by `calls` from JSON. Invariant: members that this version does not know are kept as extra
+attributes, so that a newer server breaks no older client.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Item = TypeVar("Item")
+
+FINAL_STATES = frozenset({"succeeded", "failed", "cancelled"})
+FINAL_KINDS = frozenset(f"run.{state}" for state in FINAL_STATES)
+
+
+class Answer(BaseModel):
+    """The base of every answer."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class Step(Answer):
+    """A recorded step of a run."""
+
+    key: str
+    name: str
+    kind: str
+    state: str
+    output: Any = None
+    error: dict[str, Any] | None = None
+    tries: int = 1
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+
+class InputRequest(Answer):
+    """A question to a human; `digest` is bound to what is to be approved."""
+
+    id: uuid.UUID
+    run_id: uuid.UUID
+    step: str
+    role: str
+    title: str
+    form: Any
+    proposal: Any
+    digest: str
+    state: str
+    expires_at: datetime | None = None
+    answer: Any = None
+    resolved_by: str | None = None
+
+
+class RunData(Answer):
+    """A run as the server told of it last."""
+
+    id: uuid.UUID
+    flow: str
+    version: int
+    queue: str
+    state: str
+    priority: int = 0
+    input: Any = None
+    output: Any = None
+    error: dict[str, Any] | None = None
+    attempts: int = 0
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    cancel_requested: bool = False
+    steps: list[Step] = Field(default_factory=list)
+    input_requests: list[InputRequest] = Field(default_factory=list)
+
+    @property
+    def is_final(self) -> bool:
+        """Whether the run has ended."""
+        return self.state in FINAL_STATES
+
+
+class Event(Answer):
+    """A stored fact of a run; `id` is its number within the run."""
+
+    run_id: uuid.UUID
+    id: int
+    kind: str
+    step: str | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+    at: datetime
+
+    @property
+    def is_final(self) -> bool:
+        """Whether no event can follow."""
+        return self.kind in FINAL_KINDS
+
+
+class Page(Answer, Generic[Item]):
+    """One page of a list; `last_id` is where the next one goes on."""
+
+    data: list[Item]
+    has_more: bool = False
+    first_id: str | int | None = None
+    last_id: str | int | None = None
+
+
+class Flow(Answer):
+    """A flow as its newest version has it."""
+
+    name: str
+    version: int
+    queue: str
+    input_schema: Any = None
+    output_schema: Any = None
+    is_served: bool = False
+
+
+class Queue(Answer):
+    """A queue as the caller's org sees it."""
+
+    name: str
+    queued: int = 0
+    running: int = 0
+    workers: int = 0
+    slots: int = 0

@@ -1,0 +1,27 @@
+-- What happens to runs under which workers died.
+
+-- name: suspects_wait
+-- Tells whether work waits that is executed alone ($1 abilities, $2 queues), arrived or in its lane.
+select exists (select from arrival where lane_id & 2 = 2 and queue = any($2::text[]) and capability = any($1::text[]))
+  or exists (select from lane where active and lane_id & 2 = 2 and queue = any($2::text[]) and capability = any($1::text[]));
+
+-- name: fail_poisoned
+-- Ends runs under which the process died that had them alone; their live rows are locked.
+with held as (
+  delete from item i using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) as u(org_id, item_id, token, error)
+  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
+  returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, i.duties, u.error
+),
+unleased as (
+  delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
+),
+ended as (
+  update run r set outcome = 'failed', error = h.error::json, attempts = h.attempt, started_at = h.started_at,
+                   finished_at = clock_timestamp()
+  from held h where r.org_id = h.org_id and r.run_id = h.run_id
+),
+events as (
+  insert into event (org_id, run_id, event_no, kind, data)
+  select org_id, run_id, event_no + 1, 'run.failed', json_build_object('error', error::json) from held
+)
+select org_id, run_id, duties from held;

@@ -1,0 +1,57 @@
+-- Runs that repeat others, from the start or from a step on.
+
+-- name: source
+-- Reads what a repeat of a run needs; a large input stands apart.
+select r.flow, r.version, r.queue, r.subject, r.priority, r.keys, r.labels, coalesce(r.input, p.body) as input, r.outcome,
+       r.error->>'code' as error_code, extract(epoch from r.deadline_at - r.created_at)::float8 as deadline_s
+from run r left join payload p on p.org_id = r.org_id and p.run_id = r.run_id and p.slot = 'input' and r.input is null
+where r.org_id = $1 and r.run_id = $2;
+
+-- name: hold
+-- Keeps a run and what belongs to it from being deleted until the transaction ends.
+select from run where org_id = $1 and run_id = $2 for key share;
+
+-- name: step_keys
+-- Reads the keys of a run's recorded steps, in the order in which they began.
+select step_key from step where org_id = $1 and run_id = $2 order by started_at, step_key limit 10000;
+
+-- name: copy_steps
+-- Copies steps of run $2 to run $3, all or those over before step $4 began, and `once` effects wherever they stand.
+with target as materialized (
+  -- Waits begin again. An effect whose outcome is unknown is copied as begun, so that a human is asked.
+  select started_at from step where org_id = $1 and run_id = $2 and step_key = $4::text
+),
+chosen as materialized (
+  select s.*,
+         case when $4::text is null then s.state in ('done', 'failed', 'retrying', 'begun', 'unknown')
+              else s.step_key <> $4 and s.state in ('done', 'failed') and s.finished_at <= (select started_at from target)
+         end as is_before
+  from step s where s.org_id = $1 and s.run_id = $2
+),
+copied as (
+  insert into step (org_id, run_id, step_key, name, kind, state, output, error, tries, attempt, started_at, finished_at, seq,
+                    effect, ref, input)
+  select org_id, $3, step_key, name, kind, case when state = 'unknown' then 'begun' else state end, output, error, tries, 0,
+         started_at, finished_at, case when is_before then seq end, effect, ref, input
+  from chosen where is_before or (effect = 'once' and state in ('done', 'begun', 'unknown'))
+  returning step_key
+),
+bodies as (
+  insert into payload (org_id, run_id, slot, body)
+  select p.org_id, $3, p.slot, p.body
+  from payload p join copied c on p.slot = 'step:' || c.step_key
+  where p.org_id = $1 and p.run_id = $2
+)
+select count(*) from copied;
+
+-- name: suspect
+-- Lets a run that is not queued yet be executed alone from its first attempt on.
+update item set deaths = $3 where org_id = $1 and item_id = $2 and state = 'scheduled';
+
+-- name: made_at
+-- Tells when a run was made; nothing comes back when there is none.
+select created_at from run where org_id = $1 and run_id = $2;
+
+-- name: outcome
+-- Tells how a run ended.
+select outcome from run where org_id = $1 and run_id = $2;

@@ -1,0 +1,95 @@
+"""An attempt: a claimed run with its code, and how flow code is run under a context.
+
+Called by `executor`, `replaying` and `endgame`. Invariant: what ended flow code from outside always leaves
+it as Unwind, whatever the flow made of it; an error of its own leaves it as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from millpond.engine.branches import Unwind
+from millpond.engine.claim import Claimed
+from millpond.engine.context import Context
+from millpond.engine.encoding import dump_error
+from millpond.engine.registry import Flow
+from millpond.errors import InvalidInput, LeaseLost, Transient
+
+R = TypeVar("R")
+
+
+@dataclass(slots=True, eq=False)
+class Attempt:
+    """A claimed run with its code; `context` is the one that its code uses now, to be ended from outside.
+
+    `is_ending` says that how the run ends is decided, so that a cancel changes nothing any more; `ended` is
+    why nothing more may be begun under this attempt.
+    """
+
+    claimed: Claimed
+    flow: Flow
+    context: Context
+    is_ending: bool = False
+    ended: str | None = None
+
+    def unwind(self, reason: str) -> None:
+        """End the attempt's code from outside, whichever context it uses."""
+        if reason in ("drained", "lost"):
+            self.ended = reason
+        self.context.unwind(reason)
+
+    def enter(self, context: Context) -> None:
+        """Go on under another context, unless the attempt was ended meanwhile: then raises Unwind."""
+        if self.ended is not None:
+            raise Unwind(self.ended)
+        self.context = context
+
+
+async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
+    """Run flow code as the own strand of a context; raises Unwind when it was ended from outside."""
+    task = asyncio.current_task()
+    assert task is not None
+    context.begin()
+    try:
+        result = await body()
+        if context.closed is not None:
+            raise Unwind(context.closed)
+        return result
+    except BaseException as error:
+        # Also groups that hold an Unwind, as task groups make them: why it ended decides.
+        if context.closed is not None:
+            raise Unwind(context.closed) from error
+        if isinstance(error, Exception) or task.cancelling():
+            raise
+        raise Transient(
+            f"the flow was ended by a {type(error).__name__} that nobody had asked for",
+            code="stray_exit",
+        ) from error
+    finally:
+        context.end()
+        while task.cancelling():
+            task.uncancel()
+
+
+def read_input(flow: Flow, text: str) -> Any:
+    """Return the flow's input; raises InvalidInput with the places at fault where it does not fit."""
+    try:
+        return flow.input.validate_json(text)
+    except ValidationError as error:
+        places = dump_error(error)["message"]
+        raise InvalidInput(f"the input does not fit: {places}", param="input") from error
+
+
+async def insist(write: Callable[[], Awaitable[R]]) -> R:
+    """Do what an attempt needs of the database, again while that is out of reach."""
+    for _ in range(100):
+        try:
+            return await write()
+        except Transient:
+            await asyncio.sleep(0.3)
+    raise LeaseLost("the database stayed out of reach")

@@ -1,0 +1,126 @@
+"""Checking: recorded histories compared with the flow code of this process, before that code is deployed.
+
+Called by `millpond flows check` and by tests of recorded histories. Invariant: it only reads; no step is
+executed.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from millpond.db.pool import EngineDatabase, Record
+from millpond.db.queries import queries
+from millpond.engine import history
+from millpond.engine.claim import Claimed, Lease
+from millpond.engine.history import History, Mismatch
+from millpond.engine.performing import Scope, StepFailed
+from millpond.engine.registry import Flow
+from millpond.engine.replaying import Rehearsal
+
+_SQL = queries("checking")
+_BATCH = 20
+# Nothing is there to write with, so that a replay cannot.
+_NOTHING: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Comparison:
+    """Whether code goes the way of a history, as far as that goes.
+
+    `mismatch` is where it does not; `error` is what the code raised by itself on that way.
+    """
+
+    mismatch: Mismatch | None = None
+    error: Exception | None = None
+
+    @property
+    def result(self) -> Literal["ok", "mismatch", "raised"]:
+        """What to say of it in one word; an error after the last record is the flow's own affair."""
+        if self.mismatch is not None:
+            return "mismatch"
+        return "ok" if self.error is None else "raised"
+
+    def __str__(self) -> str:
+        error = self.error
+        raised = "" if error is None else f"the code raised {type(error).__name__}: {error}"
+        return "; ".join(part for part in (str(self.mismatch or ""), raised) if part)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """One run as compared with the code; `steps` is how many checkpoints it has recorded."""
+
+    org_id: int
+    run_id: uuid.UUID
+    flow: str
+    version: int
+    state: str
+    steps: int
+    comparison: Comparison
+
+
+async def compare(
+    flow: Flow, claimed: Claimed, recorded: History, resources: Mapping[type, object]
+) -> Comparison:
+    """Replay a history by a flow; the flow may ask for `resources` outside its steps."""
+    scope = Scope(database=_NOTHING, committer=_NOTHING, hints=_NOTHING, resources=resources)
+    rehearsal = Rehearsal(flow, claimed, recorded, scope)
+    replayed = await rehearsal.replay()
+    error = replayed.error
+    if replayed.outcome == "ended":
+        error = TimeoutError("the flow's code did not come to its next step")
+    is_own = error is not None and not isinstance(error, StepFailed)
+    return Comparison(mismatch=rehearsal.mismatch, error=error if is_own else None)
+
+
+async def check(
+    database: EngineDatabase,
+    flows: Sequence[Flow],
+    resources: Mapping[type, object],
+    *,
+    limit: int,
+) -> AsyncIterator[Checked]:
+    """Compare up to `limit` begun runs of these flows with their code, unfinished ones first."""
+    known = {(flow.name, flow.version): flow for flow in flows}
+    async with database.duty("check") as con:
+        rows = await con.fetch(
+            _SQL["runs_to_check"],
+            [name for name, _ in known],
+            [version for _, version in known],
+            limit,
+        )
+    for first in range(0, len(rows), _BATCH):
+        found = [(row["state"], _claimed(row)) for row in rows[first : first + _BATCH]]
+        histories = await history.load(database, [claimed.lease for _, claimed in found])
+        for state, claimed in found:
+            recorded = histories[claimed.lease]
+            flow = known[claimed.flow, claimed.version]
+            yield Checked(
+                org_id=claimed.lease.org_id,
+                run_id=claimed.lease.run_id,
+                flow=flow.name,
+                version=flow.version,
+                state=state,
+                steps=len(recorded),
+                comparison=await compare(flow, claimed, recorded, resources),
+            )
+
+
+def _claimed(row: Record) -> Claimed:
+    """Return a run as if it were claimed; nobody holds its lease."""
+    run_id = row["run_id"]
+    return Claimed(
+        lease=Lease(row["org_id"], run_id, run_id, 0, uuid.UUID(int=0)),
+        deaths=0,
+        tries=0,
+        cancel_requested=False,
+        flow=row["flow"],
+        version=row["version"],
+        queue=row["queue"],
+        input=row["input"],
+        subject=row["subject"],
+        timeout_s=None,
+    )

@@ -1,0 +1,67 @@
+"""Checkpoints: what every group of a context's calls stands on.
+
+The base of `Context` and of the rooms that hold its calls. Invariant: a call finds its record before it
+does anything, and what it waits for is recorded before its branch parks.
+"""
+
+from __future__ import annotations
+
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable
+
+from millpond.engine.branches import Branches
+from millpond.engine.claim import Claimed, Lease
+from millpond.engine.history import History, Recorded
+from millpond.engine.performing import Performer, Scope
+from millpond.errors import Permanent
+
+# A longer history would make every replay slow; `continue_as` begins a new one.
+MAX_STEPS = 10_000
+
+
+class Checkpoints(ABC):
+    """One attempt's lease, records and strands, as the calls of its context use them."""
+
+    _claimed: Claimed
+    _lease: Lease
+    _history: History
+    _scope: Scope
+    _branches: Branches
+    _performer: Performer
+    org_id: int
+    run_id: uuid.UUID
+
+    @abstractmethod
+    def _lookup(self, key: str, kind: str) -> Recorded | None:
+        """Return what is recorded at a key; another kind of step there is an error."""
+
+    async def _outcome_of(
+        self,
+        key: str,
+        kind: str,
+        begin: Callable[[], Awaitable[Recorded | None]],
+        *,
+        is_human: bool = False,
+    ) -> Recorded:
+        """Return how a wait ended; parks the current branch until it has.
+
+        `begin` records the wait in a transaction of its own, and returns its end where it is over at once.
+        """
+        branch = self._branches.here()
+        recorded = self._lookup(key, kind)
+        if recorded is None:
+            recorded = await self._performer.persist(begin)
+        if recorded is None or recorded.state == "waiting":
+            await self._branches.park(branch, key, is_human=is_human)
+        return recorded
+
+
+def check_room(steps: int) -> None:
+    """Raise Permanent when a run has more steps than one may have."""
+    if steps > MAX_STEPS:
+        raise Permanent(
+            f"a run has at most {MAX_STEPS:,} steps",
+            code="too_many_steps",
+            advice="go on in a fresh run by ctx.continue_as(input), or give parts to child runs",
+        )

@@ -1,0 +1,160 @@
+"""Fanning out: `ctx.parallel` and `ctx.map`, branches side by side under one bound.
+
+A part of `Context`. Invariants: a branch's path is its position, so that its steps keep their keys
+whatever ends first; a branch that waits gives its place in the bound to the next one, unless the caller
+counts waiting ones too; all branches are over before the fan is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from millpond.engine.branches import Branch, Branches, Unwind
+from millpond.engine.checkpoints import Checkpoints
+from millpond.engine.performing import raise_stray
+from millpond.errors import InvalidInput
+
+T = TypeVar("T")
+R = TypeVar("R")
+Body = Callable[[], Awaitable[Any]]
+
+
+class Fanning(Checkpoints):
+    """The calls that make branches."""
+
+    async def parallel(self, *branches: Awaitable[Any]) -> tuple[Any, ...]:
+        """Run coroutines side by side, each a branch, and return their results in order.
+
+        Waits for all of them; then raises the failure of the first by position, if any failed.
+        """
+        try:
+            return tuple(await fan(self._branches, [partial(_given, one) for one in branches]))
+        finally:
+            for one in branches:
+                if asyncio.iscoroutine(one):
+                    one.close()  # those that never began; it means nothing to the others
+
+    async def map(
+        self,
+        function: Callable[[T], Awaitable[R]],
+        items: Iterable[T],
+        *,
+        limit: int = 10,
+        bound_waiting: bool = False,
+    ) -> list[R]:
+        """Call `function` for every item, each a branch, at most `limit` at a time; results in order.
+
+        A branch that waits (for a time, a human, a signal, a child) holds no slot and gives its place to
+        the next item. With `bound_waiting` it keeps its place: at most `limit` items are begun and not
+        over. Fails as `parallel` does.
+        """
+        if limit < 1:
+            raise InvalidInput("map takes a limit of at least 1", param="limit")
+        bodies = [partial(function, item) for item in items]
+        return await fan(self._branches, bodies, limit=limit, bound_waiting=bound_waiting)
+
+
+async def fan(
+    branches: Branches,
+    bodies: Sequence[Body],
+    *,
+    limit: int | None = None,
+    bound_waiting: bool = False,
+) -> list[Any]:
+    """Run bodies as branches of the current strand; returns their results in order."""
+    fan = _Fan(branches, bodies, limit or max(1, len(bodies)), bound_waiting=bound_waiting)
+    return await fan.gather() if bodies else []
+
+
+async def _given(awaitable: Awaitable[R]) -> R:
+    return await awaitable
+
+
+class _Fan:
+    """The branches of one call; begins the next whenever there is a place."""
+
+    def __init__(
+        self, branches: Branches, bodies: Sequence[Body], limit: int, *, bound_waiting: bool
+    ) -> None:
+        self._branches = branches
+        self._parent = branches.here()
+        self._path = self._parent.fork()
+        self._bodies = bodies
+        self._limit = limit
+        self._bound_waiting = bound_waiting
+        self._tasks: list[asyncio.Task[Any]] = []
+        self._placed: set[Branch] = set()
+        self._unfinished = 0
+        self._is_stopped = False
+        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def gather(self) -> list[Any]:
+        """Run them all; raises Unwind, or the failure of the first by position."""
+        self._begin()
+        self._branches.rest(self._parent)
+        try:
+            await self._over
+        except asyncio.CancelledError as error:
+            self._is_stopped = True
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            if self._branches.closed is not None:
+                raise Unwind(self._branches.closed) from error
+            raise
+        errors = [None if task.cancelled() else task.exception() for task in self._tasks]
+        for unwind in errors:
+            if isinstance(unwind, Unwind):
+                raise unwind
+        for first in errors:
+            if first is not None:
+                raise first
+        return [task.result() for task in self._tasks]
+
+    def _begin(self) -> None:
+        """Begin as many branches as have a place."""
+        while (
+            len(self._tasks) < len(self._bodies)
+            and len(self._placed) < self._limit
+            and self._branches.closed is None
+            and not self._is_stopped
+        ):
+            self._start(len(self._tasks))
+
+    def _start(self, index: int) -> None:
+        branch = Branch(f"{self._path}.{index}/", parent=self._parent)
+        branch.on_go = partial(self._placed.add, branch)
+        if not self._bound_waiting:
+            branch.on_rest = partial(self._rested, branch)
+        task = asyncio.ensure_future(self._run(self._bodies[index]))
+        self._tasks.append(task)
+        self._unfinished += 1
+        # Counted in before it begins, so that the attempt does not park meanwhile.
+        self._branches.enter(task, branch)
+        task.add_done_callback(partial(self._ended, branch))
+
+    async def _run(self, body: Body) -> Any:
+        try:
+            return await body()
+        except asyncio.CancelledError as error:
+            if self._branches.closed is not None:
+                raise Unwind(self._branches.closed) from error
+            raise_stray(error, "a branch")
+
+    def _rested(self, branch: Branch) -> None:
+        self._placed.discard(branch)
+        self._begin()
+
+    def _ended(self, branch: Branch, task: asyncio.Task[Any]) -> None:
+        self._branches.leave(task)
+        self._unfinished -= 1
+        self._rested(branch)
+        if self._unfinished == 0:
+            self._branches.go(self._parent)
+            if not self._over.done():
+                self._over.set_result(None)
+        if branch.going > 0:
+            self._branches.rest(branch)

@@ -1,0 +1,180 @@
+"""Starting: what was decided about events becomes runs, with what groups and triggers keep of it.
+
+Called by `inbound` in the transaction of the decision. Invariants: an event tells of every run that it
+started; a trigger whose flow cannot take an event says why, counts it as dropped, and others go on.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import orjson
+
+from millpond.db.pool import Connection, Record
+from millpond.db.queries import queries
+from millpond.engine import targets
+from millpond.engine.gathering import Fire, Group
+from millpond.engine.submit import submit
+from millpond.engine.targets import Target
+from millpond.engine.triggers import LABEL
+from millpond.engine.waits import Readied
+from millpond.types import Intent, Json, new_id
+
+_SQL = queries("inbound")
+EVENT_LABEL = "millpond.event"
+GroupKey = tuple[uuid.UUID, str]
+_Trigger = tuple[int, uuid.UUID]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Start:
+    """One run to start: the trigger's row and the events that the run gets."""
+
+    row: Record
+    fire: Fire
+
+
+@dataclass
+class Outcome:
+    """What a transaction has decided on so far."""
+
+    starts: list[Start] = field(default_factory=list)
+    kept: list[tuple[int, GroupKey, Group]] = field(default_factory=list)
+    ended: list[tuple[int, GroupKey]] = field(default_factory=list)
+    dropped: dict[_Trigger, int] = field(default_factory=lambda: defaultdict(int))
+    errors: dict[_Trigger, str | None] = field(default_factory=dict)
+
+    def drop(self, row: Record, events: int) -> None:
+        """Count events of a trigger that get no run."""
+        if events:
+            self.errors.setdefault(_of(row), row["last_error"])
+            self.dropped[_of(row)] += events
+
+
+async def carry_out(
+    con: Connection, outcome: Outcome, at_once: Iterable[str] = ()
+) -> list[Readied]:
+    """Write what was decided; returns the new runs. `at_once` are the events just received."""
+    await _store_groups(con, outcome)
+    intents = await _make(con, outcome, frozenset(at_once))
+    by_org: dict[int, list[Intent]] = defaultdict(list)
+    for intent in intents:
+        by_org[intent.org_id].append(intent)
+    for of_org in by_org.values():
+        await submit(con, of_org)
+    return [Readied(org_id=one.org_id, run_id=one.run_id, queue=one.queue) for one in intents]
+
+
+async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> list[Intent]:
+    """Make intents of the starts that their flows take; tells triggers and events of them."""
+    rows = [start.row for start in outcome.starts]
+    found = await targets.find(con, [(row["flow"], row["version"]) for row in rows])
+    known = {_of(row): row["last_error"] for row in rows}
+    intents: list[Intent] = []
+    runs: dict[tuple[int, str], list[Json]] = defaultdict(list)
+    for start in outcome.starts:
+        row, document = start.row, _document(start)
+        target = found.get((row["flow"], row["version"]))
+        misfit = _misfit(row["flow"], target, document)
+        if target is None or misfit is not None:
+            outcome.drop(row, len(start.fire))
+        else:
+            intent = _intent(start, target, document)
+            intents.append(intent)
+            told = {"run_id": str(intent.run_id), "trigger": row["name"]}
+            for held in start.fire:
+                event_id = held.document["id"]
+                at_once = {"at_once": event_id in fresh}
+                runs[row["org_id"], event_id].append({**told, **at_once})
+        outcome.errors[_of(row)] = misfit
+    await _note(con, outcome, known)
+    await _add_runs(con, runs)
+    return intents
+
+
+async def _store_groups(con: Connection, outcome: Outcome) -> None:
+    if outcome.ended:
+        await con.execute(_SQL["end_groups"], *group_columns(outcome.ended))
+    if outcome.kept:
+        groups = [group for _, _, group in outcome.kept]
+        await con.execute(
+            _SQL["keep_groups"],
+            *group_columns([(org_id, key) for org_id, key, _ in outcome.kept]),
+            [orjson.dumps([held.document for held in one.events]).decode() for one in groups],
+            [one.dropped for one in groups],
+            [one.first_at for one in groups],
+            [one.due_at for one in groups],
+        )
+
+
+async def _note(con: Connection, outcome: Outcome, known: Mapping[_Trigger, str | None]) -> None:
+    """Tell triggers what was dropped and how starting went, where that is news."""
+    news = {key for key, error in outcome.errors.items() if key in known and error != known[key]}
+    keys = sorted(news | outcome.dropped.keys())
+    if keys:
+        await con.execute(
+            _SQL["note"],
+            [org_id for org_id, _ in keys],
+            [trigger_id for _, trigger_id in keys],
+            [outcome.dropped.get(key, 0) for key in keys],
+            [outcome.errors[key] for key in keys],
+        )
+
+
+async def _add_runs(con: Connection, runs: Mapping[tuple[int, str], Sequence[Json]]) -> None:
+    if runs:
+        keys = sorted(runs)
+        await con.execute(
+            _SQL["add_runs"],
+            [org_id for org_id, _ in keys],
+            [event_id for _, event_id in keys],
+            [orjson.dumps(runs[key]).decode() for key in keys],
+        )
+
+
+def group_columns(
+    keys: Sequence[tuple[int, GroupKey]],
+) -> tuple[list[int], list[uuid.UUID], list[str]]:
+    """Return the keys of groups as arrays for a statement."""
+    return (
+        [org_id for org_id, _ in keys],
+        [trigger_id for _, (trigger_id, _) in keys],
+        [group_key for _, (_, group_key) in keys],
+    )
+
+
+def _intent(start: Start, target: Target, document: Json) -> Intent:
+    row = start.row
+    labels = {**orjson.loads(row["labels"]), LABEL: row["name"]}
+    if len(start.fire) == 1:
+        labels[EVENT_LABEL] = start.fire[0].document["id"]
+    return Intent(
+        org_id=row["org_id"],
+        run_id=new_id(),
+        flow=target.flow,
+        version=target.version,
+        queue=row["queue"] or target.queue,
+        input=orjson.dumps(document),
+        subject=f"service:trigger:{row['name']}",
+        priority=row["priority"],
+        timeout_s=target.timeout_s,
+        labels=labels,
+    )
+
+
+def _misfit(flow: str, target: Target | None, document: Json) -> str | None:
+    if target is None:
+        return f"flow_not_found: no worker has published the flow {flow}"
+    return target.misfit(document)
+
+
+def _document(start: Start) -> Json:
+    events = [held.document for held in start.fire]
+    return {"events": events} if start.row["mode"] == "batch" else {"event": events[-1]}
+
+
+def _of(row: Record) -> _Trigger:
+    return row["org_id"], row["trigger_id"]
