@@ -40,7 +40,7 @@ async def test_a_child_is_started_once_and_found_again(pond: Pond, lost: list[st
     async def parent(ctx: Context, _: None) -> int:
         lost.append("child")
         child = await ctx.start("leaf", 7)
-        lost.append("child")
+        lost.append("join")
         number: int = await ctx.join(child)
         return number
 
@@ -57,7 +57,7 @@ async def test_a_child_is_started_once_and_found_again(pond: Pond, lost: list[st
 
 async def test_a_wait_takes_its_signal_once(pond: Pond, lost: list[str]) -> None:
     async def reads(ctx: Context, _: None) -> list[Any]:
-        lost.append("wait")
+        lost.append("signal")
         first = await ctx.wait_event("letter")
         return [first.data, (await ctx.wait_event("letter")).data]
 

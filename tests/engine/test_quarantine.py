@@ -49,7 +49,7 @@ async def kept_alive(pond: Pond) -> AsyncIterator[list[int]]:
 
 async def _until_deaths_count(pond: Pond) -> None:
     """Wait until Postgres has been up for so long that a silent worker counts as dead."""
-    async with asyncio.timeout(DEADLINE_S), pond.engine_db.statement() as con:
+    async with asyncio.timeout(DEADLINE_S), pond.engine_db.statement("test") as con:
         await con.execute(
             "select pg_sleep(greatest(0, $1 - extract(epoch from"
             " clock_timestamp() - pg_postmaster_start_time())))",

@@ -22,9 +22,9 @@ SUPPORT = Principal(org_id=0, subject="user:ada", roles=frozenset({"support"}))
 
 
 def _module(root, folder, language, name):
-    """Import the page's only code block in a language."""
+    """Import the page's first code block in a language."""
     page = (root / "docs" / "flows.md").read_text(encoding="utf-8")
-    (block,) = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    block, *_ = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     path = folder / f"{name}.py"
     path.write_text(block, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(name, path)
