@@ -135,7 +135,7 @@ class Retention:
         """Look at the next runs of the org whose turn it is."""
         assert self._keep.runs_s is not None
         org_id = self._orgs.popleft()
-        async with self._database.duty("retention") as con:
+        async with self._database.duty("prune") as con:
             now_s = await con.fetchval(_SQL["try_lock"])
             if now_s is None:
                 self._orgs.clear()
