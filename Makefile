@@ -1,6 +1,6 @@
 # Needs only make and Python 3.11 or newer with its venv module. Everything else is set up in .venv.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev demo up test check format types bench bench-quick soak reference lock clean
+.PHONY: help setup setup-dev demo up test check format types bench bench-quick bench-long soak reference lock clean
 
 BIN := .venv/bin
 
@@ -32,11 +32,15 @@ format: setup-dev ## Rewrite the code in the one format; fixes what the linter c
 	@$(BIN)/ruff check --fix-only -q .
 	@$(BIN)/ruff format .
 
-bench: setup-dev ## Measure at length; prints medians with their range
-	@$(BIN)/python -m benchmarks.quick --rounds 9
+bench: setup-dev ## Measure beside DBOS, PgQueuer, Celery and BullMQ; prints ratios against the bar (about 20 minutes)
+	@scripts/peers
+	@$(BIN)/python -m benchmarks.compare
 
 bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch in under 3 minutes
 	@$(BIN)/python -m benchmarks.quick
+
+bench-long: setup-dev ## Measure features, waiting runs, a deep backlog and steadiness (about an hour)
+	@$(BIN)/python -m benchmarks.compare --only features,waiting,backlog,steadiness
 
 soak: setup-dev ## Kill and stop workers and Postgres for five minutes: nothing lost, nothing repeated
 	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak tests/property
@@ -48,5 +52,5 @@ lock: ## Resolve every dependency anew into constraints.txt
 	@scripts/lock
 
 clean: ## Remove what was built here; data of `make up` stays
-	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build dist benchmarks/out
+	@rm -rf .venv .venv-peers benchmarks/peers/node_modules .mypy_cache .ruff_cache .pytest_cache .hypothesis .demo build dist benchmarks/out
 	@find src tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,24 +1,27 @@
-"""The ground that benchmarks stand on: a fresh embedded Postgres as the product runs it, runs, figures.
+"""The ground that benchmarks stand on: a fresh embedded Postgres as the product runs it, and runs on it.
 
-Called by the suites. Invariant: nothing here exists only for speed; server options, roles, events and
-heartbeats are the product's own.
+Called by `measures` and the suites. Invariant: nothing here exists only for speed; server options,
+roles, events and heartbeats are the product's own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import shutil
-import statistics
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+import asyncpg
 import orjson
+import structlog
 
-from millpond.db.embedded import EmbeddedPostgres, Urls
+from millpond.db.embedded import DATABASE, EmbeddedPostgres, Urls
 from millpond.db.migrate import migrate
 from millpond.db.pool import Database, EngineDatabase
 from millpond.engine.hints import Hints
@@ -27,63 +30,80 @@ from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
 from millpond.types import Intent
 
-# 226 bytes of JSON, as the peers in docs/performance.md were given.
+# 226 bytes of JSON; every peer is given the same.
 PAYLOAD = orjson.dumps({"customer": "c-1042", "text": "x" * 193})
+BATCH = 1000
+SUBMITTERS = 4
+# Where servers live; None: the system's folder for temporary files.
+PLACE: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """One measured figure: its median and every run behind it."""
+@dataclass
+class Server:
+    """One running Postgres: its addresses, and the superuser's for what no product may do."""
 
-    suite: str
-    system: str
-    figure: str
-    unit: str
-    median: float
-    runs: Sequence[float]
+    urls: Urls
+    admin_url: str = ""
 
-    @classmethod
-    def of(cls, suite: str, figure: str, unit: str, runs: Sequence[float]) -> Figure:
-        """Make a figure of Millpond's from its runs."""
-        return cls(
-            suite=suite,
-            system="millpond",
-            figure=figure,
-            unit=unit,
-            median=statistics.median(runs),
-            runs=list(runs),
-        )
+    async def settle(self) -> None:
+        """Do now what the server would do later beside somebody's measurement: vacuum, checkpoint."""
+        await self.alter("vacuum (analyze)")
+        await self.alter("checkpoint")
 
-    def line(self) -> str:
-        """Return the figure as a line of text with its spread."""
-        low, high = min(self.runs), max(self.runs)
-        return f"{self.figure:<44}{self.median:>12,.2f} {self.unit:<8} ({low:,.2f} to {high:,.2f})"
+    async def alter(self, *statements: str) -> None:
+        """Execute statements as the superuser."""
+        con = await asyncpg.connect(self.admin_url)
+        try:
+            for statement in statements:
+                await con.execute(statement)
+        finally:
+            await con.close()
 
 
-def store(figures: Sequence[Figure], folder: Path = Path("benchmarks/out")) -> Path:
-    """Write the figures as JSON; returns the file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "latest.json"
-    raw = orjson.dumps([asdict(figure) for figure in figures], option=orjson.OPT_INDENT_2)
-    path.write_bytes(raw + b"\n")
-    return path
+@asynccontextmanager
+async def postgres() -> AsyncIterator[Server]:
+    """Start a fresh server with the product's options and remove it afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="millpond-bench-", dir=PLACE))
+    folder.chmod(0o711)
+    server = EmbeddedPostgres(folder, owner_note="benchmarks")
+    try:
+        urls = await server.start()
+        yield Server(urls, server.admin_url(DATABASE))
+    finally:
+        await server.stop()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass
 class Ground:
-    """One fresh database with the application's and the engine's pools."""
+    """One migrated database with the application's and the engine's pools."""
 
-    urls: Urls
+    server: Server
     db: Database
     engine_db: EngineDatabase
 
-    async def org(self, slug: str) -> int:
+    @property
+    def urls(self) -> Urls:
+        """The addresses of the database, one per role."""
+        return self.server.urls
+
+    async def org(self, name: str = "bench") -> int:
         """Make an org."""
+        return (await self.orgs(1, name))[0]
+
+    async def orgs(self, count: int, name: str = "bench") -> list[int]:
+        """Make orgs; their slugs are never the same."""
+        mark = time.time_ns()
         async with self.db.globals() as con:
-            org_id: int = await con.fetchval(
-                "insert into org (slug, name) values ($1, $1) returning org_id", slug
+            rows = await con.fetch(
+                "insert into org (slug, name) "
+                "select 'b' || $1::bigint || '-' || n, $3 from generate_series(1, $2::int) n "
+                "returning org_id",
+                mark,
+                count,
+                name,
             )
-        return org_id
+        return [row["org_id"] for row in rows]
 
     def intent(self, flow: Flow, org_id: int, data: bytes = PAYLOAD) -> Intent:
         """Make an intent of a flow."""
@@ -97,20 +117,50 @@ class Ground:
             keys=(f"org:{org_id}",),
         )
 
-    async def fill(self, flow: Flow, org_ids: Sequence[int], count: int) -> None:
-        """Submit `count` runs in bulk, spread over the orgs."""
+    async def fill(
+        self,
+        flow: Flow,
+        org_ids: Sequence[int],
+        count: int,
+        change: Callable[[Intent, int], Intent] = lambda intent, _: intent,
+    ) -> None:
+        """Submit `count` runs in bulk, spread over the orgs; `change` may alter the n-th of an org."""
+        batches: asyncio.Queue[tuple[int, range]] = asyncio.Queue()
         for nth, org_id in enumerate(org_ids):
             mine = count // len(org_ids) + (nth < count % len(org_ids))
-            for start in range(0, mine, 1000):
-                batch = [self.intent(flow, org_id) for _ in range(min(1000, mine - start))]
+            for start in range(0, mine, BATCH):
+                batches.put_nowait((org_id, range(start, min(start + BATCH, mine))))
+
+        async def work() -> None:
+            while not batches.empty():
+                org_id, numbers = batches.get_nowait()
+                intents = [change(self.intent(flow, org_id), n) for n in numbers]
                 async with self.db.org(org_id) as con:
-                    await submit(con, batch)
+                    await submit(con, intents)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(SUBMITTERS):
+                group.create_task(work())
+
+    async def settle(self) -> None:
+        """See Server.settle."""
+        await self.server.settle()
 
     async def left(self) -> int:
         """Count runs that have not ended."""
+        return await self.count("item")
+
+    async def count(self, table: str, where: str = "true") -> int:
+        """Count rows of any org."""
         async with self.engine_db.duty("bench") as con:
-            number: int = await con.fetchval("select count(*) from item")
+            number: int = await con.fetchval(f"select count(*) from {table} where {where}")
         return number
+
+    async def clear(self, flows: Sequence[Flow], slots: int) -> None:
+        """Run what waits until nothing is left."""
+        async with self.worker(flows, slots):
+            while await self.left():
+                await asyncio.sleep(0.01)
 
     @asynccontextmanager
     async def worker(self, flows: Sequence[Flow], slots: int) -> AsyncIterator[Worker]:
@@ -141,25 +191,30 @@ class Ground:
 
 
 @asynccontextmanager
+async def open_ground(server: Server) -> AsyncIterator[Ground]:
+    """Migrate a database and open its pools."""
+    urls = server.urls
+    await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
+    db, engine_db = await Database.connect(urls.app), await EngineDatabase.connect(urls.engine)
+    try:
+        yield Ground(server, db, engine_db)
+    finally:
+        await db.close()
+        await engine_db.close()
+
+
+@asynccontextmanager
 async def ground() -> AsyncIterator[Ground]:
     """Start a fresh server, migrate it, and remove it afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="millpond-bench-"))
-    folder.chmod(0o711)
-    server = EmbeddedPostgres(folder, owner_note="benchmarks")
-    urls = await server.start()
-    try:
-        await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
-        db, engine_db = await Database.connect(urls.app), await EngineDatabase.connect(urls.engine)
-        try:
-            yield Ground(urls, db, engine_db)
-        finally:
-            await db.close()
-            await engine_db.close()
-    finally:
-        await server.stop()
-        shutil.rmtree(folder, ignore_errors=True)
+    async with postgres() as server, open_ground(server) as at:
+        yield at
 
 
 def machine() -> str:
     """Describe the machine in a line: the number of cores is what matters."""
     return f"{os.cpu_count()} cores"
+
+
+def quiet() -> None:
+    """Let the engine log nothing below a warning, so that figures can be read."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

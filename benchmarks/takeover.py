@@ -20,7 +20,8 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks.ground import Figure, Ground, ground, machine, store
+from benchmarks.figures import Figure, store
+from benchmarks.ground import Ground, ground, machine
 from millpond.db.pool import EngineDatabase
 from millpond.engine.context import Context
 from millpond.engine.registry import Registry, flow

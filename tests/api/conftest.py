@@ -55,6 +55,11 @@ ALL = frozenset(
         "triggers:write",
         "events:send",
         "events:read",
+        "queues:operate",
+        "flows:operate",
+        "org:operate",
+        "platform:operate",
+        "workers:read",
     }
 )
 Client = httpx2.AsyncClient
@@ -114,6 +119,7 @@ class Front:
         permission: str | None = "runs:start",
         schema: Any = None,
         timeout_s: float | None = None,
+        deadline_s: float | None = None,
     ) -> None:
         """Publish a flow as a worker would, without anybody to run it."""
         async with self.engine_db.duty("publish") as con:
@@ -127,6 +133,7 @@ class Front:
                 orjson.dumps({} if schema is None else schema).decode(),
                 None,
                 timeout_s,
+                deadline_s,
             )
 
     def flow(self, function: Callable[..., Any], **options: Any) -> Flow:

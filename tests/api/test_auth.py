@@ -223,7 +223,7 @@ async def test_unexpected_error_shows_nothing_of_itself(
     async def explode(*_: object) -> None:
         raise RuntimeError("password=hunter2")
 
-    monkeypatch.setattr("millpond.engine.views.list_queues", explode)
+    monkeypatch.setattr("millpond.engine.queues.list_queues", explode)
     response = await ann.get("/v1/queues")
     assert response.status_code == 500
     assert "hunter2" not in response.text

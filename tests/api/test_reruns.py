@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from millpond.db.queries import queries
 from millpond.engine.context import Context
 from millpond.engine.lanes import SUSPECT_DEATHS
+from millpond.engine.registry import step
+from millpond.errors import Permanent
 from millpond.retry import Retry
 
 from .conftest import ALL, Client, Front, until
@@ -242,6 +244,42 @@ async def test_a_step_whose_effect_is_unknown_is_kept_as_begun(
     )
     await admin.close()
     assert [tuple(row) for row in rows] == [("last", "begun")]
+
+
+async def test_what_was_undone_is_done_again_and_what_is_kept_is_undone_again(
+    front: Front, ann: Client
+) -> None:
+    calls = Calls()
+    refusals = ["first"]
+
+    @step("unbook", registry=front.registry)
+    async def unbook(step_ctx: Any, what: str) -> None:
+        if what in refusals:
+            raise Permanent("too late")
+        calls.note(f"un-{what}", None)
+
+    async def trip(ctx: Context, _: Any) -> None:
+        async def book(what: str) -> str:
+            return calls.note(what, what)
+
+        async def refuse() -> None:
+            raise Permanent("no")
+
+        for what in ("first", "second"):
+            await ctx.step("book", book, what, undo=unbook)
+        await ctx.step("refuse", refuse)
+
+    front.flow(trip)
+    async with front.worker():
+        first = await start(ann, "trip", None)
+        ended = await front.ended(ann, first)
+        assert calls.made == ["first", "second", "un-second"]
+        calls.made.clear()
+        refusals.clear()
+        again = await rerun(ann, first, from_step="refuse:0")
+        assert (await front.ended(ann, again["id"]))["state"] == ended["state"] == "failed"
+    # The first booking stands, since it could not be undone; the second is made anew.
+    assert calls.made == ["second", "un-second", "un-first"]
 
 
 async def test_large_values_are_copied_with_their_steps(

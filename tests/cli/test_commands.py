@@ -46,6 +46,83 @@ def test_an_idempotency_key_returns_the_first_run(cli_json):
     assert cli_json(*arguments)["id"] == cli_json(*arguments)["id"]
 
 
+def test_a_file_of_runs_is_started_at_once(cli, cli_json, tmp_path):
+    path = tmp_path / "runs.jsonl"
+    path.write_text('{"input": {"word": "a"}}\n\n{"flow": "sample.wait", "labels": {"n": "2"}}\n')
+    arguments = ("runs", "start", "sample.shout", "--batch", str(path), "--label", "n=1")
+    answer = cli_json(*arguments, "--idempotency-key", "cli-batch")
+    shown = [cli_json("runs", "show", run_id) for run_id in answer["ids"]]
+    assert [run["flow"] for run in shown] == ["sample.shout", "sample.wait"]
+    assert [run["labels"] for run in shown] == [{"n": "1"}, {"n": "2"}]
+    assert cli_json(*arguments, "--idempotency-key", "cli-batch") == answer
+    assert cli(*arguments).stdout.count("accepted") == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "line 1 is not JSON"), ("{}\n7", "line 2 is no JSON object"), ("{}", "runs[0].flow")],
+)
+def test_a_bad_line_of_a_file_is_named(cli, text, words):
+    result = cli("runs", "start", "--batch", "-", stdin=text)
+    assert result.exit_code == 2
+    assert words in result.stderr
+
+
+def test_a_live_run_with_the_key_is_joined_or_named(cli, cli_json):
+    key = ("--dedup-key", "cli-key", "--delay", "3600")
+    run = cli_json("runs", "start", "sample.wait", *key)
+    joined = cli("runs", "start", "sample.wait", *key, "--on-duplicate", "join")
+    assert f"run {run['id']} scheduled (live already)" in joined.stdout
+    refused = cli("runs", "start", "sample.wait", *key)
+    assert refused.exit_code == 6
+    assert run["id"] in refused.stderr
+    newer = cli_json("runs", "start", "sample.wait", *key, "--on-duplicate", "cancel_old")
+    assert cli_json("runs", "show", run["id"])["state"] == "cancelled"
+    assert cli("runs", "cancel", newer["id"]).exit_code == 0
+
+
+def test_a_paused_flow_holds_its_runs_and_tells_so(cli, cli_json):
+    held = cli("pause", "flow", "sample.wait", "--reason", "repairs")
+    assert held.stdout == "flow:sample.wait is paused by user:developer; its work stands queued\n"
+    try:
+        run = cli_json("runs", "start", "sample.wait", "--deadline", "3600")
+        told = cli("runs", "why", run["id"]).stdout
+        assert "is queued" in told
+        assert "paused: Flow sample.wait is paused by user:developer since" in told
+        assert "has to be over by" in told
+        assert cli_json("runs", "why", run["id"])["reasons"][0]["reason"] == "repairs"
+        assert "repairs" in cli("pauses").stdout
+        assert "flow" in cli("flows").stdout
+    finally:
+        assert cli("resume", "flow", "sample.wait").stdout == "flow sample.wait goes on\n"
+    assert cli("resume", "flow", "sample.wait").stdout == "flow sample.wait was not paused\n"
+    cli("runs", "cancel", run["id"])
+
+
+@pytest.mark.parametrize(
+    ("scope", "shown"),
+    [
+        (("queue", "sql"), "queue:sql"),
+        (("queue", "sql", "--everyone"), "everyone:sql"),
+        (("org",), "org"),
+    ],
+)
+def test_queues_and_orgs_are_paused_and_resumed(cli, cli_json, scope, shown):
+    assert cli_json("pause", *scope)["id"] == shown
+    (sql,) = [one for one in cli_json("queues")["data"] if one["name"] == "sql"]
+    assert [one["id"] for one in sql["pauses"]] == [shown]
+    assert cli_json("resume", *scope)["was_paused"]
+    assert cli("pauses").stdout == "Nothing is paused.\n"
+
+
+def test_workers_are_listed(cli, cli_json, up):
+    (worker,) = cli_json("workers")["data"]
+    assert worker["pid"] == up.worker_pid
+    shown = cli("workers").stdout
+    assert worker["id"] in shown
+    assert "0/100" in shown
+
+
 def test_a_failed_run_ends_with_1(cli):
     result = cli("runs", "start", "sample.fail", "--wait", "--json")
     assert result.exit_code == 1
@@ -137,7 +214,8 @@ def test_flows_and_queues_are_listed(cli, cli_json):
         (("runs", "show", "00000000-0000-7000-8000-000000000000"), 3, "does not exist"),
         (("runs", "start", "sample.shout", "-i", '{"word": 3}'), 2, "input.word"),
         (("runs", "start", "sample.shout", "-i", "{"), 2, "not JSON"),
-        (("runs", "start"), 2, "Missing argument"),
+        (("runs", "start"), 2, "name the flow"),
+        (("runs", "why"), 2, "Missing argument"),
         (("runs", "list", "--token", "nonsense"), 4, "token"),
         (("runs", "list", "--url", "http://127.0.0.1:9"), 5, "cannot be reached"),
     ],

@@ -11,6 +11,7 @@ import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 from tests.engine.test_faults import worker_process
 
+from millpond.engine import history
 from millpond.engine.context import Context, StepContext
 from millpond.engine.endgame import Failure
 from millpond.engine.operations import cancel
@@ -269,9 +270,19 @@ async def test_a_run_over_its_time_is_undone_too(pond: Pond) -> None:
     assert trip.log == ALL + UNDONE
 
 
-async def test_a_record_still_on_its_way_when_the_run_ends_is_undone_too(pond: Pond) -> None:
+async def test_a_record_still_on_its_way_when_the_run_ends_is_undone_too(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trip = Trip(pond)
-    entered, gate, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    entered, gate, left, looked = (asyncio.Event() for _ in range(4))
+
+    async def look(*given: Any) -> Any:
+        if given[1]:  # a claim looks too, mostly for nothing
+            looked.set()
+        return await load(*given)
+
+    load = history.load
+    monkeypatch.setattr(history, "load", look)
 
     async def slow(what: str) -> str:
         entered.set()
@@ -293,6 +304,9 @@ async def test_a_record_still_on_its_way_when_the_run_ends_is_undone_too(pond: P
             await con.execute("select from item where item_id = $1 for update", run_id)
             gate.set()
             await asyncio.wait_for(left.wait(), DEADLINE_S)
+            looked.clear()
+            with pytest.raises(TimeoutError):  # it does not look for what to undo yet
+                await asyncio.wait_for(looked.wait(), 0.5)
         row = await pond.ended(run_id)
     assert row["error"]["code"] == "timeout"
     assert trip.log == ["unbook flight"]

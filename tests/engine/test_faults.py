@@ -133,7 +133,7 @@ async def _lease(pond: Pond, count: int = 1) -> AsyncIterator[tuple[list[Lease],
     worker_id = uuid.uuid4()
     async with pond.engine_db.duty("test") as con:
         await con.execute(
-            queries("maintenance")["register_worker"], worker_id, "here", 1, "{}", [], 600.0
+            queries("maintenance")["register_worker"], worker_id, "here", 1, "{}", [], 600.0, ""
         )
     claimer = Claimer(
         pond.engine_db,

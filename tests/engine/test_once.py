@@ -97,6 +97,7 @@ async def test_a_marker_stands_before_the_function_runs_and_its_result_replaces_
         run_id = await pond.submit("trip")
         await asyncio.wait_for(till.entered.wait(), DEADLINE_S)
         assert await _step_states(pond, run_id) == {"book:0": "begun"}
+        assert await pond.count("step", "effect = 'once'") == 1
     till = Till()
     pond.registry.steps.clear()
     _register(pond, till)

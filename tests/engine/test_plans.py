@@ -43,6 +43,11 @@ HOT = {
     ("retention", "drop_inbound"),
     ("quarantine", "fail_poisoned"),
     ("quarantine", "suspects_wait"),
+    ("deadlines", "due"),
+    ("deadlines", "lock"),
+    ("deadlines", "take"),
+    ("deadlines", "tell"),
+    ("deadlines", "end"),
 }
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}

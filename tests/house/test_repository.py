@@ -58,8 +58,16 @@ def test_no_file_names_a_registry_host_or_a_path_of_one_machine(tracked, root):
 
 def test_what_is_built_is_not_tracked(tracked, root):
     names = {path.relative_to(root).parts[0] for path in tracked}
-    assert not names & {".venv", ".demo", "build", "dist", ".mypy_cache", ".ruff_cache"}
-    assert not [path for path in tracked if "__pycache__" in path.parts]
+    assert not names & {
+        ".venv",
+        ".venv-peers",
+        ".demo",
+        "build",
+        "dist",
+        ".mypy_cache",
+        ".ruff_cache",
+    }
+    assert not [path for path in tracked if {"__pycache__", "node_modules"} & set(path.parts)]
 
 
 def test_the_changelog_tells_of_this_version(root):

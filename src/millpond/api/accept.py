@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -17,9 +17,12 @@ import orjson
 from fastapi import Header
 
 from millpond.api.auth import Caller
-from millpond.api.batches import Promise, claim_keys
+from millpond.api.batches import KeyHeld, Promise, claim_keys
+from millpond.api.models import StartRun
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine import dedup
+from millpond.engine.dedup import Holder, OnDuplicate
 from millpond.engine.submit import submit
 from millpond.engine.views import FlowView
 from millpond.errors import Forbidden, InvalidInput
@@ -35,7 +38,10 @@ _TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
-    """A run as it was accepted, now or by the first request with the same key."""
+    """A run as it was accepted, now or by the first request with the same key.
+
+    Not `is_new`: the live run that a wish with the same deduplication key joined.
+    """
 
     run_id: uuid.UUID
     flow: str
@@ -43,7 +49,8 @@ class Accepted:
     queue: str
     priority: int
     labels: Mapping[str, str]
-    is_delayed: bool
+    state: str
+    is_new: bool = True
     is_repeat: bool = False
 
 
@@ -65,23 +72,120 @@ def wellformed(traceparent: str | None) -> str | None:
     return traceparent if traceparent and _TRACEPARENT.fullmatch(traceparent) else None
 
 
+def intent_of(
+    caller: Caller, wish: StartRun, flow: FlowView, traceparent: str | None = None
+) -> Intent:
+    """Return the intent of a validated wish; the flow's own deadline counts from its start."""
+    deadline_s = wish.deadline_s
+    if deadline_s is None and flow.deadline_s is not None:
+        deadline_s = wish.delay_s + flow.deadline_s
+    return Intent(
+        org_id=caller.org_id,
+        flow=flow.name,
+        version=flow.version,
+        queue=wish.queue or flow.queue,
+        input=orjson.dumps(wish.input),
+        subject=caller.principal.subject,
+        priority=wish.priority,
+        delay_s=wish.delay_s,
+        timeout_s=flow.timeout_s,
+        traceparent=wellformed(traceparent),
+        labels=wish.labels,
+        deadline_s=deadline_s,
+        dedup_key=wish.dedup_key,
+    )
+
+
 class _TakenMeanwhile(Exception):
     """A rival committed the same key first."""
 
 
-async def accept(caller: Caller, intent: Intent, promise: Promise | None = None) -> Accepted:
+async def accept(
+    caller: Caller,
+    intent: Intent,
+    promise: Promise | None = None,
+    on_duplicate: OnDuplicate = "reject",
+) -> Accepted:
     """Store a run and wake its queue; a repeat of a promise returns the first run instead.
 
-    Raises InvalidInput when the key was used for something else.
+    Raises InvalidInput when the key was used for something else, and Conflict when the intent's
+    deduplication key belongs to a live run and `on_duplicate` says so.
     """
     is_delayed = intent.delay_s > 0
-    if not await caller.ports.batches.submit(intent, promise):
+    try:
+        is_stored = await caller.ports.batches.submit(intent, promise)
+    except KeyHeld:
+        return await _settle(caller, intent, promise, on_duplicate)
+    if not is_stored:
         assert promise is not None
         async with caller.org() as con:
             return await _first(con, caller.principal, promise, is_delayed=is_delayed)
     if not is_delayed:
         caller.ports.hints.wake([intent.queue])
     return _accepted(intent)
+
+
+async def _settle(
+    caller: Caller, intent: Intent, promise: Promise | None, on_duplicate: OnDuplicate
+) -> Accepted:
+    """Join, replace or be refused for the live run with the same deduplication key."""
+    is_delayed = intent.delay_s > 0
+    async with caller.org() as con:
+        if promise is not None and not await claim_keys(con, caller.org_id, [(intent, promise)]):
+            return await _first(con, caller.principal, promise, is_delayed=is_delayed)
+        settled = await dedup.settle(con, intent, on_duplicate)
+        if settled.joined is not None:
+            return await _join(con, caller.principal, settled.joined, promise)
+        await submit(con, [intent])
+    hint_replaced(caller, [settled.replaced])
+    if not is_delayed:
+        caller.ports.hints.wake([intent.queue])
+    return _accepted(intent)
+
+
+async def _join(
+    con: Connection, principal: Principal, live: Holder, promise: Promise | None
+) -> Accepted:
+    if promise is not None:
+        answer = orjson.dumps({"state": live.state}).decode()
+        await note_answer(con, principal, promise, live.run_id, answer)
+    return Accepted(
+        run_id=live.run_id,
+        flow=live.flow,
+        version=live.version,
+        queue=live.queue,
+        priority=live.priority,
+        labels=orjson.loads(live.labels),
+        state=live.state,
+        is_new=False,
+    )
+
+
+async def note_answer(
+    con: Connection, principal: Principal, promise: Promise, run_id: uuid.UUID, answer: str
+) -> None:
+    """Store what is answered under a key claimed in this transaction, as JSON text."""
+    await con.execute(_SQL["note_answer"], *_of(principal, promise), run_id, answer)
+
+
+async def find_answer(con: Connection, principal: Principal, promise: Promise) -> Json | None:
+    """Return what was answered under a key, if it stands for something.
+
+    Raises InvalidInput when that was another request.
+    """
+    row = await _find(con, principal, promise)
+    if row is None:
+        return None
+    if row["digest"] != promise.digest:
+        raise _reused()
+    return orjson.loads(row["answer"])
+
+
+def hint_replaced(caller: Caller, replaced: Iterable[uuid.UUID | None]) -> None:
+    """Tell workers and streams of runs that lost their key to a new one."""
+    if run_ids := [run_id for run_id in replaced if run_id is not None]:
+        caller.ports.hints.cancelled(run_ids)
+        caller.ports.hints.changed(run_ids)
 
 
 async def accept_with(
@@ -182,9 +286,10 @@ def accepted_json(accepted: Accepted) -> dict[str, Any]:
         "flow": accepted.flow,
         "version": accepted.version,
         "queue": accepted.queue,
-        "state": RunState.SCHEDULED if accepted.is_delayed else RunState.QUEUED,
+        "state": accepted.state,
         "priority": accepted.priority,
         "labels": dict(accepted.labels),
+        "is_new": accepted.is_new,
     }
 
 
@@ -193,6 +298,8 @@ def accepted_headers(accepted: Accepted) -> dict[str, str]:
     headers = {"Location": f"/v1/runs/{accepted.run_id}", "Retry-After": "1"}
     if accepted.is_repeat:
         headers["Idempotency-Replayed"] = "true"
+    if not accepted.is_new:
+        headers["Run-Joined"] = "true"
     return headers
 
 
@@ -204,8 +311,12 @@ def _accepted(intent: Intent) -> Accepted:
         queue=intent.queue,
         priority=intent.priority,
         labels=intent.labels,
-        is_delayed=intent.delay_s > 0,
+        state=_first_state(is_delayed=intent.delay_s > 0),
     )
+
+
+def _first_state(*, is_delayed: bool) -> str:
+    return RunState.SCHEDULED if is_delayed else RunState.QUEUED
 
 
 async def _find(con: Connection, principal: Principal, promise: Promise) -> Record | None:
@@ -216,8 +327,9 @@ async def _first(
     con: Connection, principal: Principal, promise: Promise, *, is_delayed: bool = False
 ) -> Accepted:
     row = await _find(con, principal, promise)
-    if row is None or row["digest"] != promise.digest:
+    if row is None or row["flow"] is None or row["digest"] != promise.digest:
         raise _reused()
+    joined = orjson.loads(row["answer"]) if row["answer"] else None
     return Accepted(
         run_id=row["run_id"],
         flow=row["flow"],
@@ -225,7 +337,8 @@ async def _first(
         queue=row["queue"],
         priority=row["priority"],
         labels=orjson.loads(row["labels"]),
-        is_delayed=is_delayed,
+        state=joined["state"] if joined else _first_state(is_delayed=is_delayed),
+        is_new=joined is None,
         is_repeat=True,
     )
 

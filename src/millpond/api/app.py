@@ -25,6 +25,7 @@ from millpond.api.models_calendar import (
     SendEvent,
     SendEvents,
 )
+from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
@@ -38,12 +39,16 @@ from millpond.api.routes import (
     inputs,
     keys,
     knowledge_bases,
+    pauses,
     queues,
     reruns,
+    run_batches,
     runs,
     schedules,
     signals,
     triggers,
+    why,
+    workers,
 )
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
@@ -60,6 +65,7 @@ A POST that starts a run takes an `Idempotency-Key`.
 """
 _REFERRED = (
     StartRun,
+    StartBatch,
     CancelRun,
     SendSignal,
     RerunRun,
@@ -73,10 +79,15 @@ _REFERRED = (
     ChangeTrigger,
     SendEvent,
     SendEvents,
+    PauseWork,
+    PauseQueue,
+    ResumeQueue,
     Problem,
 )
 _ROOMS = (
     runs,
+    run_batches,
+    why,
     signals,
     blocked,
     reruns,
@@ -87,6 +98,8 @@ _ROOMS = (
     inputs,
     flows,
     queues,
+    pauses,
+    workers,
     keys,
     health,
 )

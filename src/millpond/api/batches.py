@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
+from millpond.engine import dedup
 from millpond.engine.submit import submit
-from millpond.errors import Transient, Unavailable
+from millpond.errors import MillpondError, Transient, Unavailable
 from millpond.types import Intent
 
 _SQL = queries("accept")
@@ -36,6 +37,16 @@ class Promise:
     route: str
     digest: bytes
     subject: str | None = None
+
+
+# Runs of one org, those with a deduplication key apart: they may wait for a rival with the same one.
+_Line = tuple[int, bool]
+
+
+class KeyHeld(MillpondError):
+    """The deduplication key of a run belongs to a live run; nothing of the new one is stored."""
+
+    code = "key_held"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,25 +76,39 @@ async def claim_keys(
     return {row["run_id"] for row in rows}
 
 
+async def release_keys(
+    con: Connection, org_id: int, wanted: Sequence[tuple[Intent, Promise]]
+) -> None:
+    """Give back idempotency keys that were claimed in this transaction."""
+    await con.execute(
+        _SQL["release_keys"],
+        org_id,
+        [intent.subject for intent, _ in wanted],
+        [promise.route for _, promise in wanted],
+        [promise.key for _, promise in wanted],
+    )
+
+
 class Batches:
     """Submits what has gathered for an org whenever its previous batch is committed."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
-        self._waiting: dict[int, deque[_Entry]] = {}
+        self._waiting: dict[_Line, deque[_Entry]] = {}
         self._senders: set[asyncio.Task[None]] = set()
 
     async def submit(self, intent: Intent, promise: Promise | None = None) -> bool:
         """Return True once the run is durable, False when its promise's key stands for another.
 
-        Raises what its submit raises.
+        Raises KeyHeld when its deduplication key belongs to a live run, and what its submit raises.
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         entry = _Entry(intent=intent, promise=promise, is_stored=future)
-        waiting = self._waiting.get(intent.org_id)
+        line = intent.org_id, intent.dedup_key is not None
+        waiting = self._waiting.get(line)
         if waiting is None:
-            self._waiting[intent.org_id] = deque([entry])
-            sender = asyncio.create_task(self._send(intent.org_id), name="accept.batches")
+            self._waiting[line] = deque([entry])
+            sender = asyncio.create_task(self._send(line), name="accept.batches")
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
         elif len(waiting) >= _MAX_WAITING:
@@ -92,19 +117,19 @@ class Batches:
             waiting.append(entry)
         return await future
 
-    async def _send(self, org_id: int) -> None:
-        waiting = self._waiting[org_id]
+    async def _send(self, line: _Line) -> None:
+        waiting = self._waiting[line]
         try:
             while waiting:
-                await self._store(org_id, _take(waiting))
+                await self._store(line[0], _take(waiting))
         finally:
-            del self._waiting[org_id]
+            del self._waiting[line]
             for entry in waiting:  # only when this sender is cancelled
                 entry.is_stored.cancel()
 
     async def _store(self, org_id: int, batch: Sequence[_Entry]) -> None:
         try:
-            stored = await self._commit(org_id, batch)
+            stored, held = await self._commit(org_id, batch)
         except Transient as error:
             # The outcome of the commit may be unknown: nobody is told that their run exists.
             _refuse(batch, error)
@@ -116,18 +141,40 @@ class Batches:
                 await self._store(org_id, [entry])
         else:
             for entry in batch:
-                if not entry.is_stored.done():  # else its request was given up
+                if entry.is_stored.done():  # its request was given up
+                    continue
+                if entry.intent.run_id in held:
+                    entry.is_stored.set_exception(KeyHeld("the key belongs to a live run"))
+                else:
                     entry.is_stored.set_result(entry.intent.run_id in stored)
 
-    async def _commit(self, org_id: int, batch: Sequence[_Entry]) -> set[uuid.UUID]:
-        """Store the runs whose keys are free; returns their ids."""
+    async def _commit(
+        self, org_id: int, batch: Sequence[_Entry]
+    ) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
+        """Store the runs whose keys are free; returns their ids, and those without a live key."""
         free = {entry.intent.run_id for entry in batch if entry.promise is None}
         async with self._db.org(org_id) as con:
             wanted = [(entry.intent, entry.promise) for entry in batch if entry.promise is not None]
             if wanted:
                 free |= await claim_keys(con, org_id, wanted)
+            held = await _take_live(con, org_id, [e for e in batch if e.intent.run_id in free])
+            free -= held
             await submit(con, [entry.intent for entry in batch if entry.intent.run_id in free])
-        return free
+        return free, held
+
+
+async def _take_live(con: Connection, org_id: int, batch: Sequence[_Entry]) -> set[uuid.UUID]:
+    """Take the deduplication keys of runs; returns the runs that did not get theirs.
+
+    What they claimed is given back: they are settled one by one, each in a transaction of its own.
+    """
+    keyed = [entry for entry in batch if entry.intent.dedup_key is not None]
+    got = await dedup.take(con, org_id, [entry.intent for entry in keyed])
+    left = [entry for entry in keyed if entry.intent.run_id not in got]
+    promised = [(entry.intent, entry.promise) for entry in left if entry.promise is not None]
+    if promised:
+        await release_keys(con, org_id, promised)
+    return {entry.intent.run_id for entry in left}
 
 
 def _take(waiting: deque[_Entry]) -> list[_Entry]:

@@ -44,12 +44,18 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-async def read_json(request: Request, model: type[_Model], *, is_optional: bool = False) -> _Model:
+async def read_json(
+    request: Request,
+    model: type[_Model],
+    *,
+    is_optional: bool = False,
+    max_bytes: int = MAX_JSON_BYTES,
+) -> _Model:
     """Return the JSON body as `model`; raises InvalidInput that names every field at fault.
 
     With `is_optional`, no body counts as `{}`.
     """
-    body = await read_body(request, MAX_JSON_BYTES)
+    body = await read_body(request, max_bytes)
     if not body and is_optional:
         body = b"{}"
     else:

@@ -17,6 +17,13 @@ ACCEPTED_HEADERS: dict[str, Any] = {
         "description": "`true` when this repeats the answer to an earlier request.",
         "schema": {"type": "string"},
     },
+    "Run-Joined": {
+        "description": "`true` when this is a live run with the same deduplication key.",
+        "schema": {"type": "string"},
+    },
+}
+BATCH_HEADERS: dict[str, Any] = {
+    name: ACCEPTED_HEADERS[name] for name in ("Retry-After", "Idempotency-Replayed")
 }
 _WORDS = {
     400: "The body or a header cannot be read.",

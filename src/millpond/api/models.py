@@ -19,6 +19,9 @@ _Item = TypeVar("_Item")
 Word = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 LabelValue = Annotated[str, StringConstraints(max_length=256)]
+LiveKey = Annotated[
+    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")
+]
 
 
 class _Request(BaseModel):
@@ -38,6 +41,21 @@ class StartRun(_Request):
     )
     labels: dict[LabelName, LabelValue] = Field(
         default_factory=dict, max_length=16, description="Small texts to find the run by."
+    )
+    deadline_s: float | None = Field(
+        None,
+        gt=0,
+        le=MAX_DELAY_S,
+        allow_inf_nan=False,
+        description="Seconds until the run must be over, or it fails. Unset: the flow's.",
+    )
+    dedup_key: LiveKey | None = Field(
+        None, description="Of the org's runs with this key, one is live at a time."
+    )
+    on_duplicate: Literal["reject", "join", "cancel_old"] = Field(
+        "reject",
+        description="When a run with the key is live: refuse (409), answer with that run, or cancel "
+        "it and let the new one have the key (needs `runs:cancel` too).",
     )
 
 
@@ -70,16 +88,17 @@ class SearchQuestion(_Request):
 
 
 class AcceptedRun(BaseModel):
-    """A run as accepted: stored durably, not begun."""
+    """A run as accepted: stored durably, not begun, unless it is a live one that was joined."""
 
     id: uuid.UUID
     object: Literal["run"]
     flow: str
     version: int
     queue: str
-    state: Literal["queued", "scheduled"]
+    state: Literal["queued", "scheduled", "running", "waiting", "awaiting_input"]
     priority: int
     labels: dict[str, str]
+    is_new: bool = Field(description="False for a live run with the same deduplication key.")
 
 
 class Run(BaseModel):
@@ -107,6 +126,8 @@ class Run(BaseModel):
     blocked: dict[str, Any] | None = Field(
         description="Why it stands still until it is resumed: `recorded` against `asked`."
     )
+    deadline_at: datetime | None = Field(description="By when it has to be over.")
+    dedup_key: str | None = Field(description="While it is live, no other run with this key is.")
 
 
 class Step(BaseModel):
@@ -172,6 +193,21 @@ class EventOut(BaseModel):
     at: datetime
 
 
+class PauseOut(BaseModel):
+    """A pause that holds."""
+
+    id: str
+    object: Literal["pause"]
+    scope: Literal["queue", "flow", "org", "everyone"] = Field(
+        description="What is held: a queue, a flow, all work of the org; a queue for everyone."
+    )
+    queue: str | None
+    flow: str | None
+    paused_by: str = Field(description="`operator` for everyone, but to operators.")
+    reason: str
+    paused_at: datetime
+
+
 class FlowOut(BaseModel):
     """A flow as its newest version has it."""
 
@@ -188,7 +224,9 @@ class FlowOut(BaseModel):
     input_schema: Any
     output_schema: Any
     timeout_s: float | None
+    deadline_s: float | None = Field(description="By when its runs are over, unless they say.")
     published_at: datetime
+    pauses: list[PauseOut] = Field(description="What holds its runs in its own queue.")
 
 
 class QueueOut(BaseModel):
@@ -197,14 +235,19 @@ class QueueOut(BaseModel):
     id: str
     object: Literal["queue"]
     name: str
-    queued: int = Field(description="Work items that could be claimed.")
+    queued: int = Field(description="Work items that stand in line; counted up to 10,000.")
+    is_depth_exact: bool = Field(description="False: more than `queued` stand in line.")
     oldest_s: float | None = Field(description="Age of the oldest of them, in seconds.")
     running: int
     scheduled: int
     waiting: int
     awaiting_input: int
+    is_rest_exact: bool = Field(
+        description="False: of more than 20,000 live runs, at least so many are scheduled or wait."
+    )
     workers: int
     slots: int
+    pauses: list[PauseOut] = Field(description="What holds all of the org's work in it.")
 
 
 class KnowledgeBaseOut(BaseModel):
@@ -318,3 +361,4 @@ class Problem(BaseModel):
     error: ProblemError
     advice: str | None = None
     errors: list[FieldFault] | None = None
+    run_id: uuid.UUID | None = Field(None, description="The live run, of `duplicate_run`.")

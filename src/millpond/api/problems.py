@@ -81,6 +81,7 @@ def problem(error: MillpondError, request_id: str) -> Response:
         param=error.param,
         advice=error.advice,
         errors=error.details.get("errors"),
+        run_id=error.details.get("run_id"),
         request_id=request_id,
         headers=_headers(error),
     )
@@ -88,7 +89,14 @@ def problem(error: MillpondError, request_id: str) -> Response:
 
 def invalid(faults: Iterable[Mapping[str, Any]], *, skip: int = 0) -> InvalidInput:
     """Make one error of pydantic's many; `skip` leaves out leading parts of the locations."""
-    errors = [
+    errors = faults_of(faults, skip=skip)
+    named = "; ".join(f"{fault['param'] or 'body'}: {fault['message']}" for fault in errors)
+    return InvalidInput(named, param=errors[0]["param"], details={"errors": errors})
+
+
+def faults_of(faults: Iterable[Mapping[str, Any]], *, skip: int = 0) -> list[dict[str, Any]]:
+    """Return pydantic's errors as a problem's `errors`."""
+    return [
         {
             "param": ".".join(map(str, fault["loc"][skip:])) or None,
             "code": fault["type"],
@@ -96,8 +104,6 @@ def invalid(faults: Iterable[Mapping[str, Any]], *, skip: int = 0) -> InvalidInp
         }
         for fault in faults
     ]
-    named = "; ".join(f"{fault['param'] or 'body'}: {fault['message']}" for fault in errors)
-    return InvalidInput(named, param=errors[0]["param"], details={"errors": errors})
 
 
 def install(app: FastAPI) -> None:
@@ -201,6 +207,7 @@ def _document(
     param: str | None = None,
     advice: str | None = None,
     errors: object = None,
+    run_id: object = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     document: dict[str, Any] = {
@@ -216,4 +223,6 @@ def _document(
         document["advice"] = advice
     if errors:
         document["errors"] = errors
+    if run_id:
+        document["run_id"] = run_id
     return Response(encode(document), status, dict(headers or {}), MEDIA_TYPE)

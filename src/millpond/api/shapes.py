@@ -12,7 +12,8 @@ from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
-from millpond.engine.views import FlowView, Kin, QueueView, RequestView, RunView, StepView
+from millpond.engine.queues import QueueView
+from millpond.engine.views import FlowView, Kin, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
 
 
@@ -39,6 +40,8 @@ def run_json(run: RunView) -> dict[str, Any]:
         "rerun_of": run.rerun_of,
         "rerun_from": run.rerun_from,
         "blocked": raw(run.blocked),
+        "deadline_at": run.deadline_at,
+        "dedup_key": run.dedup_key,
     }
 
 
@@ -129,6 +132,7 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "input_schema": flow.input_schema,
         "output_schema": flow.output_schema,
         "timeout_s": flow.timeout_s,
+        "deadline_s": flow.deadline_s,
         "published_at": flow.published_at,
     }
 
@@ -140,11 +144,13 @@ def queue_json(queue: QueueView) -> dict[str, Any]:
         "object": "queue",
         "name": queue.name,
         "queued": queue.queued,
+        "is_depth_exact": queue.is_depth_exact,
         "oldest_s": queue.oldest_s,
         "running": queue.running,
         "scheduled": queue.scheduled,
         "waiting": queue.waiting,
         "awaiting_input": queue.awaiting_input,
+        "is_rest_exact": queue.is_rest_exact,
         "workers": queue.workers,
         "slots": queue.slots,
     }

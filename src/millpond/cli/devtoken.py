@@ -40,6 +40,11 @@ PERMISSIONS = frozenset(
         "triggers:write",
         "events:send",
         "events:read",
+        "queues:operate",
+        "flows:operate",
+        "org:operate",
+        "platform:operate",
+        "workers:read",
     }
 )
 ROLES = frozenset({"owner", "admin", "builder", "analyst", "operator", "support", "viewer"})

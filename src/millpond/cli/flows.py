@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from millpond.cli.call import call
+from millpond.cli.catalog import paused
 from millpond.cli.exit import ExitCode
 from millpond.cli.options import DEFAULT_URL, AsJson, DataDir, Flows, Token, Url
 from millpond.cli.output import err, plain, print_json, print_table
@@ -37,11 +38,17 @@ def flows(
         print_json(page)
         return
     rows = [
-        [flow["name"], flow["version"], flow["queue"], _first_line(flow.get("description"))]
+        [
+            flow["name"],
+            flow["version"],
+            flow["queue"],
+            paused(flow["pauses"]),
+            _first_line(flow.get("description")),
+        ]
         for flow in page["data"]
     ]
     print_table(
-        ["flow", "version", "queue", "what it does"],
+        ["flow", "version", "queue", "paused", "what it does"],
         rows,
         empty="No flows: no worker has published any yet (`millpond worker --flows …`).",
     )

@@ -18,6 +18,7 @@ from millpond.cli import (
     flows,
     inputs,
     kb,
+    pauses,
     prune,
     reruns,
     runs,
@@ -75,6 +76,10 @@ app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
+app.command()(catalog.workers)
+app.add_typer(pauses.pause, name="pause")
+app.add_typer(pauses.resume, name="resume")
+app.command()(pauses.pauses)
 
 
 def _print_version(wanted: bool) -> None:

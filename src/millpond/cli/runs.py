@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from millpond.cli import timeline
+from millpond.cli.batch_file import read_batch
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode, TimedOut
 from millpond.cli.options import DEFAULT_URL, AsJson, Limit, Token, Url, read_json, read_pairs
@@ -27,6 +28,7 @@ from millpond.cli.output import (
     print_table,
     progress,
 )
+from millpond.errors import InvalidInput
 from millpond.types import Json
 
 if TYPE_CHECKING:
@@ -49,7 +51,12 @@ Timeout = Annotated[
 
 @app.command()
 def start(
-    flow: Annotated[str, typer.Argument(help="Name of the flow.", show_default=False)],
+    flow: Annotated[
+        str | None,
+        typer.Argument(
+            help="Name of the flow; with --batch, of lines without.", show_default=False
+        ),
+    ] = None,
     input_text: Annotated[
         str, typer.Option("--input", "-i", help="Input: JSON text, @file, or - for stdin.")
     ] = "{}",
@@ -57,7 +64,24 @@ def start(
     queue: Annotated[str | None, typer.Option(help="Queue. Unset: the flow's.")] = None,
     priority: Annotated[int, typer.Option(help="Higher goes earlier.", min=-100, max=100)] = 0,
     delay_s: Annotated[float, typer.Option("--delay", help="Seconds until it may go.", min=0)] = 0,
+    deadline_s: Annotated[
+        float | None,
+        typer.Option("--deadline", help="Seconds until it must be over. Unset: the flow's."),
+    ] = None,
     label: Annotated[list[str] | None, typer.Option(help="A label as name=value.")] = None,
+    dedup_key: Annotated[
+        str | None, typer.Option(help="Of the runs with this key, one is live at a time.")
+    ] = None,
+    on_duplicate: Annotated[
+        str | None, typer.Option(help="reject, join or cancel_old the live run with the key.")
+    ] = None,
+    batch: Annotated[
+        str | None,
+        typer.Option(
+            help="Start the runs of a file (- is stdin), one JSON object a line. "
+            "Other options hold where a line says nothing."
+        ),
+    ] = None,
     key: Key = None,
     wait: Wait = False,
     timeout_s: Timeout = None,
@@ -65,17 +89,25 @@ def start(
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Start a run of FLOW."""
-    body = {
+    """Start a run of FLOW, or with --batch up to 1,000 runs, all or none."""
+    options = {
         "flow": flow,
         "version": version,
-        "input": read_json(input_text, param="--input"),
         "queue": queue,
         "priority": priority or None,
         "delay_s": delay_s or None,
+        "deadline_s": deadline_s,
+        "dedup_key": dedup_key,
+        "on_duplicate": on_duplicate,
         "labels": read_pairs(label or [], param="--label") or None,
     }
-    body = {name: value for name, value in body.items() if value is not None or name == "input"}
+    given = {name: value for name, value in options.items() if value is not None}
+    if batch is not None:
+        _start_batch(batch, given, keyed(key), wait=wait, as_json=as_json, url=url, token=token)
+        return
+    if flow is None:
+        raise InvalidInput("name the flow to start", param="FLOW")
+    body = {**given, "input": read_json(input_text, param="--input")}
     begin(
         lambda remote: remote.post("/v1/runs", body, headers=keyed(key)),
         wait=wait,
@@ -177,6 +209,22 @@ def begin(
 
 
 @app.command()
+def why(
+    run_id: RunId, as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
+) -> None:
+    """Tell why a run does not run, or since when it does."""
+    answer = call(url, token, lambda remote: remote.get(f"/v1/runs/{run_id}/why"))
+    if as_json:
+        print_json(answer)
+        return
+    out().print(plain(f"run {run_id} is {answer['state']}"))
+    for reason in answer["reasons"]:
+        out().print(plain(f"{reason['kind']}: {reason['text']}"), soft_wrap=True)
+    if answer["deadline_at"]:
+        out().print(plain(f"It has to be over by {answer['deadline_at']}."))
+
+
+@app.command()
 def signal(
     run_id: RunId,
     name: Annotated[str, typer.Argument(help="What the flow waits for.", show_default=False)],
@@ -239,7 +287,8 @@ def print_run(run: Json, *, as_json: bool, brief: bool) -> None:
         print_json(run)
         return
     if brief:
-        out().print(plain(f"run {run['id']} {run['state']}"))
+        known = "" if run.get("is_new", True) else " (live already)"
+        out().print(plain(f"run {run['id']} {run['state']}{known}"))
         return
     fields = ["id", "flow", "version", "queue", "state", "subject", "attempts"]
     fields += ["created_at", "started_at", "finished_at", "input", "output", "error"]
@@ -255,6 +304,28 @@ def print_run(run: Json, *, as_json: bool, brief: bool) -> None:
         print_table(columns, timeline.step_rows(run["steps"]), empty="")
     for request in run.get("input_requests") or []:
         out().print(plain(f"waits for {request['role']}: {request['title']} ({request['id']})"))
+
+
+def _start_batch(
+    path: str,
+    defaults: dict[str, Json],
+    headers: dict[str, str],
+    *,
+    wait: bool,
+    as_json: bool,
+    url: str,
+    token: str | None,
+) -> None:
+    if wait:
+        raise InvalidInput("--wait follows one run, not a batch", param="--wait")
+    body = {"runs": read_batch(path, defaults)}
+    answer = call(url, token, lambda remote: remote.post("/v1/runs/batch", body, headers=headers))
+    if as_json:
+        print_json(answer)
+        return
+    joined = set(answer["joined"])
+    for place, run_id in enumerate(answer["ids"]):
+        out().print(plain(f"run {run_id} {'is live already' if place in joined else 'accepted'}"))
 
 
 def exit_by(state: str) -> None:

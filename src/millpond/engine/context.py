@@ -205,6 +205,8 @@ class Context(Fanning, Signals, Continuing, Values):
                 return function(*rest)  # type: ignore[no-any-return]
 
         recorded = self._lookup(key, "step")
+        if undo is not None:
+            await self._performer.oblige()
         if recorded is not None:
             if recorded.state in ("done", "failed"):
                 value = _replayed(plan.name, recorded, plan.output)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import orjson
 import structlog
 
-from millpond.engine import endgame, waits
+from millpond.engine import deadlines, endgame, waits
 from millpond.engine.attempt import Attempt, insist, read_input, strand
 from millpond.engine.blocking import block
 from millpond.engine.branches import Unwind
@@ -51,7 +51,7 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     began = time.monotonic()
     try:
         if claimed.cancel_requested or attempt.is_ending:
-            return await _end(attempt, scope, Failure(outcome="cancelled"))
+            return await _stopped(attempt, scope)
         try:
             output = await _perform(attempt)
         except Unwind as unwind:
@@ -115,7 +115,7 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
         )
         return [readied] if readied is not None else []
     if reason == "cancelled":
-        return await _end(attempt, scope, Failure(outcome="cancelled"))
+        return await _stopped(attempt, scope)
     if reason == "drained":
         return [await insist(lambda: waits.release(scope.database, lease, reason="drain"))]
     if reason == "timeout":
@@ -134,9 +134,14 @@ async def _continued(attempt: Attempt, scope: Scope, began: float) -> list[Readi
     readied = await insist(
         lambda: hand_over(scope.database, attempt.claimed, continuation, time.monotonic() - began)
     )
-    if readied is None:
-        return await _end(attempt, scope, Failure(outcome="cancelled"))
-    return readied
+    return await _stopped(attempt, scope) if readied is None else readied
+
+
+async def _stopped(attempt: Attempt, scope: Scope) -> list[Readied]:
+    """End a run that was asked to stop: cancelled by a person, or failed by its deadline."""
+    error = await insist(lambda: deadlines.error_of(scope.database, attempt.claimed.lease))
+    outcome = "cancelled" if error is None else "failed"
+    return await _end(attempt, scope, Failure(outcome=outcome, error=error))
 
 
 async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Readied]:

@@ -1,4 +1,4 @@
-"""Maintenance: rescue of leases whose worker is gone, due timers, due schedules and groups of events.
+"""Maintenance: rescue of leases whose worker is gone, due timers, deadlines, schedules, groups of events.
 
 Called by a loop in every worker; one process at a time does the chores. Invariants: only missed
 heartbeats end a lease, never elapsed work; after a gap in its own ticks or a restart of Postgres it
@@ -14,7 +14,8 @@ import structlog
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import firing, inbound, poison, waits
+from millpond.engine import deadlines, firing, inbound, poison, waits
+from millpond.engine.deadlines import Expired
 from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
 
@@ -68,6 +69,10 @@ class Maintenance:
     async def fire(self) -> Sequence[Readied]:
         """Let due timers take effect; returns the runs that may go on."""
         return await waits.fire(self._database, limit=_BATCH)
+
+    async def expire(self) -> Expired:
+        """End runs that were not over by their deadline, or ask their workers to."""
+        return await deadlines.expire(self._database, limit=_BATCH)
 
     async def start_due(self) -> list[Readied]:
         """Start what schedules and waiting events are due for; returns the new runs."""

@@ -137,7 +137,7 @@ class Performer:
             await self._doubt(
                 branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
             )
-        if plan.is_once or plan.undo is not None:
+        if plan.is_once:
             await self.oblige()
         now = self._loop.time
         tries = recorded.tries if recorded else 0

@@ -31,7 +31,8 @@ class Flow:
 
     `on_failure` is called once a begun run is to end as failed or cancelled. `permission` is what starting
     it by API needs; None keeps the flow internal. `input` and `output` are adapters to and from JSON;
-    `timeout_s` bounds the life of a run on the worker, per attempt.
+    `timeout_s` bounds the life of a run on the worker, per attempt; `deadline_s` the time from submit to
+    the end, whatever the run does or waits for.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Flow:
     output: TypeAdapter[Any]
     description: str
     on_failure: Callable[..., Awaitable[Any]] | None = None
+    deadline_s: float | None = None
 
     @property
     def capability(self) -> str:
@@ -111,6 +113,7 @@ def flow(
     queue: str = "default",
     retry: Retry = DEFAULT_RETRY,
     timeout_s: float | None = None,
+    deadline_s: float | None = None,
     permission: str | None = None,
     input: Any = None,
     output: Any = None,
@@ -120,8 +123,9 @@ def flow(
     """Register an async function `(ctx, input)` as a flow.
 
     `on_failure` is an async function `(ctx, input, failure)`, called when a begun run is to end as failed
-    or cancelled, after the undos of its steps. `retry` is for errors raised outside steps. `input` and
-    `output` are types that pydantic knows; left out, they are read from the function's annotations.
+    or cancelled, after the undos of its steps. `retry` is for errors raised outside steps; `deadline_s`
+    holds for runs started by API without one of their own. `input` and `output` are types that pydantic
+    knows; left out, they are read from the function's annotations.
     """
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
@@ -145,6 +149,7 @@ def flow(
             output=TypeAdapter(output if output is not None else hints.get("return", Any)),
             description=(function.__doc__ or "").strip(),
             on_failure=on_failure,
+            deadline_s=deadline_s,
         )
         registry.add_flow(made)
         return made

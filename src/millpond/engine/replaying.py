@@ -42,7 +42,8 @@ class Undo:
 class Findings:
     """What a replay met, by step key: what could be undone, and which `once` steps are in doubt.
 
-    `unmet` are the recorded results that the code has not asked for yet.
+    `unmet` are the recorded results that the code has not asked for yet, also those copied from another run,
+    which this one need not come to: they have no place.
     """
 
     unmet: set[str]
@@ -177,7 +178,8 @@ class Rehearsal:
         """What of the history the code did not ask for as recorded, after the replay."""
         if self.context.mismatch is not None:
             return self.context.mismatch
-        key = min(self.findings.unmet, default=None)
+        placed = {key for key in self.findings.unmet if self._history[key].seq is not None}
+        key = min(placed, default=None)
         return None if key is None else unmet(key, self._history[key])
 
     async def replay(self) -> Replayed:

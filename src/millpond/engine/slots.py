@@ -38,6 +38,10 @@ class Slots:
             if slots > self._taken[queue]
         }
 
+    def used(self) -> dict[str, int]:
+        """Return the slots in use by queue, queues without any left out."""
+        return {queue: taken for queue, taken in self._taken.items() if taken > 0}
+
     def take(self, queue: str) -> None:
         """Count an attempt in."""
         self._taken[queue] += 1

@@ -30,7 +30,8 @@ def _lane(queue: str, org_id: int, able: str, keys: tuple[str, ...], priority: i
     return lane_id(queue=queue, org_id=org_id, capability=able, keys=keys, priority=priority)
 
 
-def _check(intent: Intent, org_id: int) -> None:
+def check(intent: Intent, org_id: int) -> None:
+    """Raise InvalidInput naming the field that keeps an intent from being submitted for `org_id`."""
     if intent.org_id != org_id:
         raise InvalidInput("every intent of one submit names the same org", param="org_id")
     if len(intent.input) > MAX_INPUT_BYTES:
@@ -45,6 +46,8 @@ def _check(intent: Intent, org_id: int) -> None:
         raise InvalidInput("delay_s is from 0 to ten years", param="delay_s")
     if intent.deadline_s is not None and not 0 < intent.deadline_s <= _MAX_DELAY_S:
         raise InvalidInput("deadline_s is above 0 and at most ten years", param="deadline_s")
+    if intent.deadline_s is not None and intent.deadline_s <= intent.delay_s:
+        raise InvalidInput("the deadline is before the start", param="deadline_s")
     if any(KEY_SEPARATOR in key or not key for key in intent.keys):
         raise InvalidInput("a key is a text without control characters", param="keys")
 
@@ -59,7 +62,7 @@ async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
         return []
     org_id = intents[0].org_id
     for intent in intents:
-        _check(intent, org_id)
+        check(intent, org_id)
     keys = [tuple(sorted(intent.keys)) for intent in intents]
     await con.execute(
         _SQL["submit"],

@@ -1,4 +1,4 @@
-"""Views: what the API and the console show of runs, questions, flows and queues.
+"""Views: what the API and the console show of runs, questions and flows.
 
 Called by the API inside an org transaction. Invariant: it only reads, and every statement names the
 org; JSON columns stay text, so that nothing is parsed on its way out.
@@ -47,6 +47,8 @@ class RunView:
     rerun_of: uuid.UUID | None
     rerun_from: str | None
     blocked: str | None
+    deadline_at: datetime | None
+    dedup_key: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,26 +108,9 @@ class FlowView:
     input_schema: Json
     output_schema: Json
     timeout_s: float | None
+    deadline_s: float | None
     published_at: datetime
     is_served: bool
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class QueueView:
-    """A queue as one org sees it; `workers` and `slots` are those of all live workers.
-
-    `oldest_s` is how long the oldest queued work item has been ready.
-    """
-
-    name: str
-    queued: int
-    oldest_s: float | None
-    running: int
-    scheduled: int
-    waiting: int
-    awaiting_input: int
-    workers: int
-    slots: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,36 +242,6 @@ async def served_queues(con: Connection) -> dict[str, tuple[int, int]]:
     """Return queues that live workers serve, each with its number of workers and slots."""
     rows = await con.fetch(_SQL["served_queues"])
     return {row["queue"]: (row["workers"], row["slots"]) for row in rows}
-
-
-async def list_queues(con: Connection, org_id: int) -> list[QueueView]:
-    """Return queues with the org's own work in each, by name."""
-    served = await served_queues(con)
-    lines = {row["queue"]: row for row in await con.fetch(_SQL["queue_depths"], org_id)}
-    rows = await con.fetch(_SQL["queue_states"], org_id)
-    counts = {(row["queue"], row["state"]): int(row["items"]) for row in rows}
-    names = {*served, *lines, *(queue for queue, _ in counts)}
-    return [_queue(name, served.get(name), lines.get(name), counts) for name in sorted(names)]
-
-
-def _queue(
-    name: str,
-    served: tuple[int, int] | None,
-    line: Record | None,
-    counts: Mapping[tuple[str, str], int],
-) -> QueueView:
-    workers, slots = served or (0, 0)
-    return QueueView(
-        name=name,
-        queued=line["depth"] if line else 0,
-        oldest_s=line["oldest_s"] if line else None,
-        running=counts.get((name, RunState.RUNNING), 0),
-        scheduled=counts.get((name, RunState.SCHEDULED), 0),
-        waiting=counts.get((name, RunState.WAITING), 0),
-        awaiting_input=counts.get((name, RunState.AWAITING_INPUT), 0),
-        workers=workers,
-        slots=slots,
-    )
 
 
 async def _run_ids(

@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import orjson
@@ -25,6 +26,7 @@ from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
+from millpond.engine.deadlines import Expired
 from millpond.engine.executor import execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
@@ -86,6 +88,7 @@ class Worker:
         self._lost = asyncio.Event()
         self._look = asyncio.Event()
         self._stopping = asyncio.Event()
+        self._noted_use: dict[str, int] = {}
         self.worker_id = uuid.uuid4()
         self._quarantine = Quarantine(
             database,
@@ -123,6 +126,7 @@ class Worker:
                     orjson.dumps(flow.input.json_schema()).decode(),
                     orjson.dumps(flow.output.json_schema(mode="serialization")).decode(),
                     flow.timeout_s,
+                    flow.deadline_s,
                 )
 
     def _capabilities(self) -> list[str]:
@@ -132,6 +136,7 @@ class Worker:
     async def _session(self, stop: asyncio.Event) -> None:
         """Work under one worker id until told to stop or until its session is gone."""
         self.worker_id = uuid.uuid4()
+        self._noted_use = {}
         async with self._database.duty("register") as con:
             await con.execute(
                 _SQL["register_worker"],
@@ -141,6 +146,7 @@ class Worker:
                 orjson.dumps({} if self._is_alone else self._slots.total).decode(),
                 self._capabilities(),
                 self._lease_s,
+                version("millpond"),
             )
         pulse = heartbeat.Pulse.make()
         beat = await heartbeat.start(
@@ -317,6 +323,13 @@ class Worker:
             hints.wake({one.queue for one in readied})
             hints.changed(one.run_id for one in readied)
 
+    def _tell(self, hints: Hints, expired: Expired) -> None:
+        if expired.told:
+            hints.cancelled(expired.told)
+        if expired.ended or expired.told:
+            hints.changed([*expired.ended, *expired.told])
+        self._hint(hints, expired.readied)
+
     # Hearing
 
     def _hear_wake(self, payload: str) -> None:
@@ -345,6 +358,7 @@ class Worker:
                     self._hint(hints, await maintenance.rescue())
                     rescue_at = time.monotonic() + self._lease_s / 8
                 self._hint(hints, await maintenance.fire())
+                self._tell(hints, await maintenance.expire())
                 self._hint(hints, await maintenance.start_due())
                 await self._quarantine.look()
                 due_s = await maintenance.next_due_s()
@@ -414,6 +428,9 @@ class Worker:
                 self._lost.set()
                 return
             rows = await con.fetch(_SQL["cancel_requested"], self.worker_id)
+            if (used := self._slots.used()) != self._noted_use:
+                await con.execute(_SQL["note_use"], self.worker_id, orjson.dumps(used).decode())
+                self._noted_use = used
         asked = {(row["org_id"], row["run_id"]) for row in rows}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:

@@ -1,4 +1,4 @@
-"""Queues: how much waits in each, and how old the oldest is.
+"""Queues: how much waits in each, how old the oldest is, and what is paused.
 
 Called by clients. Invariant: counts are those of the caller's org alone.
 """
@@ -14,7 +14,8 @@ from millpond.api.documented import failures
 from millpond.api.models import Listing, QueueOut
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import queue_json
-from millpond.engine import views
+from millpond.api.shapes_control import holding_json
+from millpond.engine import pauses, queues
 
 router = APIRouter(prefix="/v1/queues", tags=["queues"])
 
@@ -29,5 +30,10 @@ Reader = Annotated[Caller, requires("queues:read")]
 async def list_queues(caller: Reader) -> Response:
     """List queues by name, with the org's own work in each."""
     async with caller.org() as con:
-        queues = await views.list_queues(con, caller.org_id)
-    return reply(listing([queue_json(queue) for queue in queues], has_more=False))
+        found = await queues.list_queues(con, caller.org_id)
+        held = await pauses.list_pauses(con, caller.org_id)
+    data = [
+        {**queue_json(one), "pauses": holding_json(held, caller.principal, queue=one.name)}
+        for one in found
+    ]
+    return reply(listing(data, has_more=False))

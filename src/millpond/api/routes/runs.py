@@ -9,7 +9,6 @@ import uuid
 from datetime import datetime
 from typing import Annotated
 
-import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from millpond.api.accept import (
@@ -20,12 +19,12 @@ from millpond.api.accept import (
     accepted_headers,
     accepted_json,
     digest_of,
+    intent_of,
     permit_start,
     promised,
     recall,
-    wellformed,
 )
-from millpond.api.auth import Caller, requires
+from millpond.api.auth import Caller, permit, requires
 from millpond.api.batches import Promise
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import ACCEPTED_HEADERS, failures
@@ -45,7 +44,7 @@ from millpond.api.sse import MEDIA_TYPE, EventStream
 from millpond.engine import events, operations, views
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
-from millpond.types import Intent, RunState
+from millpond.types import RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -63,7 +62,7 @@ Canceller = Annotated[Caller, requires("runs:cancel")]
     openapi_extra=described(StartRun),
     responses={
         202: {"model": AcceptedRun, "headers": ACCEPTED_HEADERS},
-        **failures(400, 401, 403, 404, 413, 415, 422, 503),
+        **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
     },
 )
 async def start_run(
@@ -80,6 +79,8 @@ async def start_run(
     wish = await read_json(request, StartRun)
     flow = await caller.ports.catalog.flow(wish.flow, wish.version)
     permit_start(caller.principal, flow)
+    if wish.on_duplicate == "cancel_old":
+        permit(caller.principal, "runs:cancel")
     promise = promised(key, _ROUTE, lambda: digest_of(wish.model_dump()))
     accepted = await _accept(caller, wish, flow, promise, traceparent)
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
@@ -93,23 +94,11 @@ async def _accept(
     traceparent: str | None,
 ) -> Accepted:
     """Validate and accept; what was accepted before under the same key needs no validation again."""
-    intent = Intent(
-        org_id=caller.org_id,
-        flow=flow.name,
-        version=flow.version,
-        queue=wish.queue or flow.queue,
-        input=orjson.dumps(wish.input),
-        subject=caller.principal.subject,
-        priority=wish.priority,
-        delay_s=wish.delay_s,
-        timeout_s=flow.timeout_s,
-        traceparent=wellformed(traceparent),
-        labels=wish.labels,
-    )
+    intent = intent_of(caller, wish, flow, traceparent)
     try:
         await caller.ports.catalog.check_queue(intent.queue, flow)
         caller.ports.catalog.check_input(flow, wish.input)
-        return await accept(caller, intent, promise)
+        return await accept(caller, intent, promise, wish.on_duplicate)
     except InvalidInput as error:
         if promise is None or error.code == "idempotency_key_reused":
             raise

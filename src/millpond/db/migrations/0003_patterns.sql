@@ -23,12 +23,14 @@ create index run_by_origin on run (org_id, rerun_of, run_id) where rerun_of is n
 -- Work item: `duties` is what its end has to see to, a set of bits (engine/duties.py); 0 for most, which end fast.
 -- `step_key`, `queue` and `capability` are set for a step that executes in another queue than its run.
 -- `blocked` is why a run stands still until a person resumes it, such as a history that its code does not match.
+-- `overdue`: it was asked to stop because its deadline passed, so that it ends as failed, not as cancelled.
 alter table item
   add column duties smallint not null default 0,
   add column step_key text,
   add column queue text,
   add column capability text,
   add column blocked json,
+  add column overdue boolean not null default false,
   add check ((kind = 'step') = (step_key is not null));
 create index item_of_run on item (org_id, run_id) where kind = 'step';
 
@@ -54,6 +56,7 @@ create index step_by_ref on step (org_id, run_id, ref) where ref is not null and
 alter table timer
   drop constraint timer_kind_check,
   add constraint timer_kind_check check (kind in ('start', 'sleep', 'retry', 'expiry', 'deadline', 'signal'));
+create index timer_deadline on timer (due_at) where kind = 'deadline';
 
 -- A question about the outcome of a `once` step is of another kind than one that the flow asks; after an answer of
 -- `not_done` the same step may ask again, so that only the open question of a step is unique.
@@ -63,13 +66,21 @@ alter table input_request
 create unique index input_request_open on input_request (org_id, run_id, step_key) where state = 'pending';
 create index input_request_of_run on input_request (org_id, run_id);
 
--- What workers can run: with which labels, and whether a cancelled run still has something to do.
+-- What workers can run: with which labels, whether a cancelled run still has something to do, and by when a run has to
+-- be over. Of a worker: its release, when its heartbeat last came, and the slots in use by queue as it told itself.
 alter table flow_version
   add column labels json not null default '{}',
-  add column has_ending boolean not null default false;
+  add column has_ending boolean not null default false,
+  add column deadline_s double precision check (deadline_s > 0);
 alter table worker
   add column labels json not null default '{}',
-  add column release text not null default '';
+  add column release text not null default '',
+  add column beat_at timestamptz not null default clock_timestamp(),
+  add column in_use json not null default '{}';
+
+-- What was answered, where that does not follow from the run alone: a batch, or a run that was joined.
+alter table idempotency
+  add column answer json;
 
 -- JSON above 256 KiB: inputs ('input'), outputs ('output') and step results ('step:' and the step's key) of runs.
 create table payload (
@@ -257,6 +268,7 @@ grant select, delete on idempotency to millpond_engine;
 grant select, insert on payload, signal, chore, inbound_event to millpond_app;
 grant update (step_key) on signal to millpond_app;
 grant select, insert, delete on live_key, pause to millpond_app;
+grant update (run_id, answer), delete on idempotency to millpond_app;
 grant select, insert, update, delete on schedule, trigger, trigger_group to millpond_app;
 grant update (runs) on inbound_event to millpond_app;
 grant select, insert, delete on queue_pause to millpond_app;
@@ -276,6 +288,8 @@ create function claim_heads(most integer, worker uuid, queues text[], orgs integ
   set search_path = millpond, pg_temp
 as $$
 #variable_conflict use_column
+declare
+  has_pauses boolean;
 begin
   perform pg_advisory_xact_lock(7741001);
   return query
@@ -305,21 +319,58 @@ begin
   select '', 0::bigint, 0::float8, 0::float8, (select count(*) from a),
          (exists (select from worker w where w.worker_id = claim_heads.worker))::int::bigint, '', null::bigint[],
          null::uuid[];
+  has_pauses := exists (select from pause) or exists (select from queue_pause);
+  if has_pauses then
+    -- Orgs whose every lane in a queue is paused leave the fair order, without credit for that time: a resume brings them
+    -- back by arrivals. One that is under way would not see the lanes made here, so what it lifts is left as it is.
+    with c as materialized (
+      select s.org_id, s.queue from share s
+      where s.queue = any(queues) and s.active
+        and exists (select from pause z where z.org_id = s.org_id and z.queue in ('', s.queue))
+        and not exists (
+          select from lane l where l.org_id = s.org_id and l.queue = s.queue and l.active
+            and not exists (select from pause z
+                            where z.org_id = l.org_id and z.queue in ('', l.queue)
+                              and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
+    ),
+    held as materialized (
+      select z.org_id, z.queue, z.flow from pause z
+      where z.org_id in (select org_id from c) for key share skip locked
+    )
+    update share s set active = false from c
+    where s.org_id = c.org_id and s.queue = c.queue
+      and not exists (
+        select from lane l where l.org_id = s.org_id and l.queue = s.queue and l.active
+          and not exists (select from held z
+                          where z.org_id = l.org_id and z.queue in ('', l.queue)
+                            and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))));
+  end if;
   return query
   select s.queue, s.org_id, s.weight, s.virtual_s, l.lane_id, l.offset_us, l.capability, h.ranks, h.items
-  from unnest(queues, orgs) as q(queue, orgs)
+  from (
+    select u.queue, u.orgs from unnest(queues, orgs) as u(queue, orgs)
+    where not has_pauses or not exists (select from queue_pause z where z.queue = u.queue)
+  ) q
   cross join lateral (
     select s.queue, s.org_id, s.weight, s.virtual_s
     from share s
     where s.queue = q.queue and s.active
       and exists (select from lane l
-                  where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able))
+                  where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
+                  and (not has_pauses or not exists (
+                    select from pause z
+                    where z.org_id = l.org_id and z.queue in ('', l.queue)
+                      and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')))))
     order by s.virtual_s, s.org_id limit q.orgs
   ) s
   cross join lateral (
     select l.lane_id, l.offset_us, l.capability, l.cursor_rank
     from lane l
     where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
+      and (not has_pauses or not exists (
+        select from pause z
+        where z.org_id = l.org_id and z.queue in ('', l.queue)
+          and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
     order by l.cursor_rank + l.offset_us limit 64
   ) l
   left join lateral (

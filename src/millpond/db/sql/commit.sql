@@ -12,10 +12,11 @@ with held as (
 ),
 steps as (
   insert into step (org_id, run_id, step_key, name, kind, state, output, error, tries, attempt, started_at, finished_at,
-                    seq)
+                    seq, effect)
   select org_id, run_id, step_key, name, kind, state, output::json, error::json, tries, attempt,
          clock_timestamp() - duration_s * interval '1 second',
-         case when state in ('done', 'failed') then clock_timestamp() end, seq
+         case when state in ('done', 'failed') then clock_timestamp() end, seq,
+         case when state = 'begun' then 'once' end
   from held where state is not null
   on conflict (org_id, run_id, step_key) do update
     set state = excluded.state, output = excluded.output, error = excluded.error, tries = excluded.tries,

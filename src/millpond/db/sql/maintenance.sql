@@ -1,21 +1,27 @@
 -- name: publish_flow
 -- Tells the API what can be run; the newest publication of a version holds.
-insert into flow_version (flow, version, queue, permission, description, input_schema, output_schema, timeout_s)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
+insert into flow_version (flow, version, queue, permission, description, input_schema, output_schema, timeout_s,
+                          deadline_s)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 on conflict (flow, version) do update
   set queue = excluded.queue, permission = excluded.permission, description = excluded.description,
       input_schema = excluded.input_schema, output_schema = excluded.output_schema,
-      timeout_s = excluded.timeout_s, published_at = clock_timestamp();
+      timeout_s = excluded.timeout_s, deadline_s = excluded.deadline_s, published_at = clock_timestamp();
 
 -- name: register_worker
 -- Opens a worker's session: its leases live as long as this row is renewed.
-insert into worker (worker_id, host, pid, queues, capabilities, expires_at)
-values ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second');
+insert into worker (worker_id, host, pid, queues, capabilities, expires_at, release)
+values ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second', $7);
 
 -- name: beat
 -- Renews a worker's leases, all at once.
-update worker set expires_at = clock_timestamp() + $2 * interval '1 second' where worker_id = $1
+update worker set expires_at = clock_timestamp() + $2 * interval '1 second', beat_at = clock_timestamp()
+where worker_id = $1
 returning worker_id;
+
+-- name: note_use
+-- Stores how many slots of each queue a worker uses, for whoever looks.
+update worker set in_use = $2 where worker_id = $1;
 
 -- name: drain_worker
 -- Tells that a worker takes no more work.

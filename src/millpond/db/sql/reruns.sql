@@ -16,7 +16,7 @@ select from run where org_id = $1 and run_id = $2 for key share;
 select step_key from step where org_id = $1 and run_id = $2 order by started_at, step_key limit 10000;
 
 -- name: copy_steps
--- Copies steps of run $2 to run $3, all or those over before step $4 began, and `once` effects wherever they stand.
+-- Copies steps of run $2 to run $3, all or those over before step $4 began, and `once` effects; none that was undone.
 with target as materialized (
   -- Waits begin again. An effect whose outcome is unknown is copied as begun, so that a human is asked.
   select started_at from step where org_id = $1 and run_id = $2 and step_key = $4::text
@@ -26,7 +26,13 @@ chosen as materialized (
          case when $4::text is null then s.state in ('done', 'failed', 'retrying', 'begun', 'unknown')
               else s.step_key <> $4 and s.state in ('done', 'failed') and s.finished_at <= (select started_at from target)
          end as is_before
-  from step s where s.org_id = $1 and s.run_id = $2
+  from step s
+  where s.org_id = $1 and s.run_id = $2
+    -- A run that goes on from a step has its endings before it again.
+    and ($4::text is null or not starts_with(s.step_key, '!') and not exists (
+      select from step u
+      where u.org_id = s.org_id and u.run_id = s.run_id and u.state = 'done'
+        and starts_with(u.step_key, '!undo/' || s.step_key || '/')))
 ),
 copied as (
   insert into step (org_id, run_id, step_key, name, kind, state, output, error, tries, attempt, started_at, finished_at, seq,

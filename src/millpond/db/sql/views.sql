@@ -48,7 +48,8 @@ union all
 select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority, r.input, r.output,
        r.error, r.subject, coalesce(r.attempts, i.attempt, 0) as attempts, r.created_at,
        coalesce(r.started_at, i.started_at) as started_at, r.finished_at, r.labels,
-       coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from, i.blocked
+       coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from, i.blocked, r.deadline_at,
+       r.dedup_key
 from run r left join item i on i.org_id = r.org_id and i.item_id = r.run_id
 where r.org_id = $1 and r.run_id = any($2::uuid[])
 order by r.run_id desc;
@@ -102,7 +103,7 @@ order by request_id desc;
 -- name: published_flows
 -- Every flow version that a worker has published, and whether a live worker has it now.
 select f.flow, f.version, f.queue, f.permission, f.description, f.input_schema, f.output_schema, f.timeout_s,
-       f.published_at,
+       f.deadline_s, f.published_at,
        exists (select from worker w
                where w.expires_at > clock_timestamp() and f.flow || '@' || f.version = any(w.capabilities)) as is_served
 from flow_version f order by f.flow, f.version;
@@ -113,23 +114,3 @@ select s.queue, count(*)::int as workers, sum(s.slots::int)::int as slots
 from worker w, json_each_text(w.queues) as s(queue, slots)
 where w.expires_at > clock_timestamp() and not w.draining
 group by s.queue order by s.queue;
-
--- name: queue_depths
--- Ready work of one org by queue, with the time since which the oldest has been ready.
-with line as (
-  select lane_id, count(*) as depth, min(rank) as oldest from ready where org_id = $1 group by lane_id
-),
-named as (
-  select lane_id, queue from lane where org_id = $1
-  union
-  select lane_id, queue from arrival where org_id = $1
-)
-select n.queue, sum(l.depth)::bigint as depth,
-       greatest(0, extract(epoch from clock_timestamp()) - min(l.oldest) / 1e6)::float8 as oldest_s
-from line l join named n using (lane_id) group by n.queue;
-
--- name: queue_states
--- Live work items of one org that are not in a line, counted by queue and state.
-select r.queue, i.state, count(*) as items
-from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
-where i.org_id = $1 and i.state <> 'queued' group by r.queue, i.state;

@@ -74,8 +74,9 @@ arrived as (
 select n.org_id, n.run_id, coalesce(n.queue, r.queue) from n join run r on r.org_id = n.org_id and r.run_id = n.run_id;
 
 -- name: due
--- Finds timers whose time has come, earliest first.
-select org_id, run_id, step_key, kind from timer where due_at <= clock_timestamp() order by due_at limit $1;
+-- Finds timers whose time has come, earliest first; deadlines are seen to elsewhere.
+select org_id, run_id, step_key, kind from timer
+where due_at <= clock_timestamp() and kind <> 'deadline' order by due_at limit $1;
 
 -- name: next_due
 -- Tells in how many seconds the next timer is due.

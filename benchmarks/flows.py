@@ -1,0 +1,160 @@
+"""The flows that benchmarks run: as small as a flow can be, so that what is measured is the engine.
+
+Called by the measuring process and by worker processes of `benchmarks.worker`. Invariant: they use
+nothing of the engine but what any flow author has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from millpond.engine.context import Context, StepContext
+from millpond.engine.registry import Registry, flow, step
+
+REGISTRY = Registry()
+BURN_S = 0.003
+A_DAY_S = 86_400.0
+
+
+@dataclass
+class Seen:
+    """What flow code of this process did: starts counted, and starts awaited by a run's id."""
+
+    starts: int = 0
+    began: float = 0.0
+    marks: dict[str, asyncio.Future[float]] = field(default_factory=dict)
+
+    def note(self) -> None:
+        """Count a start; the first one starts the clock."""
+        if not self.starts:
+            self.began = time.perf_counter()
+        self.starts += 1
+
+    def forget(self) -> None:
+        """Count from none again."""
+        self.starts, self.began = 0, 0.0
+
+
+SEEN = Seen()
+
+
+@flow("bench.noop", registry=REGISTRY)
+async def noop(ctx: Context, data: dict[str, str]) -> None:
+    """Do nothing but be counted."""
+    SEEN.note()
+
+
+@flow("bench.three", registry=REGISTRY)
+async def three(ctx: Context, data: dict[str, str]) -> int:
+    """Take three durable steps, one after the other."""
+    SEEN.note()
+    total = 0
+    for name in ("a", "b", "c"):
+        total += await ctx.step(name, _one)
+    return total
+
+
+@flow("bench.parallel", registry=REGISTRY)
+async def parallel(ctx: Context, data: dict[str, str]) -> int:
+    """Take three durable steps side by side."""
+    SEEN.note()
+    return sum(await ctx.parallel(*(ctx.step(name, _one) for name in ("a", "b", "c"))))
+
+
+@flow("bench.one", registry=REGISTRY)
+async def one(ctx: Context, data: dict[str, str]) -> int:
+    """Take one durable step."""
+    SEEN.note()
+    return await ctx.step("a", _one)
+
+
+@flow("bench.registered", registry=REGISTRY)
+async def registered(ctx: Context, data: dict[str, str]) -> int:
+    """Take one registered step, which gets a context of its own."""
+    SEEN.note()
+    return await ctx.step(count_letters, data["text"])
+
+
+@flow("bench.emit", registry=REGISTRY)
+async def emit(ctx: Context, data: dict[str, str]) -> None:
+    """Store one progress event."""
+    SEEN.note()
+    await ctx.emit("half", {"of": 2})
+
+
+@flow("bench.now", registry=REGISTRY)
+async def now(ctx: Context, data: dict[str, str]) -> str:
+    """Record the time."""
+    SEEN.note()
+    return (await ctx.now()).isoformat()
+
+
+@flow("bench.mapped", registry=REGISTRY)
+async def mapped(ctx: Context, data: dict[str, str]) -> int:
+    """Take three durable steps by a map."""
+    SEEN.note()
+    return sum(await ctx.map(lambda name: ctx.step(name, _one), ("a", "b", "c")))
+
+
+@flow("bench.child", registry=REGISTRY)
+async def child(ctx: Context, data: dict[str, str]) -> None:
+    """Be a child run that does nothing."""
+
+
+@flow("bench.parent", registry=REGISTRY)
+async def parent(ctx: Context, data: dict[str, str]) -> None:
+    """Start a child run and wait for its end, holding nothing."""
+    SEEN.note()
+    await ctx.run_flow(child, data)
+
+
+@flow("bench.mark", registry=REGISTRY)
+async def mark(ctx: Context, data: dict[str, str]) -> None:
+    """Tell whoever awaits this run when its first line ran."""
+    now = time.perf_counter()
+    waiting = SEEN.marks.pop(str(ctx.run_id), None)
+    if waiting is not None and not waiting.done():
+        waiting.set_result(now)
+
+
+@flow("bench.burn", registry=REGISTRY)
+async def burn(ctx: Context, data: dict[str, str]) -> int:
+    """Take one step that burns a few milliseconds of processor time in Python."""
+    return await ctx.step("burn", _burn)
+
+
+@flow("bench.sleeper", registry=REGISTRY)
+async def sleeper(ctx: Context, data: dict[str, str]) -> None:
+    """Sleep for a day."""
+    await ctx.sleep(A_DAY_S)
+
+
+@flow("bench.asker", registry=REGISTRY)
+async def asker(ctx: Context, data: dict[str, str]) -> None:
+    """Ask a person and wait."""
+    await ctx.ask_human("approve", role="bench", form={"type": "object"}, proposal=data["customer"])
+
+
+@step("bench.count_letters")
+async def count_letters(step_ctx: StepContext, text: str) -> int:
+    """Return the length of a text."""
+    return len(text)
+
+
+async def _one() -> int:
+    return 1
+
+
+async def _burn() -> int:
+    return burn_for(BURN_S, time.thread_time)
+
+
+def burn_for(seconds: float, clock: Callable[[], float]) -> int:
+    """Count in Python until `clock` has gone on by `seconds`; returns how far it came."""
+    until, rounds = clock() + seconds, 0
+    while clock() < until:
+        rounds += sum(range(100)) > 0
+    return rounds

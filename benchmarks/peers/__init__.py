@@ -1,0 +1,1 @@
+"""Drivers of the peers: one program each, run in an environment of their own (`scripts/peers`)."""
