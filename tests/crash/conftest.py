@@ -22,9 +22,9 @@ async def sink() -> AsyncIterator[Sink]:
 
 
 @pytest.fixture
-async def people(db: Database, org: int) -> AsyncIterator[People]:
+async def people(db: Database, org: int, sink: Sink) -> AsyncIterator[People]:
     """People who answer and cancel until the test ends."""
-    people = People(db, org)
+    people = People(db, org, sink)
     deciding = asyncio.create_task(people.decide())
     yield people
     deciding.cancel()

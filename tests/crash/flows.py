@@ -1,7 +1,8 @@
-"""Flows that pass every commit point of the engine: the workload of crash and chaos tests.
+"""Flows that pass the commit points of steps, waits and ends: the workload of crash and chaos tests.
 
-Add a flow here when a new commit point appears: `test_crashes.py` fails until the workload passes it.
-Invariant: what a step does outside goes through the sink, under the step's own key, with the effect's name.
+Those of patterns over several runs are in patterns.py. Add a flow when a new commit point appears:
+`test_crashes.py` fails until the workload passes it. Invariant: what a step does outside goes through the
+sink, under the step's own key, with the effect's name.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ class Approval(BaseModel):
 @step("crash.touch", retry=QUICK, registry=REGISTRY)
 async def touch(step_ctx: StepContext, attempt: int, effect: str) -> int:
     """Take one effect at the sink."""
-    return await _touch(step_ctx, attempt, effect)
+    return await effect_of(step_ctx, attempt, effect)
 
 
 @step("crash.flaky", retry=QUICK, registry=REGISTRY)
 async def flaky(step_ctx: StepContext, attempt: int, effect: str) -> int:
     """Take an effect, and fail the first time so that the next try is a wait."""
-    number = await _touch(step_ctx, attempt, effect)
+    number = await effect_of(step_ctx, attempt, effect)
     if step_ctx.try_number == 1:
         raise Transient("the first try fails", retry_after_s=PARKS_S)
     return number
@@ -47,32 +48,36 @@ async def flaky(step_ctx: StepContext, attempt: int, effect: str) -> int:
 @step("crash.refused", retry=QUICK, registry=REGISTRY)
 async def refused(step_ctx: StepContext, attempt: int, effect: str) -> int:
     """Take an effect and fail for good."""
-    await _touch(step_ctx, attempt, effect)
+    await effect_of(step_ctx, attempt, effect)
     raise Permanent("this never works")
 
 
 @step("crash.hold", retry=QUICK, registry=REGISTRY)
 async def hold(step_ctx: StepContext, attempt: int, effect: str) -> int:
     """Take an effect, then wait for the gate."""
-    number = await _touch(step_ctx, attempt, effect)
+    number = await effect_of(step_ctx, attempt, effect)
     await step_ctx.get(SinkClient).wait()
     return number
 
 
-async def _touch(step_ctx: StepContext, attempt: int, effect: str) -> int:
+async def effect_of(
+    step_ctx: StepContext, attempt: int, effect: str, *, is_once: bool = False
+) -> int:
+    """Take an effect at the sink under the step's key."""
     return await step_ctx.get(SinkClient).call(
         run_id=str(step_ctx.run_id),
         effect=effect,
         key=step_ctx.idempotency_key,
         attempt=attempt,
         try_number=step_ctx.try_number,
+        is_once=is_once,
     )
 
 
 @flow("crash.steps", registry=REGISTRY)
 async def steps(ctx: Context, _: None) -> list[str]:
     """Take three steps in a row."""
-    return [await _step(ctx, name) for name in ("one", "two", "three")]
+    return [await take(ctx, name) for name in ("one", "two", "three")]
 
 
 @flow("crash.fan", registry=REGISTRY)
@@ -82,11 +87,11 @@ async def fan(ctx: Context, _: None) -> list[str]:
     async def strand(name: str) -> str:
         await asyncio.sleep(0.05)
         await ctx.emit("strand", {"strand": name})
-        return await _step(ctx, name)
+        return await take(ctx, name)
 
     names = await ctx.parallel(*(strand(name) for name in ("left", "middle", "right")))
     await ctx.sleep(0.02, "breath")
-    return [*names, await _step(ctx, "after")]
+    return [*names, await take(ctx, "after")]
 
 
 @flow("crash.sleeper", registry=REGISTRY)
@@ -95,16 +100,16 @@ async def sleeper(ctx: Context, _: None) -> list[str]:
 
     async def late() -> str:
         await ctx.sleep(PARKS_S)
-        return await _step(ctx, "late")
+        return await take(ctx, "late")
 
-    first = await _step(ctx, "first")
-    return [first, *await ctx.parallel(late(), _step(ctx, "soon"))]
+    first = await take(ctx, "first")
+    return [first, *await ctx.parallel(late(), take(ctx, "soon"))]
 
 
 @flow("crash.asks", registry=REGISTRY)
 async def asks(ctx: Context, expires_in_s: float | None) -> list[str]:
     """Ask a person between steps; nobody is asked twice."""
-    before = await _step(ctx, "before")
+    before = await take(ctx, "before")
     try:
         decision = await ctx.ask_human(
             "approve", role="support", form=Approval, proposal=before, expires_in_s=expires_in_s
@@ -112,23 +117,23 @@ async def asks(ctx: Context, expires_in_s: float | None) -> list[str]:
         said = f"approved:{decision.answer.approved}"
     except InputExpired:
         said = "expired"
-    return [before, said, await _step(ctx, "later")]
+    return [before, said, await take(ctx, "later")]
 
 
 @flow("crash.flaky", registry=REGISTRY)
 async def tries_again(ctx: Context, _: None) -> list[str]:
     """Take a step whose first try fails, with a long backoff."""
     await ctx.step(flaky, ctx.attempt, "flaky")
-    return ["flaky", await _step(ctx, "then")]
+    return ["flaky", await take(ctx, "then")]
 
 
 @flow("crash.body", retry=QUICK, registry=REGISTRY)
 async def body(ctx: Context, _: None) -> list[str]:
     """Fail once between steps, so that the body is tried again."""
-    first = await _step(ctx, "first")
+    first = await take(ctx, "first")
     if ctx.attempt == 1:
         raise Transient("the first attempt fails")
-    return [first, await _step(ctx, "second")]
+    return [first, await take(ctx, "second")]
 
 
 @flow("crash.fails", registry=REGISTRY)
@@ -139,7 +144,15 @@ async def fails(ctx: Context, is_caught: bool) -> list[str]:
     except StepFailed:
         if not is_caught:
             raise
-    return ["refused", await _step(ctx, "instead")]
+    return ["refused", await take(ctx, "instead")]
+
+
+@flow("crash.together", registry=REGISTRY)
+async def together(ctx: Context, _: None) -> list[str]:
+    """Wait, and end in the same moment as others, so that one batch has several ends with duties."""
+    await ctx.sleep(PARKS_S)
+    await asyncio.sleep(0.3 - asyncio.get_running_loop().time() % 0.3)
+    return ["together"]
 
 
 @flow("crash.holds", registry=REGISTRY)
@@ -149,7 +162,8 @@ async def holds(ctx: Context, _: None) -> list[str]:
     return ["hold"]
 
 
-async def _step(ctx: Context, effect: str) -> str:
+async def take(ctx: Context, effect: str) -> str:
+    """Take one step with an effect of this name."""
     await ctx.step(touch, ctx.attempt, effect)
     return effect
 

@@ -31,6 +31,7 @@ class Call:
     attempt: int
     try_number: int
     pid: int
+    is_once: bool = False
 
 
 @dataclass

@@ -132,7 +132,7 @@ async def sky(data_dir: Path, sink: Sink) -> AsyncIterator[tuple[Storm, People, 
         db, engine_db = await Database.connect(urls.app), await EngineDatabase.connect(urls.engine)
         async with db.globals() as con:
             sql = "insert into org (slug, name) values ('storm', 'Storm') returning org_id"
-            people = People(db, await con.fetchval(sql))
+            people = People(db, await con.fetchval(sql), sink)
         yield Storm(server, people, sink), people, engine_db
         await db.close()
         await engine_db.close()

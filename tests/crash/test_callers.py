@@ -36,9 +36,9 @@ async def _ask(people: People, app_url: str, crash: str, **what: Any) -> int:
 
 
 @pytest.fixture
-async def quiet(pond: Pond) -> People:
+async def quiet(pond: Pond, sink: Sink) -> People:
     """People who decide nothing by themselves."""
-    return People(pond.db, pond.org_id)
+    return People(pond.db, pond.org_id, sink)
 
 
 async def _until(pond: Pond, run_id: uuid.UUID, sink: Sink, kind: str) -> None:

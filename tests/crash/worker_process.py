@@ -15,11 +15,16 @@ from collections import Counter
 
 import orjson
 import structlog
+from tests.crash import patterns as patterns
 from tests.crash.flows import REGISTRY, resources
 
 from millpond.db.pool import EngineDatabase, Probe
+from millpond.engine.retention import Keep
 from millpond.engine.worker import Worker
 from millpond.errors import Unavailable
+
+# What is over for a week is deleted; keys and received events too.
+KEEP = Keep(runs_s=7 * 86_400.0, keys_s=7 * 86_400.0, inbound_s=7 * 86_400.0)
 
 
 def probe_of(order: str) -> Probe | None:
@@ -62,6 +67,9 @@ async def main() -> None:
         resources=resources(orders["sink"]),
         lease_s=orders["lease_s"],
         drain_s=0.3,
+        keep=KEEP,
+        # There are no suspects here; it is asked about them all the same.
+        alone_command=[sys.executable, "-c", ""],
     )
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

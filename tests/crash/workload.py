@@ -13,23 +13,26 @@ import random
 import subprocess
 import sys
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
+from tests.crash import patterns
 from tests.crash.flows import REGISTRY
 from tests.crash.sink import Sink
 
-from millpond.db.pool import Database
+from millpond.db.pool import Connection, Database
+from millpond.engine.blocking import resume
 from millpond.engine.operations import cancel
+from millpond.engine.signals import send
 from millpond.engine.submit import submit
 from millpond.engine.waits import resolve
 from millpond.errors import Conflict, MillpondError, NotFound
 from millpond.types import Intent, Principal
 
-HUMAN = Principal(org_id=0, subject="user:kim", roles=frozenset({"support"}))
+HUMAN = Principal(org_id=0, subject="user:kim", roles=frozenset({"support", "operator"}))
 # Flow, input and further fields of one round of intents.
 MIX: Sequence[tuple[str, Any, dict[str, Any]]] = (
     ("crash.steps", None, {}),
@@ -43,6 +46,13 @@ MIX: Sequence[tuple[str, Any, dict[str, Any]]] = (
     ("crash.fails", False, {}),
     ("crash.fails", True, {}),
     ("crash.sleeper", None, {"labels": {"cancel": "yes"}}),
+    *[("crash.together", None, {})] * 4,
+    ("crash.doubts", None, {}),
+    ("crash.undone", None, {}),
+    ("crash.hears", None, {}),
+    ("crash.parent", None, {}),
+    ("crash.continues", 0, {}),
+    ("crash.changed", None, {}),
 )
 
 
@@ -66,12 +76,14 @@ def mixed(org_id: int) -> list[Intent]:
 
 @dataclass
 class People:
-    """Those who submit, answer and cancel; what they were told was accepted is kept."""
+    """Those who submit, answer, signal, resume and cancel; what they were told was accepted is kept."""
 
     db: Database
     org_id: int
+    sink: Sink
     accepted: list[uuid.UUID] = field(default_factory=list)
     cancels: set[uuid.UUID] = field(default_factory=set)
+    told: set[uuid.UUID] = field(default_factory=set)
 
     async def submit(self, intents: Sequence[Intent]) -> None:
         """Submit in one transaction; a submit without an answer counts as not accepted."""
@@ -90,22 +102,56 @@ class People:
     async def _decide_all(self) -> None:
         async with self.db.org(self.org_id) as con:
             asked = await con.fetch(
-                "select request_id from input_request join run using (org_id, run_id)"
+                "select request_id, q.kind, proposal from input_request q join run using (org_id, run_id)"
                 " where state = 'pending' and labels->>'unanswered' is null"
             )
-            begun = await con.fetch(
-                "select run_id from item where attempt > 0 and run_id = any($1::uuid[])",
-                list(self.cancels),
+            live = await con.fetch(
+                "select run_id, flow, blocked is not null as is_blocked, attempt > 0 as is_begun"
+                " from item join run using (org_id, run_id) where item.kind = 'run'"
             )
         for row in asked:
-            with contextlib.suppress(Conflict):
-                async with self.db.org(self.org_id) as con:
-                    answer = {"approved": random.random() < 0.5}
-                    await resolve(con, self.org_id, row["request_id"], HUMAN, answer=answer)
-        for row in begun:
-            with contextlib.suppress(Conflict, NotFound):
-                async with self.db.org(self.org_id) as con:
-                    await cancel(con, self.org_id, row["run_id"], HUMAN.subject)
+            answer = self._answer(row["kind"], orjson.loads(row["proposal"]))
+            await self._act(
+                lambda con, row=row, answer=answer: resolve(
+                    con, self.org_id, row["request_id"], HUMAN, answer=answer
+                )
+            )
+        for row in live:
+            run_id = row["run_id"]
+            if row["is_blocked"]:
+                await self._act(lambda con, one=run_id: resume(con, self.org_id, one, "user:kim"))
+            if row["is_begun"] and run_id in self.cancels:
+                await self._act(lambda con, one=run_id: cancel(con, self.org_id, one, "user:kim"))
+            if row["is_begun"] and row["flow"] == "crash.hears" and run_id not in self.told:
+                await self._act(lambda con, one=run_id: self._tell(con, one))
+                self.told.add(run_id)
+
+    def _answer(self, kind: str, proposal: Any) -> Any:
+        """Approve or not; of an outcome in doubt, say what the sink has seen."""
+        if kind == "question":
+            return {"approved": random.random() < 0.5}
+        number = self.sink.effects.get(proposal["idempotency_key"])
+        if number is None:
+            return {"outcome": "not_done"}
+        return {"outcome": "done", "output": number}
+
+    async def _tell(self, con: Connection, run_id: uuid.UUID) -> None:
+        """Send the signal that a run waits for; a repeat has the same id."""
+        await send(
+            con,
+            self.org_id,
+            run_id,
+            signal_id=uuid.uuid5(run_id, patterns.SIGNAL),
+            name=patterns.SIGNAL,
+            data="heard",
+            subject=HUMAN.subject,
+        )
+
+    async def _act(self, act: Callable[[Connection], Awaitable[object]]) -> None:
+        """Do one thing in a transaction; what came too late is no error."""
+        with contextlib.suppress(Conflict, NotFound):
+            async with self.db.org(self.org_id) as con:
+                await act(con)
 
     async def until_left(self, most: int, timeout_s: float) -> None:
         """Wait until at most so many runs have not ended."""

@@ -209,3 +209,23 @@ async def test_stopped_postgres_is_unavailable_and_a_pool_outlives_it(data_dir: 
         assert json.loads(await con.fetchval("select '[1]'::json")) == [1]
     await db.close()
     await server.stop()
+
+
+async def test_a_probe_hears_of_every_commit_and_of_no_rollback(urls: Urls) -> None:
+    heard: list[str] = []
+
+    async def probe(point: str) -> None:
+        heard.append(point)
+
+    app = await Database.connect(urls.app, probe=probe)
+    engine = await EngineDatabase.connect(urls.engine, probe=probe)
+    async with app.org(1) as con:
+        heard.append(str(await con.fetchval("select 1")))
+    async with engine.statement("look") as con:
+        heard.append(str(await con.fetchval("select 2")))
+    with pytest.raises(Conflict):
+        async with engine.duty("claim"):
+            raise Conflict("the block fails")
+    assert heard == ["1", "before:org", "after:org", "before:look", "2", "after:look"]
+    await app.close()
+    await engine.close()

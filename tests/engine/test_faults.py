@@ -21,8 +21,10 @@ from millpond.db.queries import queries
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer, FinishWrite, StepWrite
 from millpond.engine.context import Context
-from millpond.engine.waits import park, release
+from millpond.engine.operations import cancel
+from millpond.engine.waits import back_off, fire, park, release
 from millpond.errors import LeaseLost, MillpondError
+from millpond.types import RunState
 
 LEASE_S = 1.5
 
@@ -182,6 +184,15 @@ async def test_a_stale_attempt_cannot_write(pond: Pond) -> None:
         with pytest.raises(LeaseLost):
             await committer.record(_step(lease, key="late:0"))
     assert await pond.count("step") == 1
+
+
+async def test_a_run_that_shall_stop_does_not_sit_out_its_backoff(pond: Pond) -> None:
+    async with _lease(pond) as ([lease], _):
+        async with pond.db.org(pond.org_id) as con:
+            assert await cancel(con, pond.org_id, lease.run_id, "user:test") == RunState.RUNNING
+        await back_off(pond.engine_db, lease, delay_s=3600.0, error={}, tries=1)
+        readied = await fire(pond.engine_db)
+    assert [one.run_id for one in readied] == [lease.run_id]
 
 
 async def test_one_value_that_cannot_be_stored_fails_only_its_own_write(pond: Pond) -> None:

@@ -127,7 +127,7 @@ class PondMachine(RuleBasedStateMachine):
         run.timers.pop(key, None)
         run.request_id = None
         run.kinds.append("input.resolved")
-        if run.state == "awaiting_input":
+        if run.state in ("waiting", "awaiting_input"):
             run.state = "queued"
 
     # Workers
@@ -290,6 +290,8 @@ class PondMachine(RuleBasedStateMachine):
             waits.back_off(self.ground.engine_db, lease, delay_s=LONG_S, error={}, tries=1)
         )
         run.timers[""] = "retry"
+        if run.is_cancel_requested:
+            run.due.add("")
         run.kinds.append("run.retrying")
         self.model.unleased(run, "waiting")
 
@@ -367,7 +369,8 @@ class PondMachine(RuleBasedStateMachine):
         sql = "update timer set due_at = clock_timestamp() - interval '1 s' where run_id = $1"
         self.ground.run(self._as_engine(lambda con: con.execute(sql, run.run_id)))
         self.ground.run(waits.fire(self.ground.engine_db))
-        self.model.fired(run)
+        run.due = set(run.timers)
+        self.model.fired()
 
     def _park(self, run: ModelRun, lease: Lease, key: str, *, is_human: bool) -> None:
         self.ground.run(

@@ -29,6 +29,7 @@ class ModelRun:
     steps: dict[str, str] = field(default_factory=dict)
     outputs: dict[str, str] = field(default_factory=dict)
     timers: dict[str, str] = field(default_factory=dict)
+    due: set[str] = field(default_factory=set)
     request_id: uuid.UUID | None = None
 
     @property
@@ -96,21 +97,27 @@ class Model:
         run.request_id = None
         run.kinds.append(f"run.{outcome}")
 
-    def fired(self, run: ModelRun) -> None:
-        """Note that every timer of a run was due; of several at once, sleeps are told of first."""
-        for key, kind in sorted(run.timers.items(), key=lambda one: (one[1] != "sleep", one[0])):
-            if kind == "sleep":
-                run.steps[key] = "done"
-                run.kinds.append("sleep.ended")
-            elif kind == "expiry":
-                run.steps[key] = "failed"
-                run.request_id = None
-                run.kinds.append("input.expired")
-            elif kind == "start":
-                run.kinds.append("run.queued")
-        if run.timers and run.state != "running":
-            run.state = "queued"
-        run.timers.clear()
+    def fired(self) -> None:
+        """Note that what was due took effect; of several timers of a run, sleeps are told of first."""
+        for run in self.runs.values():
+            due = [(kind != "sleep", key) for key, kind in run.timers.items() if key in run.due]
+            for _, key in sorted(due):
+                self._took_effect(run, key)
+            if due and run.state != "running":
+                run.state = "queued"
+            run.due.clear()
+
+    def _took_effect(self, run: ModelRun, key: str) -> None:
+        kind = run.timers.pop(key)
+        if kind == "sleep":
+            run.steps[key] = "done"
+            run.kinds.append("sleep.ended")
+        elif kind == "expiry":
+            run.steps[key] = "failed"
+            run.request_id = None
+            run.kinds.append("input.expired")
+        elif kind == "start":
+            run.kinds.append("run.queued")
 
     def rescued(self) -> None:
         """Note a rescue: what expired workers held is queued again, and they are gone."""

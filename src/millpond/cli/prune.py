@@ -114,13 +114,13 @@ async def _prune_org(
     from millpond.engine import retention
 
     while not dry_run:
-        async with database.duty("retention") as con:
+        async with database.duty("prune_keys") as con:
             before_s = await retention.lock(con) - older_than_s
             if await retention.prune_keys(con, before_s=before_s, org_id=org_id) == 0:
                 break
     count, cursor, has_more = 0, retention.FIRST, True
     while has_more:
-        async with database.duty("retention") as con:
+        async with database.duty("prune_runs") as con:
             page = await retention.prune_page(
                 con,
                 org_id,

@@ -248,9 +248,10 @@ async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> Rea
 async def back_off(
     database: EngineDatabase, lease: Lease, *, delay_s: float, error: Json, tries: int
 ) -> None:
-    """Let a run wait before its flow body is tried again."""
+    """Let a run wait before its flow body is tried again; one that shall stop goes on at once."""
     async with database.duty("retry") as con:
-        await hold(con, lease)
+        if await hold(con, lease):
+            delay_s = 0.0
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         await con.fetchval(_SQL["set_timer"], lease.org_id, lease.run_id, "", "retry", delay_s)
         data = orjson.dumps({"error": error, "tries": tries, "delay_s": round(delay_s, 3)}).decode()
