@@ -32,9 +32,18 @@ class Lease(NamedTuple):
     attempt: int
     token: uuid.UUID
 
+    @property
+    def is_of_step(self) -> bool:
+        """Whether the work item is a step of a run, and not the run itself."""
+        return self.item_id != self.run_id
+
 
 class Claimed(NamedTuple):
-    """A leased work item with what the executor needs to run it; `input` is JSON text."""
+    """A leased work item with what the executor needs to run it; `input` is JSON text.
+
+    A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for
+    a step that executes in another queue than its run.
+    """
 
     lease: Lease
     deaths: int
@@ -43,9 +52,11 @@ class Claimed(NamedTuple):
     flow: str
     version: int
     queue: str
-    input: str
+    input: str | None
     subject: str
     timeout_s: float | None
+    kind: str = "run"
+    step_key: str | None = None
 
 
 class Claimer:

@@ -16,6 +16,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from millpond.engine import waits
+from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches, Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, load, output_of
@@ -30,7 +31,9 @@ from millpond.engine.performing import (
     failure,
     raise_stray,
 )
-from millpond.engine.registry import Step
+from millpond.engine.registry import Step, meets
+from millpond.engine.remote import Sent, send
+from millpond.engine.step_context import StepContext, StepFacts, Teller, resource
 from millpond.errors import InvalidInput, Permanent
 from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import Json
@@ -51,33 +54,6 @@ class Decision(Generic[A]):
     is_expired: bool
 
 
-class StepContext:
-    """What a registered step gets as its first argument."""
-
-    def __init__(self, context: Context, key: str, name: str, try_number: int) -> None:
-        self._context = context
-        self._key = key
-        self._name = name
-        self.try_number = try_number
-        self.org_id = context.org_id
-        self.run_id = context.run_id
-        self.subject = context.subject
-
-    @property
-    def idempotency_key(self) -> str:
-        """The key to pass to whatever this step calls; the same for every try."""
-        return f"{self.org_id}:{self.run_id}:{self._key}"
-
-    def get(self, kind: type[R]) -> R:
-        """Return the worker's resource of a type; raises Permanent when it has none."""
-        return self._context.get(kind)
-
-    async def emit(self, name: str, data: Mapping[str, Json] | None = None) -> None:
-        """Store a progress event; a further try of the step may store it again."""
-        body = {**(data or {}), "name": name}
-        await self._context._performer.tell(self._key, self._name, "progress", body)
-
-
 class Context:
     """One attempt of a run, as its flow code sees it."""
 
@@ -91,13 +67,11 @@ class Context:
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
         self.subject = claimed.subject
+        self._queue = claimed.queue
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""
-        found = self._scope.resources.get(kind)
-        if not isinstance(found, kind):
-            raise Permanent(f"this worker has no {kind.__name__}", code="no_resource")
-        return found
+        return resource(self._scope.resources, kind)
 
     def idempotency_key(self, name: str) -> str:
         """Return a key of this run for what happens outside steps, such as a message's id."""
@@ -105,6 +79,9 @@ class Context:
 
     @overload
     async def step(self, step: Step[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    async def step(self, step: Step[..., R], /, *args: Any, queue: str, **kwargs: Any) -> R: ...
 
     @overload
     async def step(
@@ -118,23 +95,37 @@ class Context:
         output: Any = ...,
     ) -> R: ...
 
+    @overload
+    async def step(
+        self,
+        step: str,
+        function: Callable[..., R],
+        /,
+        *args: Any,
+        retry: Retry = ...,
+        timeout_s: float | None = ...,
+        output: Any = ...,
+    ) -> R: ...
+
     async def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a step once and record it, or return its record.
 
-        A registered step is called with a StepContext before `args`; a name is followed by an async
-        function, called with `args`. Raises StepFailed when its last try failed.
+        A registered step is called with a StepContext before `args`; a name is followed by a function,
+        called with `args`. With `queue`, or one of its own, a registered step executes there: its
+        arguments go as JSON. Raises StepFailed when its last try failed.
         """
         branch = self._branches.here()
+        elsewhere: str | None = None
         if isinstance(step, Step):
+            elsewhere = self._elsewhere(step, kwargs.pop("queue", None))
             key = branch.key(step.name)
             plan = Plan(step.name, key, step.retry, step.timeout_s, step.output)
 
             def call(try_number: int) -> Awaitable[Any]:
-                first = StepContext(self, key, step.name, try_number)
-                return step.function(first, *args, **kwargs)
+                return self._call(step, key, try_number, args, kwargs)
 
         else:
-            function, rest = args[0], args[1:]
+            function, rest = _unregistered(step, args, kwargs)
             key = branch.key(step)
             plan = Plan(
                 step,
@@ -145,15 +136,67 @@ class Context:
             )
 
             def call(try_number: int) -> Awaitable[Any]:
-                return function(*rest)  # type: ignore[no-any-return]
+                return self._scope.placing.call(function, rest, {}, keeps=self._keeps)
 
         recorded = self._lookup(key, "step")
         if recorded is not None:
             if recorded.state in ("done", "failed"):
                 return _replayed(plan.name, recorded, plan.output)
-            if not recorded.is_due:
+            if recorded.state == "waiting" or not recorded.is_due:
                 await self._branches.park(branch, key, is_human=False)
+        if elsewhere is not None:
+            await self._send(step, key, elsewhere, args, kwargs)
+            await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
+
+    def _elsewhere(self, step: Step[..., Any], queue: str | None) -> str | None:
+        """Return the queue in which others execute a step; None when this attempt does it itself."""
+        wanted = queue or step.queue or self._queue
+        if wanted != self._queue or not meets(self._scope.labels, step.needs):
+            return wanted
+        return None
+
+    async def _send(
+        self, step: Step[..., Any], key: str, queue: str, args: tuple[Any, ...], kwargs: Any
+    ) -> None:
+        """Let another worker execute a step."""
+        sent = Sent(
+            step_key=key,
+            name=step.name,
+            queue=queue,
+            capability=step.capability,
+            arguments=arguments_of(step.name, step.function).written(args, kwargs),
+        )
+        await self._performer.persist(lambda: send(self._scope.database, self._lease, sent))
+        self._scope.hints.wake([queue])
+        self._scope.hints.changed([self.run_id])
+
+    def _call(
+        self, step: Step[..., Any], key: str, try_number: int, args: tuple[Any, ...], kwargs: Any
+    ) -> Awaitable[Any]:
+        """Call a registered step's function where it executes."""
+        facts = StepFacts(
+            org_id=self.org_id,
+            run_id=self.run_id,
+            subject=self.subject,
+            step_key=key,
+            try_number=try_number,
+        )
+        if step.place == "process":
+            return self._scope.placing.call_apart(step.function, facts, args, kwargs)
+        performer, name = self._performer, step.name
+        teller = Teller(
+            lambda body: performer.tell(key, name, body),
+            lambda body: performer.tell_soon(key, name, body),
+        )
+        first = StepContext(facts, resources=self._scope.resources, teller=teller)
+        if step.place == "loop":
+            return step.function(first, *args, **kwargs)
+        return self._scope.placing.call(step.function, (first, *args), kwargs, keeps=self._keeps)
+
+    def _keeps(self) -> bool:
+        """Whether the result of a thread counts that returned when its attempt was being ended."""
+        return self._branches.closed is not None
 
     async def parallel(self, *branches: Awaitable[Any]) -> tuple[Any, ...]:
         """Run coroutines side by side, each a branch, and return their results in order.
@@ -344,6 +387,20 @@ class Context:
                 advice="register the changed flow under a new version",
             )
         return recorded
+
+
+def _unregistered(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return function and arguments of a step that is not registered."""
+    if "queue" in kwargs:
+        raise InvalidInput(
+            f"step {name} cannot execute in another queue: only registered steps can",
+            param="queue",
+            code="step_not_registered",
+            advice="register its function with @step",
+        )
+    return args[0], args[1:]
 
 
 def _adapter(declared: Any, function: Callable[..., Any]) -> TypeAdapter[Any] | None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine import remote
 from millpond.engine.duties import Duty
 from millpond.engine.waits import Readied
 
@@ -35,6 +36,8 @@ async def see_to(con: Connection, ended: Sequence[Ended]) -> list[Readied]:
         await con.execute(_SQL["drop_waits"], *_columns(waiting))
     if holding := [one for one in ended if Duty.KEY in one.duties]:
         await con.execute(_SQL["free_keys"], *_columns(holding))
+    if senders := [one for one in ended if Duty.CHILDREN in one.duties]:
+        await remote.stop(con, *_columns(senders))
     return []
 
 

@@ -42,6 +42,20 @@ class Attempt:
     flow: Flow
     context: Context
 
+    @property
+    def capability(self) -> str:
+        """What its worker must have for it."""
+        return self.flow.capability
+
+    @property
+    def deadline(self) -> float | None:
+        """When the first of its running steps is over its time, on the loop's clock."""
+        return self.context.deadline
+
+    def unwind(self, reason: str) -> None:
+        """End its flow code from outside."""
+        self.context.unwind(reason)
+
 
 def prepare(
     claimed: Claimed, flows: Mapping[tuple[str, int], Flow], history: History, scope: Scope
@@ -89,7 +103,7 @@ async def _perform(attempt: Attempt) -> str:
         timer = asyncio.get_running_loop().call_later(limit_s, context.unwind, "timeout")
     try:
         try:
-            value = flow.input.validate_json(attempt.claimed.input)
+            value = flow.input.validate_json(attempt.claimed.input or "null")
         except ValidationError as error:
             raise InvalidInput(
                 f"the input does not fit: {_places(error)}", param="input"
@@ -133,7 +147,7 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str) -> list[Readied]
     if reason == "cancelled":
         return await _cancelled(attempt, scope)
     if reason == "drained":
-        return [await _persist(lambda: waits.release(scope.database, lease, reason="drain"))]
+        return await _persist(lambda: waits.release(scope.database, lease, reason="drain"))
     if reason == "timeout":
         limit = attempt.claimed.timeout_s or attempt.flow.timeout_s
         error = Permanent(f"the run took longer than {limit} s", code="timeout")

@@ -14,7 +14,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import waits
+from millpond.engine import remote, waits
 from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
 
@@ -51,14 +51,17 @@ class Maintenance:
             lost = await con.fetch(_SQL["orphaned"], _BATCH)
             if not lost:
                 return []
+            charges = now - self._hold_until > self._lease_s
+            steps = [row for row in lost if row["kind"] == "step"]
+            runs = [row for row in lost if row["kind"] == "run"]
+            readied = await remote.rescue(con, steps, is_death=charges)
             await con.execute(
                 _SQL["unlease"],
-                [row["org_id"] for row in lost],
-                [row["item_id"] for row in lost],
-                [row["token"] for row in lost],
+                [row["org_id"] for row in runs],
+                [row["item_id"] for row in runs],
+                [row["token"] for row in runs],
             )
-            charges = now - self._hold_until > self._lease_s
-            readied = await waits.ready(
+            readied += await waits.ready(
                 con,
                 [
                     Wake(
@@ -67,11 +70,14 @@ class Maintenance:
                         event=Fact("run.rescued", None, {"attempt": row["attempt"]}),
                         is_death=charges,
                     )
-                    for row in lost
+                    for row in runs
                 ],
             )
         _log.warning(
-            "runs.rescued", workers=[str(row["worker_id"]) for row in dead], runs=len(lost)
+            "runs.rescued",
+            workers=[str(row["worker_id"]) for row in dead],
+            runs=len(runs),
+            steps=len(steps),
         )
         return readied
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,10 @@ from millpond.engine.branches import Branch, Branches, Unwind
 from millpond.engine.claim import Lease
 from millpond.engine.commit import Committer, StepWrite
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
+from millpond.engine.placing import Placing
+from millpond.engine.settling import Settler
 from millpond.errors import LeaseLost, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
 from millpond.types import Json
@@ -56,7 +60,12 @@ class Scope:
 
     database: EngineDatabase
     committer: Committer
+    hints: Hints
+    settler: Settler
+    placing: Placing
+    worker_id: uuid.UUID
     resources: Mapping[type, object]
+    labels: Mapping[str, str] = field(default_factory=dict)
     under_way: deque[UnderWay] = field(default_factory=deque)
 
 
@@ -142,7 +151,10 @@ class Performer:
                 return await call(tries)
             branch.deadline = loop.time() + plan.timeout_s
             async with asyncio.timeout(plan.timeout_s) as limit:
-                return await call(tries)
+                value = await call(tries)
+            if limit.expired():  # a thread went on beyond it: what it returned does not count
+                raise TimeoutError
+            return value
         except (asyncio.CancelledError, SystemExit) as error:
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
@@ -225,18 +237,27 @@ class Performer:
             )
         )
 
-    async def tell(self, key: str, name: str, kind: str, data: Mapping[str, Json]) -> None:
-        """Store an event that belongs to a step under way."""
+    async def tell(self, key: str, name: str, body: str) -> None:
+        """Store a progress event of a step under way; `body` is JSON text."""
         if self._branches.closed is not None:
             raise Unwind(self._branches.closed)
-        write = StepWrite(
-            lease=self._lease,
-            step_key=key,
-            name=name,
-            event_kind=kind,
-            event_data=dump(None, data),
+        await self.own(self._tell(key, name, body))
+
+    def tell_soon(self, key: str, name: str, body: str) -> None:
+        """As `tell`, but nobody waits for it."""
+        if self._branches.closed is None:
+            self._tell(key, name, body)
+
+    def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
+        return self._committer.record(
+            StepWrite(
+                lease=self._lease,
+                step_key=key,
+                name=name,
+                event_kind="progress",
+                event_data=body,
+            )
         )
-        await self.own(self._committer.record(write))
 
     async def record(
         self,

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import TypeAdapter
 
+from millpond.engine.arguments import arguments_of
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
 
@@ -21,6 +32,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Effect = Literal["pure", "idempotent"]
+Place = Literal["loop", "thread", "process"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +41,7 @@ class Flow:
 
     `permission` is what starting it by API needs; None keeps the flow internal. `input` and `output`
     are adapters to and from JSON; `timeout_s` bounds the life of a run on the worker, per attempt.
+    `needs` are labels that a worker must have to run it.
     """
 
     name: str
@@ -41,6 +54,7 @@ class Flow:
     input: TypeAdapter[Any]
     output: TypeAdapter[Any]
     description: str
+    needs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def capability(self) -> str:
@@ -50,19 +64,53 @@ class Flow:
 
 @dataclass(frozen=True, kw_only=True)
 class Step(Generic[P, R]):
-    """A registered step function: it takes a `StepContext` first, JSON-able arguments after it."""
+    """A registered step function: it takes a `StepContext` first, JSON-able arguments after it.
+
+    `place` is where it executes; in a `queue` of its own, workers of that queue execute it; `needs` are
+    labels that a worker must have for it.
+    """
 
     name: str
-    function: Callable[..., Awaitable[R]]
+    function: Callable[..., Awaitable[R]] | Callable[..., R]
     retry: Retry
     timeout_s: float | None
     effect: Effect
     output: TypeAdapter[R]
+    place: Place = "loop"
+    queue: str | None = None
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def capability(self) -> str:
+        """What a worker must have to execute this for runs of other workers: `step:name`."""
+        return f"step:{self.name}"
+
+
+class Register(Protocol):
+    """A decorator that makes a step of an async function or of a plain one."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Step[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Step[P, R]: ...
 
 
 def capability(flow: str, version: int) -> str:
     """Name the ability to run one version of a flow."""
     return f"{flow}@{version}"
+
+
+def meets(labels: Mapping[str, str], needs: Mapping[str, str]) -> bool:
+    """Whether a worker with these labels has what is needed."""
+    return all(labels.get(name) == value for name, value in needs.items())
+
+
+def place_of(function: Callable[..., Any]) -> Place:
+    """Tell where a function executes that says nothing about it: plain ones in a thread."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object's own method is asked for
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+    return "loop" if is_async else "thread"
 
 
 @dataclass
@@ -106,12 +154,14 @@ def flow(
     permission: str | None = None,
     input: Any = None,
     output: Any = None,
+    needs: Mapping[str, str] | None = None,
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
     """Register an async function `(ctx, input)` as a flow.
 
     `retry` is for errors raised outside steps. `input` and `output` are types that pydantic knows;
-    left out, they are read from the function's annotations.
+    left out, they are read from the function's annotations. `needs` are labels, such as
+    `{"gpu": "true"}`, without which a worker does not run it.
     """
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
@@ -134,6 +184,7 @@ def flow(
             input=TypeAdapter(input if input is not None else hints.get(parameters[1], Any)),
             output=TypeAdapter(output if output is not None else hints.get("return", Any)),
             description=(function.__doc__ or "").strip(),
+            needs=dict(needs or {}),
         )
         registry.add_flow(made)
         return made
@@ -147,23 +198,59 @@ def step(
     retry: Retry = DEFAULT_RETRY,
     timeout_s: float | None = 300.0,
     effect: Effect = "idempotent",
+    runs_in: Place | None = None,
+    queue: str | None = None,
+    needs: Mapping[str, str] | None = None,
     registry: Registry = REGISTRY,
-) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Step[P, R]]:
-    """Register an async function `(step: StepContext, …)` as a step for any flow to use."""
+) -> Register:
+    """Register a function `(step: StepContext, …)` as a step for any flow to use.
 
-    def register(function: Callable[Concatenate[Any, P], Awaitable[R]]) -> Step[P, R]:
-        made: Step[P, R] = Step(
+    An async function executes on the worker's event loop, a plain one in a thread, or with
+    `runs_in="process"` in a child process. With a `queue` or `needs`, workers of that queue or with
+    these labels execute it, as a work item of its own.
+    """
+
+    def register(function: Callable[..., Any]) -> Step[Any, Any]:
+        _check_step(name, function, runs_in, queue or needs)
+        made: Step[Any, Any] = Step(
             name=name,
             function=function,
             retry=retry,
             timeout_s=timeout_s,
             effect=effect,
             output=TypeAdapter(_hints(function).get("return", Any)),
+            place=runs_in or place_of(function),
+            queue=queue,
+            needs=dict(needs or {}),
         )
         registry.add_step(made)
         return made
 
     return register
+
+
+def _check_step(
+    name: str, function: Callable[..., Any], runs_in: Place | None, is_sent: object
+) -> None:
+    """Raise InvalidInput where a function cannot execute as its registration says."""
+    if "queue" in inspect.signature(function).parameters:
+        raise InvalidInput(
+            f"step {name}: ctx.step takes `queue` for itself, so no parameter may have that name",
+            param="queue",
+        )
+    natural = place_of(function)
+    if runs_in is not None and (runs_in == "loop") != (natural == "loop"):
+        raise InvalidInput(
+            f"step {name}: async functions run in the loop, plain ones in a thread or a process",
+            param="runs_in",
+        )
+    if runs_in == "process" and "<" in getattr(function, "__qualname__", "<"):
+        raise InvalidInput(
+            f"step {name}: what runs in a process is defined at the top of a module",
+            param="runs_in",
+        )
+    if is_sent:
+        arguments_of(name, function)
 
 
 def _origin(function: Callable[..., Any]) -> tuple[str, str]:

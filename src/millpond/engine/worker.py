@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -20,16 +20,19 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import heartbeat, history, waits
-from millpond.engine.claim import Claimed, Claimer, Lease
+from millpond.engine import heartbeat, history, inputs, remote, waits
+from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
 from millpond.engine.executor import Attempt, execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.performing import announce
-from millpond.engine.registry import Flow
+from millpond.engine.placing import Placing
+from millpond.engine.registry import Flow, Step, meets
+from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
+from millpond.engine.step_executor import StepAttempt, execute_step
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, Transient
 
@@ -46,7 +49,10 @@ _STOP_S = 35.0  # above the time limit of the engine's statements
 
 
 class Worker:
-    """One worker process: its slots per queue, the flows that it has, the resources of its steps."""
+    """One worker process: its slots per queue, the flows and steps that it has, the resources of its steps.
+
+    It publishes all of its flows, and serves those flows and steps whose needs its `labels` meet.
+    """
 
     def __init__(
         self,
@@ -56,6 +62,8 @@ class Worker:
         listen_url: str,
         flows: Sequence[Flow],
         slots: Mapping[str, int],
+        steps: Iterable[Step[Any, Any]] = (),
+        labels: Mapping[str, str] | None = None,
         resources: Mapping[type, object] | None = None,
         lease_s: float = 6.0,
         drain_s: float = 20.0,
@@ -65,12 +73,15 @@ class Worker:
         self._engine_url = engine_url
         self._listen_url = listen_url
         self._flows = {(flow.name, flow.version): flow for flow in flows}
+        self._steps = {step.name: step for step in steps}
+        self._labels = dict(labels or {})
         self._slots = Slots(slots)
+        self._placing = Placing(threads=sum(slots.values()))
         self._resources = dict(resources or {})
         self._lease_s = lease_s
         self._drain_s = drain_s
         self._gather_s = gather_s
-        self._attempts: set[Attempt] = set()
+        self._attempts: set[Attempt | StepAttempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self._look = asyncio.Event()
@@ -88,6 +99,12 @@ class Worker:
             except Transient as error:
                 _log.warning("worker.database_away", error=error.code)
                 await asyncio.sleep(1.0)
+        self._placing.close()
+
+    def _capabilities(self) -> list[str]:
+        """Name what this worker can execute: flows, and steps of runs elsewhere."""
+        able: list[Flow | Step[Any, Any]] = [*self._flows.values(), *self._steps.values()]
+        return [one.capability for one in able if meets(self._labels, one.needs)]
 
     async def _publish(self) -> None:
         """Tell the API which flows can be run."""
@@ -103,6 +120,7 @@ class Worker:
                     orjson.dumps(flow.input.json_schema()).decode(),
                     orjson.dumps(flow.output.json_schema(mode="serialization")).decode(),
                     flow.timeout_s,
+                    orjson.dumps(dict(flow.needs)).decode(),
                 )
 
     async def _session(self, stop: asyncio.Event) -> None:
@@ -115,8 +133,9 @@ class Worker:
                 socket.gethostname(),
                 os.getpid(),
                 orjson.dumps(self._slots.total).decode(),
-                [flow.capability for flow in self._flows.values()],
+                self._capabilities(),
                 self._lease_s,
+                orjson.dumps(self._labels).decode(),
             )
         pulse = heartbeat.Pulse.make()
         beat = await heartbeat.start(
@@ -132,7 +151,17 @@ class Worker:
         committer.start()
         listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
         await listener.start()
-        scope = Scope(database=self._database, committer=committer, resources=self._resources)
+        settler = Settler(self._database, hints)
+        scope = Scope(
+            database=self._database,
+            committer=committer,
+            hints=hints,
+            settler=settler,
+            placing=self._placing,
+            worker_id=self.worker_id,
+            resources=self._resources,
+            labels=self._labels,
+        )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         loops = [
             asyncio.create_task(self._claim_all(scope, hints), name="claim"),
@@ -156,6 +185,7 @@ class Worker:
                 if isinstance(ended, Exception):
                     _log.error("worker.loop_died", exc_info=ended)
             await listener.close()
+            await settler.close()
             await committer.close()
             await hints.close()
             await self._close_session(beat)
@@ -191,7 +221,7 @@ class Worker:
         claimer = Claimer(
             self._database,
             worker_id=self.worker_id,
-            capabilities=[flow.capability for flow in self._flows.values()],
+            capabilities=self._capabilities(),
             estimate_s=self._slots.estimate_s,
         )
         stopping = asyncio.create_task(self._stopping.wait())
@@ -203,8 +233,12 @@ class Worker:
             self._slots.expect()
             try:
                 claimed, has_more = await claimer.claim(free)
+                claimed = await inputs.complete(self._database, claimed)
+                steps = [one.lease for one in claimed if one.lease.is_of_step]
+                orders = await remote.orders(self._database, steps)
+                again = [one.lease for one in claimed if one.lease.attempt > 1]
                 histories = await history.load(
-                    self._database, [one.lease for one in claimed if one.lease.attempt > 1]
+                    self._database, [lease for lease in again if not lease.is_of_step]
                 )
             except LeaseLost:
                 self._lost.set()
@@ -215,7 +249,12 @@ class Worker:
                 await asyncio.sleep(0.5)
                 continue
             for one in claimed:
-                self._start(one, histories.get(one.lease, {}), scope, hints)
+                if one.lease.is_of_step:
+                    order = orders.get(one.lease)
+                    self._start(StepAttempt(one, self._steps, order), scope, hints)
+                else:
+                    recorded = histories.get(one.lease, {})
+                    self._start(prepare(one, self._flows, recorded, scope), scope, hints)
             self._slots.note_claim(free, claimed)
             if not has_more:
                 await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
@@ -231,28 +270,28 @@ class Worker:
         for lease in unknown & suspects:
             _log.warning("lease.handed_back", run_id=str(lease.run_id))
             with contextlib.suppress(LeaseLost):
-                readied = await waits.release(self._database, lease, reason="no attempt")
-                self._hint(hints, [readied])
+                give_back = remote.release if lease.is_of_step else waits.release
+                self._hint(hints, await give_back(self._database, lease, reason="no attempt"))
         return unknown - suspects
 
-    def _start(
-        self, claimed: Claimed, recorded: history.History, scope: Scope, hints: Hints
-    ) -> None:
-        attempt = prepare(claimed, self._flows, recorded, scope)
+    def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         self._attempts.add(attempt)
-        self._slots.take(claimed.queue)
+        self._slots.take(attempt.claimed.queue)
         task = asyncio.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _execute(self, attempt: Attempt, scope: Scope, hints: Hints) -> None:
+    async def _execute(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         began = time.monotonic()
-        claimed = attempt.claimed
         try:
-            self._hint(hints, await execute(attempt, scope))
+            if isinstance(attempt, StepAttempt):
+                self._hint(hints, await execute_step(attempt, scope))
+            else:
+                self._hint(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
-            self._slots.give(claimed.queue, attempt.flow.capability, time.monotonic() - began)
+            took_s = time.monotonic() - began
+            self._slots.give(attempt.claimed.queue, attempt.capability, took_s)
 
     def _hint(self, hints: Hints, readied: Sequence[Readied]) -> None:
         if readied:
@@ -272,7 +311,7 @@ class Worker:
     def _unwind(self, lease: Lease, reason: str) -> None:
         for attempt in list(self._attempts):
             if attempt.claimed.lease == lease:
-                attempt.context.unwind(reason)
+                attempt.unwind(reason)
 
     # Chores
 
@@ -302,7 +341,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         while beat.returncode is None:
             announce(scope.under_way, loop.time())
-            deadlines = [attempt.context.deadline for attempt in self._attempts]
+            deadlines = [attempt.deadline for attempt in self._attempts]
             first = min((one for one in deadlines if one is not None), default=None)
             pulse.write(time.monotonic(), first)
             await asyncio.sleep(_TICK_S)
@@ -330,10 +369,10 @@ class Worker:
                 self._lost.set()
                 return
             rows = await con.fetch(_SQL["cancel_requested"], self.worker_id)
-        asked = {(row["org_id"], row["run_id"]) for row in rows}
+        asked = {(row["org_id"], row["item_id"]) for row in rows}
         for attempt in list(self._attempts):
-            if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:
-                attempt.context.unwind("cancelled")
+            if (attempt.claimed.lease.org_id, attempt.claimed.lease.item_id) in asked:
+                attempt.unwind("cancelled")
 
     # Ending
 
@@ -348,13 +387,18 @@ class Worker:
         await self._unwind_all("drained")
 
     async def _unwind_all(self, reason: str) -> None:
+        """End all attempts. One whose thread goes on keeps its lease until that returns.
+
+        A lease that is lost need not be kept: then only its slot waits for the thread.
+        """
         for attempt in list(self._attempts):
-            attempt.context.unwind(reason)
+            attempt.unwind(reason)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_UNWIND_S if reason == "lost" else None)
 
 
 async def _first(*starts: Awaitable[object], also: Sequence[asyncio.Task[Any]] = ()) -> None:

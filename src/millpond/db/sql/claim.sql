@@ -56,6 +56,7 @@ left join lateral (
 
 -- name: take
 -- Moves picked ready rows to leases; a row whose item is locked or changed is left, only rows returned are executed.
+-- Steps in other queues tell of their start themselves: the live row of their run is not to be locked here.
 with free as materialized (
   select p.org_id, p.lane_id, p.rank, p.item_id
   from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::uuid[]) as p(org_id, lane_id, rank, item_id)
@@ -74,7 +75,8 @@ taken as (
   update item i set state = 'running', token = $6, attempt = i.attempt + 1, event_no = i.event_no + 1,
                     started_at = coalesce(i.started_at, clock_timestamp())
   from gone g where i.org_id = g.org_id and i.item_id = g.item_id
-  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.attempt, i.event_no, i.deaths, i.tries, i.cancel_requested
+  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.attempt, i.event_no, i.deaths, i.tries, i.cancel_requested,
+            i.kind, i.queue, i.step_key
 ),
 leases as (
   insert into lease (org_id, item_id, run_id, lane_id, queue, keys, worker_id, attempt, token)
@@ -85,10 +87,11 @@ events as (
   insert into event (org_id, run_id, event_no, kind, data)
   select org_id, run_id, event_no, case when attempt = 1 then 'run.started' else 'run.resumed' end,
          json_build_object('attempt', attempt)
-  from taken
+  from taken where kind = 'run'
 )
 select t.org_id, t.item_id, t.run_id, t.attempt, $6::uuid, t.deaths, t.tries, t.cancel_requested,
-       r.flow, r.version, r.queue, r.input, r.subject, r.timeout_s
+       r.flow, r.version, coalesce(t.queue, r.queue), case when t.kind = 'run' then r.input end, r.subject, r.timeout_s,
+       t.kind, t.step_key
 from taken t join run r on r.org_id = t.org_id and r.run_id = t.run_id;
 
 -- name: settle
