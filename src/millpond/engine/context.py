@@ -192,7 +192,7 @@ class Context:
         first = StepContext(facts, resources=self._scope.resources, teller=teller)
         if step.place == "loop":
             return step.function(first, *args, **kwargs)
-        return self._scope.placing.call(step.function, (first, *args), kwargs, keeps=self._keeps)
+        return self._scope.placing.call_step(step, first, args, kwargs, keeps=self._keeps)
 
     def _keeps(self) -> bool:
         """Whether the result of a thread counts that returned when its attempt was being ended."""

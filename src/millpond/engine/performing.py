@@ -243,10 +243,9 @@ class Performer:
             raise Unwind(self._branches.closed)
         await self.own(self._tell(key, name, body))
 
-    def tell_soon(self, key: str, name: str, body: str) -> None:
-        """As `tell`, but nobody waits for it."""
-        if self._branches.closed is None:
-            self._tell(key, name, body)
+    def tell_soon(self, key: str, name: str, body: str) -> asyncio.Future[None] | None:
+        """As `tell`, without waiting for it; gives None once the attempt was ended."""
+        return self._tell(key, name, body) if self._branches.closed is None else None
 
     def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
         return self._committer.record(

@@ -20,7 +20,7 @@ from typing import Any
 
 from anyio import BrokenWorkerProcess, CapacityLimiter, to_process
 
-from millpond.engine.registry import place_of
+from millpond.engine.registry import Step, place_of
 from millpond.engine.step_context import StepContext, StepFacts
 from millpond.errors import MillpondError, Permanent, Transient
 
@@ -54,6 +54,20 @@ class Placing:
         value = await self._in_thread(lambda: function(*args, **kwargs), keeps)
         # A plain function may hand out an awaitable, as one that only wraps an async function does.
         return await value if inspect.isawaitable(value) else value
+
+    async def call_step(
+        self,
+        step: Step[..., Any],
+        first: StepContext,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        *,
+        keeps: Callable[[], bool],
+    ) -> Any:
+        """As `call`, of a registered step; what it told of is stored before this returns."""
+        value = await self.call(step.function, (first, *args), kwargs, keeps=keeps)
+        await first.told()
+        return value
 
     async def call_apart(
         self,

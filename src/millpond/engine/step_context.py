@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -32,10 +33,13 @@ class StepFacts:
 
 @dataclass(frozen=True, slots=True)
 class Teller:
-    """How a step's progress is stored, as JSON text: with and without waiting for it."""
+    """How a step's progress is stored, as JSON text: with and without waiting for it.
+
+    `tell_soon` gives the write, or None once nothing more is stored.
+    """
 
     tell: Callable[[str], Awaitable[None]]
-    tell_soon: Callable[[str], None]
+    tell_soon: Callable[[str], asyncio.Future[None] | None]
 
 
 class StepContext:
@@ -52,6 +56,8 @@ class StepContext:
         self._resources = resources
         self._teller = teller
         self._loop = None if teller is None else asyncio.get_running_loop()
+        self._untold: deque[str] = deque()
+        self._telling: asyncio.Future[None] | None = None
         self.try_number = facts.try_number
         self.org_id = facts.org_id
         self.run_id = facts.run_id
@@ -78,9 +84,25 @@ class StepContext:
 
     def emit_soon(self, name: str, data: Mapping[str, Json] | None = None) -> None:
         """Store a progress event without waiting for it; for functions that run in a thread."""
-        teller, text = self._told(), _body(name, data)
+        self._told()
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(teller.tell_soon, text)
+        self._loop.call_soon_threadsafe(self._tell_later, _body(name, data))
+
+    async def told(self) -> None:
+        """Wait until everything is stored that was emitted so far; for the engine."""
+        while self._telling is not None:
+            await asyncio.wait({self._telling})
+
+    def _tell_later(self, text: str) -> None:
+        self._untold.append(text)
+        if self._telling is None:
+            self._tell_next()
+
+    def _tell_next(self, _: object = None) -> None:
+        """Store one after the other, so that they keep their order."""
+        self._telling = self._told().tell_soon(self._untold.popleft()) if self._untold else None
+        if self._telling is not None:
+            self._telling.add_done_callback(self._tell_next)
 
     def _told(self) -> Teller:
         if self._teller is None:

@@ -198,11 +198,8 @@ class _Performance:
             return await self._scope.placing.call_apart(step.function, facts, args, kwargs)
         teller = Teller(self._tell, self._tell_soon)
         first = StepContext(facts, resources=self._scope.resources, teller=teller)
-        return await self._scope.placing.call(
-            step.function,
-            (first, *args),
-            kwargs,
-            keeps=lambda: self._attempt.closed is not None,
+        return await self._scope.placing.call_step(
+            step, first, args, kwargs, keeps=lambda: self._attempt.closed is not None
         )
 
     def _done(self, one: _Try, text: str, took_s: float) -> asyncio.Future[None]:
@@ -248,9 +245,12 @@ class _Performance:
         self._attempt.check()
         await self._own(self._record("progress", body))
 
-    def _tell_soon(self, body: str) -> None:
-        if self._attempt.closed is None:
-            self._forget(self._record("progress", body))
+    def _tell_soon(self, body: str) -> asyncio.Future[None] | None:
+        if self._attempt.closed is not None:
+            return None
+        write = self._record("progress", body)
+        self._forget(write)
+        return write
 
     def _forget(self, write: asyncio.Future[None]) -> None:
         """Wait for no write, but stop what nobody asks for any more when its lease is gone."""
