@@ -119,6 +119,7 @@ class Front:
                 orjson.dumps({} if schema is None else schema).decode(),
                 None,
                 timeout_s,
+                "{}",
             )
 
     def flow(self, function: Callable[..., Any], **options: Any) -> Flow:
@@ -139,6 +140,7 @@ class Front:
             engine_url=self.urls.engine,
             listen_url=self.urls.engine,
             flows=list(self.registry.flows.values()),
+            steps=list(self.registry.steps.values()),
             slots=slots or {"default": 10},
             resources=resources,
             lease_s=2.0,

@@ -98,6 +98,9 @@ class Run(BaseModel):
     finished_at: datetime | None
     labels: dict[str, str]
     cancel_requested: bool
+    truncated: list[Literal["input", "output"]] = Field(
+        description="What is null here for its size, in lists above 2 KiB; the run itself shows it."
+    )
 
 
 class Step(BaseModel):
@@ -110,8 +113,9 @@ class Step(BaseModel):
     output: Any
     error: dict[str, Any] | None
     tries: int
-    started_at: datetime
+    started_at: datetime = Field(description="When it began, or was queued in another queue.")
     finished_at: datetime | None
+    queue: str | None = Field(description="The other queue in which it waits or is executed now.")
 
 
 class InputRequest(BaseModel):
@@ -169,6 +173,7 @@ class FlowOut(BaseModel):
     input_schema: Any
     output_schema: Any
     timeout_s: float | None
+    needs: dict[str, str] = Field(description="Labels that a worker must have to run it.")
     published_at: datetime
 
 

@@ -35,6 +35,7 @@ def run_json(run: RunView) -> dict[str, Any]:
         "finished_at": run.finished_at,
         "labels": raw(run.labels),
         "cancel_requested": run.cancel_requested,
+        "truncated": run.truncated,
     }
 
 
@@ -60,6 +61,7 @@ def _step_json(step: StepView) -> dict[str, Any]:
         "tries": step.tries,
         "started_at": step.started_at,
         "finished_at": step.finished_at,
+        "queue": step.queue,
     }
 
 
@@ -114,6 +116,7 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "input_schema": flow.input_schema,
         "output_schema": flow.output_schema,
         "timeout_s": flow.timeout_s,
+        "needs": flow.needs,
         "published_at": flow.published_at,
     }
 
