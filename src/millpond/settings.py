@@ -55,6 +55,10 @@ class Settings(BaseSettings):
         "default:100,llm:20,sql:10,index:4,support:20",
         description="Queues that a worker serves, with their slots: `name:slots,…`.",
     )
+    labels: str = Field(
+        "",
+        description="What a worker has that flows and steps may need: `name=value,…`, such as `gpu=true`.",
+    )
     lease_s: float = Field(6.0, description="How long a silent worker keeps its leases.", gt=1)
     drain_s: float = Field(20.0, description="How long SIGTERM lets runs finish.", ge=0)
     secret_key: SecretStr | None = Field(

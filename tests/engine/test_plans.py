@@ -29,10 +29,31 @@ HOT = {
     ("waits", "lock_items"),
     ("waits", "take_timers"),
     ("events", "append"),
+    ("remote", "hold_run"),
+    ("remote", "send"),
+    ("remote", "orders"),
+    ("remote", "hold"),
+    ("remote", "lock_runs"),
+    ("remote", "settle"),
+    ("remote", "stop"),
+    ("payloads", "keep"),
+    ("payloads", "read"),
 }
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}
-TABLES = {"run", "item", "ready", "lease", "lane", "share", "step", "event", "timer", "arrival"}
+TABLES = {
+    "run",
+    "item",
+    "ready",
+    "lease",
+    "lane",
+    "share",
+    "step",
+    "event",
+    "timer",
+    "arrival",
+    "payload",
+}
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:

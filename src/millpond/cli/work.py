@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from millpond.cli.options import DataDir, Flows
+from millpond.cli.options import DataDir, Flows, WorkerLabels, joined_labels
 from millpond.cli.serve import ParentFd
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def worker(
         str | None,
         typer.Option(help="Queues with their slots: name:slots,… (MILLPOND_QUEUES)."),
     ] = None,
+    label: WorkerLabels = None,
     data_dir: DataDir = None,
     parent_fd: ParentFd = None,
 ) -> None:
@@ -37,22 +38,26 @@ def worker(
     from millpond.cli.loop import run_loop
     from millpond.cli.signals import end_with_parent
 
-    settings = read_settings(flows=flows, queues=queues, data_dir=data_dir)
+    settings = read_settings(
+        flows=flows, queues=queues, labels=joined_labels(label), data_dir=data_dir
+    )
     configure_logging(settings.log_level, process="worker")
     end_with_parent(parent_fd, grace_s=settings.drain_s + _CLOSE_S)
     run_loop(_work(settings))
 
 
 async def _work(settings: Settings) -> None:
-    from millpond.cli.config import queue_slots
+    from millpond.cli.config import queue_slots, worker_labels
     from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
     from millpond.cli.signals import stop_event
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database, EngineDatabase
+    from millpond.engine.registry import REGISTRY
     from millpond.engine.worker import Worker
 
-    slots, databases = queue_slots(settings), find_databases(settings)
+    slots, labels = queue_slots(settings), worker_labels(settings)
+    databases = find_databases(settings)
     engine_url = databases.need_engine()
     async with contextlib.AsyncExitStack() as stack:
         stop = stack.enter_context(stop_event())
@@ -68,6 +73,8 @@ async def _work(settings: Settings) -> None:
             listen_url=databases.engine_listen,
             flows=flows,
             slots=slots,
+            steps=REGISTRY.steps.values(),
+            labels=labels,
             resources=open_step_resources(settings, app, stack),
             lease_s=settings.lease_s,
             drain_s=settings.drain_s,

@@ -133,8 +133,11 @@ delete from lease l using i where l.org_id = i.org_id and l.item_id = i.item_id;
 with mine as materialized (
   select i.org_id, i.item_id, i.state, i.lane_id, i.rank
   from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-  join item i on i.org_id = u.org_id and i.run_id = u.run_id and i.kind = 'step'
-  for update of i skip locked
+  cross join lateral (
+    select i.org_id, i.item_id, i.state, i.lane_id, i.rank from item i
+    where i.org_id = u.org_id and i.run_id = u.run_id and i.kind = 'step'
+    for update skip locked
+  ) i
 ),
 asked as (
   update item i set cancel_requested = true from mine m
