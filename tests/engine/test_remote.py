@@ -419,3 +419,37 @@ async def test_sending_twice_after_a_lost_answer_queues_one_work_item(pond: Pond
     await remote.send(pond.engine_db, run, sent)
     assert await pond.count("item", "kind = 'step'") == 1
     assert (await pond.kinds(run.run_id)).count("step.queued") == 1
+
+
+async def test_a_step_that_also_kills_the_process_that_has_it_alone_fails_in_its_run(
+    pond: Pond,
+) -> None:
+    claimed = await _claimed_step(pond)
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("update item set deaths = 2 where kind = 'step'")
+        await con.execute("delete from worker")
+        lost = await con.fetch(queries("maintenance")["orphaned"], 10)
+        readied = await remote.rescue(con, lost, is_death=True)
+    assert [one.run_id for one in readied] == [claimed.lease.run_id]
+    assert await pond.count("item", "kind = 'step'") == await pond.count("lease") == 0
+    async with pond.worker({"default": 1}):
+        row = await pond.ended(claimed.lease.run_id)
+    assert row["outcome"] == "failed"
+    assert row["error"]["code"] == "poison"
+
+
+async def test_rescue_waits_for_no_run_that_somebody_holds(pond: Pond) -> None:
+    claimed = await _claimed_step(pond)
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("delete from worker")
+    async with pond.db.org(pond.org_id) as held:
+        await held.execute("select from item where item_id = $1 for update", claimed.lease.run_id)
+        async with pond.engine_db.duty("test") as con:
+            lost = await con.fetch(queries("maintenance")["orphaned"], 10)
+            assert await remote.rescue(con, lost, is_death=False) == []
+    assert await pond.count("lease") == 1
+    async with pond.engine_db.duty("test") as con:
+        lost = await con.fetch(queries("maintenance")["orphaned"], 10)
+        assert [one.queue for one in await remote.rescue(con, lost, is_death=False)] == ["sql"]
+    assert await pond.count("lease") == 0
+    assert (await pond.kinds(claimed.lease.run_id))[-1] == "step.rescued"

@@ -39,6 +39,7 @@ ENGINE = [
     "step_executor",
     "executor",
     "context",
+    "calling",
     "performing",
     "settling",
     "placing",

@@ -16,8 +16,8 @@ import orjson
 from pydantic import TypeAdapter
 
 from millpond.engine import waits
-from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches, Unwind
+from millpond.engine.calling import Caller, unregistered
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, load, output_of
 from millpond.engine.history import History, Recorded
@@ -31,9 +31,8 @@ from millpond.engine.performing import (
     failure,
     raise_stray,
 )
-from millpond.engine.registry import Step, meets
-from millpond.engine.remote import Sent, send
-from millpond.engine.step_context import StepContext, StepFacts, Teller, resource
+from millpond.engine.registry import Step
+from millpond.engine.step_context import StepContext, resource
 from millpond.errors import InvalidInput, Permanent
 from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import Json
@@ -63,11 +62,11 @@ class Context:
         self._scope = scope
         self._branches = Branches()
         self._performer = Performer(claimed.lease, scope, self._branches)
+        self._caller = Caller(claimed, scope, self._performer, self._branches)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
         self.subject = claimed.subject
-        self._queue = claimed.queue
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""
@@ -117,15 +116,15 @@ class Context:
         branch = self._branches.here()
         elsewhere: str | None = None
         if isinstance(step, Step):
-            elsewhere = self._elsewhere(step, kwargs.pop("queue", None))
+            elsewhere = self._caller.elsewhere(step, kwargs.pop("queue", None))
             key = branch.key(step.name)
             plan = Plan(step.name, key, step.retry, step.timeout_s, step.output)
 
             def call(try_number: int) -> Awaitable[Any]:
-                return self._call(step, key, try_number, args, kwargs)
+                return self._caller.call(step, key, try_number, args, kwargs)
 
         else:
-            function, rest = _unregistered(step, args, kwargs)
+            function, rest = unregistered(step, args, kwargs)
             key = branch.key(step)
             plan = Plan(
                 step,
@@ -136,7 +135,7 @@ class Context:
             )
 
             def call(try_number: int) -> Awaitable[Any]:
-                return self._scope.placing.call(function, rest, {}, keeps=self._keeps)
+                return self._caller.call_unregistered(function, rest)
 
         recorded = self._lookup(key, "step")
         if recorded is not None:
@@ -145,58 +144,9 @@ class Context:
             if recorded.state == "waiting" or not recorded.is_due:
                 await self._branches.park(branch, key, is_human=False)
         if elsewhere is not None:
-            await self._send(step, key, elsewhere, args, kwargs)
+            await self._caller.send(step, key, elsewhere, args, kwargs)
             await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
-
-    def _elsewhere(self, step: Step[..., Any], queue: str | None) -> str | None:
-        """Return the queue in which others execute a step; None when this attempt does it itself."""
-        wanted = queue or step.queue or self._queue
-        if wanted != self._queue or not meets(self._scope.labels, step.needs):
-            return wanted
-        return None
-
-    async def _send(
-        self, step: Step[..., Any], key: str, queue: str, args: tuple[Any, ...], kwargs: Any
-    ) -> None:
-        """Let another worker execute a step."""
-        sent = Sent(
-            step_key=key,
-            name=step.name,
-            queue=queue,
-            capability=step.capability,
-            arguments=arguments_of(step.name, step.function).written(args, kwargs),
-        )
-        await self._performer.persist(lambda: send(self._scope.database, self._lease, sent))
-        self._scope.hints.wake([queue])
-        self._scope.hints.changed([self.run_id])
-
-    def _call(
-        self, step: Step[..., Any], key: str, try_number: int, args: tuple[Any, ...], kwargs: Any
-    ) -> Awaitable[Any]:
-        """Call a registered step's function where it executes."""
-        facts = StepFacts(
-            org_id=self.org_id,
-            run_id=self.run_id,
-            subject=self.subject,
-            step_key=key,
-            try_number=try_number,
-        )
-        if step.place == "process":
-            return self._scope.placing.call_apart(step.function, facts, args, kwargs)
-        performer, name = self._performer, step.name
-        teller = Teller(
-            lambda body: performer.tell(key, name, body),
-            lambda body: performer.tell_soon(key, name, body),
-        )
-        first = StepContext(facts, resources=self._scope.resources, teller=teller)
-        if step.place == "loop":
-            return step.function(first, *args, **kwargs)
-        return self._scope.placing.call_step(step, first, args, kwargs, keeps=self._keeps)
-
-    def _keeps(self) -> bool:
-        """Whether the result of a thread counts that returned when its attempt was being ended."""
-        return self._branches.closed is not None
 
     async def parallel(self, *branches: Awaitable[Any]) -> tuple[Any, ...]:
         """Run coroutines side by side, each a branch, and return their results in order.
@@ -387,20 +337,6 @@ class Context:
                 advice="register the changed flow under a new version",
             )
         return recorded
-
-
-def _unregistered(
-    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return function and arguments of a step that is not registered."""
-    if "queue" in kwargs:
-        raise InvalidInput(
-            f"step {name} cannot execute in another queue: only registered steps can",
-            param="queue",
-            code="step_not_registered",
-            advice="register its function with @step",
-        )
-    return args[0], args[1:]
 
 
 def _adapter(declared: Any, function: Callable[..., Any]) -> TypeAdapter[Any] | None:

@@ -20,7 +20,7 @@ from millpond.engine import payloads
 from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
-from millpond.engine.lanes import RESUME_LEAD_US, RESUMED, lane_id, offset_us
+from millpond.engine.lanes import RESUME_LEAD_US, RESUMED, SUSPECT_DEATHS, lane_id, offset_us
 from millpond.engine.payloads import Payload
 from millpond.engine.waits import Readied, Wake, ready
 from millpond.errors import LeaseLost
@@ -229,10 +229,41 @@ async def rescue(con: Connection, lost: Sequence[Record], *, is_death: bool) -> 
     free = {tuple(row) for row in await con.fetch(_SQL["lock_free_runs"], *columns)}
     live = {tuple(row) for row in await con.fetch(_SQL["live_runs"], *columns)}
     await _drop(con, [lease for lease in leases if _run_of(lease) not in live])
-    back = [lease for lease in leases if _run_of(lease) in free]
+    deadly = {row["token"] for row in lost if is_death and row["deaths"] >= SUSPECT_DEATHS}
+    mine = [lease for lease in leases if _run_of(lease) in free]
+    poisoned = await _fail_poisoned(con, [lease for lease in mine if lease.token in deadly])
+    back = [lease for lease in mine if lease.token not in deadly]
     for lease in back:
         await con.execute(_WAITS["unlease"], lease.org_id, lease.item_id, lease.token)
-    return await _ready_again(con, back, "step.rescued", {}, is_death=is_death)
+    return poisoned + await _ready_again(con, back, "step.rescued", {}, is_death=is_death)
+
+
+async def _fail_poisoned(con: Connection, leases: Sequence[Lease]) -> list[Readied]:
+    """Fail steps that also took down the process that had them alone; their runs go on with that."""
+    if not leases:
+        return []
+    writes = []
+    for lease, place in zip(leases, await _places(con, leases), strict=True):
+        error = {
+            "class": "Poison",
+            "code": "poison",
+            "message": "its worker died each time, the last time with this step alone in the process",
+            "step": place["name"],
+        }
+        data = {"name": place["name"], "queue": place["queue"], "tries": place["tries"]}
+        writes.append(
+            RemoteWrite(
+                lease=lease,
+                step_key=place["step_key"],
+                state="failed",
+                error=orjson.dumps(error).decode(),
+                tries=place["tries"],
+                event_kind="step.failed",
+                event_data=orjson.dumps({**data, "error": error}).decode(),
+            )
+        )
+    _, readied = await settle(con, writes)
+    return readied
 
 
 async def _ready_again(
@@ -244,17 +275,23 @@ async def _ready_again(
     is_death: bool = False,
 ) -> list[Readied]:
     """Queue steps again, telling of it on their runs, whose live rows are locked."""
-    org_ids, item_ids, _ = _columns(leases)
-    rows = await con.fetch(_SQL["places"], org_ids, item_ids)
-    places = {(row["org_id"], row["item_id"]): row for row in rows}
-    for lease in leases:
-        row = places[lease.org_id, lease.item_id]
+    if not leases:
+        return []
+    for lease, row in zip(leases, await _places(con, leases), strict=True):
         facts = {"name": row["name"], "queue": row["queue"], "attempt": lease.attempt, **data}
         await append(con, lease.org_id, lease.run_id, [Fact(kind, row["step_key"], facts)])
     return await ready(
         con,
         [Wake(org_id=one.org_id, run_id=one.item_id, is_death=is_death) for one in leases],
     )
+
+
+async def _places(con: Connection, leases: Sequence[Lease]) -> list[Record]:
+    """Read which steps are under leases, in their order."""
+    org_ids, item_ids, _ = _columns(leases)
+    rows = await con.fetch(_SQL["places"], org_ids, item_ids)
+    places = {(row["org_id"], row["item_id"]): row for row in rows}
+    return [places[lease.org_id, lease.item_id] for lease in leases]
 
 
 async def _lock_runs(con: Connection, leases: Sequence[Lease]) -> dict[tuple[int, uuid.UUID], str]:

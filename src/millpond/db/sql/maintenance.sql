@@ -53,10 +53,10 @@ returning worker_id, host, pid;
 
 -- name: orphaned
 -- Locks the live rows under leases that no worker's session stands behind.
-select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id, i.kind
+select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id, i.kind, i.deaths
 from lease l
 cross join lateral (
-  select i.kind from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked
+  select i.kind, i.deaths from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked
 ) i
 where not exists (select from worker w where w.worker_id = l.worker_id)
 limit $1;

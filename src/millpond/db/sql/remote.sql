@@ -70,8 +70,8 @@ select u.org_id, u.run_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, run
 join item i on i.org_id = u.org_id and i.item_id = u.run_id;
 
 -- name: places
--- Reads which steps work items are, and in which queue.
-select i.org_id, i.item_id, i.step_key, i.queue, s.name
+-- Reads which steps work items are, in which queue, and how often they were tried.
+select i.org_id, i.item_id, i.step_key, i.queue, i.tries, s.name
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
 join item i on i.org_id = u.org_id and i.item_id = u.item_id
 join step s on s.org_id = i.org_id and s.run_id = i.run_id and s.step_key = i.step_key;
