@@ -380,6 +380,7 @@ async def _serve(front: Front, capability: str) -> None:
             orjson.dumps({"default": 1}).decode(),
             [capability],
             600.0,
+            "",
         )
 
 

@@ -359,7 +359,8 @@ async def test_a_blocked_run_shows_what_blocks_it(pond: Pond) -> None:
 
 async def test_explaining_waits_for_no_lock(pond: Pond) -> None:
     run_id = await pond.submit("idle")
-    async with pond.engine_db.duty("claim", first=queries("claim")["lock"]) as con:
+    async with pond.engine_db.duty("claim") as con:
+        await con.execute("select pg_advisory_xact_lock(7741001)")
         await con.execute("select from item where item_id = $1 for update", run_id)
         async with asyncio.timeout(5):
             assert (await only(pond, run_id)).kind == "no_worker"

@@ -214,21 +214,16 @@ class EngineDatabase(_Pool):
         return cls(pool, probe)
 
     @asynccontextmanager
-    async def duty(
-        self, name: str, *, durable: bool = True, first: str = ""
-    ) -> AsyncIterator[Connection]:
+    async def duty(self, name: str, *, durable: bool = True) -> AsyncIterator[Connection]:
         """Open a transaction for the engine duty `name` (a word: claim, commit, rescue …).
 
-        `durable=False` lets the commit return before it is on disk; `first` is a statement sent with
-        the begin, in the same message.
+        `durable=False` lets the commit return before it is on disk.
         """
         if not name.isidentifier():
             raise ValueError(f"a duty is one word, not {name!r}")
         begin = f"begin; set local millpond.duty = '{name}'"
         if not durable:
             begin += "; set local synchronous_commit = off"
-        if first:
-            begin += f"; {first}"
         async with self._transaction(begin, name, is_engine=True) as con:
             yield con
 
