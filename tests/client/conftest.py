@@ -1,0 +1,21 @@
+"""The SDK's clients beside a real server: the fixtures of the API's tests, and a caller."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from tests.api.conftest import Front, embedder, front
+
+from millpond.client import AsyncClient, Patience
+
+__all__ = ["embedder", "front"]
+
+QUICK = Patience(max_tries=4, base_s=0.01, cap_s=0.02)
+
+
+@pytest.fixture
+async def pond(front: Front) -> AsyncIterator[AsyncClient]:
+    """The async client of a caller with all permissions."""
+    async with AsyncClient(front.url, token=front.token(), patience=QUICK) as client:
+        yield client
