@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from tests.api.conftest import Front, embedder, front
@@ -19,3 +20,9 @@ async def pond(front: Front) -> AsyncIterator[AsyncClient]:
     """The async client of a caller with all permissions."""
     async with AsyncClient(front.url, token=front.token(), patience=QUICK) as client:
         yield client
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """Return the repository's folder."""
+    return Path(__file__).parents[2]
