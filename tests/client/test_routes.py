@@ -9,6 +9,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -90,8 +91,6 @@ def _value(name: str, annotation: str) -> Any:
     if name in ("runs", "events"):
         return [{"flow": "f", "name": "n"}]
     if annotation.startswith("datetime"):
-        from datetime import UTC, datetime
-
         return datetime(2026, 1, 1, tzinfo=UTC)
     return {"bytes": b"x"}.get(annotation, ID)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
+from functools import cache
 from typing import Any, Final, Generic, Literal, TypeVar
 from urllib.parse import quote
 
@@ -54,6 +55,7 @@ class Call(Generic[T]):
         return self.method == "GET" or self.idempotency_key is not None or self.is_same_twice
 
 
+@cache
 def reader(kind: Any) -> Callable[[Any], Any]:
     """Return what validates decoded JSON as a type."""
     return TypeAdapter(kind).validate_python

@@ -88,11 +88,16 @@ class Worker(Answer):
 
 
 class WhyReason(Answer):
-    """One reason; its further members depend on its kind and are attributes too."""
+    """One reason; `facts` depend on its kind."""
 
     kind: str
     text: str
     reasons: list[WhyReason] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The further members, as docs/http.md lists them by kind."""
+        return dict(self.model_extra or {})
 
 
 class Why(Answer):

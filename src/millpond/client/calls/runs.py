@@ -18,6 +18,7 @@ from millpond.client.call import (
     path_of,
     post,
     post_once,
+    reader,
     set_of,
     time_text,
 )
@@ -144,7 +145,7 @@ def cancel_run(run_id: Id, reason: str = "", *, skip_endings: bool = False) -> C
     return Call(
         method="POST",
         path=path_of("runs", run_id, "cancel"),
-        read=get(path_of("runs", run_id), RunData).read,
+        read=reader(RunData),
         body={"reason": reason, "skip_endings": skip_endings},
         is_same_twice=True,
     )
