@@ -26,12 +26,14 @@ class Answer(BaseModel):
 
 
 class Step(Answer):
-    """A recorded step of a run."""
+    """A recorded step of a run; `queue` is the other one in which it waits or is executed now."""
 
     key: str
     name: str
     kind: str
     state: str
+    queue: str | None = None
+    needs: dict[str, str] = Field(default_factory=dict)
     output: Any = None
     error: dict[str, Any] | None = None
     tries: int = 1
@@ -62,6 +64,7 @@ class InputRequest(Answer):
 class RunData(Answer):
     """A run as the server told of it last; lists and starts tell less of it than `get`.
 
+    `truncated` names what is None for its size in a list.
     `is_new` is told by what starts runs: False for a live run with the same `dedup_key` that was joined.
     """
 
@@ -73,6 +76,7 @@ class RunData(Answer):
     priority: int = 0
     input: Any = None
     output: Any = None
+    truncated: list[str] = Field(default_factory=list)
     error: dict[str, Any] | None = None
     subject: str | None = None
     attempts: int = 0
