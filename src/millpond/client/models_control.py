@@ -41,6 +41,7 @@ class Flow(Answer):
     version: int
     versions: list[int] = Field(default_factory=list)
     queue: str
+    needs: dict[str, str] = Field(default_factory=dict)
     permission: str | None = None
     may_start: bool = False
     is_served: bool = False
