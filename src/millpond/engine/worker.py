@@ -269,7 +269,7 @@ class Worker:
             self._slots.expect()
             try:
                 claimed, has_more = await claimer.claim(free)
-                attempts = await self._prepared(claimed, scope)
+                await self._start_all(claimed, scope, hints)
             except LeaseLost:
                 self._lost.set()
                 return
@@ -278,16 +278,15 @@ class Worker:
                 _log.warning("claim.failed", error=error.code)
                 await asyncio.sleep(0.5)
                 continue
-            for attempt in attempts:
-                self._start(attempt, scope, hints)
             self._slots.note_claim(free, claimed)
             if not has_more:
                 await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
 
-    async def _prepared(
-        self, claimed: Sequence[Claimed], scope: Scope
-    ) -> list[Attempt | StepAttempt]:
-        """Read what claimed work needs beyond its lease: big inputs, arguments, recorded steps."""
+    async def _start_all(self, claimed: Sequence[Claimed], scope: Scope, hints: Hints) -> None:
+        """Start claimed work with what it needs beyond its lease: big inputs, arguments, recorded steps.
+
+        The loops that call this keep nothing of it: a run that waits is not to be held in memory.
+        """
         claimed = await inputs.complete(self._database, claimed)
         steps = [one.lease for one in claimed if one.lease.is_of_step]
         again = [
@@ -297,12 +296,12 @@ class Worker:
         ]
         orders = await remote.orders(self._database, steps)
         histories = await history.load(self._database, again)
-        return [
-            StepAttempt(one, self._steps, orders.get(one.lease))
-            if one.lease.is_of_step
-            else prepare(one, self._flows, histories.get(one.lease, {}), scope)
-            for one in claimed
-        ]
+        for one in claimed:
+            if one.lease.is_of_step:
+                self._start(StepAttempt(one, self._steps, orders.get(one.lease)), scope, hints)
+            else:
+                recorded = histories.get(one.lease, {})
+                self._start(prepare(one, self._flows, recorded, scope), scope, hints)
 
     async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
@@ -315,10 +314,9 @@ class Worker:
         try:
             for queue in self._slots.total:
                 claimed, _ = await claimer.claim({queue: 1})
-                for attempt in await self._prepared(claimed, scope):
-                    self.has_worked = True
-                    self._start(attempt, scope, hints)
+                await self._start_all(claimed, scope, hints)
                 if claimed:
+                    self.has_worked = True
                     break
         except MillpondError as error:
             # What it may have leased is handed back as the session ends.
