@@ -51,6 +51,7 @@ ENGINE = [
     "checkpoints",
     "performing",
     "once",
+    "waking",
     "branches",
     "chores",
     "dedup",
