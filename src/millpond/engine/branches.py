@@ -211,8 +211,7 @@ class Branches:
         branch.park = parked
         self._parked[parked] = None
         self.rest(branch)
-        if self.closed is None and self.on_mixed is not None:
-            self.on_mixed(self)
+        self._tell_mixed()
         try:
             return await parked.over
         except asyncio.CancelledError as error:
@@ -239,6 +238,10 @@ class Branches:
         assert parked.end is not None
         self._unpark(parked)
         parked.over.set_result(parked.end)
+
+    def _tell_mixed(self) -> None:
+        if self.closed is None and self.on_mixed is not None:
+            self.on_mixed(self)
 
     def _unpark(self, parked: Parked) -> None:
         """Count a strand as going again."""
