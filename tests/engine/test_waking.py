@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 from tests.engine.conftest import DEADLINE_S, Pond
+from tests.engine.test_faults import worker_process
 from tests.engine.test_signals import tell
 
+from millpond.db.pool import EngineDatabase
 from millpond.engine import waking
 from millpond.engine.branches import Branch, Branches, Parked, Unwind
 from millpond.engine.context import Context, SignalTimedOut, StepContext
@@ -291,6 +294,48 @@ async def test_what_was_recorded_in_place_is_replayed_by_another_worker(pond: Po
     assert await step_rows(pond, run_id) == {**before, "~0.1/work:0": ("done", 0)}
 
 
+async def test_a_worker_killed_after_a_branch_was_woken_repeats_nothing_of_it(
+    pond: Pond, tmp_path: Path
+) -> None:
+    data = {"log": str(tmp_path / "log"), "gate": str(tmp_path / "gate")}
+    async with worker_process(pond) as first:
+        run_id = await pond.submit("tests.woken", data)
+        await pond.until(run_id, "step.succeeded")
+        first.kill()
+        await first.wait()
+    (tmp_path / "gate").touch()
+    async with worker_process(pond):
+        row = await pond.ended(run_id)
+    assert row["outcome"] == "succeeded"
+    assert row["attempts"] == 2
+    words = (tmp_path / "log").read_text().split()
+    assert words.count("late") == 1
+    assert (await step_rows(pond, run_id))["~0.0/late:0"] == ("done", 1)
+
+
+async def test_the_database_is_asked_only_while_some_wait_and_some_work(pond: Pond) -> None:
+    asked = 0
+
+    async def count(passage: str) -> None:
+        nonlocal asked
+        asked += passage == "before:wake"
+
+    async def naps(ctx: Context, _: None) -> None:
+        await ctx.parallel(ctx.sleep(1.1))
+        await ctx.parallel(ctx.step("work", _same, 1), ctx.step("work", _same, 2))
+
+    pond.flow(naps)
+    work = beside(pond, lambda ctx: ctx.sleep(1.1))
+    probed = await EngineDatabase.connect(pond.urls.engine, probe=count)
+    async with replace(pond, engine_db=probed).worker():
+        assert (await pond.ended(await pond.submit("naps")))["outcome"] == "succeeded"
+        assert asked == 0
+        await pond.ended(await pond.submit("both"))
+        assert 0 < asked < 100
+    await probed.close()
+    assert work.calls == 1
+
+
 async def test_a_wait_that_ends_as_the_last_working_branch_parks_is_not_lost(pond: Pond) -> None:
     """Signals come at every moment around the park of the whole; each run ends by its two signals."""
     parks: dict[int, asyncio.Event] = {}
@@ -323,9 +368,12 @@ async def test_a_wait_that_ends_as_the_last_working_branch_parks_is_not_lost(pon
             await tell(pond, runs[number], "two", -number)
 
         await asyncio.gather(*(race(number) for number in range(60)))
+        attempts = set()
         for number, run_id in enumerate(runs):
             row = await pond.ended(run_id)
             assert row["output"] == [number, -number]
+            attempts.add(row["attempts"])
+        assert len(attempts) > 1, "some went on in place, some parked as a whole"
 
 
 async def test_a_cancel_ends_woken_waiting_and_working_branches_alike(pond: Pond) -> None:
