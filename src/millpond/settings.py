@@ -58,6 +58,10 @@ class Settings(BaseSettings):
     processes: int = Field(
         1, description="How many worker processes to run, each with all the slots.", ge=1, le=256
     )
+    labels: str = Field(
+        "",
+        description="What a worker has that flows and steps may need: `name=value,…`, such as `gpu=true`.",
+    )
     lease_s: float = Field(6.0, description="How long a silent worker keeps its leases.", gt=1)
     drain_s: float = Field(20.0, description="How long SIGTERM lets runs finish.", ge=0)
     retention_days: float = Field(

@@ -134,6 +134,7 @@ class Front:
                 None,
                 timeout_s,
                 deadline_s,
+                "{}",
             )
 
     def flow(self, function: Callable[..., Any], **options: Any) -> Flow:
@@ -154,6 +155,7 @@ class Front:
             engine_url=self.urls.engine,
             listen_url=self.urls.engine,
             flows=list(self.registry.flows.values()),
+            steps=list(self.registry.steps.values()),
             slots=slots or {"default": 10},
             resources=resources,
             lease_s=2.0,

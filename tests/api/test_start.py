@@ -254,7 +254,7 @@ async def test_body_of_another_type(front: Front, ann: Client) -> None:
 
 async def test_too_large_body(front: Front, ann: Client) -> None:
     await front.publish()
-    body = {"flow": "echo", "input": "x" * (1024 * 1024)}
+    body = {"flow": "echo", "input": "x" * (17 * 1024 * 1024)}
     response = await ann.post("/v1/runs", json=body)
     assert response.status_code == 413
     assert response.json()["code"] == "too_large"
@@ -263,7 +263,7 @@ async def test_too_large_body(front: Front, ann: Client) -> None:
 async def test_too_large_body_of_unknown_length(front: Front, ann: Client) -> None:
     async def chunks() -> Any:
         for _ in range(20):
-            yield b" " * 65_536
+            yield b" " * 1024 * 1024
 
     response = await ann.post(
         "/v1/runs", content=chunks(), headers={"Content-Type": "application/json"}
@@ -273,9 +273,34 @@ async def test_too_large_body_of_unknown_length(front: Front, ann: Client) -> No
 
 async def test_too_large_input_in_a_body_that_is_not(front: Front, ann: Client) -> None:
     await front.publish()
-    response = await ann.post("/v1/runs", json={"flow": "echo", "input": "x" * (300 * 1024)})
-    assert response.status_code == 413
-    assert response.json()["error"]["param"] == "input"
+    size_bytes = 16 * 1024 * 1024
+    body = {"flow": "echo", "input": "x" * (size_bytes - 1)}
+    response = await ann.post("/v1/runs", json=body)
+    assert response.status_code == 422
+    problem = response.json()
+    assert problem["code"] == "value_too_large"
+    assert problem["error"]["param"] == "input"
+    assert f"{size_bytes + 1} bytes" in problem["detail"]
+    assert f"at most {size_bytes} " in problem["detail"]
+
+
+async def test_a_big_input_is_shown_whole_by_its_run_and_left_out_of_lists(
+    front: Front, ann: Client
+) -> None:
+    await front.publish()
+    inputs = ["small", "m" * 4000, "b" * (300 * 1024), "h" * (16 * 1024 * 1024 - 2)]
+    ids = []
+    for one in inputs:
+        response = await ann.post("/v1/runs", json={"flow": "echo", "input": one})
+        assert response.status_code == 202
+        ids.append(response.json()["id"])
+        shown = (await ann.get(f"/v1/runs/{ids[-1]}")).json()
+        assert shown["input"] == one
+        assert shown["truncated"] == []
+    listed = (await ann.get("/v1/runs")).json()["data"]
+    assert [run["id"] for run in listed] == ids[::-1]
+    assert [run["input"] for run in listed] == [None, None, None, "small"]
+    assert [run["truncated"] for run in listed] == [["input"], ["input"], ["input"], []]
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,24 @@ async def refuse(step: StepContext) -> str:
     raise Permanent("the sample refuses", code="sample_refusal")
 
 
+@step("sample.reverse", runs_in="process")
+def reverse(step: StepContext, word: str) -> str:
+    """Turn a word around, in a process of its own."""
+    return word[::-1]
+
+
+@step("sample.count", queue="sql")
+def count(step: StepContext, word: Word) -> int:
+    """Count letters, in another queue."""
+    return len(word.word)
+
+
+@flow("sample.elsewhere", permission="runs:start")
+async def elsewhere(ctx: Context, word: Word) -> dict[str, Any]:
+    """Let steps execute where they are told to."""
+    return {"back": await ctx.step(reverse, word.word), "count": await ctx.step(count, word)}
+
+
 @flow("sample.shout", permission="runs:start")
 async def loud(ctx: Context, word: Word) -> Word:
     """Shout a word."""

@@ -29,6 +29,12 @@ def test_start_waits_and_shows_the_result(cli_json):
     assert [step["name"] for step in run["steps"]] == ["sample.shout"]
 
 
+def test_steps_in_a_process_and_in_another_queue_run_under_the_real_worker(cli_json):
+    run = cli_json("runs", "start", "sample.elsewhere", "-i", '{"word": "pond"}', "--wait")
+    assert run["output"] == {"back": "dnop", "count": 4}
+    assert [step["tries"] for step in run["steps"]] == [1, 1]
+
+
 def test_start_takes_its_input_from_stdin(cli_json):
     run = cli_json("runs", "start", "sample.shout", "-i", "-", "--wait", stdin='{"word": "in"}')
     assert run["output"] == {"word": "IN"}

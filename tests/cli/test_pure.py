@@ -11,11 +11,11 @@ import pytest
 import structlog
 
 from millpond.cli import timeline
-from millpond.cli.config import is_loopback, queue_slots, read_settings
+from millpond.cli.config import is_loopback, queue_slots, read_settings, worker_labels
 from millpond.cli.exit import MEANINGS, ExitCode, Interrupted, TimedOut, exit_code
 from millpond.cli.kb import collect
 from millpond.cli.logs import configure_logging
-from millpond.cli.options import read_json, read_pairs
+from millpond.cli.options import joined_labels, read_json, read_pairs
 from millpond.cli.output import plain
 from millpond.cli.remote import find_token
 from millpond.errors import (
@@ -218,3 +218,12 @@ def test_a_failure_is_logged_by_class_and_line_and_without_any_value(log):
     assert "KeyError" in written
     assert "test_pure.py" in written
     assert prompt not in written
+
+
+def test_labels_of_a_worker_are_names_with_values() -> None:
+    assert worker_labels(read_settings(labels="")) == {}
+    joined = joined_labels(["gpu=true", "zone=eu-1"])
+    assert worker_labels(read_settings(labels=joined)) == {"gpu": "true", "zone": "eu-1"}
+    with pytest.raises(InvalidInput) as caught:
+        worker_labels(read_settings(labels="gpu"))
+    assert caught.value.param == "MILLPOND_LABELS"

@@ -14,7 +14,6 @@ from tests.crash.flows import REGISTRY
 from tests.crash.workload import People, intent
 from tests.engine.conftest import Pond
 
-from millpond.db.queries import queries
 from millpond.engine import inbound, schedules, triggers
 from millpond.engine.claim import Claimer
 from millpond.engine.operations import cancel
@@ -29,9 +28,12 @@ async def orphan(pond: Pond, people: People) -> Promise:
     """Leave a run under the lease of a worker that is no more."""
     await people.submit([intent(people.org_id, "crash.steps", labels={"orphan": "yes"})])
     worker_id = uuid.uuid4()
-    sql = queries("maintenance")["register_worker"]
     async with pond.engine_db.duty("test") as con:
-        await con.execute(sql, worker_id, "gone", 1, "{}", [], 600.0)
+        await con.execute(
+            "insert into worker (worker_id, host, pid, queues, capabilities, expires_at)"
+            " values ($1, 'gone', 1, '{}', '{}', clock_timestamp() + interval '1 hour')",
+            worker_id,
+        )
     able = [flow.capability for flow in REGISTRY.flows.values()]
     claimer = Claimer(
         pond.engine_db, worker_id=worker_id, capabilities=able, estimate_s=lambda _: 1.0
@@ -115,9 +117,11 @@ async def _group(pond: Pond, name: str, note: str | None) -> None:
 
 async def _publish_takes(pond: Pond) -> None:
     """Publish the flow as a worker does, since an event that arrives needs to know it."""
-    sql = queries("maintenance")["publish_flow"]
     async with pond.engine_db.duty("test") as con:
-        await con.execute(sql, "crash.takes", 1, "default", None, "", "{}", None, None)
+        await con.execute(
+            "insert into flow_version (flow, version, queue, input_schema)"
+            " values ('crash.takes', 1, 'default', '{}') on conflict do nothing"
+        )
 
 
 def _started_by(label: str) -> Promise:

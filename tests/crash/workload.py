@@ -53,6 +53,7 @@ MIX: Sequence[tuple[str, Any, dict[str, Any]]] = (
     ("crash.parent", None, {}),
     ("crash.continues", 0, {}),
     ("crash.changed", None, {}),
+    ("crash.dozes", None, {"deadline_s": 0.6}),
 )
 
 

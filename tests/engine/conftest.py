@@ -16,7 +16,7 @@ from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
 from millpond.engine.events import Event, Feed, page, tail
 from millpond.engine.hints import Hints
-from millpond.engine.registry import Flow, Registry
+from millpond.engine.registry import Flow, Registry, Step
 from millpond.engine.retention import Keep
 from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
@@ -43,6 +43,13 @@ class Pond:
 
         name = options.pop("name", function.__name__)
         return flow(name, registry=self.registry, **options)(function)
+
+    def step(self, function: Callable[..., Any], **options: Any) -> Step[..., Any]:
+        """Register a step under its function's name."""
+        from millpond.engine.registry import step
+
+        name = options.pop("name", function.__name__)
+        return step(name, registry=self.registry, **options)(function)
 
     def intent(self, flow: Flow | str, data: Any = None, **options: Any) -> Intent:
         """Make an intent of a flow with JSON input."""
@@ -113,6 +120,7 @@ class Pond:
         slots: Mapping[str, int] | None = None,
         *,
         flows: Sequence[Flow] | None = None,
+        labels: Mapping[str, str] | None = None,
         resources: Mapping[type, object] | None = None,
         lease_s: float = 2.0,
         drain_s: float = 5.0,
@@ -125,6 +133,8 @@ class Pond:
             listen_url=self.urls.engine,
             flows=list(self.registry.flows.values()) if flows is None else flows,
             slots=slots or {"default": 20},
+            steps=list(self.registry.steps.values()),
+            labels=labels or {},
             resources=resources,
             lease_s=lease_s,
             drain_s=drain_s,

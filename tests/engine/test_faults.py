@@ -30,13 +30,15 @@ LEASE_S = 1.5
 
 
 @asynccontextmanager
-async def worker_process(pond: Pond) -> AsyncIterator[asyncio.subprocess.Process]:
+async def worker_process(
+    pond: Pond, slots: dict[str, int] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a worker process on the test's database; kill what is left of it in the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.engine.worker_process", stdin=subprocess.PIPE
     )
     assert process.stdin is not None
-    orders = {"engine": pond.urls.engine, "lease_s": LEASE_S}
+    orders = {"engine": pond.urls.engine, "lease_s": LEASE_S, "slots": slots or {"default": 10}}
     process.stdin.write(orjson.dumps(orders) + b"\n")
     await process.stdin.drain()
     try:
@@ -71,6 +73,28 @@ async def test_a_killed_worker_is_taken_over_and_no_recorded_step_runs_again(
     assert row["attempts"] == 2
     assert _log(tmp_path) == ["first", "second", "second"]
     assert (await pond.kinds(run_id)).count("run.rescued") == 1
+
+
+async def test_a_killed_worker_of_another_queue_is_taken_over_and_the_run_is_not_replayed(
+    pond: Pond, tmp_path: Path
+) -> None:
+    async with worker_process(pond, {"default": 5}):
+        async with worker_process(pond, {"sql": 2}) as first:
+            run_id = await pond.submit("tests.elsewhere", _data(tmp_path))
+            await pond.until(run_id, "step.started")
+            first.kill()
+            await first.wait()
+        assert (await pond.run_row(run_id))["outcome"] is None
+        (tmp_path / "gate").touch()
+        async with worker_process(pond, {"sql": 2}):
+            row = await pond.ended(run_id)
+    assert row["output"] == [5, 2]
+    assert row["attempts"] == 2
+    assert _log(tmp_path) == ["first", "second", "second"]
+    kinds = await pond.kinds(run_id)
+    assert kinds.count("step.rescued") == 1
+    assert "run.rescued" not in kinds
+    assert await pond.count("item") == await pond.count("lease") == 0
 
 
 async def test_a_stopped_worker_loses_its_lease_and_writes_nothing_when_it_wakes(
@@ -133,7 +157,15 @@ async def _lease(pond: Pond, count: int = 1) -> AsyncIterator[tuple[list[Lease],
     worker_id = uuid.uuid4()
     async with pond.engine_db.duty("test") as con:
         await con.execute(
-            queries("maintenance")["register_worker"], worker_id, "here", 1, "{}", [], 600.0, ""
+            queries("maintenance")["register_worker"],
+            worker_id,
+            "here",
+            1,
+            "{}",
+            [],
+            600.0,
+            "",
+            "{}",
         )
     claimer = Claimer(
         pond.engine_db,

@@ -49,11 +49,19 @@ HOT = {
     ("deadlines", "take"),
     ("deadlines", "tell"),
     ("deadlines", "end"),
+    ("remote", "hold_run"),
+    ("remote", "send"),
+    ("remote", "orders"),
+    ("remote", "hold"),
+    ("remote", "lock_runs"),
+    ("remote", "settle"),
+    ("remote", "stop"),
+    ("payloads", "keep"),
+    ("payloads", "read"),
 }
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}
 TABLES = {"run", "item", "ready", "lease", "lane", "share", "step", "event", "timer", "arrival"}
-TABLES |= {"signal", "payload"}
 TABLES |= {"payload", "signal", "input_request", "idempotency", "inbound_event"}
 
 

@@ -192,6 +192,22 @@ async def test_a_long_backoff_ends_while_another_branch_works(pond: Pond) -> Non
     assert tries == [1, 2, 3]
 
 
+async def test_a_step_in_another_queue_comes_back_while_another_branch_works(pond: Pond) -> None:
+    calls: list[int] = []
+
+    async def double(step_ctx: StepContext, number: int) -> int:
+        calls.append(number)
+        if len(calls) == 1:
+            raise Transient("slow down", retry_after_s=1.2)
+        return 2 * number
+
+    doubled = pond.step(double, queue="sql", retry=SLOW_RETRY)
+    beside(pond, lambda ctx: ctx.step(doubled, 21))
+    async with pond.worker({"default": 5, "sql": 1}):
+        assert await went_on_in_place(pond, await pond.submit("both")) == 42
+    assert calls == [21, 21]
+
+
 async def test_what_became_of_a_once_step_is_told_in_place(pond: Pond) -> None:
     """Both a result that a human gives and the leave to try again."""
     tries: list[int] = []

@@ -1,6 +1,6 @@
 """A worker in a process of its own, for tests that kill or stop it.
 
-Reads one JSON line {engine, app, lease_s} on standard input; SIGTERM drains.
+Reads one JSON line {engine, lease_s, slots} on standard input; SIGTERM drains.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -92,6 +93,35 @@ async def _refuse() -> None:
     raise Permanent("the card was refused", code="refused")
 
 
+@step("tests.hold", queue="sql", registry=REGISTRY)
+async def hold(step: StepContext, log: str, gate: str) -> int:
+    """Stay until a file appears."""
+    return await _hold(log, gate)
+
+
+@step("tests.hold_thread", registry=REGISTRY)
+def hold_thread(step: StepContext, log: str, gate: str) -> int:
+    """Stay in a thread until a file appears."""
+    with open(log, "a") as file:
+        file.write("thread\n")
+    while not Path(gate).exists():
+        time.sleep(0.02)
+    return 3
+
+
+@flow("tests.elsewhere", registry=REGISTRY)
+async def elsewhere(ctx: Context, data: dict[str, Any]) -> list[int]:
+    """Record one step here, then one in another queue."""
+    first = await ctx.step("first", _append, data["log"], "first")
+    return [first, await ctx.step(hold, data["log"], data["gate"])]
+
+
+@flow("tests.threaded", registry=REGISTRY)
+async def threaded(ctx: Context, data: dict[str, Any]) -> int:
+    """Stay in a thread."""
+    return await ctx.step(hold_thread, data["log"], data["gate"])
+
+
 async def _append(path: str, word: str) -> int:
     with open(path, "a") as file:
         file.write(word + "\n")
@@ -99,8 +129,6 @@ async def _append(path: str, word: str) -> int:
 
 
 async def _hold(path: str, gate: str) -> int:
-    from pathlib import Path
-
     await _append(path, "second")
     while not Path(gate).exists():
         await asyncio.sleep(0.02)
@@ -129,7 +157,8 @@ async def main() -> None:
         engine_url=orders["engine"],
         listen_url=orders["engine"],
         flows=list(REGISTRY.flows.values()),
-        slots={"default": 10},
+        steps=list(REGISTRY.steps.values()),
+        slots=orders.get("slots", {"default": 10}),
         lease_s=orders["lease_s"],
         drain_s=2.0,
     )

@@ -136,8 +136,9 @@ class PondMachine(RuleBasedStateMachine):
     @rule()
     def start_worker(self) -> None:
         worker = ModelWorker(uuid.uuid4())
-        given = (worker.worker_id, "here", 1, "{}", ABLE, LONG_S)
-        self.ground.run(self._as_engine(lambda con: con.execute(_SQL["register_worker"], *given)))
+        sql = """insert into worker (worker_id, host, pid, queues, capabilities, expires_at)
+                 values ($1, 'here', 1, '{}', $2, clock_timestamp() + interval '1 hour')"""
+        self.ground.run(self._as_engine(lambda con: con.execute(sql, worker.worker_id, ABLE)))
         self.model.workers.append(worker)
 
     @precondition(lambda self: self._roomy() and self.model.of("queued"))

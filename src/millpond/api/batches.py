@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -24,6 +24,7 @@ _SQL = queries("accept")
 _MAX_RUNS = 64
 _MAX_BYTES = 1024 * 1024
 _MAX_WAITING = 2000
+_MAX_WAITING_BYTES = 128 * 1024 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,6 +96,7 @@ class Batches:
     def __init__(self, db: Database) -> None:
         self._db = db
         self._waiting: dict[_Line, deque[_Entry]] = {}
+        self._waiting_bytes: Counter[int] = Counter()
         self._senders: set[asyncio.Task[None]] = set()
 
     async def submit(self, intent: Intent, promise: Promise | None = None) -> bool:
@@ -104,25 +106,30 @@ class Batches:
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         entry = _Entry(intent=intent, promise=promise, is_stored=future)
-        line = intent.org_id, intent.dedup_key is not None
+        org_id = intent.org_id
+        line = org_id, intent.dedup_key is not None
         waiting = self._waiting.get(line)
         if waiting is None:
             self._waiting[line] = deque([entry])
             sender = asyncio.create_task(self._send(line), name="accept.batches")
             self._senders.add(sender)
             sender.add_done_callback(self._senders.discard)
-        elif len(waiting) >= _MAX_WAITING:
+        elif len(waiting) >= _MAX_WAITING or self._waiting_bytes[org_id] > _MAX_WAITING_BYTES:
             raise Unavailable("Too many runs of this org are being accepted.", retry_after_s=1.0)
         else:
             waiting.append(entry)
+        self._waiting_bytes[org_id] += len(intent.input)
         return await future
 
     async def _send(self, line: _Line) -> None:
         waiting = self._waiting[line]
         try:
             while waiting:
-                await self._store(line[0], _take(waiting))
+                batch = _take(waiting)
+                self._waiting_bytes[line[0]] -= sum(len(entry.intent.input) for entry in batch)
+                await self._store(line[0], batch)
         finally:
+            self._waiting_bytes[line[0]] -= sum(len(entry.intent.input) for entry in waiting)
             del self._waiting[line]
             for entry in waiting:  # only when this sender is cancelled
                 entry.is_stored.cancel()

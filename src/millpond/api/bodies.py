@@ -13,12 +13,15 @@ from fastapi import Request
 from pydantic import BaseModel, ValidationError
 
 from millpond.api.problems import invalid
+from millpond.engine.payloads import MAX_BYTES
 from millpond.errors import InvalidInput
 
 MAX_JSON_BYTES = 1024 * 1024
-# So much of a body that is too large is read and dropped, so that its sender gets to the answer:
-# closing with unread data in the socket would reset the connection under it.
-_DRAIN_FACTOR = 16
+# A wish to start a run: the largest input that is stored, and room for the rest.
+MAX_START_BYTES = MAX_BYTES + MAX_JSON_BYTES
+# So much beyond the cap is read and dropped, so that its sender gets to the answer: closing with
+# unread data in the socket would reset the connection under it.
+_DRAIN_BYTES = 16 * 1024 * 1024
 # JSON is written with at most 254 levels (orjson), and what comes in is stored inside other JSON.
 _SPARE_LEVELS = 128
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -27,7 +30,7 @@ _Model = TypeVar("_Model", bound=BaseModel)
 async def read_body(request: Request, max_bytes: int) -> bytes:
     """Return the whole body; raises InvalidInput (413) when it is larger than the cap."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > max_bytes * _DRAIN_FACTOR:
+    if declared.isdigit() and int(declared) > max_bytes + _DRAIN_BYTES:
         raise _too_large(max_bytes)
     chunks: list[bytes] = []
     size_bytes = 0
@@ -35,7 +38,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         size_bytes += len(chunk)
         if size_bytes <= max_bytes:
             chunks.append(chunk)
-        elif size_bytes > max_bytes * _DRAIN_FACTOR:
+        elif size_bytes > max_bytes + _DRAIN_BYTES:
             break
         else:
             chunks.clear()

@@ -128,6 +128,9 @@ class Run(BaseModel):
     )
     deadline_at: datetime | None = Field(description="By when it has to be over.")
     dedup_key: str | None = Field(description="While it is live, no other run with this key is.")
+    truncated: list[Literal["input", "output"]] = Field(
+        description="What is null here for its size, in lists above 2 KiB; the run itself shows it."
+    )
 
 
 class Step(BaseModel):
@@ -142,8 +145,9 @@ class Step(BaseModel):
     output: Any
     error: dict[str, Any] | None
     tries: int
-    started_at: datetime
+    started_at: datetime = Field(description="When it began, or was queued in another queue.")
     finished_at: datetime | None
+    queue: str | None = Field(description="The other queue in which it waits or is executed now.")
 
 
 class InputRequest(BaseModel):
@@ -225,6 +229,7 @@ class FlowOut(BaseModel):
     output_schema: Any
     timeout_s: float | None
     deadline_s: float | None = Field(description="By when its runs are over, unless they say.")
+    needs: dict[str, str] = Field(description="Labels that a worker must have to run it.")
     published_at: datetime
     pauses: list[PauseOut] = Field(description="What holds its runs in its own queue.")
 

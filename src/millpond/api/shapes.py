@@ -42,6 +42,7 @@ def run_json(run: RunView) -> dict[str, Any]:
         "blocked": raw(run.blocked),
         "deadline_at": run.deadline_at,
         "dedup_key": run.dedup_key,
+        "truncated": run.truncated,
     }
 
 
@@ -77,6 +78,7 @@ def _step_json(step: StepView) -> dict[str, Any]:
         "tries": step.tries,
         "started_at": step.started_at,
         "finished_at": step.finished_at,
+        "queue": step.queue,
     }
 
 
@@ -133,6 +135,7 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "output_schema": flow.output_schema,
         "timeout_s": flow.timeout_s,
         "deadline_s": flow.deadline_s,
+        "needs": flow.needs,
         "published_at": flow.published_at,
     }
 

@@ -2,4 +2,6 @@
 
 from millpond.cli.main import main
 
-main()
+# Child processes of steps load this module too, under another name.
+if __name__ == "__main__":
+    main()

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import SecretStr, ValidationError
 
+from millpond.cli.options import read_pairs
 from millpond.errors import InvalidInput
 from millpond.identity.seal import Seal
 from millpond.settings import Settings
@@ -111,6 +112,11 @@ def queue_slots(settings: Settings) -> dict[str, int]:
     return slots
 
 
+def worker_labels(settings: Settings) -> dict[str, str]:
+    """Read `name=value,…`; raises InvalidInput for an entry that is not that."""
+    return read_pairs(_words(settings.labels), param="MILLPOND_LABELS")
+
+
 def is_loopback(host: str) -> bool:
     """Whether only this machine can reach a server on `host`."""
     if host == "localhost":
@@ -141,6 +147,7 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         "MILLPOND_DATA_DIR": str(settings.data_dir),
         "MILLPOND_FLOWS": settings.flows,
         "MILLPOND_QUEUES": settings.queues,
+        "MILLPOND_LABELS": settings.labels,
         "MILLPOND_LEASE_S": str(settings.lease_s),
         "MILLPOND_DRAIN_S": str(settings.drain_s),
         "MILLPOND_PROCESSES": "1",

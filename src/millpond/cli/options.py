@@ -41,6 +41,13 @@ Flows = Annotated[
         help="Modules that register flows, separated by commas (MILLPOND_FLOWS).",
     ),
 ]
+WorkerLabels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        help="What the worker has, as name=value; may stand several times (MILLPOND_LABELS).",
+    ),
+]
 Limit = Annotated[int, typer.Option(help="At most so many.", min=1, max=1000)]
 
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -61,6 +68,11 @@ def read_json(text: str, *, param: str) -> Json:
             param=param,
             advice="Give JSON text, @file, or - to read stdin.",
         ) from error
+
+
+def joined_labels(labels: list[str] | None) -> str | None:
+    """Return `--label` options as MILLPOND_LABELS has them; None when there are none."""
+    return ",".join(labels) if labels else None
 
 
 def read_pairs(pairs: list[str], *, param: str) -> dict[str, str]:

@@ -84,9 +84,14 @@ def run_words(run: Json) -> str:
 def step_rows(steps: Iterable[Json]) -> list[list[object]]:
     """Return the recorded steps of a run as table rows: name, kind, state, tries, seconds."""
     return [
-        [step["name"], step["kind"], step["state"], step["tries"], duration(step), step.get("key")]
+        [step["name"], step["kind"], _state(step), step["tries"], duration(step), step.get("key")]
         for step in steps
     ]
+
+
+def _state(step: Json) -> str:
+    queue = step.get("queue")
+    return f"{step['state']} in {queue}" if queue else str(step["state"])
 
 
 def duration(thing: Json) -> str:

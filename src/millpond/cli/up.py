@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from millpond.cli.options import AsJson, DataDir, Flows
+from millpond.cli.options import AsJson, DataDir, Flows, WorkerLabels, joined_labels
 from millpond.cli.output import out, plain, print_json_line, progress
 
 if TYPE_CHECKING:
@@ -26,13 +26,17 @@ Port = Annotated[
 
 
 def up(
-    data_dir: DataDir = None, port: Port = None, flows: Flows = None, as_json: AsJson = False
+    data_dir: DataDir = None,
+    port: Port = None,
+    flows: Flows = None,
+    label: WorkerLabels = None,
+    as_json: AsJson = False,
 ) -> None:
     """Start Postgres, the API and workers on this machine; Ctrl-C stops them in order."""
     from millpond.cli.config import read_settings
     from millpond.cli.logs import configure_logging
 
-    settings = read_settings(data_dir=data_dir, port=port, flows=flows)
+    settings = read_settings(data_dir=data_dir, port=port, flows=flows, labels=joined_labels(label))
     configure_logging(settings.log_level, process="up")
     asyncio.run(_up(settings, as_json=as_json))
 

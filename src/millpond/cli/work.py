@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from millpond.cli.exit import ExitCode
-from millpond.cli.options import DataDir, Flows
+from millpond.cli.options import DataDir, Flows, WorkerLabels, joined_labels
 from millpond.cli.serve import ParentFd
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def worker(
             show_default=False,
         ),
     ] = None,
+    label: WorkerLabels = None,
     data_dir: DataDir = None,
     alone: Annotated[bool, typer.Option("--alone", hidden=True)] = False,
     name: Annotated[str, typer.Option("--process-name", hidden=True)] = "worker",
@@ -50,7 +51,13 @@ def worker(
     from millpond.cli.signals import end_with_parent
     from millpond.cli.workers import run_supervised
 
-    settings = read_settings(flows=flows, queues=queues, processes=processes, data_dir=data_dir)
+    settings = read_settings(
+        flows=flows,
+        queues=queues,
+        labels=joined_labels(label),
+        processes=processes,
+        data_dir=data_dir,
+    )
     configure_logging(settings.log_level, process=name)
     end_with_parent(parent_fd, grace_s=settings.drain_s + _CLOSE_S)
     if settings.processes > 1 and not alone:
@@ -60,7 +67,7 @@ def worker(
 
 
 async def _work(settings: Settings, name: str, *, alone: bool) -> None:
-    from millpond.cli.config import queue_slots
+    from millpond.cli.config import queue_slots, worker_labels
     from millpond.cli.prune import keep
     from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
@@ -70,9 +77,11 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.db.pool import Database, EngineDatabase
     from millpond.engine.bulk import Operator
     from millpond.engine.hints import Hints
+    from millpond.engine.registry import REGISTRY
     from millpond.engine.worker import Worker
 
-    slots, databases = queue_slots(settings), find_databases(settings)
+    slots, labels = queue_slots(settings), worker_labels(settings)
+    databases = find_databases(settings)
     engine_url = databases.need_engine()
     async with contextlib.AsyncExitStack() as stack:
         stop = stack.enter_context(stop_event())
@@ -90,6 +99,8 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             listen_url=databases.engine_listen,
             flows=flows,
             slots=slots,
+            steps=REGISTRY.steps.values(),
+            labels=labels,
             resources={
                 **open_step_resources(settings, app, stack),
                 Operator: Operator(db=app, hints=hints),

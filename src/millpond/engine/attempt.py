@@ -37,6 +37,11 @@ class Attempt:
     is_ending: bool = False
     ended: str | None = None
 
+    @property
+    def capability(self) -> str:
+        """What its worker must have for it."""
+        return self.flow.capability
+
     def unwind(self, reason: str) -> None:
         """End the attempt's code from outside, whichever context it uses."""
         if reason in ("drained", "lost"):
@@ -76,10 +81,10 @@ async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
             task.uncancel()
 
 
-def read_input(flow: Flow, text: str) -> Any:
+def read_input(flow: Flow, text: str | None) -> Any:
     """Return the flow's input; raises InvalidInput with the places at fault where it does not fit."""
     try:
-        return flow.input.validate_json(text)
+        return flow.input.validate_json(text or "null")
     except ValidationError as error:
         places = dump_error(error)["message"]
         raise InvalidInput(f"the input does not fit: {places}", param="input") from error

@@ -66,7 +66,15 @@ async def compare(
     flow: Flow, claimed: Claimed, recorded: History, resources: Mapping[type, object]
 ) -> Comparison:
     """Replay a history by a flow; the flow may ask for `resources` outside its steps."""
-    scope = Scope(database=_NOTHING, committer=_NOTHING, hints=_NOTHING, resources=resources)
+    scope = Scope(
+        database=_NOTHING,
+        committer=_NOTHING,
+        hints=_NOTHING,
+        settler=_NOTHING,
+        placing=_NOTHING,
+        worker_id=uuid.UUID(int=0),
+        resources=resources,
+    )
     rehearsal = Rehearsal(flow, claimed, recorded, scope)
     replayed = await rehearsal.replay()
     error = replayed.error

@@ -34,11 +34,18 @@ class Lease(NamedTuple):
     attempt: int
     token: uuid.UUID
 
+    @property
+    def is_of_step(self) -> bool:
+        """Whether the work item is a step of a run, and not the run itself."""
+        return self.item_id != self.run_id
+
 
 class Claimed(NamedTuple):
     """A leased work item with what the executor needs to run it; `input` is JSON text.
 
-    `is_rerun`: it may have recorded steps before its first attempt.
+    A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for
+    a step that executes in another queue than its run. `is_rerun`: it may have recorded steps before its
+    first attempt.
     """
 
     lease: Lease
@@ -48,12 +55,14 @@ class Claimed(NamedTuple):
     flow: str
     version: int
     queue: str
-    input: str
+    input: str | None
     subject: str
     timeout_s: float | None
     deadline_at: datetime | None = None
     is_rerun: bool = False
     duties: int = 0
+    kind: str = "run"
+    step_key: str | None = None
 
 
 async def hold(con: Connection, lease: Lease) -> bool:

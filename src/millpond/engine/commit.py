@@ -22,6 +22,7 @@ from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
 from millpond.engine.endings import Ended, apart, see_to
 from millpond.engine.hints import Hints
+from millpond.engine.payloads import OUTPUT, Payload, inline, is_big, keep, slot_of_step
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, Transient
 
@@ -83,6 +84,12 @@ class _Batch:
 
     def __len__(self) -> int:
         return len(self.steps) + len(self.ends)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether one statement of each kind stores it: no value needs a row of its own."""
+        outputs = [one.write.output for one in self.steps] + [one.write.output for one in self.ends]
+        return not any(map(is_big, outputs))
 
     def fail(self, error: Exception) -> None:
         for done in [*(one.done for one in self.steps), *(one.done for one in self.ends)]:
@@ -266,7 +273,7 @@ class Committer:
         """Store steps, and ends of runs without duties, in one transaction."""
         layers = _layers(batch.steps, {})
         numbered = [(nth, one.write) for nth, one in enumerate(batch.ends, 1)]
-        if not is_repeat and len(layers) + bool(numbered) == 1:
+        if not is_repeat and len(layers) + bool(numbered) == 1 and batch.is_plain:
             # One statement is a transaction by itself: two round trips less.
             async with self._database.statement("record" if layers else "finish") as con:
                 if layers:
@@ -322,7 +329,7 @@ async def _record(con: Connection, layer: Sequence[tuple[int, StepWrite]]) -> di
         [write.name for write in writes],
         [write.kind for write in writes],
         [write.state for write in writes],
-        [write.output for write in writes],
+        [inline(write.output) for write in writes],
         [write.error for write in writes],
         [write.tries for write in writes],
         [write.duration_s for write in writes],
@@ -330,12 +337,15 @@ async def _record(con: Connection, layer: Sequence[tuple[int, StepWrite]]) -> di
         [write.event_data for write in writes],
         [write.seq for write in writes],
     )
+    stored = [writes[row[0] - 1] for row in rows]
+    await _keep(con, [(write, slot_of_step(write.step_key)) for write in stored])
     return {layer[row[0] - 1][0]: row[1] for row in rows}
 
 
 async def _finish(con: Connection, ends: Sequence[tuple[int, FinishWrite]]) -> set[int]:
     """End runs without duties; returns the ordinals stored."""
     rows = await con.fetch(_SQL["finish"], *_finish_columns(ends))
+    await _keep(con, [(ends[row[0] - 1][1], OUTPUT) for row in rows])
     return {ends[row[0] - 1][0] for row in rows}
 
 
@@ -344,11 +354,26 @@ async def finish_with_duties(
 ) -> tuple[set[int], list[Readied]]:
     """End runs and see to their duties; returns the ordinals stored and runs that may go on."""
     rows = await con.fetch(_SQL["finish_with_duties"], *_finish_columns(ends))
+    await _keep(con, [(ends[row[0] - 1][1], OUTPUT) for row in rows])
     ended = [
         Ended(org_id=org_id, run_id=run_id, duties=Duty(duties), outcome=outcome)
         for _, org_id, run_id, duties, outcome in rows
     ]
     return {ends[row[0] - 1][0] for row in rows}, await see_to(con, ended)
+
+
+async def _keep(
+    con: Connection, stored: Sequence[tuple[StepWrite, str] | tuple[FinishWrite, str]]
+) -> None:
+    """Store the big values of writes that took effect in this transaction, each in its slot."""
+    big = [(write, slot) for write, slot in stored if is_big(write.output)]
+    await keep(
+        con,
+        [
+            Payload(write.lease.org_id, write.lease.run_id, slot, write.output or "")
+            for write, slot in big
+        ],
+    )
 
 
 def _finish_columns(ends: Sequence[tuple[int, FinishWrite]]) -> list[list[object]]:
@@ -358,7 +383,7 @@ def _finish_columns(ends: Sequence[tuple[int, FinishWrite]]) -> list[list[object
         [write.lease.item_id for write in writes],
         [write.lease.token for write in writes],
         [write.outcome for write in writes],
-        [write.output for write in writes],
+        [inline(write.output) for write in writes],
         [write.error for write in writes],
         [write.event_data for write in writes],
     ]

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from millpond.engine import waits
 from millpond.engine.branches import Branches, Unwind
+from millpond.engine.calling import Caller, unregistered
 from millpond.engine.checkpoints import check_room
 from millpond.engine.children import Child, ChildFailed
 from millpond.engine.claim import Claimed
@@ -36,6 +37,7 @@ from millpond.engine.performing import (
 )
 from millpond.engine.registry import Step
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
+from millpond.engine.step_context import StepContext, resource
 from millpond.engine.values import Values
 from millpond.errors import InvalidInput, Permanent
 from millpond.retry import DEFAULT_RETRY, Retry
@@ -68,33 +70,6 @@ class Decision(Generic[A]):
     is_expired: bool
 
 
-class StepContext:
-    """What a registered step gets as its first argument."""
-
-    def __init__(self, context: Context, key: str, name: str, try_number: int) -> None:
-        self._context = context
-        self._key = key
-        self._name = name
-        self.try_number = try_number
-        self.org_id = context.org_id
-        self.run_id = context.run_id
-        self.subject = context.subject
-
-    @property
-    def idempotency_key(self) -> str:
-        """The key to pass to whatever this step calls; the same for every try."""
-        return f"{self.org_id}:{self.run_id}:{self._key}"
-
-    def get(self, kind: type[R]) -> R:
-        """Return the worker's resource of a type; raises Permanent when it has none."""
-        return self._context.get(kind)
-
-    async def emit(self, name: str, data: Mapping[str, Json] | None = None) -> None:
-        """Store a progress event; a further try of the step may store it again."""
-        body = {**(data or {}), "name": name}
-        await self._context._performer.tell(self._key, self._name, "progress", body)
-
-
 class Context(Fanning, Signals, Continuing, Values):
     """One attempt of a run, as its flow code sees it."""
 
@@ -122,6 +97,7 @@ class Context(Fanning, Signals, Continuing, Values):
             self._branches,
             is_obliged=Duty.ENDING in Duty(claimed.duties),
         )
+        self._caller = Caller(claimed, scope, self._performer, self._branches)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -133,10 +109,7 @@ class Context(Fanning, Signals, Continuing, Values):
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""
-        found = self._scope.resources.get(kind)
-        if not isinstance(found, kind):
-            raise Permanent(f"this worker has no {kind.__name__}", code="no_resource")
-        return found
+        return resource(self._scope.resources, kind)
 
     def idempotency_key(self, name: str) -> str:
         """Return a key of this run for what happens outside steps, such as a message's id."""
@@ -144,6 +117,9 @@ class Context(Fanning, Signals, Continuing, Values):
 
     @overload
     async def step(self, step: Step[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R: ...
+
+    @overload
+    async def step(self, step: Step[..., R], /, *args: Any, queue: str, **kwargs: Any) -> R: ...
 
     @overload
     async def step(
@@ -163,16 +139,31 @@ class Context(Fanning, Signals, Continuing, Values):
         undo: Step[[R], Any] | None = ...,
     ) -> R: ...
 
+    @overload
+    async def step(
+        self,
+        step: str,
+        function: Callable[..., R],
+        /,
+        *args: Any,
+        retry: Retry = ...,
+        timeout_s: float | None = ...,
+        output: Any = ...,
+    ) -> R: ...
+
     async def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Any:
         """Run a step once and record it, or return its record.
 
-        A registered step is called with a StepContext before `args`; a name is followed by an async
-        function, called with `args`. Raises StepFailed when its last try failed. `undo` is a registered
-        step that is performed with the result if the run finally fails or is cancelled.
+        A registered step is called with a StepContext before `args`; a name is followed by a function,
+        called with `args`. With `queue`, or one of its own, a registered step executes there: its
+        arguments go as JSON. Raises StepFailed when its last try failed. `undo` is a registered step
+        that is performed with the result if the run finally fails or is cancelled.
         """
         branch = self._branches.here()
         undo: Step[Any, Any] | None = kwargs.pop("undo", None)
+        elsewhere: str | None = None
         if isinstance(step, Step):
+            elsewhere = self._caller.elsewhere(step, kwargs.pop("queue", None))
             key = branch.key(step.name)
             plan = Plan(
                 step.name,
@@ -186,11 +177,10 @@ class Context(Fanning, Signals, Continuing, Values):
             )
 
             def call(try_number: int) -> Awaitable[Any]:
-                first = StepContext(self, key, step.name, try_number)
-                return step.function(first, *args, **kwargs)
+                return self._caller.call(step, key, try_number, args, kwargs)
 
         else:
-            function, rest = args[0], args[1:]
+            function, rest = unregistered(step, args, kwargs)
             key = branch.key(step)
             plan = Plan(
                 step,
@@ -202,7 +192,7 @@ class Context(Fanning, Signals, Continuing, Values):
             )
 
             def call(try_number: int) -> Awaitable[Any]:
-                return function(*rest)  # type: ignore[no-any-return]
+                return self._caller.call_unregistered(function, rest)
 
         recorded = self._lookup(key, "step")
         if undo is not None:
@@ -212,8 +202,11 @@ class Context(Fanning, Signals, Continuing, Values):
                 value = plan.result_of(recorded)
                 self._performer.given(plan, recorded, value)
                 return value
-            if not recorded.is_due:
+            if recorded.state == "waiting" or not recorded.is_due:
                 recorded = await self._branches.park(branch, key, is_human=False)
+        if elsewhere is not None and (recorded is None or recorded.state == "retrying"):
+            await self._caller.send(step, key, elsewhere, args, kwargs)
+            recorded = await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:

@@ -14,10 +14,10 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from millpond.engine.payloads import check_size
 from millpond.errors import InvalidInput, MillpondError
 from millpond.types import Json
 
-MAX_OUTPUT_BYTES = 16 * 1024 * 1024
 _MAX_MESSAGE = 2000
 
 
@@ -36,12 +36,7 @@ def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
         raise InvalidInput(
             f"a {kind} does not fit the declared JSON output", code="not_json", param="output"
         ) from error
-    if len(raw) > MAX_OUTPUT_BYTES:
-        raise InvalidInput(
-            f"the output has {len(raw)} bytes; at most {MAX_OUTPUT_BYTES} are stored",
-            code="too_large",
-            param="output",
-        )
+    check_size(raw, "the output", param="output")
     return raw.decode()
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine import remote
 from millpond.engine.duties import Duty
 from millpond.engine.waits import Readied, Wake, ready
 
@@ -37,6 +38,7 @@ async def see_to(con: Connection, ended: Sequence[Ended]) -> list[Readied]:
         await con.execute(_SQL["free_keys"], *_columns(holding))
     if parents := [one for one in ended if Duty.CHILDREN in one.duties]:
         await con.execute(_SQL["cancel_children"], *_columns(parents))
+        await remote.stop(con, *_columns(parents))
     if children := [one for one in ended if Duty.PARENT in one.duties]:
         return await _tell_parents(con, children)
     return []

@@ -117,7 +117,7 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
     if reason == "cancelled":
         return await _stopped(attempt, scope)
     if reason == "drained":
-        return [await insist(lambda: waits.release(scope.database, lease, reason="drain"))]
+        return await insist(lambda: waits.release(scope.database, lease, reason="drain"))
     if reason == "timeout":
         limit = attempt.claimed.timeout_s or attempt.flow.timeout_s
         error = Permanent(f"the run took longer than {limit} s", code="timeout")

@@ -14,7 +14,7 @@ import structlog
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import deadlines, firing, inbound, poison, waits
+from millpond.engine import deadlines, firing, inbound, poison, remote, waits
 from millpond.engine.deadlines import Expired
 from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
@@ -53,16 +53,20 @@ class Maintenance:
             if not lost:
                 return []
             charges = now - self._hold_until > self._lease_s
-            poisoned = [row for row in lost if charges and poison.is_poison(row)]
-            readied = await poison.fail(con, poisoned)
+            steps = [row for row in lost if row["kind"] == "step"]
+            runs = [row for row in lost if row["kind"] == "run"]
+            poisoned = [row for row in runs if charges and poison.is_poison(row)]
+            readied = await remote.rescue(con, steps, is_death=charges)
+            readied += await poison.fail(con, poisoned)
             readied += await _give_back(
-                con, [row for row in lost if row not in poisoned], charges=charges
+                con, [row for row in runs if row not in poisoned], charges=charges
             )
         _log.warning(
             "runs.rescued",
             workers=[str(row["worker_id"]) for row in dead],
-            runs=len(lost) - len(poisoned),
+            runs=len(runs) - len(poisoned),
             poisoned=[str(row["run_id"]) for row in poisoned],
+            steps=len(steps),
         )
         return readied
 

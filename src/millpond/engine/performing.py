@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,7 +28,9 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
+from millpond.engine.placing import Placing
 from millpond.engine.registry import ASK_ROLE, Step
+from millpond.engine.settling import Settler
 from millpond.engine.waking import Mixed
 from millpond.errors import LeaseLost, NotDone, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
@@ -63,7 +66,11 @@ class Scope:
     database: EngineDatabase
     committer: Committer
     hints: Hints
+    settler: Settler
+    placing: Placing
+    worker_id: uuid.UUID
     resources: Mapping[type, object]
+    labels: Mapping[str, str] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
     timed: set[Timed] = field(default_factory=set)
@@ -195,7 +202,10 @@ class Performer:
             timed = Timed(began + plan.timeout_s)
             self._timed.add(timed)
             async with asyncio.timeout(plan.timeout_s) as limit:
-                return await call(tries)
+                value = await call(tries)
+            if limit.expired():  # a thread went on beyond it: what it returned does not count
+                raise TimeoutError
+            return value
         except (asyncio.CancelledError, SystemExit) as error:
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
@@ -328,18 +338,26 @@ class Performer:
             )
         )
 
-    async def tell(self, key: str, name: str, kind: str, data: Mapping[str, Json]) -> None:
-        """Store an event that belongs to a step under way."""
+    async def tell(self, key: str, name: str, body: str) -> None:
+        """Store a progress event of a step under way; `body` is JSON text."""
         if self._branches.closed is not None:
             raise Unwind(self._branches.closed)
-        write = StepWrite(
-            lease=self._lease,
-            step_key=key,
-            name=name,
-            event_kind=kind,
-            event_data=dump(None, data),
+        await self.own(self._tell(key, name, body))
+
+    def tell_soon(self, key: str, name: str, body: str) -> asyncio.Future[None] | None:
+        """As `tell`, without waiting for it; gives None once the attempt was ended."""
+        return self._tell(key, name, body) if self._branches.closed is None else None
+
+    def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
+        return self._committer.record(
+            StepWrite(
+                lease=self._lease,
+                step_key=key,
+                name=name,
+                event_kind="progress",
+                event_data=body,
+            )
         )
-        await self.own(self._committer.record(write))
 
     async def record(
         self,

@@ -8,12 +8,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, TypeVar, get_type_hints
+from typing import (
+    Any,
+    Concatenate,
+    Generic,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    get_type_hints,
+    overload,
+)
 
 from pydantic import TypeAdapter
 
+from millpond.engine.arguments import arguments_of
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
 
@@ -21,6 +32,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 Effect = Literal["pure", "idempotent", "once"]
+Place = Literal["loop", "thread", "process"]
 # Who is asked what became of a `once` step, unless it names another role.
 ASK_ROLE = "operator"
 
@@ -32,7 +44,7 @@ class Flow:
     `on_failure` is called once a begun run is to end as failed or cancelled. `permission` is what starting
     it by API needs; None keeps the flow internal. `input` and `output` are adapters to and from JSON;
     `timeout_s` bounds the life of a run on the worker, per attempt; `deadline_s` the time from submit to
-    the end, whatever the run does or waits for.
+    the end, whatever the run does or waits for. `needs` are labels that a worker must have to run it.
     """
 
     name: str
@@ -47,6 +59,7 @@ class Flow:
     description: str
     on_failure: Callable[..., Awaitable[Any]] | None = None
     deadline_s: float | None = None
+    needs: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def capability(self) -> str:
@@ -58,21 +71,53 @@ class Flow:
 class Step(Generic[P, R]):
     """A registered step function: it takes a `StepContext` first, JSON-able arguments after it.
 
-    `ask_role` is who decides where the outcome of a step with effect `once` is unknown.
+    `place` is where it executes; in a `queue` of its own, workers of that queue execute it; `needs` are
+    labels that a worker must have for it. `ask_role` is who decides where the outcome of a step with
+    effect `once` is unknown.
     """
 
     name: str
-    function: Callable[..., Awaitable[R]]
+    function: Callable[..., Awaitable[R]] | Callable[..., R]
     retry: Retry
     timeout_s: float | None
     effect: Effect
     output: TypeAdapter[R]
     ask_role: str = ASK_ROLE
+    place: Place = "loop"
+    queue: str | None = None
+    needs: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def capability(self) -> str:
+        """What a worker must have to execute this for runs of other workers: `step:name`."""
+        return f"step:{self.name}"
+
+
+class Register(Protocol):
+    """A decorator that makes a step of an async function or of a plain one."""
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], Awaitable[R]], /) -> Step[P, R]: ...
+
+    @overload
+    def __call__(self, function: Callable[Concatenate[Any, P], R], /) -> Step[P, R]: ...
 
 
 def capability(flow: str, version: int) -> str:
     """Name the ability to run one version of a flow."""
     return f"{flow}@{version}"
+
+
+def meets(labels: Mapping[str, str], needs: Mapping[str, str]) -> bool:
+    """Whether a worker with these labels has what is needed."""
+    return all(labels.get(name) == value for name, value in needs.items())
+
+
+def place_of(function: Callable[..., Any]) -> Place:
+    """Tell where a function executes that says nothing about it: plain ones in a thread."""
+    called = getattr(function, "__call__", None)  # noqa: B004 - an object's own method is asked for
+    is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
+    return "loop" if is_async else "thread"
 
 
 @dataclass
@@ -118,14 +163,16 @@ def flow(
     input: Any = None,
     output: Any = None,
     on_failure: Callable[..., Awaitable[Any]] | None = None,
+    needs: Mapping[str, str] | None = None,
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
     """Register an async function `(ctx, input)` as a flow.
 
     `on_failure` is an async function `(ctx, input, failure)`, called when a begun run is to end as failed
     or cancelled, after the undos of its steps. `retry` is for errors raised outside steps; `deadline_s`
-    holds for runs started by API without one of their own. `input` and `output` are types that pydantic
-    knows; left out, they are read from the function's annotations.
+    holds for runs started without one of their own. `input` and `output` are types that pydantic knows;
+    left out, they are read from the function's annotations. `needs` are labels, such as
+    `{"gpu": "true"}`, without which a worker does not run it.
     """
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
@@ -150,6 +197,7 @@ def flow(
             description=(function.__doc__ or "").strip(),
             on_failure=on_failure,
             deadline_s=deadline_s,
+            needs=dict(needs or {}),
         )
         registry.add_flow(made)
         return made
@@ -164,16 +212,24 @@ def step(
     timeout_s: float | None = 300.0,
     effect: Effect = "idempotent",
     ask_role: str = ASK_ROLE,
+    runs_in: Place | None = None,
+    queue: str | None = None,
+    needs: Mapping[str, str] | None = None,
     registry: Registry = REGISTRY,
-) -> Callable[[Callable[Concatenate[Any, P], Awaitable[R]]], Step[P, R]]:
-    """Register an async function `(step: StepContext, …)` as a step for any flow to use.
+) -> Register:
+    """Register a function `(step: StepContext, …)` as a step for any flow to use.
 
     With effect `once` it is never run again unless it raised `NotDone`: where its outcome is unknown,
     somebody with `ask_role` is asked.
+
+    An async function executes on the worker's event loop, a plain one in a thread, or with
+    `runs_in="process"` in a child process. With a `queue` or `needs`, workers of that queue or with
+    these labels execute it, as a work item of its own.
     """
 
-    def register(function: Callable[Concatenate[Any, P], Awaitable[R]]) -> Step[P, R]:
-        made: Step[P, R] = Step(
+    def register(function: Callable[..., Any]) -> Step[Any, Any]:
+        _check_step(name, function, runs_in, queue or needs)
+        made: Step[Any, Any] = Step(
             name=name,
             function=function,
             retry=retry,
@@ -181,11 +237,38 @@ def step(
             effect=effect,
             output=TypeAdapter(_hints(function).get("return", Any)),
             ask_role=ask_role,
+            place=runs_in or place_of(function),
+            queue=queue,
+            needs=dict(needs or {}),
         )
         registry.add_step(made)
         return made
 
     return register
+
+
+def _check_step(
+    name: str, function: Callable[..., Any], runs_in: Place | None, is_sent: object
+) -> None:
+    """Raise InvalidInput where a function cannot execute as its registration says."""
+    if "queue" in inspect.signature(function).parameters:
+        raise InvalidInput(
+            f"step {name}: ctx.step takes `queue` for itself, so no parameter may have that name",
+            param="queue",
+        )
+    natural = place_of(function)
+    if runs_in is not None and (runs_in == "loop") != (natural == "loop"):
+        raise InvalidInput(
+            f"step {name}: async functions run in the loop, plain ones in a thread or a process",
+            param="runs_in",
+        )
+    if runs_in == "process" and "<" in getattr(function, "__qualname__", "<"):
+        raise InvalidInput(
+            f"step {name}: what runs in a process is defined at the top of a module",
+            param="runs_in",
+        )
+    if is_sent:
+        arguments_of(name, function)
 
 
 def _origin(function: Callable[..., Any]) -> tuple[str, str]:

@@ -8,7 +8,7 @@ history does; where the flow went on without that end, a time limit of its own h
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
@@ -21,7 +21,6 @@ from millpond.engine.context import Context
 from millpond.engine.history import History, Mismatch, Places, Recorded, unmet
 from millpond.engine.performing import Performer, Plan, Scope
 from millpond.engine.registry import Flow, Step
-from millpond.types import Json
 
 R = TypeVar("R")
 Outcome = Literal["open", "returned", "raised", "ended"]
@@ -107,7 +106,7 @@ class Replayer(Performer):
             awaitable.close()
         await self._stop("")
 
-    async def tell(self, key: str, name: str, kind: str, data: Mapping[str, Json]) -> None:
+    async def tell(self, key: str, name: str, body: str) -> None:
         """Stop: no event is stored."""
         await self._stop(key)
 

@@ -16,12 +16,12 @@ from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.lanes import KEY_SEPARATOR, lane_id, offset_us
+from millpond.engine.payloads import INLINE_BYTES, INPUT, Payload, check_size, keep
 from millpond.engine.registry import capability
 from millpond.errors import InvalidInput
 from millpond.types import Intent, Json
 
 _SQL = queries("submit")
-MAX_INPUT_BYTES = 256 * 1024
 _MAX_DELAY_S = 10 * 366 * 86_400.0
 
 
@@ -34,12 +34,7 @@ def check(intent: Intent, org_id: int) -> None:
     """Raise InvalidInput naming the field that keeps an intent from being submitted for `org_id`."""
     if intent.org_id != org_id:
         raise InvalidInput("every intent of one submit names the same org", param="org_id")
-    if len(intent.input) > MAX_INPUT_BYTES:
-        raise InvalidInput(
-            f"the input has {len(intent.input)} bytes; at most {MAX_INPUT_BYTES} are accepted",
-            param="input",
-            code="too_large",
-        )
+    check_size(intent.input, "the input", param="input")
     if not -100 <= intent.priority <= 100:
         raise InvalidInput("priority is a whole number from -100 to 100", param="priority")
     if not 0 <= intent.delay_s <= _MAX_DELAY_S:
@@ -77,7 +72,7 @@ async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
         [intent.timeout_s for intent in intents],
         [intent.traceparent for intent in intents],
         [orjson.dumps(dict(intent.labels)).decode() for intent in intents],
-        [intent.input.decode() for intent in intents],
+        [None if len(i.input) > INLINE_BYTES else i.input.decode() for i in intents],
         [
             _lane(i.queue, org_id, capability(i.flow, i.version), key, i.priority)
             for i, key in zip(intents, keys, strict=True)
@@ -85,6 +80,14 @@ async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
         [offset_us(intent.priority) for intent in intents],
         [intent.delay_s for intent in intents],
         [_more(intent) for intent in intents],
+    )
+    await keep(
+        con,
+        [
+            Payload(org_id, intent.run_id, INPUT, intent.input.decode())
+            for intent in intents
+            if len(intent.input) > INLINE_BYTES
+        ],
     )
     return [intent.run_id for intent in intents]
 

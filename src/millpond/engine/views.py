@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -16,17 +16,25 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine import payloads
+from millpond.engine.payloads import INPUT, OUTPUT
 from millpond.errors import NotFound
 from millpond.types import FINAL_STATES, Json, RunState
 
 _SQL = queries("views")
+# What a list shows of an input or output; more would make a page of runs megabytes.
+LISTED_BYTES = 2048
+_WHOLE_BYTES = 2**31 - 1
 _HIGHEST_ID = uuid.UUID(int=2**128 - 1)
 _View = TypeVar("_View")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunView:
-    """A run as it stands now; `input`, `output`, `error`, `labels` and `blocked` are JSON text."""
+    """A run as it stands now; `input`, `output`, `error`, `labels` and `blocked` are JSON text.
+
+    A list leaves out inputs and outputs above `LISTED_BYTES`.
+    """
 
     run_id: uuid.UUID
     flow: str
@@ -34,7 +42,7 @@ class RunView:
     queue: str
     state: RunState
     priority: int
-    input: str
+    input: str | None
     output: str | None
     error: str | None
     subject: str
@@ -50,10 +58,20 @@ class RunView:
     deadline_at: datetime | None
     dedup_key: str | None
 
+    @property
+    def truncated(self) -> list[str]:
+        """Which values are left out here: a run always has an input, a succeeded one an output."""
+        has_output = self.state == RunState.SUCCEEDED
+        left_out = {INPUT: self.input is None, OUTPUT: has_output and self.output is None}
+        return [name for name, is_left_out in left_out.items() if is_left_out]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepView:
-    """A recorded step; `output` and `error` are JSON text."""
+    """A recorded step; `output` and `error` are JSON text.
+
+    `queue` is the other queue in which it waits or is executed now.
+    """
 
     step_key: str
     name: str
@@ -64,6 +82,7 @@ class StepView:
     tries: int
     started_at: datetime
     finished_at: datetime | None
+    queue: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,7 +117,7 @@ class RequestView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FlowView:
-    """A flow version that some worker published; schemas are parsed."""
+    """A flow version that some worker published; schemas and needed labels are parsed."""
 
     name: str
     version: int
@@ -110,6 +129,7 @@ class FlowView:
     timeout_s: float | None
     deadline_s: float | None
     published_at: datetime
+    needs: Json
     is_served: bool
 
 
@@ -171,11 +191,16 @@ async def find_runs(
 
 
 async def get_run(con: Connection, org_id: int, run_id: uuid.UUID) -> RunView:
-    """Return one run; raises NotFound when the org has none with this id."""
-    found = await show_runs(con, org_id, [run_id])
+    """Return one run, whole; raises NotFound when the org has none with this id."""
+    found = await show_runs(con, org_id, [run_id], max_bytes=_WHOLE_BYTES)
     if not found:
         raise NotFound(f"run {run_id} does not exist", param="run_id")
-    return found[0]
+    apart = await payloads.read(con, [(org_id, run_id, slot) for slot in found[0].truncated])
+    return replace(
+        found[0],
+        input=apart.get((org_id, run_id, INPUT), found[0].input),
+        output=apart.get((org_id, run_id, OUTPUT), found[0].output),
+    )
 
 
 async def list_reruns(con: Connection, org_id: int, run_id: uuid.UUID) -> list[uuid.UUID]:
@@ -291,9 +316,11 @@ def _patterns(search: str | None) -> tuple[str | None, str | None]:
     return f"%{plain}%", f"{plain.lower()}%"
 
 
-async def show_runs(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RunView]:
-    """Return runs by their ids, newest first."""
-    return await _fetch(con, "runs", org_id, ids, _run)
+async def show_runs(
+    con: Connection, org_id: int, ids: Sequence[uuid.UUID], *, max_bytes: int = LISTED_BYTES
+) -> list[RunView]:
+    """Return runs by their ids, newest first, without values of more than `max_bytes`."""
+    return await _fetch(con, "runs", org_id, ids, _run, max_bytes)
 
 
 async def _requests(con: Connection, org_id: int, ids: Sequence[uuid.UUID]) -> list[RequestView]:
@@ -306,10 +333,11 @@ async def _fetch(
     org_id: int,
     ids: Sequence[uuid.UUID],
     view: Callable[[Record], _View],
+    *more: object,
 ) -> list[_View]:
     if not ids:
         return []
-    return [view(row) for row in await con.fetch(_SQL[statement], org_id, ids)]
+    return [view(row) for row in await con.fetch(_SQL[statement], org_id, ids, *more)]
 
 
 def _run(row: Record) -> RunView:
@@ -317,7 +345,7 @@ def _run(row: Record) -> RunView:
 
 
 def _flow(row: Record) -> FlowView:
-    schemas = ("input_schema", "output_schema")
+    schemas = ("input_schema", "output_schema", "needs")
     parsed = {name: orjson.loads(row[name]) if row[name] else None for name in schemas}
     fields = {key: value for key, value in row.items() if key != "flow"}
     return FlowView(**{**fields, **parsed, "name": row["flow"]})

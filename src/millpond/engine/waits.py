@@ -236,13 +236,13 @@ async def park(
         return None
 
 
-async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> Readied:
+async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> list[Readied]:
     """Hand a run back to its queue, no try counted: another worker goes on with it."""
     async with database.duty("release") as con:
         await hold(con, lease)
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         fact = Fact("run.released", None, {"reason": reason})
-        return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id, event=fact)]))[0]
+        return await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id, event=fact)])
 
 
 async def back_off(

@@ -12,7 +12,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -21,7 +21,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import chores, heartbeat, history, waits, waking
+from millpond.engine import chores, heartbeat, history, inputs, remote, waits, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
@@ -31,10 +31,13 @@ from millpond.engine.executor import execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.performing import announce
+from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
-from millpond.engine.registry import Flow
+from millpond.engine.registry import Flow, Step, meets
 from millpond.engine.retention import Keep, Retention
+from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
+from millpond.engine.step_executor import StepAttempt, execute_step
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, Transient
 
@@ -52,7 +55,10 @@ _STOP_S = 35.0  # above the time limit of the engine's statements
 
 
 class Worker:
-    """One worker process: its slots per queue, the flows that it has, the resources of its steps."""
+    """One worker process: its slots per queue, the flows and steps that it has, the resources of its steps.
+
+    It publishes all of its flows, and serves those flows and steps whose needs its `labels` meet.
+    """
 
     def __init__(
         self,
@@ -62,6 +68,8 @@ class Worker:
         listen_url: str,
         flows: Sequence[Flow],
         slots: Mapping[str, int],
+        steps: Iterable[Step[Any, Any]] = (),
+        labels: Mapping[str, str] | None = None,
         resources: Mapping[type, object] | None = None,
         lease_s: float = 6.0,
         drain_s: float = 20.0,
@@ -74,8 +82,10 @@ class Worker:
         self._engine_url = engine_url
         self._listen_url = listen_url
         self._flows = {(flow.name, flow.version): flow for flow in flows}
-        self._able = [flow.capability for flow in flows]
+        self._steps = {step.name: step for step in steps}
+        self._labels = dict(labels or {})
         self._slots = Slots(slots)
+        self._placing = Placing(threads=sum(slots.values()))
         self._resources = dict(resources or {})
         self._lease_s = lease_s
         self._drain_s = drain_s
@@ -83,7 +93,7 @@ class Worker:
         self._is_alone = alone
         self._keep = keep
         self.has_worked = False
-        self._attempts: set[Attempt] = set()
+        self._attempts: set[Attempt | StepAttempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._lost = asyncio.Event()
         self._look = asyncio.Event()
@@ -93,7 +103,7 @@ class Worker:
         self._quarantine = Quarantine(
             database,
             alone_command,
-            capabilities=self._able,
+            capabilities=self._able(),
             queues=list(self._slots.total),
         )
 
@@ -109,8 +119,14 @@ class Worker:
                 _log.warning("worker.database_away", error=error.code)
                 await asyncio.sleep(1.0)
             if self._is_alone:
-                return
+                break
         await self._quarantine.close(self._drain_s)
+        self._placing.close()
+
+    def _able(self) -> list[str]:
+        """Name what this worker can execute: flows, and steps of runs elsewhere."""
+        known: list[Flow | Step[Any, Any]] = [*self._flows.values(), *self._steps.values()]
+        return [one.capability for one in known if meets(self._labels, one.needs)]
 
     async def _publish(self) -> None:
         """Tell the API which flows can be run."""
@@ -127,11 +143,12 @@ class Worker:
                     orjson.dumps(flow.output.json_schema(mode="serialization")).decode(),
                     flow.timeout_s,
                     flow.deadline_s,
+                    orjson.dumps(dict(flow.needs)).decode(),
                 )
 
     def _capabilities(self) -> list[str]:
         """Name what this worker claims: a worker for one work item alone, only such work."""
-        return alone(self._able) if self._is_alone else self._able
+        return alone(self._able()) if self._is_alone else self._able()
 
     async def _session(self, stop: asyncio.Event) -> None:
         """Work under one worker id until told to stop or until its session is gone."""
@@ -147,6 +164,7 @@ class Worker:
                 self._capabilities(),
                 self._lease_s,
                 version("millpond"),
+                orjson.dumps(self._labels).decode(),
             )
         pulse = heartbeat.Pulse.make()
         beat = await heartbeat.start(
@@ -162,8 +180,16 @@ class Worker:
         committer.start()
         listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
         await listener.start()
+        settler = Settler(self._database, hints)
         scope = Scope(
-            database=self._database, committer=committer, hints=hints, resources=self._resources
+            database=self._database,
+            committer=committer,
+            hints=hints,
+            settler=settler,
+            placing=self._placing,
+            worker_id=self.worker_id,
+            resources=self._resources,
+            labels=self._labels,
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         claiming = self._claim_one(scope, hints, stop) if self._is_alone else None
@@ -196,6 +222,7 @@ class Worker:
                 if isinstance(ended, Exception):
                     _log.error("worker.loop_died", exc_info=ended)
             await listener.close()
+            await settler.close()
             await committer.close()
             await hints.close()
             await self._close_session(beat)
@@ -243,10 +270,7 @@ class Worker:
             self._slots.expect()
             try:
                 claimed, has_more = await claimer.claim(free)
-                histories = await history.load(
-                    self._database,
-                    [one.lease for one in claimed if one.lease.attempt > 1 or one.is_rerun],
-                )
+                attempts = await self._prepared(claimed, scope)
             except LeaseLost:
                 self._lost.set()
                 return
@@ -255,11 +279,31 @@ class Worker:
                 _log.warning("claim.failed", error=error.code)
                 await asyncio.sleep(0.5)
                 continue
-            for one in claimed:
-                self._start(one, histories.get(one.lease, {}), scope, hints)
+            for attempt in attempts:
+                self._start(attempt, scope, hints)
             self._slots.note_claim(free, claimed)
             if not has_more:
                 await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
+
+    async def _prepared(
+        self, claimed: Sequence[Claimed], scope: Scope
+    ) -> list[Attempt | StepAttempt]:
+        """Read what claimed work needs beyond its lease: big inputs, arguments, recorded steps."""
+        claimed = await inputs.complete(self._database, claimed)
+        steps = [one.lease for one in claimed if one.lease.is_of_step]
+        again = [
+            one.lease
+            for one in claimed
+            if (one.lease.attempt > 1 or one.is_rerun) and not one.lease.is_of_step
+        ]
+        orders = await remote.orders(self._database, steps)
+        histories = await history.load(self._database, again)
+        return [
+            StepAttempt(one, self._steps, orders.get(one.lease))
+            if one.lease.is_of_step
+            else prepare(one, self._flows, histories.get(one.lease, {}), scope)
+            for one in claimed
+        ]
 
     async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
@@ -272,10 +316,9 @@ class Worker:
         try:
             for queue in self._slots.total:
                 claimed, _ = await claimer.claim({queue: 1})
-                histories = await history.load(self._database, [one.lease for one in claimed])
-                for one in claimed:
+                for attempt in await self._prepared(claimed, scope):
                     self.has_worked = True
-                    self._start(one, histories[one.lease], scope, hints)
+                    self._start(attempt, scope, hints)
                 if claimed:
                     break
         except MillpondError as error:
@@ -296,28 +339,28 @@ class Worker:
         for lease in unknown & suspects:
             _log.warning("lease.handed_back", run_id=str(lease.run_id))
             with contextlib.suppress(LeaseLost):
-                readied = await waits.release(self._database, lease, reason="no attempt")
-                self._hint(hints, [readied])
+                give_back = remote.release if lease.is_of_step else waits.release
+                self._hint(hints, await give_back(self._database, lease, reason="no attempt"))
         return unknown - suspects
 
-    def _start(
-        self, claimed: Claimed, recorded: history.History, scope: Scope, hints: Hints
-    ) -> None:
-        attempt = prepare(claimed, self._flows, recorded, scope)
+    def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         self._attempts.add(attempt)
-        self._slots.take(claimed.queue)
+        self._slots.take(attempt.claimed.queue)
         task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _execute(self, attempt: Attempt, scope: Scope, hints: Hints) -> None:
+    async def _execute(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         began = time.monotonic()
-        claimed = attempt.claimed
         try:
-            self._hint(hints, await execute(attempt, scope))
+            if isinstance(attempt, StepAttempt):
+                self._hint(hints, await execute_step(attempt, scope))
+            else:
+                self._hint(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
-            self._slots.give(claimed.queue, attempt.flow.capability, time.monotonic() - began)
+            took_s = time.monotonic() - began
+            self._slots.give(attempt.claimed.queue, attempt.capability, took_s)
 
     def _hint(self, hints: Hints, readied: Sequence[Readied]) -> None:
         if readied:
@@ -402,7 +445,8 @@ class Worker:
         loop = asyncio.get_running_loop()
         while beat.returncode is None:
             announce(scope.under_way, loop.time())
-            first = min((one.deadline for one in scope.timed), default=None)
+            deadlines = [one.deadline for one in scope.timed]
+            first = min(deadlines, default=None)
             pulse.write(time.monotonic(), first)
             await asyncio.sleep(_TICK_S)
         self._lost.set()
@@ -432,9 +476,9 @@ class Worker:
             if (used := self._slots.used()) != self._noted_use:
                 await con.execute(_SQL["note_use"], self.worker_id, orjson.dumps(used).decode())
                 self._noted_use = used
-        asked = {(row["org_id"], row["run_id"]) for row in rows}
+        asked = {(row["org_id"], row["item_id"]) for row in rows}
         for attempt in list(self._attempts):
-            if (attempt.claimed.lease.org_id, attempt.claimed.lease.run_id) in asked:
+            if (attempt.claimed.lease.org_id, attempt.claimed.lease.item_id) in asked:
                 attempt.unwind("cancelled")
 
     # Ending
@@ -450,13 +494,18 @@ class Worker:
         await self._unwind_all("drained")
 
     async def _unwind_all(self, reason: str) -> None:
+        """End all attempts. One whose thread goes on keeps its lease until that returns.
+
+        A lease that is lost need not be kept: then only its slot waits for the thread.
+        """
         for attempt in list(self._attempts):
             attempt.unwind(reason)
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S)
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_UNWIND_S if reason == "lost" else None)
 
 
 async def _first(*starts: Awaitable[object], also: Sequence[asyncio.Task[Any]] = ()) -> None:

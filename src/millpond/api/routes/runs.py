@@ -26,7 +26,7 @@ from millpond.api.accept import (
 )
 from millpond.api.auth import Caller, permit, requires
 from millpond.api.batches import Promise
-from millpond.api.bodies import described, read_json
+from millpond.api.bodies import MAX_START_BYTES, described, read_json
 from millpond.api.documented import ACCEPTED_HEADERS, failures
 from millpond.api.models import (
     AcceptedRun,
@@ -76,7 +76,7 @@ async def start_run(
     The input is validated against the schema that workers published. The caller needs the flow's own
     permission besides `runs:start`.
     """
-    wish = await read_json(request, StartRun)
+    wish = await read_json(request, StartRun, max_bytes=MAX_START_BYTES)
     flow = await caller.ports.catalog.flow(wish.flow, wish.version)
     permit_start(caller.principal, flow)
     if wish.on_duplicate == "cancel_old":

@@ -82,7 +82,8 @@ alter table worker
 alter table idempotency
   add column answer json;
 
--- JSON above 256 KiB: inputs ('input'), outputs ('output') and step results ('step:' and the step's key) of runs.
+-- JSON above 256 KiB of runs: inputs ('input'), outputs ('output'), results of steps ('step:' and the step's key), and
+-- arguments of steps in other queues ('args:' and the key).
 create table payload (
   org_id bigint not null,
   run_id uuid not null,

@@ -23,7 +23,8 @@ taken as (
   update item i set state = 'running', token = $6, attempt = i.attempt + 1, event_no = i.event_no + 1,
                     started_at = coalesce(i.started_at, clock_timestamp())
   from gone g where i.org_id = g.org_id and i.item_id = g.item_id
-  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.attempt, i.event_no, i.deaths, i.tries, i.cancel_requested, i.duties
+  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.attempt, i.event_no, i.deaths, i.tries, i.cancel_requested, i.duties,
+            i.kind, i.queue, i.step_key
 ),
 leases as (
   insert into lease (org_id, item_id, run_id, lane_id, queue, keys, worker_id, attempt, token)
@@ -34,7 +35,8 @@ events as (
   insert into event (org_id, run_id, event_no, kind, data)
   select org_id, run_id, event_no, case when attempt = 1 then 'run.started' else 'run.resumed' end,
          json_build_object('attempt', attempt)
-  from taken
+  -- Steps in other queues tell of their start themselves: the live row of their run is not to be locked here.
+  from taken where kind = 'run'
 ),
 l as materialized (
   select * from unnest($7::bigint[], $8::bigint[], $9::bigint[], $10::bool[]) as u(org_id, lane_id, cursor_rank, active)
@@ -59,7 +61,8 @@ clocks as (
   on conflict (queue) do update set virtual_s = greatest(fair_clock.virtual_s, excluded.virtual_s)
 )
 select t.org_id, t.item_id, t.run_id, t.attempt, $6::uuid, t.deaths, t.tries, t.cancel_requested,
-       r.flow, r.version, r.queue, r.input, r.subject, r.timeout_s, r.deadline_at, r.rerun_of is not null, t.duties
+       r.flow, r.version, coalesce(t.queue, r.queue), case when t.kind = 'run' then r.input end, r.subject, r.timeout_s,
+       r.deadline_at, r.rerun_of is not null, t.duties, t.kind, t.step_key
 from taken t join run r on r.org_id = t.org_id and r.run_id = t.run_id;
 
 -- name: step_back

@@ -1,17 +1,18 @@
 -- name: publish_flow
 -- Tells the API what can be run; the newest publication of a version holds.
 insert into flow_version (flow, version, queue, permission, description, input_schema, output_schema, timeout_s,
-                          deadline_s)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                          deadline_s, labels)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 on conflict (flow, version) do update
   set queue = excluded.queue, permission = excluded.permission, description = excluded.description,
       input_schema = excluded.input_schema, output_schema = excluded.output_schema,
-      timeout_s = excluded.timeout_s, deadline_s = excluded.deadline_s, published_at = clock_timestamp();
+      timeout_s = excluded.timeout_s, deadline_s = excluded.deadline_s, labels = excluded.labels,
+      published_at = clock_timestamp();
 
 -- name: register_worker
 -- Opens a worker's session: its leases live as long as this row is renewed.
-insert into worker (worker_id, host, pid, queues, capabilities, expires_at, release)
-values ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second', $7);
+insert into worker (worker_id, host, pid, queues, capabilities, expires_at, release, labels)
+values ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second', $7, $8);
 
 -- name: beat
 -- Renews a worker's leases, all at once.
@@ -36,10 +37,12 @@ delete from worker where worker_id = $1;
 select exists (select from worker where worker_id = $1);
 
 -- name: cancel_requested
--- Finds runs under this worker's leases that shall stop.
-select l.org_id, l.run_id from lease l
-join item i on i.org_id = l.org_id and i.item_id = l.run_id and i.cancel_requested
-where l.worker_id = $1;
+-- Finds work items under this worker's leases that shall stop, also steps whose run has ended.
+select l.org_id, l.item_id from lease l
+join item i on i.org_id = l.org_id and i.item_id = l.item_id
+where l.worker_id = $1
+  and (i.cancel_requested
+       or i.kind = 'step' and not exists (select from item r where r.org_id = l.org_id and r.item_id = l.run_id));
 
 -- name: try_lock
 -- Lets one process at a time do the chores.

@@ -44,8 +44,10 @@ union all
 (select run_id from matching where $3::uuid is not null and run_id > $3::uuid order by run_id limit $10);
 
 -- name: runs
--- Runs by their ids, newest first, with the state they have now.
-select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority, r.input, r.output,
+-- Runs by their ids, newest first, with the state they have now; values of more than $3 bytes are left out.
+select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority,
+       case when pg_column_size(r.input) <= $3 and octet_length(r.input::text) <= $3 then r.input end as input,
+       case when pg_column_size(r.output) <= $3 and octet_length(r.output::text) <= $3 then r.output end as output,
        r.error, r.subject, coalesce(r.attempts, i.attempt, 0) as attempts, r.created_at,
        coalesce(r.started_at, i.started_at) as started_at, r.finished_at, r.labels,
        coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from, i.blocked, r.deadline_at,
@@ -59,10 +61,15 @@ order by r.run_id desc;
 select run_id from run where org_id = $1 and rerun_of = $2 order by run_id desc limit 100;
 
 -- name: steps
--- Recorded steps of one run, in the order in which they began.
-select step_key, name, kind, state, output, error, tries, started_at, finished_at
-from step where org_id = $1 and run_id = $2
-order by started_at, step_key limit 10000;
+-- Recorded steps of one run, in the order in which they began; one that waits or runs in another queue names it.
+select s.step_key, s.name, s.kind, s.state, coalesce(s.output, p.body) as output, s.error, s.tries, s.started_at,
+       s.finished_at, i.queue
+from step s
+left join payload p on s.output is null and s.state = 'done' and p.org_id = s.org_id and p.run_id = s.run_id
+  and p.slot = 'step:' || s.step_key
+left join item i on s.state = 'waiting' and i.org_id = s.org_id and i.item_id = s.ref and i.kind = 'step'
+where s.org_id = $1 and s.run_id = $2
+order by s.started_at, s.step_key limit 10000;
 
 -- name: kin
 -- The runs that one run comes from and goes on as.
@@ -103,7 +110,7 @@ order by request_id desc;
 -- name: published_flows
 -- Every flow version that a worker has published, and whether a live worker has it now.
 select f.flow, f.version, f.queue, f.permission, f.description, f.input_schema, f.output_schema, f.timeout_s,
-       f.deadline_s, f.published_at,
+       f.deadline_s, f.published_at, f.labels as needs,
        exists (select from worker w
                where w.expires_at > clock_timestamp() and f.flow || '@' || f.version = any(w.capabilities)) as is_served
 from flow_version f order by f.flow, f.version;

@@ -176,10 +176,13 @@ returning name;
 delete from timer where org_id = $1 and run_id = $2 and step_key = $3;
 
 -- name: history
--- Reads recorded steps of runs; a retry that is not due yet carries when it is.
-select s.org_id, s.run_id, s.step_key, s.kind, s.state, s.output, s.error, s.tries, s.name, s.seq, s.finished_at,
+-- Reads recorded steps of runs, with results that stand apart; a retry that is not due yet carries when it is.
+select s.org_id, s.run_id, s.step_key, s.kind, s.state, coalesce(s.output, p.body) as output, s.error, s.tries, s.name,
+       s.seq, s.finished_at,
        extract(epoch from clock_timestamp() - s.started_at)::float8 as age_s,
        t.due_at is not null as has_timer
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
 join step s on s.org_id = u.org_id and s.run_id = u.run_id
-left join timer t on t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key;
+left join timer t on t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key
+left join payload p on s.output is null and s.state = 'done' and p.org_id = s.org_id and p.run_id = s.run_id
+  and p.slot = 'step:' || s.step_key;

@@ -1,0 +1,120 @@
+"""Calling: the functions of an attempt's steps, called where they execute, or sent to another worker.
+
+Called by `context`, one Caller per attempt. Invariant: where a step executes changes neither its key nor
+what it is told of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from millpond.engine.arguments import arguments_of
+from millpond.engine.branches import Branches
+from millpond.engine.claim import Claimed
+from millpond.engine.performing import Performer, Scope
+from millpond.engine.registry import Step, meets
+from millpond.engine.remote import Sent, send
+from millpond.engine.step_context import StepContext, StepFacts, Teller
+from millpond.errors import InvalidInput
+
+
+class Caller:
+    """Calls and sends the steps of one attempt."""
+
+    def __init__(
+        self, claimed: Claimed, scope: Scope, performer: Performer, branches: Branches
+    ) -> None:
+        self._lease = claimed.lease
+        self._subject = claimed.subject
+        self._queue = claimed.queue
+        self._scope = scope
+        self._performer = performer
+        self._branches = branches
+
+    def elsewhere(self, step: Step[..., Any], queue: str | None) -> str | None:
+        """Return the queue in which others execute a step; None when this attempt does it itself."""
+        wanted = queue or step.queue or self._queue
+        if wanted == self._queue and meets(self._scope.labels, step.needs):
+            return None
+        if step.effect == "once":
+            raise InvalidInput(
+                f"step {step.name} has effect once and cannot execute elsewhere",
+                param="queue",
+                code="once_elsewhere",
+                advice="give its flow that queue, or start a child run there",
+            )
+        return wanted
+
+    async def send(
+        self,
+        step: Step[..., Any],
+        key: str,
+        queue: str,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> None:
+        """Let another worker execute a step; raises InvalidInput for arguments that are no JSON."""
+        sent = Sent(
+            step_key=key,
+            name=step.name,
+            queue=queue,
+            capability=step.capability,
+            seq=self._branches.place(key),
+            arguments=arguments_of(step.name, step.function).written(args, kwargs),
+        )
+        await self._performer.persist(lambda: send(self._scope.database, self._lease, sent))
+        self._scope.hints.wake([queue])
+        self._scope.hints.changed([self._lease.run_id])
+
+    def call(
+        self,
+        step: Step[..., Any],
+        key: str,
+        try_number: int,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+    ) -> Awaitable[Any]:
+        """Call a registered step's function where it executes."""
+        facts = StepFacts(
+            org_id=self._lease.org_id,
+            run_id=self._lease.run_id,
+            subject=self._subject,
+            step_key=key,
+            try_number=try_number,
+        )
+        if step.place == "process":
+            return self._scope.placing.call_apart(step.function, facts, args, kwargs)
+        performer, name = self._performer, step.name
+        teller = Teller(
+            lambda body: performer.tell(key, name, body),
+            lambda body: performer.tell_soon(key, name, body),
+        )
+        first = StepContext(facts, resources=self._scope.resources, teller=teller)
+        if step.place == "loop":
+            return step.function(first, *args, **kwargs)
+        return self._scope.placing.call_step(step, first, args, kwargs, keeps=self._keeps)
+
+    def call_unregistered(
+        self, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> Awaitable[Any]:
+        """Call a step's function that is not registered: on the loop, or a plain one in a thread."""
+        return self._scope.placing.call(function, args, {}, keeps=self._keeps)
+
+    def _keeps(self) -> bool:
+        """Whether the result of a thread counts that returned when its attempt was being ended."""
+        return self._branches.closed is not None
+
+
+def unregistered(
+    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    """Return function and arguments of a step that is not registered; it executes here alone."""
+    if "queue" in kwargs:
+        raise InvalidInput(
+            f"step {name} cannot execute in another queue: only registered steps can",
+            param="queue",
+            code="step_not_registered",
+            advice="register its function with @step",
+        )
+    return args[0], args[1:]

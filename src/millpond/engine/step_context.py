@@ -1,0 +1,124 @@
+"""StepContext: what a step's function gets as its first argument, wherever it executes.
+
+Made by `context` for steps of its own run, by `step_executor` for steps of runs elsewhere, and by
+`placing` in child processes. Invariant: the idempotency key is the same for every try in every place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from millpond.engine.encoding import dump
+from millpond.errors import Permanent
+from millpond.types import Json
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepFacts:
+    """Whose step this is; what a child process is told of it."""
+
+    org_id: int
+    run_id: uuid.UUID
+    subject: str
+    step_key: str
+    try_number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Teller:
+    """How a step's progress is stored, as JSON text: with and without waiting for it.
+
+    `tell_soon` gives the write, or None once nothing more is stored.
+    """
+
+    tell: Callable[[str], Awaitable[None]]
+    tell_soon: Callable[[str], asyncio.Future[None] | None]
+
+
+class StepContext:
+    """What a registered step gets as its first argument."""
+
+    def __init__(
+        self,
+        facts: StepFacts,
+        *,
+        resources: Mapping[type, object] | None = None,
+        teller: Teller | None = None,
+    ) -> None:
+        self._facts = facts
+        self._resources = resources
+        self._teller = teller
+        self._loop = None if teller is None else asyncio.get_running_loop()
+        self._untold: deque[str] = deque()
+        self._telling: asyncio.Future[None] | None = None
+        self.try_number = facts.try_number
+        self.org_id = facts.org_id
+        self.run_id = facts.run_id
+        self.subject = facts.subject
+
+    @property
+    def idempotency_key(self) -> str:
+        """The key to pass to whatever this step calls; the same for every try."""
+        return f"{self.org_id}:{self.run_id}:{self._facts.step_key}"
+
+    def get(self, kind: type[R]) -> R:
+        """Return the worker's resource of a type; raises Permanent when it has none."""
+        if self._resources is None:
+            raise Permanent(
+                "a step in a process of its own has none of the worker's resources",
+                code="no_resource",
+                advice="open what it needs in its function, or leave out runs_in='process'",
+            )
+        return resource(self._resources, kind)
+
+    async def emit(self, name: str, data: Mapping[str, Json] | None = None) -> None:
+        """Store a progress event; a further try of the step may store it again."""
+        await self._told().tell(_body(name, data))
+
+    def emit_soon(self, name: str, data: Mapping[str, Json] | None = None) -> None:
+        """Store a progress event without waiting for it; for functions that run in a thread."""
+        self._told()
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._tell_later, _body(name, data))
+
+    async def told(self) -> None:
+        """Wait until everything is stored that was emitted so far; for the engine."""
+        while self._telling is not None:
+            await asyncio.wait({self._telling})
+
+    def _tell_later(self, text: str) -> None:
+        self._untold.append(text)
+        if self._telling is None:
+            self._tell_next()
+
+    def _tell_next(self, _: object = None) -> None:
+        """Store one after the other, so that they keep their order."""
+        self._telling = self._told().tell_soon(self._untold.popleft()) if self._untold else None
+        if self._telling is not None:
+            self._telling.add_done_callback(self._tell_next)
+
+    def _told(self) -> Teller:
+        if self._teller is None:
+            raise Permanent(
+                "a step in a process of its own tells of nothing but its result", code="no_emit"
+            )
+        return self._teller
+
+
+def _body(name: str, data: Mapping[str, Json] | None) -> str:
+    return dump(None, {**(data or {}), "name": name})
+
+
+def resource(resources: Mapping[type, object], kind: type[R]) -> R:
+    """Return a worker's resource of a type; raises Permanent when it has none."""
+    found = resources.get(kind)
+    if not isinstance(found, kind):
+        raise Permanent(f"this worker has no {kind.__name__}", code="no_resource")
+    return found

@@ -1,0 +1,300 @@
+"""The step executor: one attempt of a step of a run elsewhere: resolve, perform, classify, record.
+
+Called by the worker, one call per claimed step. Invariants: the run's flow is not replayed; exactly one
+fenced write ends the attempt (settle, rest, release, drop), or none if the lease is lost.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+import structlog
+
+from millpond.engine import remote
+from millpond.engine.arguments import arguments_of
+from millpond.engine.branches import Unwind
+from millpond.engine.claim import Claimed
+from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.performing import ANNOUNCE_S, HOLD_S, Scope, Timed, raise_stray
+from millpond.engine.registry import Step
+from millpond.engine.remote import Order, RemoteWrite
+from millpond.engine.step_context import StepContext, StepFacts, Teller
+from millpond.engine.waits import Readied
+from millpond.errors import LeaseLost, MillpondError, NotFound, Transient
+from millpond.retry import DEFAULT_RETRY, Retry, backoff_s, classify, retry_after_s
+from millpond.types import Json
+
+R = TypeVar("R")
+_log = structlog.get_logger("millpond.step_executor")
+
+
+class StepAttempt:
+    """A claimed step of a run elsewhere, with its code and what it shall do."""
+
+    def __init__(
+        self, claimed: Claimed, steps: Mapping[str, Step[Any, Any]], order: Order | None
+    ) -> None:
+        self.claimed = claimed
+        self.order = order
+        self.step = steps.get(order.name) if order else None
+        self.closed: str | None = None
+        self._task: asyncio.Task[Any] | None = None
+
+    @property
+    def capability(self) -> str:
+        """What its worker must have for it."""
+        return self.step.capability if self.step else ""
+
+    def begin(self) -> None:
+        """Make the current task the one that is ended from outside."""
+        self._task = asyncio.current_task()
+
+    def end(self) -> None:
+        """Forget that task was cancelled; nothing cancels it any more."""
+        task, self._task = self._task, None
+        while task is not None and task.cancelling():
+            task.uncancel()
+
+    def unwind(self, reason: str) -> None:
+        """End the step's function from outside."""
+        if self.closed is None:
+            self.closed = reason
+            if self._task is not None:
+                self._task.cancel()
+
+    def check(self) -> None:
+        """Raise Unwind when this attempt was ended from outside."""
+        if self.closed is not None:
+            raise Unwind(self.closed)
+
+
+class _Try(NamedTuple):
+    """One execution of the step's function; `began` is on the loop's clock."""
+
+    number: int
+    began: float
+
+
+async def execute_step(attempt: StepAttempt, scope: Scope) -> list[Readied]:
+    """Execute one attempt of a step to its end; returns what became ready by it.
+
+    Never raises: what goes wrong is recorded on the step, or its lease is lost.
+    """
+    lease = attempt.claimed.lease
+    try:
+        if attempt.order is None or attempt.claimed.cancel_requested:
+            await _insist(lambda: remote.drop(scope.database, lease))
+            return []
+        try:
+            await _Performance(attempt, scope, attempt.order).run()
+        except Unwind as unwind:
+            attempt.end()
+            return await _unwound(attempt, scope, unwind.reason)
+    except LeaseLost:
+        _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
+    except MillpondError as error:
+        # The lease stays until this worker ends; rescue then gives the step to another.
+        _log.error("step.stuck", run_id=str(lease.run_id), error=error.code)
+    return []
+
+
+async def _unwound(attempt: StepAttempt, scope: Scope, reason: str) -> list[Readied]:
+    """End an attempt whose function was ended from outside."""
+    lease = attempt.claimed.lease
+    if reason == "cancelled":
+        await _insist(lambda: remote.drop(scope.database, lease))
+    elif reason == "drained":
+        return await _insist(lambda: remote.release(scope.database, lease, reason="drain"))
+    return []
+
+
+class _Performance:
+    """Tries a step until there is a result, a failure, or a wait; each outcome recorded."""
+
+    def __init__(self, attempt: StepAttempt, scope: Scope, order: Order) -> None:
+        self._attempt = attempt
+        self._scope = scope
+        self._settler = scope.settler
+        self._order = order
+        self._lease = attempt.claimed.lease
+        self._retry: Retry = attempt.step.retry if attempt.step else DEFAULT_RETRY
+
+    async def run(self) -> None:
+        """Try, record, and try again while the policy says so."""
+        now = asyncio.get_running_loop().time
+        tries = self._attempt.claimed.tries
+        began = now() - self._order.age_s
+        self._attempt.begin()
+        while True:
+            one = _Try(tries := tries + 1, now())
+            try:
+                text = await self._result(one)
+                await self._own(self._done(one, text, now() - one.began))
+            except LeaseLost:
+                raise
+            except Exception as error:
+                delay_s = await self._own(self._failed(one, error, now() - began))
+            else:
+                return
+            if delay_s is None:
+                return
+            await self._own(asyncio.sleep(delay_s))
+
+    async def _result(self, one: _Try) -> str:
+        """Execute the function once; returns its result as JSON text that reads back as declared."""
+        step = self._attempt.step
+        if step is None:
+            raise NotFound(f"this worker has no step {self._order.name}", code="step_not_found")
+        args, kwargs = arguments_of(step.name, step.function).read(self._order.arguments)
+        announcing = asyncio.get_running_loop().call_later(ANNOUNCE_S, self._tell_started, one)
+        try:
+            text = dump(step.output, await self._try(step, one, args, kwargs))
+        finally:
+            announcing.cancel()
+        read_back(step.output, text)
+        return text
+
+    async def _try(
+        self, step: Step[Any, Any], one: _Try, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        attempt, limit, timed = self._attempt, None, None
+        attempt.check()
+        if step.timeout_s is not None:
+            timed = Timed(one.began + step.timeout_s)
+            self._scope.timed.add(timed)
+        try:
+            async with asyncio.timeout(step.timeout_s) as limit:
+                value = await self._call(step, one, args, kwargs)
+            if not limit.expired():
+                return value
+        except (asyncio.CancelledError, SystemExit) as error:
+            if attempt.closed is not None:
+                raise Unwind(attempt.closed) from error
+            raise_stray(error, f"step {step.name}")
+        except TimeoutError:
+            if limit is None or not limit.expired():
+                raise
+        finally:
+            if timed is not None:
+                self._scope.timed.discard(timed)
+        # Also of a thread that went on: what it returned after its time does not count.
+        raise Transient(f"step {step.name} took longer than {step.timeout_s} s", code="timeout")
+
+    async def _call(
+        self, step: Step[Any, Any], one: _Try, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        lease = self._lease
+        facts = StepFacts(
+            org_id=lease.org_id,
+            run_id=lease.run_id,
+            subject=self._attempt.claimed.subject,
+            step_key=self._attempt.claimed.step_key or "",
+            try_number=one.number,
+        )
+        if step.place == "process":
+            return await self._scope.placing.call_apart(step.function, facts, args, kwargs)
+        teller = Teller(self._tell, self._tell_soon)
+        first = StepContext(facts, resources=self._scope.resources, teller=teller)
+        return await self._scope.placing.call_step(
+            step, first, args, kwargs, keeps=lambda: self._attempt.closed is not None
+        )
+
+    def _done(self, one: _Try, text: str, took_s: float) -> asyncio.Future[None]:
+        data = self._data(one, duration_s=round(took_s, 6))
+        return self._record("step.succeeded", data, state="done", output=text, tries=one.number)
+
+    async def _failed(self, one: _Try, error: Exception, elapsed_s: float) -> float | None:
+        """Record a failed try; returns the delay before the next one, None when this attempt is over.
+
+        A long backoff is waited for without slot and lease.
+        """
+        delay_s = backoff_s(
+            self._retry,
+            tries=one.number,
+            verdict=classify(error),
+            elapsed_s=elapsed_s,
+            wish_s=retry_after_s(error),
+            random=random.random,
+        )
+        described = dump_error(error, self._order.name)
+        more: dict[str, Json] = {"error": described}
+        if delay_s is not None:
+            more["delay_s"] = round(delay_s, 3)
+        write = self._write(
+            "step.failed" if delay_s is None else "step.retrying",
+            self._data(one, **more),
+            state="failed" if delay_s is None else "waiting",
+            error=orjson.dumps(described).decode(),
+            tries=one.number,
+        )
+        if delay_s is not None and delay_s > HOLD_S:
+            rest_s = delay_s
+            await _insist(lambda: remote.rest(self._scope.database, write, delay_s=rest_s))
+            return None
+        await self._settler.record(write)
+        return delay_s
+
+    def _tell_started(self, one: _Try) -> None:
+        worker = str(self._scope.worker_id)
+        self._forget(self._record("step.started", self._data(one, worker=worker)))
+
+    async def _tell(self, body: str) -> None:
+        self._attempt.check()
+        await self._own(self._record("progress", body))
+
+    def _tell_soon(self, body: str) -> asyncio.Future[None] | None:
+        if self._attempt.closed is not None:
+            return None
+        write = self._record("progress", body)
+        self._forget(write)
+        return write
+
+    def _forget(self, write: asyncio.Future[None]) -> None:
+        """Wait for no write, but stop what nobody asks for any more when its lease is gone."""
+
+        def heed(done: asyncio.Future[None]) -> None:
+            if not done.cancelled() and isinstance(done.exception(), LeaseLost):
+                self._attempt.unwind("lost")
+
+        write.add_done_callback(heed)
+
+    def _data(self, one: _Try, **more: Json) -> str:
+        data = {
+            "name": self._order.name,
+            "tries": one.number,
+            "queue": self._attempt.claimed.queue,
+            **more,
+        }
+        return dump(None, data)
+
+    def _record(self, kind: str, data: str, **more: Any) -> asyncio.Future[None]:
+        return self._settler.record(self._write(kind, data, **more))
+
+    def _write(self, kind: str, data: str, **more: Any) -> RemoteWrite:
+        key = self._attempt.claimed.step_key or ""
+        return RemoteWrite(
+            lease=self._lease, step_key=key, event_kind=kind, event_data=data, **more
+        )
+
+    async def _own(self, awaitable: Awaitable[R]) -> R:
+        """Await something of the engine's; an attempt ended meanwhile gets Unwind."""
+        try:
+            return await awaitable
+        except asyncio.CancelledError as error:
+            if self._attempt.closed is not None:
+                raise Unwind(self._attempt.closed) from error
+            raise
+
+
+async def _insist(write: Callable[[], Awaitable[R]]) -> R:
+    """Make a write, again while the database is out of reach."""
+    for _ in range(100):
+        try:
+            return await write()
+        except Transient:
+            await asyncio.sleep(0.3)
+    raise LeaseLost("the database stayed out of reach")
