@@ -54,6 +54,7 @@ ENGINE = [
     "calling",
     "performing",
     "once",
+    "waking",
     "settling",
     "placing",
     "step_context",

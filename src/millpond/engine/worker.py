@@ -21,7 +21,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import chores, heartbeat, history, inputs, remote, waits
+from millpond.engine import chores, heartbeat, history, inputs, remote, waits, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
@@ -197,6 +197,7 @@ class Worker:
             asyncio.create_task(claiming or self._claim_all(scope, hints), name="claim"),
             asyncio.create_task(self._watch(hints), name="watch"),
             asyncio.create_task(self._tick(beat, pulse, scope), name="tick"),
+            asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
         ]
         if not self._is_alone:
             loops.append(asyncio.create_task(self._chores(hints), name="chores"))
