@@ -22,7 +22,7 @@ from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, Scope, StepFailed
 from millpond.engine.continuing import hand_over
-from millpond.engine.encoding import dump, dump_error
+from millpond.engine.encoding import dump, dump_error, readable
 from millpond.engine.endgame import Failure
 from millpond.engine.history import History
 from millpond.engine.registry import Flow
@@ -151,7 +151,7 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
     delay_s = _delay_s(attempt, error)
     if isinstance(error, StepFailed):
         described["step"], described["cause"] = error.step, error.error_class
-        described["code"], described["message"] = error.code, str(error)
+        described["code"] = readable(error.code)
     else:
         _log.warning(
             "flow.error",
