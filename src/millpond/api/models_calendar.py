@@ -115,7 +115,10 @@ class ScheduleDetail(ScheduleOut):
 
 
 _EVENT = "Name of the events that it listens for."
-_FILTER = "A JSON schema that an event's data must satisfy; patterns without lookaround."
+_FILTER = (
+    "A JSON schema that an event's data must satisfy: at most 16 KiB, without references, "
+    "`unevaluatedProperties` and `unevaluatedItems`; patterns without lookaround."
+)
 _MODE = (
     "`each` starts a run per event; `debounce` one with the last event, once none came for "
     "`period_s`; `throttle` one at most per `period_s`, with the first event, and drops the others; "

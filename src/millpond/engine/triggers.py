@@ -29,7 +29,6 @@ _SQL = queries("triggers")
 LABEL = "millpond.trigger"
 MAX_PERIOD_S = 30 * 86_400.0
 MAX_COUNT = 1000
-_MAX_FILTER_BYTES = 64 * 1024
 # What each mode needs, and what it may have besides.
 _NEEDS = {
     "each": (),
@@ -136,11 +135,7 @@ def check(draft: Draft) -> None:
             "group_by is names separated by dots, such as customer.id", param="group_by"
         )
     if draft.filter is not None:
-        if len(orjson.dumps(draft.filter)) > _MAX_FILTER_BYTES:
-            raise InvalidInput(
-                f"a filter has at most {_MAX_FILTER_BYTES} bytes", param="filter", code="too_large"
-            )
-        targets.check_schema(draft.filter, "filter")
+        targets.check_filter(draft.filter)
 
 
 def check_flow(draft: Draft, schema: Json) -> None:
