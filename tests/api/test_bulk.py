@@ -232,6 +232,23 @@ async def test_the_callers_rights_decide(front: Front, ann: Client, other_org: i
     assert (run["output"]["matched"], run["output"]["skipped"]) == (1, 1)
 
 
+async def test_a_version_that_asks_for_more_than_the_newest_is_not_rerun_without_it(
+    front: Front, ann: Client
+) -> None:
+    for version, permission in ((1, "guarded:start"), (2, "runs:start")):
+        front.flow(_guarded, name="guarded", version=version, permission=permission)
+    async with front.worker(operator(front)):
+        privileged = await front.client(permissions=ALL | {"guarded:start"})
+        for version in (1, 2):
+            run_id = await start(privileged, "guarded", 1, version=version)
+            await front.ended(privileged, run_id)
+        run = await front.ended(ann, await act(ann, "rerun", filter={"flow": "guarded"}))
+        made = await preview(ann, "rerun", flow="guarded")
+    assert (run["output"]["done"], run["output"]["skipped"]) == (1, 1)
+    repeats = [one for one in made["examples"] if one["rerun_of"]]
+    assert [one["version"] for one in repeats] == [2]
+
+
 async def _guarded(ctx: Context, n: int) -> int:
     return n
 

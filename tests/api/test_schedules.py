@@ -208,3 +208,18 @@ async def test_schedules_need_their_permissions_and_the_flow_s_own(
     other = await front.client(org_id=other_org)
     assert (await other.get(f"{URL}/{schedule['id']}")).status_code == 404
     assert (await other.get(URL)).json()["data"] == []
+
+
+async def test_who_may_not_start_runs_makes_and_runs_no_schedule(front: Front, ann: Client) -> None:
+    await front.publish(permission="echo:start")
+    privileged = await front.client(permissions=ALL | {"echo:start"})
+    schedule = await made(privileged)
+    bob = await front.client(permissions=(ALL | {"echo:start"}) - {"runs:start"})
+    answers = [
+        await bob.post(URL, json={**WISH, "name": "other"}),
+        await bob.patch(f"{URL}/{schedule['id']}", json={"priority": 3}),
+        await bob.post(f"{URL}/{schedule['id']}/run_now"),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (403, "permission_missing")
+        assert answer.json()["error"]["param"] == "runs:start"

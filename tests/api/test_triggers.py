@@ -226,3 +226,11 @@ async def test_triggers_and_events_need_their_permissions_and_stay_in_their_org(
     assert (await other.get(f"{URL}/{trigger['id']}")).status_code == 404
     assert (await sent(other, 7))["runs"] == []
     assert [one["runs"] for one in (await other.get(EVENTS)).json()["data"]] == [[]]
+
+
+async def test_who_may_not_start_runs_makes_no_trigger(front: Front) -> None:
+    await front.publish("ship", schema=SINGLE, permission="ship:start")
+    bob = await front.client(permissions=(ALL | {"ship:start"}) - {"runs:start"})
+    answer = await bob.post(URL, json=WISH)
+    assert (answer.status_code, answer.json()["code"]) == (403, "permission_missing")
+    assert answer.json()["error"]["param"] == "runs:start"

@@ -21,7 +21,7 @@ from millpond.db.queries import queries
 from millpond.engine import operations, reruns
 from millpond.engine.context import Context, StepContext
 from millpond.engine.hints import Hints
-from millpond.engine.registry import flow, step
+from millpond.engine.registry import capability, flow, step
 from millpond.engine.reruns import Repeat
 from millpond.engine.views import FlowView, PageOf, RunFilter, find_runs, list_flows
 from millpond.errors import Conflict, MillpondError, NotFound, Transient
@@ -69,7 +69,7 @@ class BulkFilter(BaseModel):
 
 
 class BulkWish(BaseModel):
-    """What is done to which runs; `flows` are those that the caller may start."""
+    """What is done to which runs; `flows` are the flow versions, as `name@version`, that the caller may start."""
 
     action: Literal["cancel", "rerun"]
     filter: BulkFilter
@@ -224,12 +224,13 @@ class _Hand:
                 source = await reruns.read(con, self._org_id, found.run_id)
             except NotFound:
                 return False
-            if source.flow not in self._wish.flows:
-                return False
             versions = self._flows.get(source.flow)
             if not versions:
-                raise NotFound(f"no worker has published the flow {source.flow}", param="flow")
+                return False
+            # The version that would run counts: versions of a flow may ask for different permissions.
             code = reruns.pick(versions, source.version)
+            if capability(code.name, code.version) not in self._wish.flows:
+                return False
             repeat = Repeat(
                 version=code.version,
                 timeout_s=code.timeout_s,

@@ -30,6 +30,7 @@ from millpond.api.reply import reply
 from millpond.api.shapes import run_json
 from millpond.engine import bulk, views
 from millpond.engine.bulk import BulkFilter, BulkWish
+from millpond.engine.registry import capability
 from millpond.engine.views import PageOf, RunFilter
 from millpond.errors import InvalidInput
 from millpond.types import Intent
@@ -71,8 +72,12 @@ async def act_on_runs(
         return await _preview(caller, wish.action, wanted.wanted())
     flows = []
     if wish.action == "rerun":
-        versions = await caller.ports.catalog.flows()
-        flows = [one[-1].name for one in versions if may_start(caller.principal, one[-1])]
+        flows = [
+            capability(one.name, one.version)
+            for versions in await caller.ports.catalog.flows()
+            for one in versions
+            if may_start(caller.principal, one)
+        ]
     body = BulkWish(action=wish.action, filter=wanted, reason=wish.reason, flows=flows)
     intent = Intent(
         org_id=caller.org_id,

@@ -22,7 +22,7 @@ from millpond.api.accept import (
     permit_start,
     promised,
 )
-from millpond.api.auth import Caller, requires
+from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import ACCEPTED_HEADERS, failures
 from millpond.api.models import AcceptedRun, Listing
@@ -77,7 +77,7 @@ async def list_schedules(
 async def create_schedule(request: Request, caller: Writer) -> Response:
     """Make a schedule.
 
-    The caller needs the flow's own permission besides `schedules:write`.
+    The caller needs `runs:start` and the flow's own permission besides `schedules:write`.
     """
     draft = Draft(**(await read_json(request, CreateSchedule)).model_dump())
     await _check(caller, draft)
@@ -202,6 +202,7 @@ async def _check(caller: Caller, draft: Draft) -> FlowView:
     calendar(draft.cron, draft.time_zone)
     catalog = caller.ports.catalog
     flow = await catalog.flow(draft.flow, draft.version)
+    permit(caller.principal, "runs:start")
     permit_start(caller.principal, flow)
     if draft.queue is not None:
         await catalog.check_queue(draft.queue, flow)

@@ -13,7 +13,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from millpond.api.accept import permit_start
-from millpond.api.auth import Caller, requires
+from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import Listing
@@ -57,7 +57,7 @@ async def list_triggers(
 async def create_trigger(request: Request, caller: Writer) -> Response:
     """Make a trigger.
 
-    The caller needs the flow's own permission besides `triggers:write`.
+    The caller needs `runs:start` and the flow's own permission besides `triggers:write`.
     """
     draft = Draft(**(await read_json(request, CreateTrigger)).model_dump())
     await _check(caller, draft)
@@ -139,6 +139,7 @@ async def _check(caller: Caller, draft: Draft) -> None:
     triggers.check(draft)
     catalog = caller.ports.catalog
     flow = await catalog.flow(draft.flow, draft.version)
+    permit(caller.principal, "runs:start")
     permit_start(caller.principal, flow)
     if draft.queue is not None:
         await catalog.check_queue(draft.queue, flow)
