@@ -381,6 +381,7 @@ async def _serve(front: Front, capability: str) -> None:
             [capability],
             600.0,
             "",
+            "{}",
         )
 
 

@@ -63,6 +63,7 @@ class Hand:
                 able,
                 600.0,
                 "",
+                "{}",
             )
         claimer = Claimer(
             pond.engine_db, worker_id=worker_id, capabilities=able, estimate_s=lambda _: 1.0

@@ -347,7 +347,15 @@ async def _claimed_step(pond: Pond) -> Any:
     worker_id = uuid.uuid4()
     async with pond.engine_db.duty("test") as con:
         await con.execute(
-            queries("maintenance")["register_worker"], worker_id, "here", 1, "{}", [], 600.0, "{}"
+            queries("maintenance")["register_worker"],
+            worker_id,
+            "here",
+            1,
+            "{}",
+            [],
+            600.0,
+            "",
+            "{}",
         )
     claimer = Claimer(
         pond.engine_db,

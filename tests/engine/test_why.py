@@ -50,7 +50,7 @@ async def register(
     async with pond.engine_db.duty("test") as con:
         await con.execute(
             queries("maintenance")["register_worker"],
-            *(worker_id, "mill", 7, queues, [able], 600.0, "1"),
+            *(worker_id, "mill", 7, queues, [able], 600.0, "1", "{}"),
         )
         await con.execute(queries("maintenance")["note_use"], worker_id, in_use)
     return worker_id

@@ -128,8 +128,7 @@ with i as (
 delete from lease l using i where l.org_id = i.org_id and l.item_id = i.item_id;
 
 -- name: stop
--- Removes steps of ended runs that nobody executes and asks for the stop of the others. One that is locked now is left:
--- whoever has it finds that its run has ended.
+-- Removes steps of ended runs that nobody executes, asks for the stop of others; a locked one is left: its holder finds out.
 with mine as materialized (
   select i.org_id, i.item_id, i.state, i.lane_id, i.rank
   from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)

@@ -44,8 +44,7 @@ union all
 (select run_id from matching where $3::uuid is not null and run_id > $3::uuid order by run_id limit $10);
 
 -- name: runs
--- Runs by their ids, newest first, with the state they have now; values of more than $3 bytes are left out. The size in
--- the row, which compression only lessens, spares unpacking most of those.
+-- Runs by their ids, newest first, with the state they have now; values of more than $3 bytes are left out.
 select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as state, r.priority,
        case when pg_column_size(r.input) <= $3 and octet_length(r.input::text) <= $3 then r.input end as input,
        case when pg_column_size(r.output) <= $3 and octet_length(r.output::text) <= $3 then r.output end as output,
