@@ -28,6 +28,7 @@ from millpond.api.models import AcceptedRun
 from millpond.api.models_reruns import BulkAction, BulkPreview, RunsFilter
 from millpond.api.reply import reply
 from millpond.api.shapes import run_json
+from millpond.api.texts import moment
 from millpond.engine import bulk, views
 from millpond.engine.bulk import BulkFilter, BulkWish
 from millpond.engine.registry import capability
@@ -118,7 +119,5 @@ def _filter(wish: RunsFilter) -> BulkFilter:
             code="filter_empty",
         )
     for name in ("created_after", "created_before"):
-        at = getattr(wish, name)
-        if at is not None and at.tzinfo is None:
-            raise InvalidInput(f"{name} needs a time zone, for example `Z`", param=f"filter.{name}")
+        moment(getattr(wish, name), f"filter.{name}")
     return BulkFilter.model_validate(given)

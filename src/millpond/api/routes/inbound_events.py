@@ -20,6 +20,7 @@ from millpond.api.models import Listing
 from millpond.api.models_calendar import InboundEventOut, InboundEvents, SendEvent, SendEvents
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import inbound_json
+from millpond.api.texts import LongWord, Word
 from millpond.engine import inbound
 from millpond.engine.inbound import Incoming, Received
 from millpond.errors import Conflict, InvalidInput
@@ -101,13 +102,13 @@ async def send_events(request: Request, caller: Sender) -> Response:
 )
 async def list_events(
     caller: Reader,
-    name: Annotated[str | None, Query(max_length=200, description="Only this name.")] = None,
+    name: Annotated[Word | None, Query(description="Only this name.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="How many entries at most.")] = 50,
     after: Annotated[
-        str | None, Query(max_length=255, description="Go on after this id: `last_id` of a page.")
+        LongWord | None, Query(description="Go on after this id: `last_id` of a page.")
     ] = None,
     before: Annotated[
-        str | None, Query(max_length=255, description="Go back before this id: `first_id`.")
+        LongWord | None, Query(description="Go back before this id: `first_id`.")
     ] = None,
 ) -> Response:
     """List events as they were received, newest first, with the runs that they started."""

@@ -41,6 +41,7 @@ from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import event_json, run_detail_json, run_json
 from millpond.api.sse import MEDIA_TYPE, EventStream
+from millpond.api.texts import Word, moment
 from millpond.engine import events, operations, views
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
@@ -119,15 +120,12 @@ async def list_runs(
     state: Annotated[
         list[RunState] | None, Query(description="Only these states; may be given repeatedly.")
     ] = None,
-    flow: Annotated[str | None, Query(max_length=200, description="Only this flow.")] = None,
-    queue: Annotated[str | None, Query(max_length=200, description="Only this queue.")] = None,
+    flow: Annotated[Word | None, Query(description="Only this flow.")] = None,
+    queue: Annotated[Word | None, Query(description="Only this queue.")] = None,
     created_after: Annotated[datetime | None, Query(description="Made at or after.")] = None,
     created_before: Annotated[datetime | None, Query(description="Made before.")] = None,
     q: Annotated[
-        str | None,
-        Query(
-            min_length=1, max_length=200, description="Part of flow or labels, or start of the id."
-        ),
+        Word | None, Query(description="Part of flow or labels, or start of the id.")
     ] = None,
 ) -> Response:
     """List the org's runs, newest first."""
@@ -135,8 +133,8 @@ async def list_runs(
         states=frozenset(state or ()),
         flow=flow,
         queue=queue,
-        created_after=_aware(created_after, "created_after"),
-        created_before=_aware(created_before, "created_before"),
+        created_after=moment(created_after, "created_after"),
+        created_before=moment(created_before, "created_before"),
         search=q,
     )
     async with caller.org() as con:
@@ -259,9 +257,3 @@ def _resume(last_event_id: str | None, after: int) -> int:
             param="Last-Event-ID",
         )
     return min(int(last_event_id), _MAX_EVENT_NO)
-
-
-def _aware(at: datetime | None, param: str) -> datetime | None:
-    if at is not None and at.tzinfo is None:
-        raise InvalidInput(f"{param} needs a time zone, for example `Z`", param=param)
-    return at

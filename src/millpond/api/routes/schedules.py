@@ -35,6 +35,7 @@ from millpond.api.models_calendar import (
 from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import schedule_detail_json, schedule_json
+from millpond.api.texts import Word
 from millpond.db.pool import Connection
 from millpond.engine import schedules, views
 from millpond.engine.calendar import calendar
@@ -59,7 +60,7 @@ _ON_CHANGE = failures(400, 401, 403, 404, 409, 413, 415, 422, 503)
 async def list_schedules(
     caller: Reader,
     page: Paged,
-    name: Annotated[str | None, Query(max_length=200, description="Only this name.")] = None,
+    name: Annotated[Word | None, Query(description="Only this name.")] = None,
 ) -> Response:
     """List the org's schedules, newest first."""
     async with caller.org() as con:

@@ -21,6 +21,7 @@ from millpond.api.models_calendar import ChangeTrigger, CreateTrigger, TriggerDe
 from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import trigger_detail_json, trigger_json
+from millpond.api.texts import Word
 from millpond.engine import triggers
 from millpond.engine.triggers import Draft
 
@@ -39,7 +40,7 @@ _ON_CHANGE = failures(400, 401, 403, 404, 409, 413, 415, 422, 503)
 async def list_triggers(
     caller: Reader,
     page: Paged,
-    name: Annotated[str | None, Query(max_length=200, description="Only this name.")] = None,
+    name: Annotated[Word | None, Query(description="Only this name.")] = None,
 ) -> Response:
     """List the org's triggers, newest first."""
     async with caller.org() as con:
