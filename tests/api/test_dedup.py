@@ -81,6 +81,22 @@ async def test_a_join_answers_with_the_live_run(front: Front, ann: Client) -> No
     assert await states(ann) == ["queued"]
 
 
+@pytest.mark.parametrize("on_duplicate", ["reject", "join", "cancel_old"])
+async def test_a_key_of_another_flow_s_run_is_refused_whatever_is_asked(
+    front: Front, ann: Client, on_duplicate: str
+) -> None:
+    await front.publish()
+    await front.publish("payroll", permission="payroll:start")
+    owner = await front.client(permissions=ALL | {"payroll:start"})
+    first = (await post(owner, flow="payroll", labels={"who": "all"})).json()
+    refused = await post(ann, on_duplicate=on_duplicate)
+    assert (refused.status_code, refused.json()["code"]) == (409, "duplicate_run")
+    assert refused.json()["run_id"] == first["id"]
+    batch = {"runs": [{"flow": "echo", "dedup_key": "order-1", "on_duplicate": on_duplicate}]}
+    assert (await ann.post("/v1/runs/batch", json=batch)).status_code == 409
+    assert await states(ann) == ["queued"]
+
+
 @pytest.mark.parametrize("delay_s", [0, 3600])
 async def test_an_old_run_that_nobody_executes_is_replaced_at_once(
     front: Front, ann: Client, delay_s: float

@@ -205,12 +205,8 @@ class _Hand:
                 await operations.cancel(
                     con, self._org_id, found.run_id, self._subject, self._wish.reason
                 )
-        except NotFound:
+        except (NotFound, Conflict):
             return False
-        except Conflict:
-            async with self._operator.db.org(self._org_id) as con:
-                outcome = await con.fetchval(_SQL["outcome"], self._org_id, found.run_id)
-            return bool(outcome == RunState.CANCELLED)
         self._operator.hints.cancelled([found.run_id])
         self._operator.hints.changed([found.run_id])
         return True

@@ -57,7 +57,3 @@ update item set deaths = $3 where org_id = $1 and item_id = $2 and state = 'sche
 -- name: made_at
 -- Tells when a run was made; nothing comes back when there is none.
 select created_at from run where org_id = $1 and run_id = $2;
-
--- name: outcome
--- Tells how a run ended.
-select outcome from run where org_id = $1 and run_id = $2;
