@@ -11,7 +11,7 @@ from millpond.db.queries import queries
 from millpond.engine import bulk
 from millpond.engine.bulk import Operator
 from millpond.engine.context import Context
-from millpond.engine.registry import Flow
+from millpond.engine.registry import Flow, step
 from millpond.engine.worker import Worker
 
 from .conftest import ALL, Client, Front, until
@@ -267,6 +267,33 @@ async def test_a_filter_names_something(front: Front, ann: Client) -> None:
     wanted = {"created_before": "2026-01-01T00:00:00"}
     answer = await ann.post("/v1/runs/bulk", json={"action": "cancel", "filter": wanted})
     assert answer.json()["error"]["param"] == "filter.created_before"
+
+
+async def test_endings_are_skipped_where_that_is_asked(front: Front, ann: Client) -> None:
+    undone: list[int] = []
+
+    async def undo(value: int) -> None:
+        undone.append(value)
+
+    async def book() -> int:
+        return 7
+
+    unbook = step("unbook", registry=front.registry)(undo)
+
+    async def trip(ctx: Context, n: int) -> None:
+        await ctx.step("book", book, undo=unbook)
+        await ctx.sleep(600, name="long")
+
+    front.flow(trip)
+    async with front.worker(operator(front)):
+        run_id = await start(ann, "trip", 1)
+        await until(ann, run_id, "run.waiting")
+        body = {"filter": {"flow": "trip"}, "skip_endings": True}
+        await front.ended(ann, await act(ann, "cancel", **body))
+        assert (await front.ended(ann, run_id))["state"] == "cancelled"
+    assert undone == []
+    refused = await ann.post("/v1/runs/bulk", json={"action": "rerun", **body})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "skip_endings")
 
 
 async def test_a_repeated_request_is_one_bulk_run(front: Front, ann: Client) -> None:

@@ -113,3 +113,14 @@ async def test_body_is_optional_but_checked(front: Front, ann: Client) -> None:
     assert wrong.status_code == 422
     assert {fault["param"] for fault in wrong.json()["errors"]} == {"reason", "force"}
     assert (await ann.post(f"/v1/runs/{run_id}/cancel", json={})).status_code == 202
+
+
+async def test_who_may_only_cancel_is_not_shown_what_the_run_is_about(
+    front: Front, ann: Client
+) -> None:
+    await front.publish()
+    run_id = await start(ann, input={"secret": 1}, labels={"who": "x"}, dedup_key="k")
+    narrow = await front.client(permissions=frozenset({"runs:cancel"}))
+    shown = (await narrow.post(f"/v1/runs/{run_id}/cancel")).json()
+    assert (shown["id"], shown["flow"], shown["state"]) == (run_id, "echo", "cancelled")
+    assert (shown["input"], shown["labels"], shown["dedup_key"]) == (None, {}, None)

@@ -294,3 +294,22 @@ async def test_keys_change_hands_while_their_runs_end(front: Front, ann: Client)
         rows = await con.fetch("select outcome, count(*) from run group by 1")
     assert sum(row["count"] for row in rows) == len(ids)
     assert {row["outcome"] for row in rows} <= {"succeeded", "cancelled"}
+
+
+async def test_a_repeat_takes_the_key_of_its_run_when_it_is_free(front: Front, ann: Client) -> None:
+    await front.publish()
+    first = (await post(ann)).json()["id"]
+    live_yet = await ann.post(f"/v1/runs/{first}/rerun")
+    assert (live_yet.status_code, live_yet.json()["code"]) == (409, "duplicate_run")
+    await ann.post(f"/v1/runs/{first}/cancel")
+    key = {"Idempotency-Key": "r"}
+    answers = await asyncio.gather(
+        *(ann.post(f"/v1/runs/{first}/rerun", headers=key) for _ in range(4))
+    )
+    assert {answer.status_code for answer in answers} == {202}
+    repeat = answers[0].json()["id"]
+    assert {answer.json()["id"] for answer in answers} == {repeat}
+    assert await live(front) == {"order-1": repeat}
+    assert (await ann.get(f"/v1/runs/{repeat}")).json()["dedup_key"] == "order-1"
+    refused = await ann.post(f"/v1/runs/{first}/rerun")
+    assert (refused.status_code, refused.json()["run_id"]) == (409, repeat)

@@ -110,7 +110,10 @@ class ScheduleDetail(ScheduleOut):
     """A schedule with its next times and its last run."""
 
     next_times: list[datetime] = Field(description="The next five, from now; none while paused.")
-    last_run: Run | None = Field(description="As it stands now; null once it is pruned.")
+    last_run: Run | None = Field(
+        description="As it stands now; null once it is pruned. Without `runs:read` it has no input, output, error, "
+        "labels and keys."
+    )
 
 
 _EVENT = "Name of the events that it listens for."

@@ -60,6 +60,9 @@ class BulkAction(_Request):
     filter: RunsFilter
     dry_run: bool = Field(default=False, description="Only tell how many runs it would be for.")
     reason: Reason = Field("", description="Why; kept in the events of cancelled runs.")
+    skip_endings: bool = Field(
+        default=False, description="As of a cancel: undo nothing, ask nothing. Not for reruns."
+    )
 
 
 class AcceptedRerun(AcceptedRun):

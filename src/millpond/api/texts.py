@@ -24,6 +24,7 @@ Reason = Annotated[str, StringConstraints(max_length=500, pattern=PLAIN)]
 LongWord = Annotated[str, StringConstraints(min_length=1, max_length=255, pattern=PLAIN)]
 StepKey = Annotated[str, StringConstraints(min_length=1, max_length=1000, pattern=PLAIN)]
 LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=PLAIN)]
+LabelPair = Annotated[str, StringConstraints(min_length=2, max_length=321, pattern=PLAIN)]
 LabelValue = Annotated[str, StringConstraints(max_length=256, pattern=PLAIN)]
 
 

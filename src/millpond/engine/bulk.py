@@ -74,6 +74,7 @@ class BulkWish(BaseModel):
     action: Literal["cancel", "rerun"]
     filter: BulkFilter
     reason: str = ""
+    skip_endings: bool = False
     flows: list[str] = Field(default_factory=list)
 
 
@@ -203,7 +204,12 @@ class _Hand:
         try:
             async with self._operator.db.org(self._org_id) as con:
                 await operations.cancel(
-                    con, self._org_id, found.run_id, self._subject, self._wish.reason
+                    con,
+                    self._org_id,
+                    found.run_id,
+                    self._subject,
+                    self._wish.reason,
+                    skip_endings=self._wish.skip_endings,
                 )
         except (NotFound, Conflict):
             return False

@@ -22,6 +22,7 @@ from millpond.types import Json
 
 _SQL = queries("targets")
 _MAX_FAULTS = 5
+_MAX_REFS = 8
 MAX_FILTER_BYTES = 16 * 1024
 # Each lets a small schema evaluate a part of itself twice, and that part again: exponential time.
 _DEAR = frozenset(
@@ -107,6 +108,18 @@ def faults_beyond(schema: Json, document: Json, place: Sequence[str | int]) -> l
         for error in islice(validator.iter_errors(document), _MAX_FAULTS)
         if error.instance_path[: len(place)] != list(place) and not isinstance(error.kind, skipped)
     ]
+
+
+def keeps(schema: Json, member: str) -> bool:
+    """Whether what a flow reads by its schema has a member: named there, or kept with all others."""
+    for _ in range(_MAX_REFS):
+        if not isinstance(schema, dict) or "$ref" not in schema:
+            break
+        name = str(schema["$ref"]).removeprefix("#/$defs/")
+        schema = {**schema.get("$defs", {}).get(name, {}), "$defs": schema.get("$defs", {})}
+    if not isinstance(schema, dict) or "properties" not in schema:
+        return True
+    return member in schema["properties"] or bool(schema.get("additionalProperties"))
 
 
 @lru_cache(maxsize=1024)

@@ -68,6 +68,8 @@ async def act_on_runs(
     """
     wish = await read_json(request, BulkAction)
     permit(caller.principal, _NEEDS[wish.action])
+    if wish.skip_endings and wish.action != "cancel":
+        raise InvalidInput("only a cancel skips endings", param="skip_endings")
     wanted = _filter(wish.filter)
     if wish.dry_run:
         return await _preview(caller, wish.action, wanted.wanted())
@@ -79,7 +81,13 @@ async def act_on_runs(
             for one in versions
             if may_start(caller.principal, one)
         ]
-    body = BulkWish(action=wish.action, filter=wanted, reason=wish.reason, flows=flows)
+    body = BulkWish(
+        action=wish.action,
+        filter=wanted,
+        reason=wish.reason,
+        skip_endings=wish.skip_endings,
+        flows=flows,
+    )
     intent = Intent(
         org_id=caller.org_id,
         flow=bulk.FLOW,

@@ -21,6 +21,7 @@ from millpond.api.accept import (
     digest_of,
     permit_start,
     promised,
+    recall,
 )
 from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
@@ -99,7 +100,7 @@ async def get_schedule(caller: Reader, schedule_id: uuid.UUID) -> Response:
         found = await schedules.get(con, caller.org_id, schedule_id)
         next_times = await schedules.upcoming(con, found.draft)
         last_run = await _last_run(con, caller.org_id, found)
-    return reply(schedule_detail_json(found, next_times, last_run))
+    return reply(schedule_detail_json(found, next_times, last_run, caller.principal))
 
 
 @router.patch(
@@ -169,6 +170,9 @@ async def run_schedule_now(
     caller: Writer, schedule_id: uuid.UUID, key: IdempotencyKey = None
 ) -> Response:
     """Start a schedule's flow now, as the caller, besides its times and whether paused or not."""
+    promise = promised(key, f"POST /v1/schedules/{schedule_id}/run_now", lambda: digest_of(None))
+    if promise is not None and (first := await recall(caller, promise, is_delayed=False)):
+        return reply(accepted_json(first), status=202, headers=accepted_headers(first))
     async with caller.org() as con:
         found = await schedules.get(con, caller.org_id, schedule_id)
     flow = await _check(caller, found.draft)
@@ -178,7 +182,6 @@ async def run_schedule_now(
         await schedules.note_started(con, caller.org_id, schedule_id, intent.run_id)
         return intent
 
-    promise = promised(key, f"POST /v1/schedules/{schedule_id}/run_now", lambda: digest_of(None))
     accepted = await accept_with(caller, make, promise)
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
 
