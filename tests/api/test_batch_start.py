@@ -159,7 +159,9 @@ async def test_replacing_in_a_batch_needs_the_right_to_cancel(front: Front) -> N
     runs = [{"flow": "echo", "dedup_key": "a", "on_duplicate": "cancel_old"}]
     response = await post(starter, runs)
     assert response.status_code == 422
-    assert response.json()["errors"][0]["code"] == "permission_missing"
+    fault = response.json()["errors"][0]
+    assert fault["code"] == "permission_missing"
+    assert fault["param"].endswith("].on_duplicate")
 
 
 async def test_a_flows_own_deadline_counts_unless_one_is_given(front: Front, ann: Client) -> None:

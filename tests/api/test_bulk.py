@@ -11,7 +11,7 @@ from millpond.db.queries import queries
 from millpond.engine import bulk
 from millpond.engine.bulk import Operator
 from millpond.engine.context import Context
-from millpond.engine.registry import Flow
+from millpond.engine.registry import Flow, step
 from millpond.engine.worker import Worker
 
 from .conftest import ALL, Client, Front, until
@@ -232,6 +232,23 @@ async def test_the_callers_rights_decide(front: Front, ann: Client, other_org: i
     assert (run["output"]["matched"], run["output"]["skipped"]) == (1, 1)
 
 
+async def test_a_version_that_asks_for_more_than_the_newest_is_not_rerun_without_it(
+    front: Front, ann: Client
+) -> None:
+    for version, permission in ((1, "guarded:start"), (2, "runs:start")):
+        front.flow(_guarded, name="guarded", version=version, permission=permission)
+    async with front.worker(operator(front)):
+        privileged = await front.client(permissions=ALL | {"guarded:start"})
+        for version in (1, 2):
+            run_id = await start(privileged, "guarded", 1, version=version)
+            await front.ended(privileged, run_id)
+        run = await front.ended(ann, await act(ann, "rerun", filter={"flow": "guarded"}))
+        made = await preview(ann, "rerun", flow="guarded")
+    assert (run["output"]["done"], run["output"]["skipped"]) == (1, 1)
+    repeats = [one for one in made["examples"] if one["rerun_of"]]
+    assert [one["version"] for one in repeats] == [2]
+
+
 async def _guarded(ctx: Context, n: int) -> int:
     return n
 
@@ -250,6 +267,33 @@ async def test_a_filter_names_something(front: Front, ann: Client) -> None:
     wanted = {"created_before": "2026-01-01T00:00:00"}
     answer = await ann.post("/v1/runs/bulk", json={"action": "cancel", "filter": wanted})
     assert answer.json()["error"]["param"] == "filter.created_before"
+
+
+async def test_endings_are_skipped_where_that_is_asked(front: Front, ann: Client) -> None:
+    undone: list[int] = []
+
+    async def undo(value: int) -> None:
+        undone.append(value)
+
+    async def book() -> int:
+        return 7
+
+    unbook = step("unbook", registry=front.registry)(undo)
+
+    async def trip(ctx: Context, n: int) -> None:
+        await ctx.step("book", book, undo=unbook)
+        await ctx.sleep(600, name="long")
+
+    front.flow(trip)
+    async with front.worker(operator(front)):
+        run_id = await start(ann, "trip", 1)
+        await until(ann, run_id, "run.waiting")
+        body = {"filter": {"flow": "trip"}, "skip_endings": True}
+        await front.ended(ann, await act(ann, "cancel", **body))
+        assert (await front.ended(ann, run_id))["state"] == "cancelled"
+    assert undone == []
+    refused = await ann.post("/v1/runs/bulk", json={"action": "rerun", **body})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "skip_endings")
 
 
 async def test_a_repeated_request_is_one_bulk_run(front: Front, ann: Client) -> None:

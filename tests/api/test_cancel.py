@@ -64,12 +64,30 @@ async def test_sleeping_run_stops(front: Front, ann: Client) -> None:
     assert response.json()["state"] == "cancelled"
 
 
-async def test_finished_run_cannot_be_cancelled(front: Front, ann: Client) -> None:
+async def test_cancelling_a_cancelled_run_again_changes_nothing(front: Front, ann: Client) -> None:
     await front.publish()
     run_id = await start(ann)
-    assert (await ann.post(f"/v1/runs/{run_id}/cancel")).status_code == 202
+    first = await ann.post(f"/v1/runs/{run_id}/cancel", json={"reason": "first"})
+    again = await ann.post(f"/v1/runs/{run_id}/cancel", json={"reason": "again"})
+    assert (first.status_code, again.status_code) == (202, 202)
+    assert again.json() == first.json()
+    events = (await ann.get(f"/v1/runs/{run_id}/events")).json()["data"]
+    assert [event["data"]["reason"] for event in events if event["kind"] == "run.cancelled"] == [
+        "first"
+    ]
+
+
+async def test_a_run_that_ended_otherwise_cannot_be_cancelled(front: Front, ann: Client) -> None:
+    async def echo(ctx: Any, given: Any) -> Any:
+        return given
+
+    front.flow(echo)
+    async with front.worker():
+        run_id = await start(ann)
+        await front.ended(ann, run_id)
     response = await ann.post(f"/v1/runs/{run_id}/cancel")
     assert response.status_code == 409
+    assert f"{run_id} is already succeeded" in response.json()["detail"]
     assert response.json()["code"] == "already_finished"
     assert response.json()["error"]["type"] == "conflict_error"
 
@@ -78,7 +96,7 @@ async def test_of_many_cancels_one_counts(front: Front, ann: Client) -> None:
     await front.publish()
     run_id = await start(ann)
     responses = await asyncio.gather(*(ann.post(f"/v1/runs/{run_id}/cancel") for _ in range(8)))
-    assert sorted(response.status_code for response in responses) == [202] + [409] * 7
+    assert sorted(response.status_code for response in responses) == [202] * 8
     events = (await ann.get(f"/v1/runs/{run_id}/events")).json()["data"]
     assert [event["kind"] for event in events] == ["run.queued", "run.cancelled"]
 
@@ -95,3 +113,14 @@ async def test_body_is_optional_but_checked(front: Front, ann: Client) -> None:
     assert wrong.status_code == 422
     assert {fault["param"] for fault in wrong.json()["errors"]} == {"reason", "force"}
     assert (await ann.post(f"/v1/runs/{run_id}/cancel", json={})).status_code == 202
+
+
+async def test_who_may_only_cancel_is_not_shown_what_the_run_is_about(
+    front: Front, ann: Client
+) -> None:
+    await front.publish()
+    run_id = await start(ann, input={"secret": 1}, labels={"who": "x"}, dedup_key="k")
+    narrow = await front.client(permissions=frozenset({"runs:cancel"}))
+    shown = (await narrow.post(f"/v1/runs/{run_id}/cancel")).json()
+    assert (shown["id"], shown["flow"], shown["state"]) == (run_id, "echo", "cancelled")
+    assert (shown["input"], shown["labels"], shown["dedup_key"]) == (None, {}, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 from typing import Any
 
 import orjson
@@ -176,3 +177,33 @@ async def test_more_live_runs_than_are_looked_at_are_told_of(
     (queue,) = (await ann.get("/v1/queues")).json()["data"]
     assert not queue["is_rest_exact"]
     assert queue["scheduled"] >= 10
+
+
+async def test_hosts_of_workers_are_named_to_those_who_may_see_workers(
+    front: Front, ann: Client
+) -> None:
+    may_end = asyncio.Event()
+
+    async def hold(ctx: Any, given: Any) -> None:
+        await may_end.wait()
+
+    front.flow(hold)
+    await front.publish("echo", queue="nobody")
+    narrow = await front.client(permissions=ALL - {"workers:read"})
+    async with front.worker():
+        running = (await ann.post("/v1/runs", json={"flow": "hold"})).json()["id"]
+        await until(ann, running, "run.started")
+        queued = (await ann.post("/v1/runs", json={"flow": "echo"})).json()["id"]
+        answers = {
+            who: [(await client.get(f"/v1/runs/{run_id}/why")).text for run_id in (running, queued)]
+            for who, client in (("ann", ann), ("narrow", narrow))
+        }
+        may_end.set()
+        await front.ended(ann, running)
+    host = platform.node()
+    assert all(f'"host":"{host}"' in text for text in answers["ann"])
+    assert f"on {host} (process" in answers["ann"][0]
+    for text in answers["narrow"]:
+        assert host not in text
+        assert '"pid"' not in text
+        assert "(process" not in text

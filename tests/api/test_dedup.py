@@ -81,6 +81,22 @@ async def test_a_join_answers_with_the_live_run(front: Front, ann: Client) -> No
     assert await states(ann) == ["queued"]
 
 
+@pytest.mark.parametrize("on_duplicate", ["reject", "join", "cancel_old"])
+async def test_a_key_of_another_flow_s_run_is_refused_whatever_is_asked(
+    front: Front, ann: Client, on_duplicate: str
+) -> None:
+    await front.publish()
+    await front.publish("payroll", permission="payroll:start")
+    owner = await front.client(permissions=ALL | {"payroll:start"})
+    first = (await post(owner, flow="payroll", labels={"who": "all"})).json()
+    refused = await post(ann, on_duplicate=on_duplicate)
+    assert (refused.status_code, refused.json()["code"]) == (409, "duplicate_run")
+    assert refused.json()["run_id"] == first["id"]
+    batch = {"runs": [{"flow": "echo", "dedup_key": "order-1", "on_duplicate": on_duplicate}]}
+    assert (await ann.post("/v1/runs/batch", json=batch)).status_code == 409
+    assert await states(ann) == ["queued"]
+
+
 @pytest.mark.parametrize("delay_s", [0, 3600])
 async def test_an_old_run_that_nobody_executes_is_replaced_at_once(
     front: Front, ann: Client, delay_s: float
@@ -278,3 +294,22 @@ async def test_keys_change_hands_while_their_runs_end(front: Front, ann: Client)
         rows = await con.fetch("select outcome, count(*) from run group by 1")
     assert sum(row["count"] for row in rows) == len(ids)
     assert {row["outcome"] for row in rows} <= {"succeeded", "cancelled"}
+
+
+async def test_a_repeat_takes_the_key_of_its_run_when_it_is_free(front: Front, ann: Client) -> None:
+    await front.publish()
+    first = (await post(ann)).json()["id"]
+    live_yet = await ann.post(f"/v1/runs/{first}/rerun")
+    assert (live_yet.status_code, live_yet.json()["code"]) == (409, "duplicate_run")
+    await ann.post(f"/v1/runs/{first}/cancel")
+    key = {"Idempotency-Key": "r"}
+    answers = await asyncio.gather(
+        *(ann.post(f"/v1/runs/{first}/rerun", headers=key) for _ in range(4))
+    )
+    assert {answer.status_code for answer in answers} == {202}
+    repeat = answers[0].json()["id"]
+    assert {answer.json()["id"] for answer in answers} == {repeat}
+    assert await live(front) == {"order-1": repeat}
+    assert (await ann.get(f"/v1/runs/{repeat}")).json()["dedup_key"] == "order-1"
+    refused = await ann.post(f"/v1/runs/{first}/rerun")
+    assert (refused.status_code, refused.json()["run_id"]) == (409, repeat)

@@ -235,3 +235,16 @@ async def test_queue_shows_what_runs_and_what_is_claimed_of_a_deep_line(
     assert queue["running"] == 1
     assert queue["queued"] == 2
     assert queue["oldest_s"] > 0
+
+
+async def test_runs_are_found_by_their_labels(front: Front, ann: Client) -> None:
+    await front.publish()
+    for labels in ({"team": "ops"}, {"team": "ops", "kind": "a=b"}, {"team": "dev"}):
+        await ann.post("/v1/runs", json={"flow": "echo", "labels": labels})
+    for wanted, count in ((["team=ops"], 2), (["team=ops", "kind=a=b"], 1), (["kind=none"], 0)):
+        page = (await ann.get("/v1/runs", params={"label": wanted})).json()
+        assert len(page["data"]) == count
+    for wrong in (["team"], ["=ops"], ["team=ops", "team=dev"], ["team=a\0"]):
+        refused = await ann.get("/v1/runs", params={"label": wrong})
+        assert refused.status_code == 422
+        assert refused.json()["error"]["param"].startswith("label")

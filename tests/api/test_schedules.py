@@ -158,6 +158,34 @@ async def test_run_now_starts_a_run_as_the_caller_and_repeats_by_key(
     assert len((await ann.get("/v1/runs")).json()["data"]) == 1
 
 
+async def test_a_repeat_of_run_now_gets_the_first_answer_though_the_schedule_is_gone(
+    front: Front, ann: Client
+) -> None:
+    await front.publish()
+    place = f"{URL}/{(await made(ann))['id']}"
+    key = {"Idempotency-Key": "k1"}
+    first = await ann.post(f"{place}/run_now", headers=key)
+    await ann.delete(place)
+    again = await ann.post(f"{place}/run_now", headers=key)
+    assert (again.status_code, again.json()) == (202, first.json())
+    other = await ann.post(f"{place}/run_now", headers={"Idempotency-Key": "k2"})
+    assert other.status_code == 404
+
+
+async def test_a_schedule_shows_what_its_last_run_is_about_to_readers_of_runs_only(
+    front: Front, ann: Client
+) -> None:
+    await front.publish()
+    place = f"{URL}/{(await made(ann))['id']}"
+    await ann.post(f"{place}/run_now")
+    narrow = await front.client(permissions=frozenset({"schedules:read"}))
+    seen, shown = [(await who.get(place)).json()["last_run"] for who in (ann, narrow)]
+    assert (seen["input"], seen["labels"]["team"]) == ({"text": "hi"}, "ops")
+    assert (shown["input"], shown["labels"]) == (None, {})
+    for name in ("id", "flow", "state", "created_at"):
+        assert shown[name] == seen[name]
+
+
 async def test_a_deleted_schedule_is_gone_and_its_runs_stay(front: Front, ann: Client) -> None:
     await front.publish()
     schedule = await made(ann)
@@ -208,3 +236,18 @@ async def test_schedules_need_their_permissions_and_the_flow_s_own(
     other = await front.client(org_id=other_org)
     assert (await other.get(f"{URL}/{schedule['id']}")).status_code == 404
     assert (await other.get(URL)).json()["data"] == []
+
+
+async def test_who_may_not_start_runs_makes_and_runs_no_schedule(front: Front, ann: Client) -> None:
+    await front.publish(permission="echo:start")
+    privileged = await front.client(permissions=ALL | {"echo:start"})
+    schedule = await made(privileged)
+    bob = await front.client(permissions=(ALL | {"echo:start"}) - {"runs:start"})
+    answers = [
+        await bob.post(URL, json={**WISH, "name": "other"}),
+        await bob.patch(f"{URL}/{schedule['id']}", json={"priority": 3}),
+        await bob.post(f"{URL}/{schedule['id']}/run_now"),
+    ]
+    for answer in answers:
+        assert (answer.status_code, answer.json()["code"]) == (403, "permission_missing")
+        assert answer.json()["error"]["param"] == "runs:start"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from millpond.engine import triggers
 from millpond.engine.triggers import EventInput, EventsInput
 
 from .conftest import ALL, Client, Front
@@ -115,6 +117,30 @@ async def test_a_repeat_by_id_or_key_is_answered_as_the_first(shop: Front, ann: 
     again = await bob.post(EVENTS, json=body, headers={"Idempotency-Key": "k1"})
     assert again.json()["id"] != keyed[0].json()["id"]
     assert len((await ann.get("/v1/runs")).json()["data"]) == 3
+
+
+async def test_a_key_stands_for_an_event_with_an_id_and_for_a_batch(
+    shop: Front, ann: Client
+) -> None:
+    await made(ann)
+    body = {"name": "order.placed", "data": {"amount": 8}, "id": "o-1"}
+    key = {"Idempotency-Key": "k1"}
+    first, again = [await ann.post(EVENTS, json=body, headers=key) for _ in range(2)]
+    assert (first.status_code, first.json()) == (202, again.json())
+    assert again.headers["idempotency-replayed"] == "true"
+    other = await ann.post(EVENTS, json={**body, "id": "o-2"}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    batch = {"events": [{"name": "order.placed", "data": {"amount": n}} for n in range(3)]}
+    answers = await asyncio.gather(
+        *(ann.post(f"{EVENTS}/batch", json=batch, headers=key) for _ in range(4))
+    )
+    assert {answer.status_code for answer in answers} == {202}
+    assert all(answer.json() == answers[0].json() for answer in answers)
+    replayed = [answer.headers.get("idempotency-replayed") for answer in answers]
+    assert sorted(map(str, replayed)) == ["None", "true", "true", "true"]
+    other = await ann.post(f"{EVENTS}/batch", json={"events": [body]}, headers=key)
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_key_reused")
+    assert len((await ann.get("/v1/runs")).json()["data"]) == 4
 
 
 async def test_events_are_sent_in_batches_all_or_none(shop: Front, ann: Client) -> None:
@@ -226,3 +252,39 @@ async def test_triggers_and_events_need_their_permissions_and_stay_in_their_org(
     assert (await other.get(f"{URL}/{trigger['id']}")).status_code == 404
     assert (await sent(other, 7))["runs"] == []
     assert [one["runs"] for one in (await other.get(EVENTS)).json()["data"]] == [[]]
+
+
+async def test_who_may_not_start_runs_makes_no_trigger(front: Front) -> None:
+    await front.publish("ship", schema=SINGLE, permission="ship:start")
+    bob = await front.client(permissions=(ALL | {"ship:start"}) - {"runs:start"})
+    answer = await bob.post(URL, json=WISH)
+    assert (answer.status_code, answer.json()["code"]) == (403, "permission_missing")
+    assert answer.json()["error"]["param"] == "runs:start"
+
+
+async def test_a_flow_that_would_not_see_the_event_is_refused(front: Front, ann: Client) -> None:
+    class Deaf(BaseModel):
+        n: int = 0
+
+    class Open(BaseModel, extra="allow"):
+        n: int = 0
+
+    await front.publish("deaf", schema=Deaf.model_json_schema())
+    await front.publish("open", schema=Open.model_json_schema())
+    await front.publish("any", schema={})
+    for changes in ({}, {"mode": "batch", "max_count": 2, "max_wait_s": 1}):
+        refused = await ann.post(URL, json={**WISH, "flow": "deaf", **changes})
+        assert (refused.status_code, refused.json()["code"]) == (422, "input_mismatch")
+    for flow in ("open", "any"):
+        await made(ann, name=flow, flow=flow)
+
+
+async def test_one_event_starts_a_bounded_number_of_flows(
+    shop: Front, ann: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "MAX_LISTENERS", 3)
+    for n in range(3):
+        await made(ann, name=f"t{n}")
+    refused = await ann.post(URL, json={**WISH, "name": "t3"})
+    assert (refused.status_code, refused.json()["code"]) == (409, "too_many_triggers")
+    await made(ann, name="t3", event="other")

@@ -60,6 +60,26 @@ def test_many_runs_are_cancelled_after_they_were_counted(cli, cli_json):
     cli_json("runs", "cancel", *wanted, "--yes", "--wait")
 
 
+def test_a_cancel_that_waits_exits_by_whether_the_run_was_cancelled(cli, cli_json):
+    run = start(cli_json, "sample.wait")
+    done = cli("runs", "cancel", run, "--wait", "--json")
+    assert (done.exit_code, json.loads(done.stdout)["state"]) == (0, "cancelled")
+    assert cli("runs", "cancel", run, "--wait").exit_code == 0
+    late = cli("runs", "cancel", start(cli_json, "sample.shout", "--wait"), "--wait")
+    assert late.exit_code == 6
+
+
+def test_many_are_repeated_once_under_a_key(cli, cli_json):
+    start(cli_json, "sample.shout", "--wait", "--label", "batch=keyed")
+    wanted = ("--all", "--label", "batch=keyed", "--state", "succeeded", "--yes")
+    keyed = ("--idempotency-key", "many-1")
+    first = cli_json("runs", "rerun", *wanted, *keyed, "--wait")
+    again = cli_json("runs", "rerun", *wanted, *keyed, "--wait")
+    assert (again["id"], again["output"]["done"]) == (first["id"], 1)
+    listed = cli_json("runs", "list", "--label", "batch=keyed")["data"]
+    assert len(listed) == 2
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -77,13 +77,13 @@ def requires(permission: str) -> Any:
     return Depends(Requires(permission))
 
 
-def permit(principal: Principal, permission: str) -> None:
-    """Raise Forbidden unless the principal holds `permission`."""
+def permit(principal: Principal, permission: str, *, param: str | None = None) -> None:
+    """Raise Forbidden unless the principal holds `permission`; `param` is the field that asks for it."""
     if not principal.may(permission):
         raise Forbidden(
             f"This needs the permission {permission}, which your token does not have.",
             code="permission_missing",
-            param=permission,
+            param=param or permission,
             advice="ask for a token with this permission",
         )
 

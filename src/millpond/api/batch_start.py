@@ -95,7 +95,7 @@ async def _entry(caller: Caller, nth: int, part: Json, traceparent: str | None) 
     flow = await catalog.flow(wish.flow, wish.version)
     permit_start(caller.principal, flow)
     if wish.on_duplicate == "cancel_old":
-        permit(caller.principal, "runs:cancel")
+        permit(caller.principal, "runs:cancel", param="on_duplicate")
     intent = intent_of(caller, wish, flow, traceparent)
     await catalog.check_queue(intent.queue, flow)
     catalog.check_input(flow, wish.input)

@@ -7,21 +7,15 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
+from millpond.api.texts import LabelValue, LongWord, OwnLabelName, Reason, Word
 from millpond.types import RunState
 
 MAX_DELAY_S = 366 * 86_400
 _Item = TypeVar("_Item")
-
-Word = Annotated[str, StringConstraints(min_length=1, max_length=200)]
-LabelName = Annotated[str, StringConstraints(min_length=1, max_length=64)]
-LabelValue = Annotated[str, StringConstraints(max_length=256)]
-LiveKey = Annotated[
-    str, StringConstraints(min_length=1, max_length=255, pattern=r"^[^\x00-\x1f\x7f]+$")
-]
 
 
 class _Request(BaseModel):
@@ -39,7 +33,7 @@ class StartRun(_Request):
     delay_s: float = Field(
         0.0, ge=0, le=MAX_DELAY_S, allow_inf_nan=False, description="Seconds until it may start."
     )
-    labels: dict[LabelName, LabelValue] = Field(
+    labels: dict[OwnLabelName, LabelValue] = Field(
         default_factory=dict, max_length=16, description="Small texts to find the run by."
     )
     deadline_s: float | None = Field(
@@ -49,7 +43,7 @@ class StartRun(_Request):
         allow_inf_nan=False,
         description="Seconds until the run must be over, or it fails. Unset: the flow's.",
     )
-    dedup_key: LiveKey | None = Field(
+    dedup_key: LongWord | None = Field(
         None, description="Of the org's runs with this key, one is live at a time."
     )
     on_duplicate: Literal["reject", "join", "cancel_old"] = Field(
@@ -62,7 +56,7 @@ class StartRun(_Request):
 class CancelRun(_Request):
     """A wish to stop a run."""
 
-    reason: str = Field("", max_length=500, description="Why; kept in the run's events.")
+    reason: Reason = Field("", description="Why; kept in the run's events.")
     skip_endings: bool = Field(
         default=False,
         description="End it at once where nothing executes it: undo nothing, ask nothing.",
@@ -83,7 +77,9 @@ class ResolveRequest(_Request):
 class SearchQuestion(_Request):
     """A question to a knowledge base."""
 
-    query: str = Field(min_length=1, max_length=2000, description="What to look for.")
+    query: str = Field(
+        min_length=1, max_length=2000, pattern=r"^[^\x00]*$", description="What to look for."
+    )
     limit: int = Field(5, ge=1, le=50, description="How many passages at most.")
 
 

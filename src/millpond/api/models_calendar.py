@@ -10,19 +10,18 @@ import uuid
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field
 
-from millpond.api.models import LabelName, LabelValue, Run, Word
+from millpond.api.models import Run
+from millpond.api.texts import LabelValue, LongWord, Name, OwnLabelName, Word
 from millpond.engine.triggers import MAX_COUNT, MAX_PERIOD_S
 
-Cron = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Version = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Priority = Annotated[int, Field(ge=-100, le=100)]
 # Two more name what started the run.
-Labels = Annotated[dict[LabelName, LabelValue], Field(max_length=14)]
+Labels = Annotated[dict[OwnLabelName, LabelValue], Field(max_length=14)]
 MissedPolicy = Literal["skip", "one", "all"]
 OverlapPolicy = Literal["allow", "skip", "cancel_old"]
-EventId = Annotated[str, StringConstraints(min_length=1, max_length=255)]
 _LEFT_OUT: Any = None
 
 _CRON = (
@@ -49,9 +48,9 @@ class _Wish(BaseModel):
 class CreateSchedule(_Wish):
     """A wish to run a flow at times of a calendar."""
 
-    name: Word = Field(description="Unique in the org.")
+    name: Name = Field(description="Unique in the org.")
     flow: Word = Field(description=_FLOW)
-    cron: Cron = Field(description=_CRON)
+    cron: Word = Field(description=_CRON)
     time_zone: Word = Field("UTC", description=_ZONE)
     version: Version | None = Field(None, description=_VERSION)
     input: Any = Field(default_factory=dict, description="Must fit the flow's input schema.")
@@ -66,9 +65,9 @@ class CreateSchedule(_Wish):
 class ChangeSchedule(_Wish):
     """What to change of a schedule; members left out stay as they are."""
 
-    name: Word = Field(_LEFT_OUT, description="Unique in the org.")
+    name: Name = Field(_LEFT_OUT, description="Unique in the org.")
     flow: Word = Field(_LEFT_OUT, description=_FLOW)
-    cron: Cron = Field(_LEFT_OUT, description=_CRON)
+    cron: Word = Field(_LEFT_OUT, description=_CRON)
     time_zone: Word = Field(_LEFT_OUT, description=_ZONE)
     version: Version | None = Field(_LEFT_OUT, description=_VERSION)
     input: Any = Field(_LEFT_OUT, description="Must fit the flow's input schema.")
@@ -111,11 +110,17 @@ class ScheduleDetail(ScheduleOut):
     """A schedule with its next times and its last run."""
 
     next_times: list[datetime] = Field(description="The next five, from now; none while paused.")
-    last_run: Run | None = Field(description="As it stands now; null once it is pruned.")
+    last_run: Run | None = Field(
+        description="As it stands now; null once it is pruned. Without `runs:read` it has no input, output, error, "
+        "labels and keys."
+    )
 
 
 _EVENT = "Name of the events that it listens for."
-_FILTER = "A JSON schema that an event's data must satisfy; patterns without lookaround."
+_FILTER = (
+    "A JSON schema that an event's data must satisfy: at most 16 KiB, without references, "
+    "`unevaluatedProperties` and `unevaluatedItems`; patterns without lookaround."
+)
 _MODE = (
     "`each` starts a run per event; `debounce` one with the last event, once none came for "
     "`period_s`; `throttle` one at most per `period_s`, with the first event, and drops the others; "
@@ -135,7 +140,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 class CreateTrigger(_Wish):
     """A wish to start a flow when events of a name arrive."""
 
-    name: Word = Field(description="Unique in the org.")
+    name: Name = Field(description="Unique in the org.")
     event: Word = Field(description=_EVENT)
     flow: Word = Field(description=_FLOW)
     filter: Any = Field(None, description=_FILTER)
@@ -157,7 +162,7 @@ class ChangeTrigger(_Wish):
     How it gathers (`mode`, `group_by`) and what it listens for (`event`) stay: make another trigger.
     """
 
-    name: Word = Field(_LEFT_OUT, description="Unique in the org.")
+    name: Name = Field(_LEFT_OUT, description="Unique in the org.")
     flow: Word = Field(_LEFT_OUT, description=_FLOW)
     filter: Any = Field(_LEFT_OUT, description=_FILTER)
     version: Version | None = Field(_LEFT_OUT, description=_VERSION)
@@ -218,7 +223,7 @@ class SendEvent(_Wish):
 
     name: Word = Field(description="Such as `order.placed`.")
     data: Any = Field(None, description="Any JSON, at most 192 KiB.")
-    id: EventId | None = Field(
+    id: LongWord | None = Field(
         None, description="Unique in the org: a repeat is answered as the first. Unset: made up."
     )
 

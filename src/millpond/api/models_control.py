@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from millpond.api.models import StartRun
+from millpond.api.texts import Reason
 from millpond.types import RunState
 
 MAX_BATCH = 1000
@@ -49,7 +50,7 @@ class PauseWork(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    reason: str = Field("", max_length=500, description="Why; shown to whoever asks what waits.")
+    reason: Reason = Field("", description="Why; shown to whoever asks what waits.")
 
 
 class PauseQueue(PauseWork):

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from millpond.api.models import AcceptedRun, LabelName, LabelValue, Run, Word
+from millpond.api.models import AcceptedRun, Run
+from millpond.api.texts import LabelName, LabelValue, Reason, StepKey, Word
 from millpond.types import RunState
 
 
@@ -22,10 +23,8 @@ class _Request(BaseModel):
 class RerunRun(_Request):
     """A wish to repeat a run."""
 
-    from_step: str | None = Field(
+    from_step: StepKey | None = Field(
         None,
-        min_length=1,
-        max_length=1000,
         description="Key of the step from which on it runs again; what had ended before is kept. "
         "Unset: from the start.",
     )
@@ -35,7 +34,7 @@ class RerunRun(_Request):
 class ReleaseRun(_Request):
     """A wish to try a poisoned run again."""
 
-    reason: str = Field("", max_length=500, description="Why; kept in the run's events.")
+    reason: Reason = Field("", description="Why; kept in the run's events.")
 
 
 class RunsFilter(_Request):
@@ -60,8 +59,9 @@ class BulkAction(_Request):
     action: Literal["cancel", "rerun"]
     filter: RunsFilter
     dry_run: bool = Field(default=False, description="Only tell how many runs it would be for.")
-    reason: str = Field(
-        "", max_length=500, description="Why; kept in the events of cancelled runs."
+    reason: Reason = Field("", description="Why; kept in the events of cancelled runs.")
+    skip_endings: bool = Field(
+        default=False, description="As of a cancel: undo nothing, ask nothing. Not for reruns."
     )
 
 

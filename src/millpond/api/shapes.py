@@ -15,6 +15,7 @@ from millpond.engine.events import Event
 from millpond.engine.queues import QueueView
 from millpond.engine.views import FlowView, Kin, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
+from millpond.types import Principal
 
 
 def run_json(run: RunView) -> dict[str, Any]:
@@ -44,6 +45,15 @@ def run_json(run: RunView) -> dict[str, Any]:
         "dedup_key": run.dedup_key,
         "truncated": run.truncated,
     }
+
+
+def run_for(principal: Principal, run: RunView) -> dict[str, Any]:
+    """Return a run to who acted on it: without `runs:read`, where it stands and not what it is about."""
+    shown = run_json(run)
+    if not principal.may("runs:read"):
+        shown |= dict.fromkeys(("input", "output", "error", "blocked", "dedup_key"))
+        shown |= {"labels": {}, "truncated": []}
+    return shown
 
 
 def run_detail_json(

@@ -10,11 +10,12 @@ from datetime import datetime
 from typing import Any
 
 from millpond.api.reply import raw
-from millpond.api.shapes import run_json
+from millpond.api.shapes import run_for
 from millpond.engine.inbound import Received
 from millpond.engine.schedules import Schedule
 from millpond.engine.triggers import Trigger, Waiting
 from millpond.engine.views import RunView
+from millpond.types import Principal
 
 
 def schedule_json(schedule: Schedule) -> dict[str, Any]:
@@ -46,13 +47,16 @@ def schedule_json(schedule: Schedule) -> dict[str, Any]:
 
 
 def schedule_detail_json(
-    schedule: Schedule, next_times: Sequence[datetime], last_run: RunView | None
+    schedule: Schedule,
+    next_times: Sequence[datetime],
+    last_run: RunView | None,
+    principal: Principal,
 ) -> dict[str, Any]:
     """Return a schedule with its next times and its last run."""
     return {
         **schedule_json(schedule),
         "next_times": list(next_times),
-        "last_run": None if last_run is None else run_json(last_run),
+        "last_run": None if last_run is None else run_for(principal, last_run),
     }
 
 

@@ -6,15 +6,26 @@ before their number was shown and agreed to.
 
 from __future__ import annotations
 
+import asyncio
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from millpond.cli.call import call
+from millpond.cli.exit import ExitCode
 from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url, read_json, read_pairs
 from millpond.cli.output import err, out, plain, print_json, print_table
-from millpond.cli.runs import Key, RunId, Timeout, Wait, begin, keyed
+from millpond.cli.runs import (
+    Key,
+    RunId,
+    Timeout,
+    Wait,
+    begin,
+    follow_quietly,
+    keyed,
+    patiently,
+)
 from millpond.errors import InvalidInput
 from millpond.types import Json
 
@@ -66,20 +77,37 @@ def cancel(
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Ask a run to stop, or with --all every run that fits."""
+    """Ask a run to stop, or with --all every run that fits.
+
+    With --wait, the exit code is 1 when a run ended otherwise before it could be cancelled.
+    """
     wanted = _wanted(state, flow, queue, label, created_after, created_before)
     _one_or_all(run_id, wanted, everyone=everyone)
     if everyone:
-        body = {"action": "cancel", "filter": wanted, "reason": reason}
+        body: dict[str, Any] = {"action": "cancel", "filter": wanted, "reason": reason}
+        if skip_endings:
+            body["skip_endings"] = True
         if _agreed(body, dry_run=dry_run, yes=yes, as_json=as_json, url=url, token=token):
-            _begin_bulk(body, wait, timeout_s, as_json=as_json, url=url, token=token)
+            _begin_bulk(body, {}, wait, timeout_s, as_json=as_json, url=url, token=token)
         return
+    assert run_id is not None
     told = {"reason": reason, "skip_endings": skip_endings}
-    answer = call(url, token, lambda remote: remote.post(f"/v1/runs/{run_id}/cancel", told))
+
+    async def talk(remote: Remote) -> Json:
+        run = await remote.post(f"/v1/runs/{run_id}/cancel", told)
+        if not wait:
+            return run
+        async with asyncio.timeout(timeout_s):
+            await follow_quietly(remote, run_id)
+        return await remote.get(f"/v1/runs/{run_id}")
+
+    answer = patiently(lambda: call(url, token, talk), timeout_s)
     if as_json:
         print_json(answer)
     else:
         out().print(plain(f"run {run_id} is {answer['state']}"))
+    if wait and answer["state"] != "cancelled":
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def rerun(
@@ -116,7 +144,7 @@ def rerun(
             raise InvalidInput("many runs are repeated from the start, with their own input")
         body: dict[str, Any] = {"action": "rerun", "filter": wanted}
         if _agreed(body, dry_run=dry_run, yes=yes, as_json=as_json, url=url, token=token):
-            _begin_bulk(body, wait, timeout_s, as_json=as_json, url=url, token=token)
+            _begin_bulk(body, keyed(key), wait, timeout_s, as_json=as_json, url=url, token=token)
         return
     body = {} if from_step is None else {"from_step": from_step}
     if input_text is not None:
@@ -211,6 +239,7 @@ def _agreed(
 
 def _begin_bulk(
     body: dict[str, Any],
+    headers: dict[str, str],
     wait: bool,
     timeout_s: float | None,
     *,
@@ -219,7 +248,7 @@ def _begin_bulk(
     token: str | None,
 ) -> None:
     begin(
-        lambda remote: remote.post("/v1/runs/bulk", body),
+        lambda remote: remote.post("/v1/runs/bulk", body, headers=headers),
         wait=wait,
         timeout_s=timeout_s,
         as_json=as_json,

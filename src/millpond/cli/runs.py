@@ -123,6 +123,9 @@ def list_runs(
     state: Annotated[str | None, typer.Option(help="Only runs in this state.")] = None,
     flow: Annotated[str | None, typer.Option(help="Only runs of this flow.")] = None,
     queue: Annotated[str | None, typer.Option(help="Only runs of this queue.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Only runs with this label, name=value.")
+    ] = None,
     limit: Limit = 20,
     after: Annotated[str | None, typer.Option(help="Go on after this id (`last_id`).")] = None,
     as_json: AsJson = False,
@@ -130,7 +133,15 @@ def list_runs(
     token: Token = None,
 ) -> None:
     """List runs, newest first."""
-    params = {"state": state, "flow": flow, "queue": queue, "limit": limit, "after": after}
+    read_pairs(label or [], param="--label")
+    params: dict[str, Json] = {
+        "state": state,
+        "flow": flow,
+        "queue": queue,
+        "limit": limit,
+        "after": after,
+    }
+    params["label"] = label or None
     page = call(url, token, lambda remote: remote.get("/v1/runs", params))
     if as_json:
         print_json(page)

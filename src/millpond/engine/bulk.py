@@ -21,7 +21,7 @@ from millpond.db.queries import queries
 from millpond.engine import operations, reruns
 from millpond.engine.context import Context, StepContext
 from millpond.engine.hints import Hints
-from millpond.engine.registry import flow, step
+from millpond.engine.registry import capability, flow, step
 from millpond.engine.reruns import Repeat
 from millpond.engine.views import FlowView, PageOf, RunFilter, find_runs, list_flows
 from millpond.errors import Conflict, MillpondError, NotFound, Transient
@@ -69,11 +69,12 @@ class BulkFilter(BaseModel):
 
 
 class BulkWish(BaseModel):
-    """What is done to which runs; `flows` are those that the caller may start."""
+    """What is done to which runs; `flows` are the flow versions, as `name@version`, that the caller may start."""
 
     action: Literal["cancel", "rerun"]
     filter: BulkFilter
     reason: str = ""
+    skip_endings: bool = False
     flows: list[str] = Field(default_factory=list)
 
 
@@ -203,14 +204,15 @@ class _Hand:
         try:
             async with self._operator.db.org(self._org_id) as con:
                 await operations.cancel(
-                    con, self._org_id, found.run_id, self._subject, self._wish.reason
+                    con,
+                    self._org_id,
+                    found.run_id,
+                    self._subject,
+                    self._wish.reason,
+                    skip_endings=self._wish.skip_endings,
                 )
-        except NotFound:
+        except (NotFound, Conflict):
             return False
-        except Conflict:
-            async with self._operator.db.org(self._org_id) as con:
-                outcome = await con.fetchval(_SQL["outcome"], self._org_id, found.run_id)
-            return bool(outcome == RunState.CANCELLED)
         self._operator.hints.cancelled([found.run_id])
         self._operator.hints.changed([found.run_id])
         return True
@@ -224,12 +226,13 @@ class _Hand:
                 source = await reruns.read(con, self._org_id, found.run_id)
             except NotFound:
                 return False
-            if source.flow not in self._wish.flows:
-                return False
             versions = self._flows.get(source.flow)
             if not versions:
-                raise NotFound(f"no worker has published the flow {source.flow}", param="flow")
+                return False
+            # The version that would run counts: versions of a flow may ask for different permissions.
             code = reruns.pick(versions, source.version)
+            if capability(code.name, code.version) not in self._wish.flows:
+                return False
             repeat = Repeat(
                 version=code.version,
                 timeout_s=code.timeout_s,

@@ -11,10 +11,13 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import orjson
+
 from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import history
 from millpond.engine.claim import Claimed, Lease
+from millpond.engine.encoding import dump_error
 from millpond.engine.history import History, Mismatch
 from millpond.engine.performing import Scope, StepFailed
 from millpond.engine.registry import Flow
@@ -63,9 +66,16 @@ class Checked:
 
 
 async def compare(
-    flow: Flow, claimed: Claimed, recorded: History, resources: Mapping[type, object]
+    flow: Flow,
+    claimed: Claimed,
+    recorded: History,
+    resources: Mapping[type, object],
+    failure: str | None = None,
 ) -> Comparison:
-    """Replay a history by a flow; the flow may ask for `resources` outside its steps."""
+    """Replay a history by a flow; the flow may ask for `resources` outside its steps.
+
+    `failure` is the error with which the run failed, as JSON text: the same again is no fault.
+    """
     scope = Scope(
         database=_NOTHING,
         committer=_NOTHING,
@@ -78,9 +88,9 @@ async def compare(
     rehearsal = Rehearsal(flow, claimed, recorded, scope)
     replayed = await rehearsal.replay()
     error = replayed.error
-    if replayed.outcome == "ended":
+    if replayed.outcome == "ended" and replayed.reason != "continued":
         error = TimeoutError("the flow's code did not come to its next step")
-    is_own = error is not None and not isinstance(error, StepFailed)
+    is_own = error is not None and not isinstance(error, StepFailed) and not _is(error, failure)
     return Comparison(mismatch=rehearsal.mismatch, error=error if is_own else None)
 
 
@@ -101,9 +111,9 @@ async def check(
             limit,
         )
     for first in range(0, len(rows), _BATCH):
-        found = [(row["state"], _claimed(row)) for row in rows[first : first + _BATCH]]
+        found = [(row, _claimed(row)) for row in rows[first : first + _BATCH]]
         histories = await history.load(database, [claimed.lease for _, claimed in found])
-        for state, claimed in found:
+        for row, claimed in found:
             recorded = histories[claimed.lease]
             flow = known[claimed.flow, claimed.version]
             yield Checked(
@@ -111,10 +121,18 @@ async def check(
                 run_id=claimed.lease.run_id,
                 flow=flow.name,
                 version=flow.version,
-                state=state,
+                state=row["state"],
                 steps=len(recorded),
-                comparison=await compare(flow, claimed, recorded, resources),
+                comparison=await compare(flow, claimed, recorded, resources, row["error"]),
             )
+
+
+def _is(error: Exception, failure: str | None) -> bool:
+    """Whether a run failed by this error."""
+    if failure is None:
+        return False
+    recorded, described = orjson.loads(failure), dump_error(error)
+    return all(recorded.get(name) == described[name] for name in ("class", "code", "message"))
 
 
 def _claimed(row: Record) -> Claimed:

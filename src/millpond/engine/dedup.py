@@ -67,7 +67,8 @@ async def settle(con: Connection, intent: Intent, on_duplicate: OnDuplicate) -> 
     """Get the key for one run about to be submitted, or find the live run that keeps it.
 
     `con` is in a transaction scoped to the intent's org; the caller submits in it unless `joined`.
-    Raises Conflict (`duplicate_run`, with `run_id` in its details) under `reject`.
+    Raises Conflict (`duplicate_run`, with `run_id` in its details) under `reject`, and always when that run
+    is of another flow: who may start this one may not be shown that one, let alone stop it.
     """
     key = intent.dedup_key
     assert key is not None
@@ -79,10 +80,10 @@ async def settle(con: Connection, intent: Intent, on_duplicate: OnDuplicate) -> 
         holder = await _holder(con, intent.org_id, key)
         if holder is None:
             continue
+        if on_duplicate == "reject" or holder.flow != intent.flow:
+            raise _duplicate(holder, is_of_flow=holder.flow == intent.flow)
         if on_duplicate == "join":
             return Settled(joined=holder)
-        if on_duplicate == "reject":
-            raise _duplicate(holder)
         await _replace(con, intent, holder)
         replaced = holder.run_id
     raise Transient(f"many runs ask for the key {key} at once", retry_after_s=0.5)
@@ -107,11 +108,14 @@ async def _replace(con: Connection, intent: Intent, holder: Holder) -> None:
     await con.execute(_SQL["free"], intent.org_id, holder.key, holder.run_id)
 
 
-def _duplicate(holder: Holder) -> Conflict:
+def _duplicate(holder: Holder, *, is_of_flow: bool) -> Conflict:
+    of = "" if is_of_flow else " of another flow"
     return Conflict(
-        f"run {holder.run_id} with this key is live",
+        f"run {holder.run_id}{of} with this key is live",
         code="duplicate_run",
         param="dedup_key",
-        advice="follow that run, or start with `on_duplicate` join or cancel_old",
+        advice="follow that run, or start with `on_duplicate` join or cancel_old"
+        if is_of_flow
+        else "use another key: those of one org are shared by its flows",
         details={"run_id": str(holder.run_id)},
     )

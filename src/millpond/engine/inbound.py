@@ -153,13 +153,13 @@ async def _meet(con: Connection, org_id: int, events: Sequence[Record]) -> Outco
     listening = await con.fetch(
         _SQL["listening"], org_id, sorted({event["name"] for event in events})
     )
+    outcome = Outcome()
     matches = [
         (trigger, held)
         for held in map(_held, events)
         for trigger in listening
-        if trigger["event"] == held.document["name"] and _lets_pass(trigger, held)
+        if trigger["event"] == held.document["name"] and _lets_pass(trigger, held, outcome)
     ]
-    outcome = Outcome()
     gathered = []
     for trigger, held in matches:
         if trigger["mode"] == "each":
@@ -220,8 +220,15 @@ def _sized(document: Json) -> Held:
     return Held(document=document, size_bytes=len(orjson.dumps(document)) + 1)
 
 
-def _lets_pass(trigger: Record, held: Held) -> bool:
-    return trigger["filter"] is None or targets.satisfies(trigger["filter"], held.document["data"])
+def _lets_pass(trigger: Record, held: Held, outcome: Outcome) -> bool:
+    """Whether an event gets past a trigger's filter; one stored before filters were bounded refuses all."""
+    try:
+        return trigger["filter"] is None or targets.satisfies(
+            trigger["filter"], held.document["data"]
+        )
+    except InvalidInput as error:
+        outcome.refuse(trigger, f"{error.code}: {error.message}")
+        return False
 
 
 def _group_key(path: str | None, held: Held) -> str:

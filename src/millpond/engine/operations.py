@@ -44,7 +44,7 @@ async def cancel(
 
     A begun run that has something to do before it may end is queued, for a worker to do that; with
     `skip_endings` it ends at once, unless a worker executes it, and that is left undone. Raises NotFound,
-    and Conflict when the run has ended. Asking twice is no error.
+    and Conflict when the run has succeeded or failed. Asking twice is no error, nor is it after the end.
     """
     stopped = await stop(con, org_id, run_id, subject, reason, skip_endings=skip_endings)
     return stopped.state
@@ -66,7 +66,9 @@ async def stop(
     row = await con.fetchrow(_SQL["outcome"], org_id, run_id)
     if row is None:
         raise NotFound(f"run {run_id} does not exist", param="run_id")
-    raise Conflict(f"run {run_id} has already {row['outcome']}", code="already_finished")
+    if row["outcome"] == RunState.CANCELLED:
+        return Stopped(state=RunState.CANCELLED)
+    raise Conflict(f"run {run_id} is already {row['outcome']}", code="already_finished")
 
 
 async def stop_live(

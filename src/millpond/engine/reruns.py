@@ -16,7 +16,7 @@ import orjson
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
-from millpond.engine import poison
+from millpond.engine import dedup, poison
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import SUSPECT_DEATHS
 from millpond.engine.submit import submit
@@ -47,6 +47,7 @@ class Source:
     outcome: str | None
     is_poison: bool
     deadline_s: float | None
+    dedup_key: str | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,6 +86,7 @@ async def read(con: Connection, org_id: int, run_id: uuid.UUID) -> Source:
         outcome=row["outcome"],
         is_poison=row["outcome"] == "failed" and row["error_code"] == poison.CODE,
         deadline_s=row["deadline_s"],
+        dedup_key=row["dedup_key"],
     )
 
 
@@ -143,6 +145,7 @@ def intent_of(source: Source, repeat: Repeat) -> Intent:
         labels=source.labels,
         run_id=repeat.run_id or new_id(),
         deadline_s=source.deadline_s,
+        dedup_key=source.dedup_key,
         origin=Origin(run_id=source.run_id, kind="rerun", from_step=repeat.from_step),
     )
 
@@ -163,7 +166,12 @@ async def copy(con: Connection, source: Source, repeat: Repeat, run_id: uuid.UUI
 
 
 async def mark(con: Connection, source: Source, intent: Intent) -> None:
-    """Let the submitted repeat of a poisoned run be executed alone, so that it meets no neighbour."""
+    """Give a submitted repeat the key that the first run had, and let one of poison be executed alone.
+
+    Raises Conflict (`duplicate_run`) while another run with the key is live: it may be the first run.
+    """
+    if intent.dedup_key is not None:
+        await dedup.settle(con, intent, "reject")
     if source.is_poison:
         await con.execute(_SQL["suspect"], intent.org_id, intent.run_id, SUSPECT_DEATHS)
 

@@ -307,4 +307,4 @@ async def _lock_live(con: Connection, org_id: int, run_id: uuid.UUID) -> None:
     row = await con.fetchrow(_OPERATIONS["outcome"], org_id, run_id)
     if row is None:
         raise NotFound(f"run {run_id} does not exist", param="run_id")
-    raise Conflict(f"run {run_id} has already {row['outcome']}", code="already_finished")
+    raise Conflict(f"run {run_id} is already {row['outcome']}", code="already_finished")

@@ -53,6 +53,11 @@ class Outcome:
             self.errors.setdefault(_of(row), row["last_error"])
             self.dropped[_of(row)] += events
 
+    def refuse(self, row: Record, error: str) -> None:
+        """Count an event that a trigger cannot take, and say why."""
+        self.errors[_of(row)] = error
+        self.dropped[_of(row)] += 1
+
 
 async def carry_out(
     con: Connection, outcome: Outcome, at_once: Iterable[str] = ()

@@ -43,6 +43,8 @@ def check(intent: Intent, org_id: int) -> None:
         raise InvalidInput("deadline_s is above 0 and at most ten years", param="deadline_s")
     if intent.deadline_s is not None and intent.deadline_s <= intent.delay_s:
         raise InvalidInput("the deadline is before the start", param="deadline_s")
+    if any("\0" in text for label in intent.labels.items() for text in label):
+        raise InvalidInput("a label has no NUL character", param="labels")
     if any(KEY_SEPARATOR in key or not key for key in intent.keys):
         raise InvalidInput("a key is a text without control characters", param="keys")
 

@@ -29,7 +29,7 @@ _SQL = queries("triggers")
 LABEL = "millpond.trigger"
 MAX_PERIOD_S = 30 * 86_400.0
 MAX_COUNT = 1000
-_MAX_FILTER_BYTES = 64 * 1024
+MAX_LISTENERS = 100
 # What each mode needs, and what it may have besides.
 _NEEDS = {
     "each": (),
@@ -136,23 +136,23 @@ def check(draft: Draft) -> None:
             "group_by is names separated by dots, such as customer.id", param="group_by"
         )
     if draft.filter is not None:
-        if len(orjson.dumps(draft.filter)) > _MAX_FILTER_BYTES:
-            raise InvalidInput(
-                f"a filter has at most {_MAX_FILTER_BYTES} bytes", param="filter", code="too_large"
-            )
-        targets.check_schema(draft.filter, "filter")
+        targets.check_filter(draft.filter)
 
 
 def check_flow(draft: Draft, schema: Json) -> None:
     """Raise InvalidInput when a flow with this input schema could take no event of this trigger.
 
-    What the event's data may be is not known here: it is checked when an event arrives.
+    What the event's data may be is not known here: it is checked when an event arrives. A schema that names
+    its members has to name the one with the event, or the flow would start and never see it.
     """
     event = {"id": "1", "name": draft.event, "data": {}, "received_at": "2026-01-01T00:00:00Z"}
     is_batch = draft.mode == "batch"
     sample = {"events": [event]} if is_batch else {"event": event}
     place: list[str | int] = ["events", 0, "data"] if is_batch else ["event", "data"]
-    if faults := targets.faults_beyond(schema, sample, place):
+    faults = targets.faults_beyond(schema, sample, place)
+    if not targets.keeps(schema, str(place[0])):
+        faults.append(f"its input has no member {place[0]}")
+    if faults:
         model = "EventsInput" if is_batch else "EventInput"
         raise InvalidInput(
             f"{draft.flow} does not take what this trigger gives it: {'; '.join(faults)}",
@@ -163,8 +163,15 @@ def check_flow(draft: Draft, schema: Json) -> None:
 
 
 async def create(con: Connection, org_id: int, draft: Draft, created_by: str) -> Trigger:
-    """Store a trigger; raises InvalidInput, and Conflict when the org has one of that name."""
+    """Store a trigger; raises InvalidInput, and Conflict when the org has one of that name, or too many."""
     check(draft)
+    if await con.fetchval(_SQL["listeners"], org_id, draft.event) >= MAX_LISTENERS:
+        raise Conflict(
+            f"the org has {MAX_LISTENERS} triggers for {draft.event}: one event starts no more",
+            code="too_many_triggers",
+            param="event",
+            advice="let one flow start the others",
+        )
     trigger_id = new_id()
     made = await con.fetchval(_SQL["create"], org_id, trigger_id, *_columns(draft), created_by)
     if made is None:

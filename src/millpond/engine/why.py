@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 import orjson
@@ -28,12 +28,16 @@ _MAX_WORKERS = 20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
-    """One reason; `inner` has those of what it waits for, where that is a work item."""
+    """One reason; `inner` has those of what it waits for, where that is a work item.
+
+    `where` is the part of the text that names a worker's host and process.
+    """
 
     kind: str
     text: str
     facts: Mapping[str, Json] = field(default_factory=dict)
     inner: Sequence[Reason] = ()
+    where: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +85,26 @@ async def explain(con: Connection, org_id: int, run_id: uuid.UUID) -> Why:
     )
 
 
+def anonymous(why: Why) -> Why:
+    """Return the same without hosts and processes of workers, for who may not see workers."""
+    return replace(why, reasons=[_anonymous(reason) for reason in why.reasons])
+
+
+def _anonymous(reason: Reason) -> Reason:
+    facts = dict(reason.facts)
+    if facts.get("worker"):
+        facts["worker"] = _nameless(facts["worker"])
+    if "workers" in facts:
+        facts["workers"] = [_nameless(worker) for worker in facts["workers"]]
+    text = reason.text.replace(reason.where, "", 1) if reason.where else reason.text
+    inner = [_anonymous(one) for one in reason.inner]
+    return replace(reason, text=text, facts=facts, inner=inner, where="")
+
+
+def _nameless(worker: Mapping[str, Json]) -> Json:
+    return {name: value for name, value in worker.items() if name not in ("host", "pid")}
+
+
 async def _reasons(con: Connection, org_id: int, run: Record, state: RunState) -> list[Reason]:
     if state.is_final:
         return [_finished(run, state)]
@@ -100,7 +124,7 @@ def _finished(run: Record, state: RunState) -> Reason:
     why = f": {error['code']}" if error else ""
     return Reason(
         kind="finished",
-        text=f"It has {state} at {_at(run['finished_at'])}{why}.",
+        text=f"It is {state} since {_at(run['finished_at'])}{why}.",
         facts={"finished_at": run["finished_at"], "error": error},
     )
 
@@ -254,6 +278,7 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
             "steps": steps,
             "stopping": stopping,
         },
+        where=where,
     )
 
 

@@ -14,7 +14,7 @@ from millpond.api.auth import Caller, requires
 from millpond.api.documented import failures
 from millpond.api.models import Run
 from millpond.api.reply import reply
-from millpond.api.shapes import run_json
+from millpond.api.shapes import run_for
 from millpond.engine import blocking, views
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
@@ -29,7 +29,10 @@ Operator = Annotated[Caller, requires("runs:operate")]
     responses={202: {"model": Run}, **failures(401, 403, 404, 409, 422, 503)},
 )
 async def resume_run(caller: Operator, run_id: uuid.UUID) -> Response:
-    """Queue a blocked run again, after code was deployed that its history matches."""
+    """Queue a blocked run again, after code was deployed that its history matches.
+
+    Without `runs:read` the answer has no input, output, error, labels and keys.
+    """
     org_id = caller.org_id
     async with caller.org() as con:
         readied = await blocking.resume(con, org_id, run_id, caller.principal.subject)
@@ -37,4 +40,4 @@ async def resume_run(caller: Operator, run_id: uuid.UUID) -> Response:
     caller.ports.hints.wake([readied.queue])
     caller.ports.hints.changed([run_id])
     headers = {"Location": f"/v1/runs/{run_id}", "Retry-After": "1"}
-    return reply(run_json(run), status=202, headers=headers)
+    return reply(run_for(caller.principal, run), status=202, headers=headers)

@@ -28,8 +28,10 @@ from millpond.api.models import AcceptedRun
 from millpond.api.models_reruns import BulkAction, BulkPreview, RunsFilter
 from millpond.api.reply import reply
 from millpond.api.shapes import run_json
+from millpond.api.texts import moment
 from millpond.engine import bulk, views
 from millpond.engine.bulk import BulkFilter, BulkWish
+from millpond.engine.registry import capability
 from millpond.engine.views import PageOf, RunFilter
 from millpond.errors import InvalidInput
 from millpond.types import Intent
@@ -66,14 +68,26 @@ async def act_on_runs(
     """
     wish = await read_json(request, BulkAction)
     permit(caller.principal, _NEEDS[wish.action])
+    if wish.skip_endings and wish.action != "cancel":
+        raise InvalidInput("only a cancel skips endings", param="skip_endings")
     wanted = _filter(wish.filter)
     if wish.dry_run:
         return await _preview(caller, wish.action, wanted.wanted())
     flows = []
     if wish.action == "rerun":
-        versions = await caller.ports.catalog.flows()
-        flows = [one[-1].name for one in versions if may_start(caller.principal, one[-1])]
-    body = BulkWish(action=wish.action, filter=wanted, reason=wish.reason, flows=flows)
+        flows = [
+            capability(one.name, one.version)
+            for versions in await caller.ports.catalog.flows()
+            for one in versions
+            if may_start(caller.principal, one)
+        ]
+    body = BulkWish(
+        action=wish.action,
+        filter=wanted,
+        reason=wish.reason,
+        skip_endings=wish.skip_endings,
+        flows=flows,
+    )
     intent = Intent(
         org_id=caller.org_id,
         flow=bulk.FLOW,
@@ -113,7 +127,5 @@ def _filter(wish: RunsFilter) -> BulkFilter:
             code="filter_empty",
         )
     for name in ("created_after", "created_before"):
-        at = getattr(wish, name)
-        if at is not None and at.tzinfo is None:
-            raise InvalidInput(f"{name} needs a time zone, for example `Z`", param=f"filter.{name}")
+        moment(getattr(wish, name), f"filter.{name}")
     return BulkFilter.model_validate(given)

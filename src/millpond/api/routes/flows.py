@@ -17,6 +17,7 @@ from millpond.api.models import FlowOut, Listing
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import flow_json
 from millpond.api.shapes_control import holding_json
+from millpond.api.texts import Word
 from millpond.engine.pauses import Pause, list_pauses
 from millpond.engine.views import FlowView
 
@@ -43,7 +44,7 @@ async def list_flows(caller: Reader) -> Response:
     operation_id="get_flow",
     responses={200: {"model": FlowOut}, **failures(401, 403, 404, 422, 503)},
 )
-async def get_flow(caller: Reader, name: str) -> Response:
+async def get_flow(caller: Reader, name: Word) -> Response:
     """Show one flow."""
     versions = await caller.ports.catalog.versions(name)
     return reply(_shown(caller, versions, await _pauses(caller)))

@@ -6,23 +6,34 @@ were committed.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated
 
+import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-from millpond.api.accept import IdempotencyKey, promised
+from millpond.api.accept import (
+    IdempotencyKey,
+    digest_of,
+    find_answer,
+    keep_promise,
+    note_answer,
+    promised,
+)
 from millpond.api.auth import Caller, requires
+from millpond.api.batches import Promise
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import Listing
 from millpond.api.models_calendar import InboundEventOut, InboundEvents, SendEvent, SendEvents
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import inbound_json
+from millpond.api.texts import LongWord, Word
+from millpond.db.pool import Connection
 from millpond.engine import inbound
 from millpond.engine.inbound import Incoming, Received
-from millpond.errors import Conflict, InvalidInput
+from millpond.errors import InvalidInput
 from millpond.types import new_id
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
@@ -30,6 +41,7 @@ router = APIRouter(prefix="/v1/events", tags=["events"])
 _ROUTE = "POST /v1/events"
 Sender = Annotated[Caller, requires("events:send")]
 Reader = Annotated[Caller, requires("events:read")]
+_REPLAYED = {"Idempotency-Replayed": "true"}
 _REPEATED = {
     "Idempotency-Replayed": {
         "description": "`true` when this repeats the answer to an earlier request.",
@@ -51,24 +63,12 @@ _REPEATED = {
 async def send_event(request: Request, caller: Sender, key: IdempotencyKey = None) -> Response:
     """Receive an event; answers with the runs that it started at once.
 
-    A repeat with the same `id`, or else the same Idempotency-Key, is answered as the first.
+    A repeat with the same `id` or the same Idempotency-Key is answered as the first.
     """
     wish = await read_json(request, SendEvent)
-    promise = promised(key, _ROUTE, lambda: b"")
-    made_up = _id_of_key(caller, promise.key) if promise is not None else str(new_id())
-    event = Incoming(event_id=wish.id or made_up, name=wish.name, data=wish.data)
-    try:
-        (received,) = await _receive(caller, [event])
-    except Conflict as error:
-        if wish.id is not None or promise is None:
-            raise
-        raise InvalidInput(
-            "This Idempotency-Key was used for another request.",
-            code="idempotency_key_reused",
-            param="Idempotency-Key",
-            advice="use a new key for a new request",
-        ) from error
-    headers = {"Idempotency-Replayed": "true"} if received.is_repeat else {}
+    promise = promised(key, _ROUTE, lambda: digest_of(wish.model_dump()))
+    (received,), _ = await _receive(caller, [_incoming(wish)], promise)
+    headers = _REPLAYED if received.is_repeat else {}
     return reply(inbound_json(received, only_at_once=True), status=202, headers=headers)
 
 
@@ -78,20 +78,20 @@ async def send_event(request: Request, caller: Sender, key: IdempotencyKey = Non
     status_code=202,
     openapi_extra=described(SendEvents),
     responses={
-        202: {"model": InboundEvents},
+        202: {"model": InboundEvents, "headers": _REPEATED},
         **failures(400, 401, 403, 409, 413, 415, 422, 503),
     },
 )
-async def send_events(request: Request, caller: Sender) -> Response:
-    """Receive up to 1,000 events, all or none of them, in their order."""
+async def send_events(request: Request, caller: Sender, key: IdempotencyKey = None) -> Response:
+    """Receive up to 1,000 events, all or none of them, in their order.
+
+    An Idempotency-Key stands for the whole batch.
+    """
     wish = await read_json(request, SendEvents)
-    events = [
-        Incoming(event_id=one.id or str(new_id()), name=one.name, data=one.data)
-        for one in wish.events
-    ]
-    received = await _receive(caller, events)
+    promise = promised(key, f"{_ROUTE}/batch", lambda: digest_of(wish.model_dump()))
+    received, is_repeat = await _receive(caller, [_incoming(one) for one in wish.events], promise)
     answers = [inbound_json(one, only_at_once=True) for one in received]
-    return reply({"data": answers}, status=202)
+    return reply({"data": answers}, status=202, headers=_REPLAYED if is_repeat else {})
 
 
 @router.get(
@@ -101,13 +101,13 @@ async def send_events(request: Request, caller: Sender) -> Response:
 )
 async def list_events(
     caller: Reader,
-    name: Annotated[str | None, Query(max_length=200, description="Only this name.")] = None,
+    name: Annotated[Word | None, Query(description="Only this name.")] = None,
     limit: Annotated[int, Query(ge=1, le=200, description="How many entries at most.")] = 50,
     after: Annotated[
-        str | None, Query(max_length=255, description="Go on after this id: `last_id` of a page.")
+        LongWord | None, Query(description="Go on after this id: `last_id` of a page.")
     ] = None,
     before: Annotated[
-        str | None, Query(max_length=255, description="Go back before this id: `first_id`.")
+        LongWord | None, Query(description="Go back before this id: `first_id`.")
     ] = None,
 ) -> Response:
     """List events as they were received, newest first, with the runs that they started."""
@@ -120,16 +120,39 @@ async def list_events(
     return reply(listing([inbound_json(one) for one in found], has_more=has_more))
 
 
-async def _receive(caller: Caller, events: Sequence[Incoming]) -> list[Received]:
+async def _receive(
+    caller: Caller, events: Sequence[Incoming], promise: Promise | None
+) -> tuple[list[Received], bool]:
+    """Receive events once per key; also tells whether they had been."""
     async with caller.org() as con:
+        first_ids = None if promise is None else await _promise(con, caller, events, promise)
+        if first_ids is not None:
+            events = [
+                replace(event, event_id=event_id)
+                for event, event_id in zip(events, first_ids, strict=True)
+            ]
         received, started = await inbound.receive(
             con, caller.org_id, events, caller.principal.subject
         )
     caller.ports.hints.wake({run.queue for run in started})
-    return received
+    return received, first_ids is not None
 
 
-def _id_of_key(caller: Caller, key: str) -> str:
-    """Return the id of an event that is known by its sender's key: theirs alone."""
-    digest = hashlib.sha256(f"{caller.principal.subject}\n{key}".encode()).hexdigest()
-    return f"key:{digest[:40]}"
+async def _promise(
+    con: Connection, caller: Caller, events: Sequence[Incoming], promise: Promise
+) -> list[str] | None:
+    """Let a key stand for these events; returns the ids that it had been given for, if it had."""
+    principal, marker = caller.principal, new_id()
+    first = await find_answer(con, principal, promise)
+    if first is None and not await keep_promise(con, principal, promise, marker):
+        first = await find_answer(con, principal, promise)  # a rival's, committed meanwhile
+    if first is not None:
+        ids: list[str] = first["ids"]
+        return ids
+    answer = orjson.dumps({"ids": [event.event_id for event in events]}).decode()
+    await note_answer(con, principal, promise, marker, answer)
+    return None
+
+
+def _incoming(wish: SendEvent) -> Incoming:
+    return Incoming(event_id=wish.id or str(new_id()), name=wish.name, data=wish.data)

@@ -18,6 +18,7 @@ from millpond.api.models import InputRequest, Listing, ResolveRequest
 from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import request_json
+from millpond.api.texts import Word
 from millpond.engine import views, waits
 
 router = APIRouter(prefix="/v1/input-requests", tags=["input requests"])
@@ -36,7 +37,7 @@ async def list_input_requests(
     caller: Reader,
     page: Paged,
     state: Annotated[RequestState | None, Query(description="Only this state.")] = None,
-    role: Annotated[str | None, Query(max_length=200, description="Only for this role.")] = None,
+    role: Annotated[Word | None, Query(description="Only for this role.")] = None,
     run_id: Annotated[uuid.UUID | None, Query(description="Only of this run.")] = None,
 ) -> Response:
     """List questions to humans, newest first."""

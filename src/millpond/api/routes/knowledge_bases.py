@@ -32,6 +32,7 @@ from millpond.api.models import (
 from millpond.api.ports import Ports
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import base_json, document_json, search_json
+from millpond.api.texts import PLAIN, Word
 from millpond.db.pool import Connection
 from millpond.knowledge.media import MAX_BYTES, MAX_NAME
 from millpond.knowledge.store import KnowledgeStore
@@ -42,7 +43,7 @@ router = APIRouter(prefix="/v1/knowledge-bases", tags=["knowledge"])
 _ROUTE = "POST /v1/knowledge-bases/{name}/documents"
 Reader = Annotated[Caller, requires("knowledge:read")]
 Writer = Annotated[Caller, requires("knowledge:write")]
-BaseName = Annotated[str, Path(description="Name of the knowledge base.")]
+BaseName = Annotated[Word, Path(description="Name of the knowledge base.")]
 _UPLOAD = {
     "requestBody": {
         "required": True,
@@ -82,6 +83,7 @@ async def add_document(
         Query(
             min_length=1,
             max_length=MAX_NAME,
+            pattern=PLAIN,
             description="Relative path whose ending tells the type; the same name again is the next "
             "version of the document.",
         ),

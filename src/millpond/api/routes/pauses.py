@@ -16,6 +16,7 @@ from millpond.api.models import Listing, PauseOut
 from millpond.api.models_control import PauseQueue, PauseWork, ResumedOut, ResumeQueue
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_control import OPERATE, pause_json
+from millpond.api.texts import Word
 from millpond.engine import pauses
 from millpond.engine.pauses import Scope
 
@@ -46,7 +47,7 @@ async def list_pauses(caller: Reader) -> Response:
     openapi_extra=described(PauseQueue, is_required=False),
     responses={200: {"model": PauseOut}, **failures(404, *_REFUSALS)},
 )
-async def pause_queue(request: Request, caller: QueueOperator, name: str) -> Response:
+async def pause_queue(request: Request, caller: QueueOperator, name: Word) -> Response:
     """Claim nothing more from a queue of the org, or with `everyone` of every org."""
     wish = await read_json(request, PauseQueue, is_optional=True)
     if wish.everyone:
@@ -60,7 +61,7 @@ async def pause_queue(request: Request, caller: QueueOperator, name: str) -> Res
     openapi_extra=described(ResumeQueue, is_required=False),
     responses={200: {"model": ResumedOut}, **failures(*_REFUSALS)},
 )
-async def resume_queue(request: Request, caller: QueueOperator, name: str) -> Response:
+async def resume_queue(request: Request, caller: QueueOperator, name: Word) -> Response:
     """Let a paused queue go on."""
     wish = await read_json(request, ResumeQueue, is_optional=True)
     if wish.everyone:
@@ -74,7 +75,7 @@ async def resume_queue(request: Request, caller: QueueOperator, name: str) -> Re
     openapi_extra=described(PauseWork, is_required=False),
     responses={200: {"model": PauseOut}, **failures(404, *_REFUSALS)},
 )
-async def pause_flow(request: Request, caller: FlowOperator, name: str) -> Response:
+async def pause_flow(request: Request, caller: FlowOperator, name: Word) -> Response:
     """Claim no more runs of a flow, in whatever queue and version."""
     wish = await read_json(request, PauseWork, is_optional=True)
     await caller.ports.catalog.flow(name)
@@ -86,7 +87,7 @@ async def pause_flow(request: Request, caller: FlowOperator, name: str) -> Respo
     operation_id="resume_flow",
     responses={200: {"model": ResumedOut}, **failures(*_REFUSALS)},
 )
-async def resume_flow(caller: FlowOperator, name: str) -> Response:
+async def resume_flow(caller: FlowOperator, name: Word) -> Response:
     """Let the runs of a paused flow go on."""
     return await _resume(caller, Scope(flow=name))
 

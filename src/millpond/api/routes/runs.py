@@ -6,6 +6,7 @@ Called by clients. Invariant: a 202 is sent only after the run was committed.
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
@@ -39,8 +40,9 @@ from millpond.api.models import (
 )
 from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
-from millpond.api.shapes import event_json, run_detail_json, run_json
+from millpond.api.shapes import event_json, run_detail_json, run_for, run_json
 from millpond.api.sse import MEDIA_TYPE, EventStream
+from millpond.api.texts import LabelPair, Word, moment
 from millpond.engine import events, operations, views
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
@@ -119,25 +121,27 @@ async def list_runs(
     state: Annotated[
         list[RunState] | None, Query(description="Only these states; may be given repeatedly.")
     ] = None,
-    flow: Annotated[str | None, Query(max_length=200, description="Only this flow.")] = None,
-    queue: Annotated[str | None, Query(max_length=200, description="Only this queue.")] = None,
+    flow: Annotated[Word | None, Query(description="Only this flow.")] = None,
+    queue: Annotated[Word | None, Query(description="Only this queue.")] = None,
     created_after: Annotated[datetime | None, Query(description="Made at or after.")] = None,
     created_before: Annotated[datetime | None, Query(description="Made before.")] = None,
     q: Annotated[
-        str | None,
-        Query(
-            min_length=1, max_length=200, description="Part of flow or labels, or start of the id."
-        ),
+        Word | None, Query(description="Part of flow or labels, or start of the id.")
+    ] = None,
+    label: Annotated[
+        list[LabelPair] | None,
+        Query(max_length=16, description="Only with this label, `name=value`; may be repeated."),
     ] = None,
 ) -> Response:
-    """List the org's runs, newest first."""
+    """List the org's runs, newest first; of filters, all have to fit."""
     wanted = RunFilter(
         states=frozenset(state or ()),
         flow=flow,
         queue=queue,
-        created_after=_aware(created_after, "created_after"),
-        created_before=_aware(created_before, "created_before"),
+        created_after=moment(created_after, "created_after"),
+        created_before=moment(created_before, "created_before"),
         search=q,
+        labels=_labels(label or ()),
     )
     async with caller.org() as con:
         runs, has_more = await views.list_runs(con, caller.org_id, wanted, page)
@@ -213,6 +217,7 @@ async def cancel_run(request: Request, caller: Canceller, run_id: uuid.UUID) -> 
     """Stop a run: at once when nothing executes it, else as soon as its worker has let go.
 
     A begun run with something to undo, or with a step of unknown outcome, is queued for that first.
+    Without `runs:read` the answer has no input, output, error, labels and keys.
     """
     wish = await read_json(request, CancelRun, is_optional=True)
     org_id = caller.org_id
@@ -232,7 +237,7 @@ async def cancel_run(request: Request, caller: Canceller, run_id: uuid.UUID) -> 
     caller.ports.hints.changed([run_id, *(one.run_id for one in stopped.readied)])
     caller.ports.hints.wake({one.queue for one in stopped.readied})
     headers = {"Location": f"/v1/runs/{run_id}", "Retry-After": "1"}
-    return reply(run_json(run), status=202, headers=headers)
+    return reply(run_for(caller.principal, run), status=202, headers=headers)
 
 
 async def _stream(caller: Caller, run_id: uuid.UUID, after: int) -> Response:
@@ -261,7 +266,12 @@ def _resume(last_event_id: str | None, after: int) -> int:
     return min(int(last_event_id), _MAX_EVENT_NO)
 
 
-def _aware(at: datetime | None, param: str) -> datetime | None:
-    if at is not None and at.tzinfo is None:
-        raise InvalidInput(f"{param} needs a time zone, for example `Z`", param=param)
-    return at
+def _labels(pairs: Sequence[str]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for pair in pairs:
+        name, separator, value = pair.partition("=")
+        if not separator or not name:
+            raise InvalidInput("a label is given as name=value", param="label")
+        if labels.setdefault(name, value) != value:
+            raise InvalidInput(f"the label {name} cannot have two values", param="label")
+    return labels

@@ -21,8 +21,9 @@ from millpond.api.accept import (
     digest_of,
     permit_start,
     promised,
+    recall,
 )
-from millpond.api.auth import Caller, requires
+from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import ACCEPTED_HEADERS, failures
 from millpond.api.models import AcceptedRun, Listing
@@ -35,6 +36,7 @@ from millpond.api.models_calendar import (
 from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import schedule_detail_json, schedule_json
+from millpond.api.texts import Word
 from millpond.db.pool import Connection
 from millpond.engine import schedules, views
 from millpond.engine.calendar import calendar
@@ -59,7 +61,7 @@ _ON_CHANGE = failures(400, 401, 403, 404, 409, 413, 415, 422, 503)
 async def list_schedules(
     caller: Reader,
     page: Paged,
-    name: Annotated[str | None, Query(max_length=200, description="Only this name.")] = None,
+    name: Annotated[Word | None, Query(description="Only this name.")] = None,
 ) -> Response:
     """List the org's schedules, newest first."""
     async with caller.org() as con:
@@ -77,7 +79,7 @@ async def list_schedules(
 async def create_schedule(request: Request, caller: Writer) -> Response:
     """Make a schedule.
 
-    The caller needs the flow's own permission besides `schedules:write`.
+    The caller needs `runs:start` and the flow's own permission besides `schedules:write`.
     """
     draft = Draft(**(await read_json(request, CreateSchedule)).model_dump())
     await _check(caller, draft)
@@ -98,7 +100,7 @@ async def get_schedule(caller: Reader, schedule_id: uuid.UUID) -> Response:
         found = await schedules.get(con, caller.org_id, schedule_id)
         next_times = await schedules.upcoming(con, found.draft)
         last_run = await _last_run(con, caller.org_id, found)
-    return reply(schedule_detail_json(found, next_times, last_run))
+    return reply(schedule_detail_json(found, next_times, last_run, caller.principal))
 
 
 @router.patch(
@@ -168,6 +170,9 @@ async def run_schedule_now(
     caller: Writer, schedule_id: uuid.UUID, key: IdempotencyKey = None
 ) -> Response:
     """Start a schedule's flow now, as the caller, besides its times and whether paused or not."""
+    promise = promised(key, f"POST /v1/schedules/{schedule_id}/run_now", lambda: digest_of(None))
+    if promise is not None and (first := await recall(caller, promise, is_delayed=False)):
+        return reply(accepted_json(first), status=202, headers=accepted_headers(first))
     async with caller.org() as con:
         found = await schedules.get(con, caller.org_id, schedule_id)
     flow = await _check(caller, found.draft)
@@ -177,7 +182,6 @@ async def run_schedule_now(
         await schedules.note_started(con, caller.org_id, schedule_id, intent.run_id)
         return intent
 
-    promise = promised(key, f"POST /v1/schedules/{schedule_id}/run_now", lambda: digest_of(None))
     accepted = await accept_with(caller, make, promise)
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
 
@@ -202,6 +206,7 @@ async def _check(caller: Caller, draft: Draft) -> FlowView:
     calendar(draft.cron, draft.time_zone)
     catalog = caller.ports.catalog
     flow = await catalog.flow(draft.flow, draft.version)
+    permit(caller.principal, "runs:start")
     permit_start(caller.principal, flow)
     if draft.queue is not None:
         await catalog.check_queue(draft.queue, flow)

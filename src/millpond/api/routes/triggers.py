@@ -13,7 +13,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request, Response
 
 from millpond.api.accept import permit_start
-from millpond.api.auth import Caller, requires
+from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import Listing
@@ -21,6 +21,7 @@ from millpond.api.models_calendar import ChangeTrigger, CreateTrigger, TriggerDe
 from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import trigger_detail_json, trigger_json
+from millpond.api.texts import Word
 from millpond.engine import triggers
 from millpond.engine.triggers import Draft
 
@@ -39,7 +40,7 @@ _ON_CHANGE = failures(400, 401, 403, 404, 409, 413, 415, 422, 503)
 async def list_triggers(
     caller: Reader,
     page: Paged,
-    name: Annotated[str | None, Query(max_length=200, description="Only this name.")] = None,
+    name: Annotated[Word | None, Query(description="Only this name.")] = None,
 ) -> Response:
     """List the org's triggers, newest first."""
     async with caller.org() as con:
@@ -57,7 +58,7 @@ async def list_triggers(
 async def create_trigger(request: Request, caller: Writer) -> Response:
     """Make a trigger.
 
-    The caller needs the flow's own permission besides `triggers:write`.
+    The caller needs `runs:start` and the flow's own permission besides `triggers:write`.
     """
     draft = Draft(**(await read_json(request, CreateTrigger)).model_dump())
     await _check(caller, draft)
@@ -139,6 +140,7 @@ async def _check(caller: Caller, draft: Draft) -> None:
     triggers.check(draft)
     catalog = caller.ports.catalog
     flow = await catalog.flow(draft.flow, draft.version)
+    permit(caller.principal, "runs:start")
     permit_start(caller.principal, flow)
     if draft.queue is not None:
         await catalog.check_queue(draft.queue, flow)

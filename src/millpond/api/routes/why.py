@@ -15,7 +15,7 @@ from millpond.api.documented import failures
 from millpond.api.models_control import WhyOut
 from millpond.api.reply import reply
 from millpond.api.shapes_control import why_json
-from millpond.engine.why import explain
+from millpond.engine.why import anonymous, explain
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -28,7 +28,10 @@ Reader = Annotated[Caller, requires("runs:read")]
     responses={200: {"model": WhyOut}, **failures(401, 403, 404, 422, 503)},
 )
 async def explain_run(caller: Reader, run_id: uuid.UUID) -> Response:
-    """Tell why a run does not run: every reason with its facts, and as one line."""
+    """Tell why a run does not run: every reason with its facts, and as one line.
+
+    The hosts and processes of workers are named to those with `workers:read`.
+    """
     async with caller.org() as con:
         why = await explain(con, caller.org_id, run_id)
-    return reply(why_json(why))
+    return reply(why_json(why if caller.principal.may("workers:read") else anonymous(why)))

@@ -1,5 +1,9 @@
 -- Triggers: flows that start when events arrive; the events, and the groups in which they wait.
 
+-- name: listeners
+-- Counts the triggers for an event.
+select count(*) from trigger where org_id = $1 and event = $2;
+
 -- name: create
 -- Stores a trigger unless the org has one of its name.
 insert into trigger (org_id, trigger_id, name, event, filter, flow, version, queue, priority, labels, mode, group_by,
