@@ -34,6 +34,7 @@ ONLY_BY_CLI = {"settings"}
 # The engine's rooms from the top down: each may import those after it.
 ENGINE = [
     "worker",
+    "upkeep",
     "quarantine",
     "slots",
     "bulk",
