@@ -256,10 +256,10 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
     found = None
     if version is None or queue is None:
         found = await published(con, wish.flow, version)
+        version, queue = found["version"], queue or found["queue"]
     elif wish.is_by_name:  # it may be one that no worker has yet
         found = await con.fetchrow(_SQL["published"], wish.flow, version)
     if found is not None:
-        version, queue = found["version"], queue or found["queue"]
         timeout_s = timeout_s or found["timeout_s"]
         deadline_s = deadline_of(found["deadline_s"], given_s=deadline_s, delay_s=wish.delay_s)
     return Intent(
