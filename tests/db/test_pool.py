@@ -150,6 +150,20 @@ async def test_a_statement_timeout_is_transient(db: Database) -> None:
             await con.execute("set local statement_timeout = '10ms'; select pg_sleep(60)")
 
 
+async def test_a_duty_may_limit_its_statements_on_the_server(engine_db: EngineDatabase) -> None:
+    with pytest.raises(Transient):
+        async with engine_db.duty("test", limit_s=0.05) as con:
+            await con.execute("select pg_sleep(10)")
+    async with engine_db.duty("test") as con:
+        assert await con.fetchval("show statement_timeout") == "0"
+
+
+async def test_a_wrong_number_of_arguments_is_permanent(db: Database) -> None:
+    with pytest.raises(Permanent, match="arguments"):
+        async with db.globals() as con:
+            await con.fetchval("select $1::int", 1, 2)
+
+
 async def test_a_deadlock_is_transient(urls: Urls) -> None:
     db = await Database.connect(urls.app)
     async with db.globals() as con:

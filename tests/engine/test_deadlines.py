@@ -156,3 +156,38 @@ async def test_a_run_locked_by_somebody_is_left_for_the_next_look(pond: Pond) ->
 async def test_a_deadline_before_the_start_is_refused(pond: Pond) -> None:
     with pytest.raises(InvalidInput, match="deadline"):
         await pond.submit("nowhere", deadline_s=60, delay_s=60)
+
+
+async def test_a_flows_own_deadline_holds_for_its_runs_as_children(pond: Pond) -> None:
+    async def leaf(ctx: Context, _: None) -> None:
+        return None
+
+    leaf_flow = pond.flow(leaf, deadline_s=600.0)
+
+    async def outer(ctx: Context, _: None) -> None:
+        children = [
+            await ctx.start("leaf", name="named"),
+            await ctx.start("leaf", name="placed", version=1, queue="default"),
+            await ctx.start(leaf_flow, name="given"),
+            await ctx.start(leaf_flow, name="later", delay_s=0.1),
+            await ctx.start("leaf", name="own", deadline_s=60.0),
+        ]
+        for child in children:
+            await ctx.join(child)
+
+    pond.flow(outer)
+    async with pond.worker():
+        await pond.ended(await pond.submit("outer"))
+    async with pond.db.org(pond.org_id) as con:
+        rows = await con.fetch(
+            "select parent_key, extract(epoch from deadline_at - created_at)::float8 as left_s "
+            "from run where flow = 'leaf'"
+        )
+    left_s = {row["parent_key"]: round(row["left_s"] or 0.0, 2) for row in rows}
+    assert left_s == {
+        "named:0": 600.0,
+        "placed:0": 600.0,
+        "given:0": 600.0,
+        "later:0": 600.1,
+        "own:0": 60.0,
+    }

@@ -17,6 +17,7 @@ from tests.engine.conftest import DEADLINE_S, Pond
 
 from millpond.db.queries import queries
 from millpond.engine import firing, schedules
+from millpond.engine.context import Context
 from millpond.engine.firing import run_id_of
 from millpond.engine.schedules import Draft, Schedule
 from millpond.errors import Conflict, Unavailable
@@ -111,6 +112,20 @@ async def until_fired(pond: Pond, schedule: Schedule) -> Schedule:
         while (found := await read(pond, schedule)).last_run_id is None:
             await asyncio.sleep(0.02)
     return found
+
+
+async def test_a_flows_own_deadline_holds_for_runs_of_a_schedule(pond: Pond) -> None:
+    async def report(ctx: Context, _: Any) -> None:
+        return None
+
+    pond.flow(report, deadline_s=600.0)
+    schedule = await make(pond)
+    async with pond.worker():
+        await back(pond, schedule, seconds=30)
+        fired = await until_fired(pond, schedule)
+        assert fired.last_run_id is not None
+        run = await pond.ended(fired.last_run_id)
+    assert (run["deadline_at"] - run["created_at"]).total_seconds() == 600.0
 
 
 async def test_a_due_schedule_starts_its_flow_as_itself(reporting: Pond) -> None:
@@ -246,6 +261,36 @@ async def test_overlap_cancel_old_asks_to_cancel_the_last_run_in_the_same_commit
     await since_years(reporting, schedule, 1)
     assert await firing.fire(reporting.engine_db) == []
     assert await cancels(reporting) == [asked]
+
+
+@pytest.mark.parametrize("overlap", ["skip", "cancel_old"])
+async def test_overlap_follows_the_last_run_to_the_one_it_continues_as(
+    pond: Pond, overlap: str
+) -> None:
+    async def goes_on(ctx: Context, given: dict[str, int]) -> None:
+        if given.get("number", 0) < 2:
+            await ctx.continue_as({"number": given.get("number", 0) + 1})
+        await ctx.sleep(3600.0)
+
+    pond.flow(goes_on)
+    schedule = await make(
+        pond, flow="goes_on", input={"number": 2}, cron="@yearly", overlap=overlap, missed="all"
+    )
+    async with pond.worker():
+        first_id = await pond.submit("goes_on", {})
+        second_id = (await pond.ended(first_id))["continued_to"]
+        last_id = (await pond.ended(second_id))["continued_to"]
+        await pond.until(last_id, "run.waiting")
+        await follow(pond, schedule, first_id)
+        await since_years(pond, schedule, 0)
+        async with asyncio.timeout(DEADLINE_S):
+            while (found := await read(pond, schedule)).last_run_id == first_id:
+                await asyncio.sleep(0.02)
+        if overlap == "skip":
+            assert found.last_run_id == last_id
+            assert len(await runs(pond)) == 3
+        else:
+            assert (await pond.ended(last_id))["outcome"] == "cancelled"
 
 
 async def cancels(pond: Pond) -> list[tuple[Any, ...]]:

@@ -97,6 +97,15 @@ async def let_lapse(pond: Pond) -> int:
     return len(await inbound.lapse(pond.engine_db))
 
 
+async def test_a_flows_own_deadline_holds_for_runs_of_a_trigger(shop: Pond) -> None:
+    async with shop.engine_db.duty("test") as con:
+        await con.execute("update flow_version set deadline_s = 600")
+    await make(shop)
+    (received,) = await send(shop, {"amount": 7})
+    run = await shop.run_row(uuid.UUID(received.runs[0]["run_id"]))
+    assert (run["deadline_at"] - run["created_at"]).total_seconds() == 600.0
+
+
 async def test_an_event_starts_the_flows_that_listen_for_it(shop: Pond) -> None:
     await make(shop, labels={"team": "ops"}, priority=4)
     await make(shop, name="other", event="order.cancelled")
@@ -279,6 +288,26 @@ async def test_a_paused_trigger_takes_nothing_and_keeps_what_it_held(shop: Pond)
         await triggers.set_paused(con, shop.org_id, trigger.trigger_id, is_paused=False)
     assert len(await inbound.lapse(shop.engine_db)) == 1
     assert await amounts(shop) == [1]
+
+
+async def test_the_end_of_a_pause_misses_no_group_that_is_put_off_meanwhile(shop: Pond) -> None:
+    trigger = await make(shop, mode="debounce", period_s=3600.0)
+    await send(shop, {"amount": 1})
+    async with shop.db.org(shop.org_id) as con:
+        await triggers.set_paused(con, shop.org_id, trigger.trigger_id, is_paused=True)
+
+    async def go_on() -> None:
+        async with shop.db.org(shop.org_id) as con:
+            await triggers.set_paused(con, shop.org_id, trigger.trigger_id, is_paused=False)
+
+    async with shop.engine_db.duty("test") as con:
+        await con.execute("update trigger_group set due_at = clock_timestamp()")
+    async with shop.engine_db.duty("test") as con:
+        await inbound._lapse(con, 1)
+        going_on = asyncio.create_task(go_on())
+        await asyncio.wait({going_on}, timeout=0.3)  # as long as it would take
+    await going_on
+    assert len(await inbound.lapse(shop.engine_db)) == 1
 
 
 async def test_a_deleted_trigger_drops_what_waited_for_it(shop: Pond) -> None:

@@ -23,7 +23,7 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine import dedup
 from millpond.engine.dedup import Holder, OnDuplicate
-from millpond.engine.submit import submit
+from millpond.engine.submit import deadline_of, submit
 from millpond.engine.views import FlowView
 from millpond.errors import Forbidden, InvalidInput
 from millpond.types import Intent, Json, Principal, RunState
@@ -76,9 +76,6 @@ def intent_of(
     caller: Caller, wish: StartRun, flow: FlowView, traceparent: str | None = None
 ) -> Intent:
     """Return the intent of a validated wish; the flow's own deadline counts from its start."""
-    deadline_s = wish.deadline_s
-    if deadline_s is None and flow.deadline_s is not None:
-        deadline_s = wish.delay_s + flow.deadline_s
     return Intent(
         org_id=caller.org_id,
         flow=flow.name,
@@ -91,7 +88,7 @@ def intent_of(
         timeout_s=flow.timeout_s,
         traceparent=wellformed(traceparent),
         labels=wish.labels,
-        deadline_s=deadline_s,
+        deadline_s=deadline_of(flow.deadline_s, given_s=wish.deadline_s, delay_s=wish.delay_s),
         dedup_key=wish.dedup_key,
     )
 

@@ -214,16 +214,21 @@ class EngineDatabase(_Pool):
         return cls(pool, probe)
 
     @asynccontextmanager
-    async def duty(self, name: str, *, durable: bool = True) -> AsyncIterator[Connection]:
+    async def duty(
+        self, name: str, *, durable: bool = True, limit_s: float | None = None
+    ) -> AsyncIterator[Connection]:
         """Open a transaction for the engine duty `name` (a word: claim, commit, rescue …).
 
-        `durable=False` lets the commit return before it is on disk.
+        `durable=False` lets the commit return before it is on disk. A statement that takes longer than
+        `limit_s` is ended by the server as Transient, also where this process was stopped meanwhile.
         """
         if not name.isidentifier():
             raise ValueError(f"a duty is one word, not {name!r}")
         begin = f"begin; set local millpond.duty = '{name}'"
         if not durable:
             begin += "; set local synchronous_commit = off"
+        if limit_s is not None:
+            begin += f"; set local statement_timeout = {int(limit_s * 1000)}"
         async with self._transaction(begin, name, is_engine=True) as con:
             yield con
 

@@ -73,6 +73,8 @@ def _from_driver(error: asyncpg.InterfaceError) -> MillpondError:
         return Permanent(
             "Two tasks used one database connection at once.", code="connection_shared"
         )
+    if "the server expects" in str(error):
+        return Permanent("A statement was given too many or too few arguments.", code="arguments")
     return Unavailable("The database connection was closed.", retry_after_s=1.0)
 
 

@@ -29,7 +29,7 @@ from millpond.engine.fanning import fan
 from millpond.engine.history import Recorded, just
 from millpond.engine.performing import StepFailed
 from millpond.engine.registry import Flow
-from millpond.engine.submit import submit
+from millpond.engine.submit import deadline_of, submit
 from millpond.errors import InvalidInput, NotFound, Permanent
 from millpond.types import ClosePolicy, Intent, Json, Parent, new_id
 
@@ -80,6 +80,7 @@ class _Wish:
     delay_s: float
     deadline_s: float | None
     close: ClosePolicy
+    is_by_name: bool
 
 
 class Children(Checkpoints):
@@ -115,12 +116,17 @@ class Children(Checkpoints):
             version=version if isinstance(flow, str) else flow.version,
             queue=queue if isinstance(flow, str) or queue else flow.queue,
             timeout_s=timeout_s if isinstance(flow, str) or timeout_s else flow.timeout_s,
+            is_by_name=isinstance(flow, str),
             input=encode_input(None if isinstance(flow, str) else flow.input, input),
             priority=priority,
             labels=labels,
             keys=keys,
             delay_s=delay_s,
-            deadline_s=deadline_s,
+            deadline_s=deadline_of(
+                None if isinstance(flow, str) else flow.deadline_s,
+                given_s=deadline_s,
+                delay_s=delay_s,
+            ),
             close=close,
         )
         key = self._branches.here().key(name or wish.flow)
@@ -246,10 +252,16 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
             advice="look whether a flow starts itself; ctx.continue_as goes on without going deeper",
         )
     version, queue, timeout_s = wish.version, wish.queue, wish.timeout_s
+    deadline_s = wish.deadline_s
+    found = None
     if version is None or queue is None:
         found = await published(con, wish.flow, version)
         version, queue = found["version"], queue or found["queue"]
+    elif wish.is_by_name:  # it may be one that no worker has yet
+        found = await con.fetchrow(_SQL["published"], wish.flow, version)
+    if found is not None:
         timeout_s = timeout_s or found["timeout_s"]
+        deadline_s = deadline_of(found["deadline_s"], given_s=deadline_s, delay_s=wish.delay_s)
     return Intent(
         org_id=lease.org_id,
         flow=wish.flow,
@@ -264,7 +276,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         traceparent=basis["traceparent"],
         labels=orjson.loads(basis["labels"]) if wish.labels is None else wish.labels,
         run_id=child_id(lease.org_id, lease.run_id, step_key),
-        deadline_s=wish.deadline_s,
+        deadline_s=deadline_s,
         parent=Parent(run_id=lease.run_id, step_key=step_key, close_policy=wish.close),
     )
 

@@ -22,6 +22,8 @@ _COMMIT = queries("commit")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
 _ROUNDS = 3
+# A worker stopped in the middle of a statement would keep the claim's lock, and with it every other claim.
+_LIMIT_S = 3.0
 _END = 2**62
 
 
@@ -96,7 +98,7 @@ class Claimer:
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
         queues = [queue for queue, slots in free.items() if slots > 0]
-        async with self._database.duty("claim", durable=False) as con:
+        async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
             consumed, *rows = await con.fetch(
                 _SQL["heads"],
                 _MAX_ARRIVALS,

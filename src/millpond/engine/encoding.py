@@ -7,8 +7,8 @@ as far as JSON and the declared type can tell.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, get_type_hints
+from weakref import WeakKeyDictionary
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -19,6 +19,7 @@ from millpond.errors import InvalidInput, MillpondError
 from millpond.types import Json
 
 _MAX_MESSAGE = 2000
+_outputs: WeakKeyDictionary[Callable[..., Any], TypeAdapter[Any] | None] = WeakKeyDictionary()
 
 
 def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
@@ -66,9 +67,22 @@ def read_back(adapter: TypeAdapter[Any] | None, text: str) -> Any:
         ) from error
 
 
-@lru_cache(maxsize=4096)
 def output_of(function: Callable[..., Any]) -> TypeAdapter[Any] | None:
-    """Return an adapter for a function's declared result, None when it declares nothing useful."""
+    """Return an adapter for a function's declared result, None when it declares nothing useful.
+
+    What a function keeps alive, such as the frame around a closure, is let go with it.
+    """
+    if getattr(function, "__annotations__", {}).get("return") is None:
+        return None
+    try:
+        if function not in _outputs:
+            _outputs[function] = _declared_output(function)
+        return _outputs[function]
+    except TypeError:  # it cannot be referred to weakly
+        return _declared_output(function)
+
+
+def _declared_output(function: Callable[..., Any]) -> TypeAdapter[Any] | None:
     try:
         declared = get_type_hints(function, include_extras=True).get("return", Any)
     except (NameError, TypeError):

@@ -22,7 +22,7 @@ from millpond.db.queries import queries
 from millpond.engine import targets
 from millpond.engine.calendar import LATE_S, calendar, missed_times
 from millpond.engine.schedules import LABEL
-from millpond.engine.submit import submit
+from millpond.engine.submit import deadline_of, submit
 from millpond.engine.targets import Target
 from millpond.engine.waits import Readied
 from millpond.errors import InvalidInput, MillpondError, Transient
@@ -161,6 +161,7 @@ def _intent(row: Record, target: Target, due_at: datetime) -> Intent:
         subject=f"service:schedule:{row['name']}",
         priority=row["priority"],
         timeout_s=target.timeout_s,
+        deadline_s=deadline_of(target.deadline_s),
         labels={**orjson.loads(row["labels"]), LABEL: row["name"], TIME_LABEL: at},
     )
 
@@ -190,6 +191,6 @@ async def _settle(con: Connection, plans: Sequence[_Plan]) -> None:
         [plan.row["schedule_id"] for plan in plans],
         [plan.next_due_at for plan in plans],
         [plan.last_due_at for plan in plans],
-        [plan.intents[-1].run_id if plan.intents else None for plan in plans],
+        [plan.intents[-1].run_id if plan.intents else plan.row["last_run_id"] for plan in plans],
         [plan.error for plan in plans],
     )

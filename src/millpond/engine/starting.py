@@ -17,7 +17,7 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine import targets
 from millpond.engine.gathering import Fire, Group
-from millpond.engine.submit import submit
+from millpond.engine.submit import deadline_of, submit
 from millpond.engine.targets import Target
 from millpond.engine.triggers import LABEL
 from millpond.engine.waits import Readied
@@ -166,6 +166,7 @@ def _intent(start: Start, target: Target, document: Json) -> Intent:
         subject=f"service:trigger:{row['name']}",
         priority=row["priority"],
         timeout_s=target.timeout_s,
+        deadline_s=deadline_of(target.deadline_s),
         labels=labels,
     )
 

@@ -49,6 +49,15 @@ def check(intent: Intent, org_id: int) -> None:
         raise InvalidInput("a key is a text without control characters", param="keys")
 
 
+def deadline_of(
+    flow_s: float | None, *, given_s: float | None = None, delay_s: float = 0.0
+) -> float | None:
+    """Return by when a run is over: as given, else the flow's own deadline, which counts from its start."""
+    if given_s is not None or flow_s is None:
+        return given_s
+    return delay_s + flow_s
+
+
 async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
     """Insert one run per intent and return their ids in order.
 

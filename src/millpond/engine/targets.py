@@ -41,6 +41,7 @@ class Target:
     version: int
     queue: str
     timeout_s: float | None
+    deadline_s: float | None
     input_schema: str
     is_served: bool
 
@@ -70,6 +71,7 @@ async def find(con: Connection, wanted: Iterable[Wanted]) -> dict[Wanted, Target
             version=row["version"],
             queue=row["queue"],
             timeout_s=row["timeout_s"],
+            deadline_s=row["deadline_s"],
             input_schema=row["input_schema"],
             is_served=row["is_served"],
         )

@@ -217,9 +217,10 @@ async def set_paused(
 
 async def delete(con: Connection, org_id: int, trigger_id: uuid.UUID) -> None:
     """Remove a trigger with what waits for it; its runs stay. Raises NotFound."""
+    # Groups are locked before their trigger, as by events that arrive.
+    await con.execute(_SQL["delete_groups"], org_id, trigger_id)
     if await con.fetchval(_SQL["delete"], org_id, trigger_id) is None:
         raise _unknown(trigger_id)
-    await con.execute(_SQL["delete_groups"], org_id, trigger_id)
 
 
 async def get(con: Connection, org_id: int, trigger_id: uuid.UUID) -> Trigger:

@@ -41,6 +41,7 @@ from millpond.db.pool import Connection
 from millpond.engine import schedules, views
 from millpond.engine.calendar import calendar
 from millpond.engine.schedules import LABEL, Draft, Schedule
+from millpond.engine.submit import deadline_of
 from millpond.engine.views import FlowView
 from millpond.errors import InvalidInput, NotFound
 from millpond.types import Intent
@@ -197,6 +198,7 @@ def _intent(caller: Caller, schedule: Schedule, flow: FlowView) -> Intent:
         subject=caller.principal.subject,
         priority=draft.priority,
         timeout_s=flow.timeout_s,
+        deadline_s=deadline_of(flow.deadline_s),
         labels={**draft.labels, LABEL: draft.name},
     )
 

@@ -62,8 +62,8 @@ for update of g skip locked;
 select org_id, trigger_id, group_key, json_array_length(events) + dropped as events from trigger_group where due_at <= clock_timestamp() order by due_at limit $1;
 
 -- name: park_groups
--- Lets locked groups of paused triggers wait for the end of the pause.
-update trigger_group g set due_at = null
+-- Puts locked groups of paused triggers off for a while; the end of the pause, if not seen here, makes them due earlier.
+update trigger_group g set due_at = clock_timestamp() + interval '30 seconds'
 from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, trigger_id, group_key)
 where g.org_id = u.org_id and g.trigger_id = u.trigger_id and g.group_key = u.group_key;
 

@@ -50,9 +50,18 @@ union all
 -- name: take_due
 -- Locks due schedules, earliest first; $2 names one. Those whose flow no live worker has come after $3 seconds, once.
 select s.org_id, s.schedule_id, s.name, s.flow, s.version, s.queue, s.input, s.priority, s.labels, s.cron, s.time_zone,
-       s.missed, s.overlap, s.next_due_at, s.last_run_id, clock_timestamp() as now,
-       exists (select from item i where i.org_id = s.org_id and i.item_id = s.last_run_id) as is_last_live
+       s.missed, s.overlap, s.next_due_at, last.run_id as last_run_id, clock_timestamp() as now,
+       exists (select from item i where i.org_id = s.org_id and i.item_id = last.run_id) as is_last_live
 from schedule s
+-- The last run, or the one that it has continued as in the end.
+left join lateral (
+  with recursive chain as (
+    select r.run_id, r.continued_to from run r where r.org_id = s.org_id and r.run_id = s.last_run_id
+    union all
+    select r.run_id, r.continued_to from chain c join run r on r.org_id = s.org_id and r.run_id = c.continued_to
+  )
+  select run_id from chain where continued_to is null
+) last on true
 where not s.is_paused and s.next_due_at <= clock_timestamp() and ($2::uuid is null or s.schedule_id = $2)
   and (s.next_due_at < clock_timestamp() - $3 * interval '1 second'
          and coalesce(s.last_error, '') not like 'flow\_not\_served%'

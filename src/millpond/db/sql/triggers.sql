@@ -22,8 +22,10 @@ where org_id = $1 and trigger_id = $2 and updated_at = $17
 returning trigger_id;
 
 -- name: wake_groups
--- Lets groups that a pause held back be due now.
-update trigger_group set due_at = clock_timestamp() where org_id = $1 and trigger_id = $2 and due_at is null;
+-- Lets groups that a pause put off be due now; it waits for whoever puts one off meanwhile, so that none is missed.
+update trigger_group
+set due_at = case when due_at > clock_timestamp() + interval '30 seconds' then due_at else clock_timestamp() end
+where org_id = $1 and trigger_id = $2;
 
 -- name: delete
 -- Removes a trigger; its runs stay.
