@@ -3,42 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-from tests.api.conftest import Front, embedder, front  # noqa: F401 - fixtures
+from tests.api.conftest import Front
+from tests.client.conftest import QUICK
 
 from millpond.client import (
     ApiError,
     AsyncClient,
+    AsyncRun,
     Client,
     Conflict,
     Forbidden,
     InvalidRequest,
     NotFound,
+    Run,
     RunCancelled,
     RunFailed,
     Unauthenticated,
     Unavailable,
     WaitTimeout,
 )
-from millpond.client.sending import Patience
+from millpond.client.calls.control import pause_queue
+from millpond.client.surface import Group
 from millpond.engine.context import Context
 
-QUICK = Patience(max_tries=4, base_s=0.01, cap_s=0.02)
 
-
-@pytest.fixture
-async def pond(front: Front) -> AsyncIterator[AsyncClient]:  # noqa: F811
-    """The async client of a caller with all permissions."""
-    async with AsyncClient(front.url, token=front.token(), patience=QUICK) as client:
-        yield client
-
-
-def _flows(front: Front) -> None:  # noqa: F811
+def _flows(front: Front) -> None:
     async def double(ctx: Context, n: int) -> int:
         await ctx.emit("seen", {"n": n})
         return 2 * n
@@ -57,7 +51,7 @@ def _flows(front: Front) -> None:  # noqa: F811
 
 
 async def test_a_run_is_started_followed_and_its_result_read(
-    front: Front,  # noqa: F811
+    front: Front,
     pond: AsyncClient,
 ) -> None:
     _flows(front)
@@ -70,7 +64,7 @@ async def test_a_run_is_started_followed_and_its_result_read(
         assert (await pond.runs.get(run.id)).data.labels == {"a": "b"}
 
 
-async def test_the_sync_client_does_the_same(front: Front) -> None:  # noqa: F811
+async def test_the_sync_client_does_the_same(front: Front) -> None:
     _flows(front)
 
     def use() -> tuple[list[str], Any, list[Any]]:
@@ -86,7 +80,7 @@ async def test_the_sync_client_does_the_same(front: Front) -> None:  # noqa: F81
     assert len(ids) == 1
 
 
-async def test_a_failed_and_a_cancelled_run_say_so(front: Front, pond: AsyncClient) -> None:  # noqa: F811
+async def test_a_failed_and_a_cancelled_run_say_so(front: Front, pond: AsyncClient) -> None:
     _flows(front)
     async with front.worker():
         with pytest.raises(RunFailed, match="there is no pond") as caught:
@@ -101,7 +95,7 @@ async def test_a_failed_and_a_cancelled_run_say_so(front: Front, pond: AsyncClie
             await waits.result(timeout_s=10)
 
 
-async def test_a_question_is_found_and_decided_once(front: Front, pond: AsyncClient) -> None:  # noqa: F811
+async def test_a_question_is_found_and_decided_once(front: Front, pond: AsyncClient) -> None:
     _flows(front)
     async with front.worker():
         run = await pond.runs.start("ask", 1)
@@ -115,15 +109,17 @@ async def test_a_question_is_found_and_decided_once(front: Front, pond: AsyncCli
             await pond.inputs.resolve(question.id, answer=True)
 
 
-async def test_lists_go_on_over_pages(front: Front, pond: AsyncClient) -> None:  # noqa: F811
+async def test_lists_go_on_over_pages(front: Front, pond: AsyncClient) -> None:
     _flows(front)
     await front.publish("double")
     ids = [(await pond.runs.start("double", n)).id for n in range(7)]
     assert [run.id async for run in pond.runs.list(limit=3)] == ids[::-1]
-    assert [flow.name for flow in (await pond.flows.list()).data] == ["double"]
+    assert [flow.name async for flow in pond.flows.list()] == ["double"]
+    newer = pond.runs.list(limit=3, before=ids[2])
+    assert {run.id async for run in newer} == set(ids[3:])
 
 
-async def test_refusals_are_errors_of_their_kind(front: Front, pond: AsyncClient) -> None:  # noqa: F811
+async def test_refusals_are_errors_of_their_kind(front: Front, pond: AsyncClient) -> None:
     await front.publish("echo", schema={"type": "object", "required": ["text"]})
     with pytest.raises(InvalidRequest) as caught:
         await pond.runs.start("echo", {})
@@ -134,7 +130,7 @@ async def test_refusals_are_errors_of_their_kind(front: Front, pond: AsyncClient
         await pond.runs.get("00000000-0000-0000-0000-000000000000")
     async with AsyncClient(front.url, token="nonsense", patience=QUICK) as stranger:
         with pytest.raises(Unauthenticated):
-            await stranger.flows.list()
+            await stranger.flows.get("echo")
     weak = front.token(permissions=frozenset({"flows:read"}))
     async with AsyncClient(front.url, token=weak, patience=QUICK) as reader:
         with pytest.raises(Forbidden):
@@ -147,6 +143,7 @@ class Mill:
     def __init__(self, script: list[bytes | None]) -> None:
         self.script = script
         self.heads: list[str] = []
+        self.bodies: list[bytes] = []
 
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
@@ -166,7 +163,7 @@ class Mill:
             ),
             0,
         )
-        await reader.readexactly(length)
+        self.bodies.append(await reader.readexactly(length))
         self.heads.append(head)
         answer = self.script.pop(0)
         if answer is not None:
@@ -239,7 +236,7 @@ async def test_what_is_no_millpond_server_is_said() -> None:
     mill = Mill([_answer("200 OK", b"<html>")])
     async with mill.served() as url, AsyncClient(url, patience=QUICK) as pond:
         with pytest.raises(ApiError, match="Millpond server"):
-            await pond.flows.list()
+            await pond.flows.get("echo")
 
 
 def _event(number: int, kind: str) -> bytes:
@@ -262,23 +259,40 @@ async def test_a_broken_stream_is_resumed_after_the_last_event() -> None:
     assert "last-event-id: 2" in mill.heads[1].lower()
 
 
-def _surface(client: type) -> dict[str, set[str]]:
-    made: Callable[..., Any] = client
-    groups = {
-        name: type(group)
-        for name, group in vars(made()).items()
-        if not name.startswith("_") and type(group).__module__ == client.__module__
-    }
-    return {
-        name: {one for one, _ in inspect.getmembers_static(group) if not one.startswith("_")}
-        for name, group in groups.items()
-    }
+async def test_a_decision_is_sent_again_only_when_the_server_rolled_it_back() -> None:
+    lost = _answer("503 Unavailable", b'{"code": "unavailable"}', "Retry-After: 0")
+    mill = Mill([_answer("503 Unavailable", b'{"code": "transient"}', "Retry-After: 0"), lost])
+    async with mill.served() as url, AsyncClient(url, patience=QUICK) as pond:
+        with pytest.raises(Unavailable) as caught:
+            await pond.inputs.resolve("018f0000-0000-7000-8000-000000000000", answer=True)
+    assert caught.value.code == "unavailable", "the database may have gone while it committed"
+    assert len(mill.heads) == 2
+
+
+async def test_events_without_ids_are_repeated_under_the_same_ids() -> None:
+    mill = Mill([None, _answer("202 Accepted", b'{"data": []}')])
+    async with mill.served() as url, AsyncClient(url, patience=QUICK) as pond:
+        await pond.events.send_many([{"name": "order.placed"}, {"name": "order.paid"}])
+    first, again = mill.bodies
+    assert first == again
+    assert first.count(b'"id"') == 2
+
+
+def test_names_are_quoted_in_paths() -> None:
+    call = pause_queue("mail/out?x=1")
+    assert call.path == "/v1/queues/mail%2Fout%3Fx%3D1/pause"
 
 
 def test_both_clients_have_the_same_calls() -> None:
-    from millpond.client import AsyncRun, Run
+    def groups(client: Any) -> dict[str, type]:
+        return {name: type(one) for name, one in vars(client).items() if isinstance(one, Group)}
 
-    assert _surface(Client) == _surface(AsyncClient)
-    assert {name for name in vars(Run) if not name.startswith("_")} == {
-        name for name in vars(AsyncRun) if not name.startswith("_")
-    }
+    with Client() as pond:
+        assert groups(pond) == groups(AsyncClient())
+        assert len(groups(pond)) == 11
+    assert _names(Client) == _names(AsyncClient)
+    assert _names(Run) == _names(AsyncRun)
+
+
+def _names(kind: type) -> set[str]:
+    return {name for name in vars(kind) if not name.startswith("_")}

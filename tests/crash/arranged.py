@@ -17,11 +17,11 @@ from tests.engine.conftest import Pond
 from millpond.engine import inbound, schedules, triggers
 from millpond.engine.claim import Claimer
 from millpond.engine.operations import cancel
-from millpond.engine.submit import MAX_INPUT_BYTES
+from millpond.engine.payloads import MAX_BYTES
 
 Promise = tuple[str, int]
 # More than a run takes as its input, so that starting it fails.
-_TOO_MUCH = "x" * (MAX_INPUT_BYTES + 1)
+_TOO_MUCH = "x" * (MAX_BYTES + 1)
 
 
 async def orphan(pond: Pond, people: People) -> Promise:

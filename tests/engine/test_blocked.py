@@ -8,13 +8,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from tests.engine.conftest import Pond
+from tests.engine.conftest import DEADLINE_S, Pond
 
-from millpond.engine import views
+from millpond.engine import blocking, executor, views
 from millpond.engine.blocking import resume
-from millpond.engine.context import Context
+from millpond.engine.context import Context, StepContext
 from millpond.engine.operations import cancel
-from millpond.engine.registry import Registry
+from millpond.engine.registry import Registry, step
+from millpond.engine.waits import Readied
 from millpond.errors import Conflict, NotFound
 from millpond.types import RunState
 
@@ -186,3 +187,95 @@ async def test_a_blocked_run_can_be_cancelled_and_only_a_blocked_one_resumed(pon
         with pytest.raises(Conflict, match="not blocked"):
             await _resume(pond, run_id)
     assert await pond.count("timer") == 0
+
+
+class _Held:
+    """A run whose code does not match, held at the moment before it is blocked."""
+
+    def __init__(self, pond: Pond, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_there, self.may_go = asyncio.Event(), asyncio.Event()
+        block = blocking.block
+
+        async def held(*given: Any, **options: Any) -> list[Readied]:
+            self.is_there.set()
+            await self.may_go.wait()
+            return await block(*given, **options)
+
+        monkeypatch.setattr(executor, "block", held)
+
+
+async def _cancel(pond: Pond, run_id: uuid.UUID) -> None:
+    async with pond.db.org(pond.org_id) as con:
+        await cancel(con, pond.org_id, run_id, "user:test")
+    pond.hints.wake(["default"])
+
+
+async def _overdue(pond: Pond, run_id: uuid.UUID) -> None:
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into timer (org_id, run_id, step_key, kind, due_at) "
+            "values ($1, $2, '!deadline', 'deadline', clock_timestamp())",
+            pond.org_id,
+            run_id,
+        )
+
+
+async def test_a_cancel_that_comes_just_before_a_run_is_blocked_is_heeded(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = await _recorded(pond, _first, _sleep)
+    _register(pond, _second)
+    held = _Held(pond, monkeypatch)
+    async with pond.worker():
+        await asyncio.wait_for(held.is_there.wait(), DEADLINE_S)
+        await _cancel(pond, run_id)
+        held.may_go.set()
+        assert (await pond.ended(run_id))["outcome"] == "cancelled"
+    assert "run.blocked" not in await pond.kinds(run_id)
+
+
+def _register_undone(pond: Pond, *names: str) -> None:
+    """Register the flow `changing` as steps that are undone, up to a wait."""
+    pond.registry = Registry()
+
+    @step("unbook", registry=pond.registry)
+    async def unbook(step_ctx: StepContext, number: int) -> None:
+        return None
+
+    async def changing(ctx: Context, _: None) -> None:
+        for name in names:
+            await ctx.step(name, _one, undo=unbook)
+        await ctx.sleep(1.1)
+
+    pond.flow(changing)
+
+
+async def test_a_deadline_sets_a_blocked_run_going_to_its_endings(pond: Pond) -> None:
+    _register_undone(pond, "first")
+    async with pond.worker():
+        run_id = await pond.submit("changing")
+        await pond.until(run_id, "run.waiting")
+    _register_undone(pond, "second")
+    async with pond.worker():
+        await pond.until(run_id, "run.blocked")
+    _register_undone(pond, "first")
+    async with pond.worker():
+        await _overdue(pond, run_id)
+        row = await pond.ended(run_id)
+    assert (row["outcome"], row["error"]["code"]) == ("failed", "deadline_exceeded")
+
+
+async def test_a_run_blocked_at_its_endings_goes_on_when_it_is_cancelled_again(pond: Pond) -> None:
+    _register_undone(pond, "first")
+    async with pond.worker():
+        run_id = await pond.submit("changing")
+        await pond.until(run_id, "run.waiting")
+    _register_undone(pond, "second")
+    async with pond.worker():
+        await _cancel(pond, run_id)
+        await pond.until(run_id, "run.blocked")
+    _register_undone(pond, "first")
+    async with pond.worker():
+        await _cancel(pond, run_id)
+        assert (await pond.ended(run_id))["outcome"] == "cancelled"
+    assert (await pond.kinds(run_id)).count("run.cancel_requested") == 1

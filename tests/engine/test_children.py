@@ -6,10 +6,12 @@ import asyncio
 import uuid
 from typing import Any
 
+import pytest
 from pydantic import BaseModel
 from tests.engine.conftest import Pond
+from tests.engine.test_signals import tell
 
-from millpond.engine import operations
+from millpond.engine import operations, reruns
 from millpond.engine.context import Child, ChildFailed, Context
 from millpond.engine.registry import Flow
 from millpond.errors import InvalidInput, NotFound, Permanent
@@ -360,3 +362,64 @@ async def test_many_children_that_end_together_wake_their_parents_once_each(pond
     assert outputs == [expected] * 3
     assert await pond.count("run") == 3 * (1 + 12 + 48)
     assert await pond.count("item") == 0
+
+
+@pytest.mark.parametrize("where", ["flow", "step"])
+async def test_a_childs_error_with_the_character_zero_ends_child_and_parent(
+    pond: Pond, where: str
+) -> None:
+    async def refuse() -> None:
+        raise Permanent("a byte \x00 in it", code="odd\x00byte")
+
+    async def breaks(ctx: Context, where: str) -> None:
+        if where == "step":
+            await ctx.step("refuse", refuse)
+        await refuse()
+
+    async def outer(ctx: Context, where: str) -> list[str]:
+        try:
+            await ctx.run_flow("breaks", where)
+        except ChildFailed as failed:
+            return [failed.code, failed.message]
+        return []
+
+    pond.flow(breaks)
+    pond.flow(outer)
+    async with pond.worker():
+        row = await pond.ended(await pond.submit("outer", where))
+    code, message = row["output"]
+    assert code == "odd\ufffdbyte"
+    assert "a byte \ufffd in it" in message
+
+
+async def test_a_stored_error_with_the_character_zero_is_joined_and_read(pond: Pond) -> None:
+    async def breaks(ctx: Context, _: None) -> None:
+        raise Permanent("no", code="no")
+
+    async def outer(ctx: Context, _: None) -> str:
+        child = await ctx.start("breaks")
+        await ctx.wait_event("go")
+        try:
+            await ctx.join(child)
+        except ChildFailed as failed:
+            return failed.code
+        return ""
+
+    pond.flow(breaks)
+    pond.flow(outer)
+    async with pond.worker():
+        run_id = await pond.submit("outer")
+        await pond.until(run_id, "child.started")
+        (child,) = await children_of(pond, run_id)
+        await pond.ended(child["run_id"])
+        async with pond.engine_db.duty("test") as con:
+            await con.execute(
+                "update run set error = $2 where run_id = $1",
+                child["run_id"],
+                '{"code":"a\\u0000b","message":"c"}',
+            )
+        await tell(pond, run_id, "go")
+        assert (await pond.ended(run_id))["output"] == "failed"
+        async with pond.db.org(pond.org_id) as con:
+            source = await reruns.read(con, pond.org_id, child["run_id"])
+    assert (source.outcome, source.is_poison) == ("failed", False)

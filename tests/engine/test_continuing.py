@@ -12,6 +12,7 @@ from tests.engine.test_signals import tell
 
 from millpond.engine.context import Context
 from millpond.engine.operations import cancel
+from millpond.engine.signals import sent
 from millpond.engine.submit import submit
 from millpond.errors import InvalidInput, Permanent
 
@@ -104,6 +105,37 @@ async def test_a_live_key_goes_over_to_the_successor(pond: Pond) -> None:
         row = await pond.ended(following)
     assert row["dedup_key"] == "tank:7"
     assert await pond.count("live_key") == 0
+
+
+async def test_a_signal_sent_during_the_last_step_reaches_the_successor(pond: Pond) -> None:
+    is_in_step, may_end = asyncio.Event(), asyncio.Event()
+
+    async def hold() -> None:
+        is_in_step.set()
+        await may_end.wait()
+
+    async def serves(ctx: Context, number: int) -> list[Any]:
+        if number == 1:
+            await ctx.wait_event("order")
+            await ctx.step("hold", hold)
+            await ctx.continue_as(2)
+        orders = [await ctx.wait_event("order", timeout_s=30) for _ in range(2)]
+        return [[one.data, one.sent_at.isoformat()] for one in orders]
+
+    pond.flow(serves)
+    async with pond.worker():
+        run_id = await pond.submit("serves", 1)
+        await tell(pond, run_id, "order", 1)
+        await asyncio.wait_for(is_in_step.wait(), 20)
+        late = [await tell(pond, run_id, "order", number) for number in (2, 3)]
+        may_end.set()
+        following = (await pond.ended(run_id))["continued_to"]
+        row = await pond.ended(following)
+    assert row["output"] == [[n, one.sent_at.isoformat()] for n, one in enumerate(late, 2)]
+    async with pond.db.org(pond.org_id) as con:
+        again = await sent(con, pond.org_id, run_id, late[0].signal_id)
+    assert again.sent_at == late[0].sent_at
+    assert await pond.count("signal", "step_key is null") == 0
 
 
 async def test_a_run_asked_to_cancel_has_no_successor(pond: Pond) -> None:

@@ -11,7 +11,8 @@ import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 from tests.engine.test_faults import worker_process
 
-from millpond.engine import history
+from millpond.engine import endgame, history
+from millpond.engine.blocking import resume
 from millpond.engine.context import Context, StepContext
 from millpond.engine.endgame import Failure
 from millpond.engine.operations import cancel
@@ -393,8 +394,6 @@ async def test_a_time_limit_that_passed_in_the_flow_passes_again_when_undos_are_
 async def test_endings_that_the_code_does_not_match_block_the_run_until_it_does(
     pond: Pond,
 ) -> None:
-    from millpond.engine.blocking import resume
-
     trip = Trip(pond)
     async with pond.worker():
         run_id = await pond.submit("trip", "wait")
@@ -412,9 +411,9 @@ async def test_endings_that_the_code_does_not_match_block_the_run_until_it_does(
         event = await pond.until(run_id, "run.blocked")
         assert event.data["recorded"] == "book:1"
         assert changed.log == []
-        assert (
-            await _cancel(pond, run_id) == RunState.WAITING
-        )  # asked before; it still stands still
+        # Asked again, it tries again, and comes to the same.
+        assert await _cancel(pond, run_id) == RunState.QUEUED
+        await pond.until(run_id, "run.blocked", nth=2)
     right = Trip(pond)
     async with pond.worker():
         async with pond.db.org(pond.org_id) as con:
@@ -485,3 +484,74 @@ async def test_drain_in_the_middle_of_an_undo_hands_the_endings_on(pond: Pond) -
     async with pond.worker():
         assert (await pond.ended(run_id))["outcome"] == "failed"
     assert calls == ["flight", "flight"]
+
+
+async def test_an_input_that_on_failure_no_longer_takes_is_told_and_the_run_ends(
+    pond: Pond,
+) -> None:
+    async def after(ctx: Context, _: Any, failure: Failure) -> None:
+        raise AssertionError("there is no input for it")
+
+    async def wide(ctx: Context, given: str) -> None:
+        await ctx.sleep(1000)
+
+    async def narrow(ctx: Context, given: int) -> None:
+        await ctx.sleep(1000)
+
+    pond.flow(wide, name="shrinks", on_failure=after)
+    async with pond.worker():
+        run_id = await pond.submit("shrinks", "seven")
+        await pond.until(run_id, "run.waiting")
+    pond.registry = Registry()
+    pond.flow(narrow, name="shrinks", on_failure=after)
+    async with pond.worker():
+        assert await _cancel(pond, run_id) == RunState.QUEUED
+        row = await pond.ended(run_id)
+    assert row["outcome"] == "cancelled"
+    (told,) = [one for one in await pond.events(run_id) if one.kind == "run.ending_failed"]
+    assert told.data["error"]["code"] == "invalid_input"
+    await _nothing_is_left(pond)
+
+
+async def test_a_run_that_cannot_be_ended_stands_still_and_says_why(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any) -> Failure:
+        raise Permanent("the endings are out of order", code="out_of_order")
+
+    trip = Trip(pond)
+    with monkeypatch.context() as patched:
+        patched.setattr(endgame, "perform", refuse)
+        async with pond.worker():
+            run_id = await pond.submit("trip", "fail")
+            event = await pond.until(run_id, "run.blocked")
+            assert event.data["code"] == "out_of_order"
+            assert await pond.count("lease") == 0
+    async with pond.worker():
+        async with pond.db.org(pond.org_id) as con:
+            readied = await resume(con, pond.org_id, run_id, "user:test")
+        pond.hints.wake([readied.queue])
+        assert (await pond.ended(run_id))["error"]["code"] == "refused"
+    assert trip.log == ALL + UNDONE
+
+
+async def test_an_ending_that_failed_is_told_once_however_often_endings_are_tried(
+    pond: Pond,
+) -> None:
+    may_end, is_there = asyncio.Event(), asyncio.Event()
+
+    async def after(ctx: Context, _: str, failure: Failure) -> None:
+        is_there.set()
+        await may_end.wait()
+        raise Permanent("also this", code="also_this")
+
+    trip = Trip(pond, on_failure=after)
+    trip.undo_errors["car"] = [Permanent("no", code="no_undo")]
+    async with pond.worker(drain_s=0.1):
+        run_id = await pond.submit("trip", "fail")
+        await asyncio.wait_for(is_there.wait(), DEADLINE_S)
+    may_end.set()
+    async with pond.worker():
+        assert (await pond.ended(run_id))["error"]["code"] == "refused"
+    told = [one for one in await pond.events(run_id) if one.kind == "run.ending_failed"]
+    assert [one.data["error"]["code"] for one in told] == ["StepFailed", "also_this"]

@@ -21,9 +21,10 @@ from millpond.db.queries import queries
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer, FinishWrite, StepWrite
 from millpond.engine.context import Context
+from millpond.engine.duties import Duty
 from millpond.engine.operations import cancel
 from millpond.engine.waits import back_off, fire, park, release
-from millpond.errors import LeaseLost, MillpondError
+from millpond.errors import InvalidInput, LeaseLost, MillpondError
 from millpond.types import RunState
 
 LEASE_S = 1.5
@@ -237,6 +238,29 @@ async def test_one_value_that_cannot_be_stored_fails_only_its_own_write(pond: Po
     assert [isinstance(one, MillpondError) for one in results] == [False, False, True, False, False]
     assert not isinstance(results[2], LeaseLost)
     assert await pond.count("step") == 4
+
+
+async def test_ends_that_are_refused_let_their_neighbours_be_told_of_once(pond: Pond) -> None:
+    async with _lease(pond, 16) as (leases, committer):
+        refused, ended, healthy = leases[:8], leases[8:12], leases[12:]
+        async with pond.engine_db.duty("test") as con:
+            await con.execute(
+                "update item set duties = $2 where item_id = any($1::uuid[])",
+                [one.run_id for one in [*refused, *ended]],
+                int(Duty.PARENT),
+            )
+        futures = [committer.record(_step(one)) for one in healthy]
+        futures += [committer.finish(_end(one, "1")) for one in ended]
+        futures += [committer.finish(_end(one, "this is not json")) for one in refused]
+        results = await asyncio.gather(*futures, return_exceptions=True)
+    assert results[:8] == [None] * 8
+    assert [type(one) for one in results[8:]] == [InvalidInput] * 8
+    assert await pond.count("event", "kind = 'step.succeeded'") == 4
+    assert await pond.count("event", "kind = 'run.succeeded'") == 4
+
+
+def _end(lease: Lease, output: str) -> FinishWrite:
+    return FinishWrite(lease=lease, outcome="succeeded", output=output, event_data="{}")
 
 
 async def test_events_have_no_gaps_when_branches_write_in_one_batch(pond: Pond) -> None:

@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from tests.engine.conftest import DEADLINE_S, Pond
 from tests.engine.test_faults import worker_process
 
+from millpond.engine.attempt import Attempt
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.operations import cancel
 from millpond.engine.registry import Step, step
@@ -358,3 +359,41 @@ async def test_a_step_over_its_time_is_transient_when_it_may_be_repeated(pond: P
         assert (await pond.ended(run_id))["output"] == 2
     (retrying,) = [one for one in await pond.events(run_id) if one.kind == "step.retrying"]
     assert retrying.data["error"]["code"] == "timeout"
+
+
+async def test_a_result_on_its_way_to_the_database_is_stored_before_a_drain_gives_the_run_back(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    till = Till()
+    _register(pond, till)
+    is_sent, is_drained, may_store = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    unwind = Attempt.unwind
+
+    async def probe(point: str) -> None:
+        if point in ("before:record", "before:commit") and till.calls:
+            is_sent.set()
+            await may_store.wait()
+
+    def noted(attempt: Attempt, reason: str) -> None:
+        unwind(attempt, reason)
+        if reason == "drained":
+            is_drained.set()
+
+    async def drain() -> None:
+        async with pond.worker(drain_s=0.05):
+            await asyncio.wait_for(is_sent.wait(), DEADLINE_S)
+
+    monkeypatch.setattr(pond.engine_db, "_probe", probe)
+    monkeypatch.setattr(Attempt, "unwind", noted)
+    run_id = await pond.submit("trip")
+    draining = asyncio.create_task(drain())
+    await asyncio.wait_for(is_drained.wait(), DEADLINE_S)
+    released = asyncio.create_task(pond.until(run_id, "run.released"))
+    await asyncio.wait({released}, timeout=0.5)  # as long as it would take
+    may_store.set()
+    await draining
+    await asyncio.wait_for(released, DEADLINE_S)
+    async with pond.worker():
+        assert (await pond.ended(run_id))["outcome"] == "succeeded"
+    assert till.calls == 1
+    assert "input.requested" not in await pond.kinds(run_id)

@@ -22,6 +22,7 @@ HOT = {
     ("waits", "rest"),
     ("waits", "can_go"),
     ("waits", "history"),
+    ("waking", "over"),
     ("waits", "due"),
     ("waits", "next_due"),
     ("waits", "lock_items"),

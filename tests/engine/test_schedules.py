@@ -315,7 +315,7 @@ async def test_a_flow_that_nobody_has_is_noted_after_a_minute_and_made_up_for(
 
 async def test_a_schedule_that_breaks_its_batch_is_stopped_alone(reporting: Pond) -> None:
     await publish(reporting)
-    broken = await make(reporting, name="broken", input={"day": "x" * 300_000})
+    broken = await make(reporting, name="broken", input={"day": "x" * (17 * 2**20)})
     sound = await make(reporting, name="sound")
     for one in (broken, sound):
         await back(reporting, one, seconds=0)

@@ -302,7 +302,7 @@ async def test_a_group_that_cannot_start_is_dropped_alone(shop: Pond) -> None:
     await make(shop, name="sound", mode="debounce", period_s=3600.0)
     await send(shop, {"amount": 1})
     huge = orjson.dumps(
-        [{"id": "1", "name": "n", "data": {"amount": 1, "note": "x" * 300_000},
+        [{"id": "1", "name": "n", "data": {"amount": 1, "note": "x" * (17 * 2**20)},
           "received_at": "2026-01-01T00:00:00Z"}]
     ).decode()  # fmt: skip
     async with shop.engine_db.duty("test") as con:

@@ -40,6 +40,18 @@ async def blocking(ctx: Context, data: dict[str, Any]) -> bool:
     return await ctx.step("match", _match, data["log"], data["seconds"])
 
 
+@flow("tests.woken", registry=REGISTRY)
+async def woken(ctx: Context, data: dict[str, Any]) -> list[Any]:
+    """Sleep and record a step in one branch, while the other stays until a file appears."""
+
+    async def late() -> int:
+        await ctx.sleep(1.1)
+        return await ctx.step("late", _append, data["log"], "late")
+
+    held = ctx.step("held", _hold, data["log"], data["gate"])
+    return list(await ctx.parallel(late(), held))
+
+
 @step("tests.charge", effect="once", registry=REGISTRY)
 async def charge(step_ctx: StepContext, log: str, gate: str) -> int:
     """Stay until a file appears: an effect that must not be repeated."""

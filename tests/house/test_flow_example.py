@@ -21,10 +21,11 @@ from millpond.types import Intent, Principal
 SUPPORT = Principal(org_id=0, subject="user:ada", roles=frozenset({"support"}))
 
 
-def _module(root, folder, language, name):
-    """Import the page's first code block in a language."""
+def _module(root, folder, first, name):
+    """Import the page's code block that begins with a text."""
     page = (root / "docs" / "flows.md").read_text(encoding="utf-8")
-    block, *_ = re.findall(rf"^```{language}\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```py(?:thon)?\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    (block,) = [block for block in blocks if block.startswith(first)]
     path = folder / f"{name}.py"
     path.write_text(block, encoding="utf-8")
     spec = importlib.util.spec_from_file_location(name, path)
@@ -37,14 +38,14 @@ def _module(root, folder, language, name):
 @pytest.fixture(scope="module")
 def example(root, tmp_path_factory):
     """Return the module that the page's Python block is."""
-    yield _module(root, tmp_path_factory.mktemp("flows"), "python", "refunds_of_the_docs")
+    yield _module(root, tmp_path_factory.mktemp("flows"), '"""refunds.py', "refunds_of_the_docs")
     del sys.modules["refunds_of_the_docs"]
 
 
 @pytest.fixture(scope="module")
 def trips(root, tmp_path_factory):
     """Return the module of the page's example of effects and endings."""
-    yield _module(root, tmp_path_factory.mktemp("flows"), "py", "trips_of_the_docs")
+    yield _module(root, tmp_path_factory.mktemp("flows"), '"""trips.py', "trips_of_the_docs")
     del sys.modules["trips_of_the_docs"]
 
 

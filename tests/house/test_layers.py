@@ -34,6 +34,7 @@ ONLY_BY_CLI = {"settings"}
 # The engine's rooms from the top down: each may import those after it.
 ENGINE = [
     "worker",
+    "upkeep",
     "quarantine",
     "slots",
     "bulk",
@@ -54,6 +55,7 @@ ENGINE = [
     "calling",
     "performing",
     "once",
+    "waking",
     "settling",
     "placing",
     "step_context",

@@ -10,10 +10,13 @@ with Client("http://127.0.0.1:8080", token=token) as pond:
     print(run.result())
 ```
 
-`AsyncClient` has the same calls to await.
+`AsyncClient` has the same calls to await; docs/client.md tells of all of them.
 """
 
-from millpond.client.asynchronous import AsyncClient, AsyncRun
+from millpond.client.asynchronous import AsyncClient
+from millpond.client.call import UNSET, Id
+from millpond.client.calls.events import EventWish
+from millpond.client.calls.runs import RunWish
 from millpond.client.errors import (
     ApiError,
     Conflict,
@@ -26,26 +29,73 @@ from millpond.client.errors import (
     Unavailable,
     WaitTimeout,
 )
-from millpond.client.models import Event, InputRequest, RunData, Step
-from millpond.client.synchronous import Client, Run
+from millpond.client.handles import AsyncRun, Run
+from millpond.client.models import (
+    BulkPreview,
+    Event,
+    InputRequest,
+    Page,
+    RunBatch,
+    RunData,
+    Signal,
+    Step,
+)
+from millpond.client.models_calendar import (
+    InboundEvent,
+    InboundEvents,
+    Schedule,
+    StartedRun,
+    Trigger,
+    Waiting,
+)
+from millpond.client.models_control import Flow, Pause, Queue, Resumed, Why, WhyReason, Worker
+from millpond.client.models_knowledge import Document, KnowledgeBase, Passage, SearchResult
+from millpond.client.sending import Patience
+from millpond.client.synchronous import Client
 
 __all__ = [
+    "UNSET",
     "ApiError",
     "AsyncClient",
     "AsyncRun",
+    "BulkPreview",
     "Client",
     "Conflict",
+    "Document",
     "Event",
+    "EventWish",
+    "Flow",
     "Forbidden",
+    "Id",
+    "InboundEvent",
+    "InboundEvents",
     "InputRequest",
     "InvalidRequest",
+    "KnowledgeBase",
     "NotFound",
+    "Page",
+    "Passage",
+    "Patience",
+    "Pause",
+    "Queue",
+    "Resumed",
     "Run",
+    "RunBatch",
     "RunCancelled",
     "RunData",
     "RunFailed",
+    "RunWish",
+    "Schedule",
+    "SearchResult",
+    "Signal",
+    "StartedRun",
     "Step",
+    "Trigger",
     "Unauthenticated",
     "Unavailable",
     "WaitTimeout",
+    "Waiting",
+    "Why",
+    "WhyReason",
+    "Worker",
 ]

@@ -1,4 +1,4 @@
-"""The async client, and runs as it hands them out.
+"""The async client.
 
 Called by users' code. Invariants: every call goes through `send`, which alone repeats; a client
 belongs to one event loop.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Self, TypeVar
 
 import httpx2
 
-from millpond.client import calls
-from millpond.client.calls import Call, Id
-from millpond.client.errors import ApiError, RunCancelled, RunFailed, Unavailable, WaitTimeout
+from millpond.client.call import Call, Id, next_page, path_of
+from millpond.client.errors import ApiError, Unavailable
 from millpond.client.following import Following
+from millpond.client.groups import Groups
+from millpond.client.handles import AsyncRun
 from millpond.client.models import Event, Page, RunData
 from millpond.client.sending import (
     Patience,
@@ -28,14 +29,13 @@ from millpond.client.sending import (
     result_of,
     unreachable,
 )
-from millpond.client.surface import async_method
+from millpond.client.surface import Later
 
-P = ParamSpec("P")
 T = TypeVar("T")
 _STREAM_TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
 
 
-class AsyncClient:
+class AsyncClient(Groups[Later]):
     """One server, one token; use it as a context manager or `close` it."""
 
     def __init__(
@@ -54,10 +54,7 @@ class AsyncClient:
             transport=transport,
         )
         self._patience = patience or Patience()
-        self.runs = Runs(self)
-        self.inputs = Inputs(self)
-        self.flows = Flows(self)
-        self.queues = Queues(self)
+        self._open(self)
 
     async def __aenter__(self) -> Self:
         return self
@@ -94,6 +91,20 @@ class AsyncClient:
         except httpx2.TransportError as error:
             raise unreachable(error, self._http.base_url) from error
 
+    async def handle(self, call: Call[RunData]) -> AsyncRun:
+        """Do a call that tells of a run, and give a handle of that run."""
+        return AsyncRun(self, await self.send(call))
+
+    async def pages(self, call: Call[Page[T]]) -> AsyncIterator[T]:
+        """Yield every item of a list, page after page."""
+        while True:
+            page = await self.send(call)
+            for item in page.data:
+                yield item
+            if not page.has_more:
+                return
+            call = next_page(call, page)
+
     async def follow(self, run_id: Id, *, after: int = 0) -> AsyncGenerator[Event, None]:
         """Yield a run's events above a number, then live ones, to the final one.
 
@@ -105,7 +116,7 @@ class AsyncClient:
             broken: ApiError | None = None
             try:
                 async with self._http.sse(
-                    f"/v1/runs/{run_id}/events",
+                    path_of("runs", run_id, "events"),
                     headers=following.headers,
                     timeout=_STREAM_TIMEOUT,
                     max_event_size=None,
@@ -129,147 +140,3 @@ class AsyncClient:
             if pause_s is None:
                 raise broken or Unavailable(f"the events of run {run_id} ended early")
             await asyncio.sleep(pause_s)
-
-
-class Group:
-    """Calls of one kind of thing."""
-
-    def __init__(self, client: AsyncClient) -> None:
-        self._client = client
-
-    async def send(self, call: Call[T]) -> T:
-        """Do a call."""
-        return await self._client.send(call)
-
-    async def give(self, call: Call[RunData]) -> AsyncRun:
-        """Do a call that tells of a run."""
-        return AsyncRun(self._client, await self._client.send(call))
-
-    async def _pages(self, call: Call[Page[T]]) -> AsyncIterator[T]:
-        """Yield every item of a list, page after page."""
-        while True:
-            page = await self.send(call)
-            for item in page.data:
-                yield item
-            if not page.has_more:
-                return
-            call = calls.next_page(call, page)
-
-
-class AsyncRun:
-    """A run and what can be done with it; `data` is as the server told of it last."""
-
-    def __init__(self, client: AsyncClient, data: RunData) -> None:
-        self._client = client
-        self.data = data
-
-    def __repr__(self) -> str:
-        return f"<AsyncRun {self.id} {self.data.flow} {self.state}>"
-
-    @property
-    def id(self) -> Any:
-        """The run's id."""
-        return self.data.id
-
-    @property
-    def state(self) -> str:
-        """The state as it was told last; `refresh` asks again."""
-        return self.data.state
-
-    @property
-    def output(self) -> Any:
-        """The flow's result as it was told last."""
-        return self.data.output
-
-    async def refresh(self) -> Self:
-        """Ask for the run as it stands now."""
-        self.data = await self._client.send(calls.get_run(self.id))
-        return self
-
-    def events(self, *, after: int = 0) -> AsyncGenerator[Event, None]:
-        """Yield stored events above a number, then live ones, to the final one."""
-        return self._client.follow(self.id, after=after)
-
-    async def wait(self, timeout_s: float | None = None) -> Self:
-        """Wait until the run has ended, whichever way; raises WaitTimeout, and the run goes on."""
-        give_up = None if timeout_s is None else time.monotonic() + timeout_s
-        pause_s = 0.05
-        while not (await self.refresh()).data.is_final:
-            if give_up is not None and time.monotonic() + pause_s > give_up:
-                raise WaitTimeout(f"run {self.id} is {self.state} after {timeout_s} s")
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 1.5, 1.0)
-        return self
-
-    async def result(self, timeout_s: float | None = None) -> Any:
-        """Wait and return the output; raises RunFailed or RunCancelled when there is none."""
-        await self.wait(timeout_s)
-        if self.state == "failed":
-            raise RunFailed(self.data)
-        if self.state == "cancelled":
-            raise RunCancelled(self.data)
-        return self.output
-
-    async def cancel(self, reason: str = "") -> Self:
-        """Ask to stop the run."""
-        self.data = await self._client.send(calls.cancel_run(self.id, reason=reason))
-        return self
-
-
-class async_run_method(Generic[P]):  # noqa: N801 - reads as a decorator does
-    """A method whose call tells of a run: it gives an AsyncRun to go on with."""
-
-    def __init__(self, build: Callable[P, Call[RunData]]) -> None:
-        self._build = build
-        self.__doc__ = build.__doc__
-
-    @overload
-    def __get__(self, group: None, owner: type) -> Self: ...
-
-    @overload
-    def __get__(self, group: Group, owner: type) -> Callable[P, Awaitable[AsyncRun]]: ...
-
-    def __get__(self, group: Group | None, owner: type) -> Any:
-        if group is None:
-            return self
-
-        async def do(*args: P.args, **kwargs: P.kwargs) -> AsyncRun:
-            return await group.give(self._build(*args, **kwargs))
-
-        do.__doc__ = self.__doc__
-        return do
-
-
-class Runs(Group):
-    """Runs: start, find, stop, repeat."""
-
-    start = async_run_method(calls.start_run)
-    get = async_run_method(calls.get_run)
-    cancel = async_run_method(calls.cancel_run)
-    page = async_method(calls.list_runs)
-    event_page = async_method(calls.list_events)
-
-    def list(self, **wanted: Any) -> AsyncIterator[RunData]:
-        """Yield all runs that match, newest first; takes what `page` takes."""
-        return self._pages(calls.list_runs(**wanted))
-
-
-class Inputs(Group):
-    """Questions to humans."""
-
-    page = async_method(calls.list_input_requests)
-    get = async_method(calls.get_input_request)
-    resolve = async_method(calls.resolve_input_request)
-
-
-class Flows(Group):
-    """Flows as workers published them."""
-
-    list = async_method(calls.list_flows)
-    get = async_method(calls.get_flow)
-
-
-class Queues(Group):
-    """Queues as the caller's org sees them."""
-
-    list = async_method(calls.list_queues)

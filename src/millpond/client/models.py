@@ -1,7 +1,8 @@
 """What the server answers, as typed objects.
 
-Made by `calls` from JSON. Invariant: members that this version does not know are kept as extra
-attributes, so that a newer server breaks no older client.
+Made by `calls` from JSON: runs, events and questions here, the rest in the other models. Invariant:
+members that this version does not know are kept as extra attributes, so that a newer server breaks no
+older client.
 """
 
 from __future__ import annotations
@@ -25,12 +26,14 @@ class Answer(BaseModel):
 
 
 class Step(Answer):
-    """A recorded step of a run."""
+    """A recorded step of a run; `queue` is the other one in which it waits or is executed now."""
 
     key: str
     name: str
     kind: str
     state: str
+    queue: str | None = None
+    needs: dict[str, str] = Field(default_factory=dict)
     output: Any = None
     error: dict[str, Any] | None = None
     tries: int = 1
@@ -50,13 +53,20 @@ class InputRequest(Answer):
     proposal: Any
     digest: str
     state: str
+    kind: str = "question"
     expires_at: datetime | None = None
+    created_at: datetime | None = None
     answer: Any = None
     resolved_by: str | None = None
+    resolved_at: datetime | None = None
 
 
 class RunData(Answer):
-    """A run as the server told of it last."""
+    """A run as the server told of it last; lists and starts tell less of it than `get`.
+
+    `truncated` names what is None for its size in a list.
+    `is_new` is told by what starts runs: False for a live run with the same `dedup_key` that was joined.
+    """
 
     id: uuid.UUID
     flow: str
@@ -66,13 +76,26 @@ class RunData(Answer):
     priority: int = 0
     input: Any = None
     output: Any = None
+    truncated: list[str] = Field(default_factory=list)
     error: dict[str, Any] | None = None
+    subject: str | None = None
     attempts: int = 0
     created_at: datetime | None = None
     started_at: datetime | None = None
     finished_at: datetime | None = None
     labels: dict[str, str] = Field(default_factory=dict)
     cancel_requested: bool = False
+    is_new: bool | None = None
+    blocked: dict[str, Any] | None = None
+    deadline_at: datetime | None = None
+    dedup_key: str | None = None
+    rerun_of: uuid.UUID | None = None
+    rerun_from: str | None = None
+    reruns: list[uuid.UUID] = Field(default_factory=list)
+    parent_id: uuid.UUID | None = None
+    continued_from: uuid.UUID | None = None
+    continued_to: uuid.UUID | None = None
+    state_values: dict[str, Any] = Field(default_factory=dict)
     steps: list[Step] = Field(default_factory=list)
     input_requests: list[InputRequest] = Field(default_factory=list)
 
@@ -107,22 +130,26 @@ class Page(Answer, Generic[Item]):
     last_id: str | int | None = None
 
 
-class Flow(Answer):
-    """A flow as its newest version has it."""
+class RunBatch(Answer):
+    """Runs as accepted together, in the order of the wishes; `joined` are places of live runs."""
 
+    ids: list[uuid.UUID]
+    joined: list[int] = Field(default_factory=list)
+
+
+class BulkPreview(Answer):
+    """How many runs an action would be for now, and the newest of them."""
+
+    action: str
+    matched: int
+    is_exact: bool
+    examples: list[RunData] = Field(default_factory=list)
+
+
+class Signal(Answer):
+    """A signal as it was stored for its run."""
+
+    id: uuid.UUID
+    run_id: uuid.UUID
     name: str
-    version: int
-    queue: str
-    input_schema: Any = None
-    output_schema: Any = None
-    is_served: bool = False
-
-
-class Queue(Answer):
-    """A queue as the caller's org sees it."""
-
-    name: str
-    queued: int = 0
-    running: int = 0
-    workers: int = 0
-    slots: int = 0
+    sent_at: datetime

@@ -1,7 +1,7 @@
 """Sending: how a call becomes a request, when it is repeated, and how an answer is read. Pure.
 
 Called by both clients, which only do the input and output. Invariant: a call is repeated only when
-that cannot do something twice: it is a read, it carries an idempotency key, or the server said that
+that cannot do something twice: the call is repeatable, no connection was made, or the server said that
 it did nothing.
 """
 
@@ -13,14 +13,16 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import httpx2
+from pydantic_core import to_jsonable_python
 
-from millpond.client.calls import Call
+from millpond.client.call import Call
 from millpond.client.errors import ApiError, Unavailable, refusal
 
 T = TypeVar("T")
 
-# With these the server says that it did nothing.
-_NOTHING_DONE = frozenset({429, 503})
+# The code of a 503 whose transaction was rolled back. Any other 503 may come of a database that went
+# away while it committed, and says nothing of what was done.
+_ROLLED_BACK = "transient"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +50,13 @@ def may_repeat(call: Call[Any], error: ApiError) -> bool:
     """Tell whether a failed call may be sent again."""
     if not isinstance(error, Unavailable):
         return False
-    if error.status in _NOTHING_DONE or error.code == "not_connected":
-        return True
-    return call.is_repeatable
+    return call.is_repeatable or _is_nothing_done(error)
+
+
+def _is_nothing_done(error: Unavailable) -> bool:
+    if error.status == 503:
+        return error.code == _ROLLED_BACK
+    return error.status == 429 or error.code == "not_connected"
 
 
 def request_of(call: Call[Any]) -> dict[str, Any]:
@@ -61,7 +67,7 @@ def request_of(call: Call[Any]) -> dict[str, Any]:
     if call.content is not None:
         arguments["content"] = call.content
     elif call.body is not None:
-        arguments["json"] = call.body
+        arguments["json"] = to_jsonable_python(call.body, fallback=_plain)
     if call.idempotency_key is not None:
         arguments["headers"] = {"Idempotency-Key": call.idempotency_key}
     return arguments
@@ -107,6 +113,12 @@ def headers_of(token: str | None) -> Mapping[str, str]:
     if token:
         headers["Authorization"] = f"Bearer {token}"
     return headers
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError(f"a {type(value).__name__} cannot be sent as JSON")
 
 
 def _json(response: httpx2.Response) -> Any:

@@ -1,4 +1,4 @@
-"""Blocking: runs that stand still because their code does not match their history.
+"""Blocking: runs that stand still because their code does not match their history, or cannot end.
 
 Called by `executor` (block) and by the API (resume). Invariant: a blocked run keeps all that is recorded,
 and nothing but a person, by resume or cancel, sets it going again.
@@ -15,22 +15,30 @@ from millpond.db.queries import queries
 from millpond.engine import waits
 from millpond.engine.claim import Lease, hold
 from millpond.engine.events import Fact
-from millpond.engine.history import Mismatch
 from millpond.engine.waits import Readied, Wake
 from millpond.errors import Conflict, NotFound
+from millpond.types import Json
 
 _SQL = queries("blocking")
 _WAITS = queries("waits")
 _RUNS = queries("operations")
 
 
-async def block(database: EngineDatabase, lease: Lease, mismatch: Mismatch) -> None:
-    """Let the run wait for right code, with the event that names what is asked and what is recorded."""
+async def block(
+    database: EngineDatabase, lease: Lease, reason: Json, *, heeds_cancel: bool
+) -> list[Readied]:
+    """Let the run stand still, with the event that tells the reason.
+
+    One that was asked to stop is queued instead, to do that, unless it does not heed it; it is returned.
+    """
     async with database.duty("block") as con:
-        await hold(con, lease)
+        is_cancelled = await hold(con, lease)
         await con.execute(_WAITS["unlease"], lease.org_id, lease.item_id, lease.token)
-        text = orjson.dumps(mismatch.described()).decode()
+        if is_cancelled and heeds_cancel:
+            return await waits.ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id)])
+        text = orjson.dumps(reason).decode()
         await con.execute(_SQL["block"], lease.org_id, lease.run_id, text)
+        return []
 
 
 async def resume(con: Connection, org_id: int, run_id: uuid.UUID, subject: str) -> Readied:
@@ -45,7 +53,7 @@ async def resume(con: Connection, org_id: int, run_id: uuid.UUID, subject: str) 
         raise Conflict(
             f"run {run_id} is not blocked",
             code="not_blocked",
-            advice="only a run that its code does not match needs to be resumed",
+            advice="only a run that stands still needs to be resumed",
         )
     await con.execute(_SQL["unblock"], org_id, run_id)
     fact = Fact("run.unblocked", None, {"by": subject})

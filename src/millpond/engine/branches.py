@@ -2,7 +2,8 @@
 
 Called by `context` and the rooms of its calls. Invariants: a step key depends only on the branch's place
 in the flow and on how often its name occurred there; the attempt parks when the flow's own strand and
-every one below it rest; once closed, an attempt's flow code gets nothing but `Unwind`.
+every one below it rest; a parked strand is woken once, while its attempt is open, and counts as going from
+that moment on; once closed, an attempt's flow code gets nothing but `Unwind`.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
+from millpond.engine.history import Recorded
 from millpond.errors import InvalidInput, Permanent
 
 _NAME = re.compile(r"[\w.\- ]{1,200}")
@@ -35,8 +37,10 @@ class Branch:
     """One strand: its path in the flow (`` for the flow itself) and what it has counted.
 
     `going` counts what can go on: the strand itself and the branches below it; `on_rest` and `on_go`
-    are told when that becomes none, or some again. `places` are the keys that it gave out, each with its
-    place: the order in which the code asked, from 0; `forked_at` is the next place at each of its forks.
+    are told when that becomes none, or some again. `may_go` is asked before the end of a wait makes it some:
+    where there is no room yet, it keeps the parked strand and wakes it in its turn. `places` are the keys
+    that it gave out, each with its place: the order in which the code asked, from 0; `forked_at` is the next
+    place at each of its forks.
     """
 
     path: str
@@ -44,11 +48,12 @@ class Branch:
     going: int = 0
     on_rest: Callable[[], None] | None = None
     on_go: Callable[[], None] | None = None
+    may_go: Callable[[Parked], bool] | None = None
     occurrences: dict[str, int] = field(default_factory=dict)
     forks: int = 0
     forked_at: list[int] = field(default_factory=list)
     is_in_step: bool = False
-    park: asyncio.Future[None] | None = None
+    park: Parked | None = None
     places: dict[str, int] = field(default_factory=dict)
 
     def fork(self) -> str:
@@ -81,6 +86,20 @@ class Branch:
         self.forks, self.forked_at = 0, []
 
 
+@dataclass(slots=True, eq=False)
+class Parked:
+    """A strand that waits for what is recorded at a step's key.
+
+    `end` is how that ended, once it is known; `over` tells the strand, once it also has room to go on.
+    """
+
+    branch: Branch
+    step_key: str
+    is_human: bool
+    over: asyncio.Future[Recorded]
+    end: Recorded | None = None
+
+
 def forked_from(path: str) -> tuple[str, int] | None:
     """Return the path of the strand that a branch was forked from, and by which of its forks."""
     found = _FORKED.fullmatch(path)
@@ -96,12 +115,16 @@ def _check_name(name: str) -> None:
 
 
 class Branches:
-    """All strands of one attempt; knows when none of them can go on."""
+    """All strands of one attempt; knows when none of them can go on.
+
+    `on_mixed` is told when a strand has parked while others go on.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._by_task: dict[asyncio.Task[Any], Branch] = {}
-        self.parked: list[tuple[str, bool]] = []
+        self._parked: dict[Parked, None] = {}
+        self.on_mixed: Callable[[Branches], None] | None = None
         self.closed: str | None = None
 
     def open(self, path: str) -> Branch:
@@ -153,7 +176,7 @@ class Branches:
             branch.on_rest()
         if branch.parent is not None:
             self.rest(branch.parent)
-        elif self.parked:
+        elif self._parked:
             self.close("parked")
 
     def go(self, branch: Branch) -> None:
@@ -172,20 +195,59 @@ class Branches:
         assert left is not None
         self._by_task.pop(left, None)
 
-    async def park(self, branch: Branch, step_key: str, *, is_human: bool) -> NoReturn:
-        """Let this strand wait for something recorded; it never goes on in this attempt."""
-        branch.park = self._loop.create_future()
-        self.parked.append((step_key, is_human))
+    @property
+    def parked(self) -> list[Parked]:
+        """The strands that wait, in the order in which they began to."""
+        return list(self._parked)
+
+    async def park(self, branch: Branch, step_key: str, *, is_human: bool) -> Recorded:
+        """Let this strand wait for something recorded; returns its end when the strand is woken by it.
+
+        Raises Unwind when the attempt is closed first, as it is when no other strand goes on.
+        """
+        if self.closed is not None:
+            raise Unwind(self.closed)
+        parked = Parked(branch, step_key, is_human, self._loop.create_future())
+        branch.park = parked
+        self._parked[parked] = None
         self.rest(branch)
+        self._tell_mixed()
         try:
-            await branch.park
-        except asyncio.CancelledError:
-            if self.closed is None:  # a time limit of the flow's own: this strand goes on
-                branch.park = None
-                self.parked.remove((step_key, is_human))
-                self.go(branch)
+            return await parked.over
+        except asyncio.CancelledError as error:
+            if self.closed is not None:
+                raise Unwind(self.closed) from error
+            if branch.park is parked:  # a time limit of the flow's own: this strand goes on
+                self._unpark(parked)
             raise
-        raise Unwind(self.closed or "parked")
+
+    def wake(self, parked: Parked, end: Recorded) -> None:
+        """Let a parked strand go on with the end of its wait, as soon as all bounds above have room."""
+        parked.end = end
+        self.wake_again(parked)
+
+    def wake_again(self, parked: Parked) -> None:
+        """Try to wake a strand that had no room; one that is parked no longer is left as it is."""
+        if self.closed is not None or parked.over.done():
+            return
+        above: Branch | None = parked.branch
+        while above is not None and above.going == 0:
+            if above.may_go is not None and not above.may_go(parked):
+                return
+            above = above.parent
+        assert parked.end is not None
+        self._unpark(parked)
+        parked.over.set_result(parked.end)
+
+    def _tell_mixed(self) -> None:
+        if self.closed is None and self.on_mixed is not None:
+            self.on_mixed(self)
+
+    def _unpark(self, parked: Parked) -> None:
+        """Count a strand as going again."""
+        parked.branch.park = None
+        del self._parked[parked]
+        self.go(parked.branch)
 
     def close(self, reason: str) -> None:
         """End every strand: the parked ones by Unwind, the working ones by cancelling their task.
@@ -198,7 +260,7 @@ class Branches:
         here = asyncio.current_task()
         for task, branch in list(self._by_task.items()):
             if branch.park is not None:
-                if not branch.park.done():
-                    branch.park.set_exception(Unwind(reason))
+                if not branch.park.over.done():
+                    branch.park.over.set_exception(Unwind(reason))
             elif reason != "parked" and task is not here:
                 task.cancel()

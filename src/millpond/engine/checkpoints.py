@@ -53,7 +53,7 @@ class Checkpoints(ABC):
         if recorded is None:
             recorded = await self._performer.persist(begin)
         if recorded is None or recorded.state == "waiting":
-            await self._branches.park(branch, key, is_human=is_human)
+            recorded = await self._branches.park(branch, key, is_human=is_human)
         return recorded
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -69,6 +69,7 @@ class FinishWrite:
 
 
 W = TypeVar("W", StepWrite, FinishWrite)
+_Result = tuple[asyncio.Future[None], Exception | None]
 
 
 @dataclass(slots=True)
@@ -200,14 +201,19 @@ class Committer:
                 raise
 
     async def _commit(self, batch: _Batch) -> None:
-        """Commit a batch, again after a lost connection, in parts after a refusal."""
         _sort(batch)
+        await self._insist(batch, self._write)
+
+    async def _insist(
+        self, batch: _Batch, write: Callable[[_Batch, bool], Awaitable[None]]
+    ) -> None:
+        """Write a batch, again after a lost connection, in parts after a refusal."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._retry_s
         is_repeat = False
         while True:
             try:
-                await self._write(batch, is_repeat=is_repeat)
+                await write(batch, is_repeat)
             except Transient as error:
                 if loop.time() >= give_up:
                     batch.fail(LeaseLost("the database stayed out of reach"))
@@ -222,50 +228,64 @@ class Committer:
                     batch.fail(error)
                     return
                 for half in batch.halves():
-                    await self._commit(half)
+                    await self._insist(half, write)
             return
 
-    async def _write(self, batch: _Batch, *, is_repeat: bool) -> None:
-        steps, ends = await self._store(batch, is_repeat=is_repeat)
-        self._hints.changed(
-            {one.write.lease.run_id for one in batch.steps}
-            | {one.write.lease.run_id for one in batch.ends}
-        )
+    async def _write(self, batch: _Batch, is_repeat: bool) -> None:
+        """Store steps and plain ends and tell of them; then the ends that take further locks.
+
+        What a refusal of the latter sends again does not hold what is stored.
+        """
+        steps, ends = await self._store_plain(batch, is_repeat=is_repeat)
+        stored = [one for nth, one in enumerate(batch.ends, 1) if nth in ends]
+        left = [one for nth, one in enumerate(batch.ends, 1) if nth not in ends]
         gone = LeaseLost("the lease is gone")
-        results: list[tuple[asyncio.Future[None], Exception | None]] = []
+        results: list[_Result] = []
         for nth, step in enumerate(batch.steps, 1):
             results.append((step.done, None if nth in steps else gone))
             if steps.get(nth):
                 self._on_cancel_requested(step.write.lease)
-        for nth, end in enumerate(batch.ends, 1):
-            results.append((end.done, None if nth in ends else gone))
-        await _settle_all(results)
+        results += [(end.done, None) for end in stored]
+        await self._tell([*batch.steps, *stored], results)
+        if left:
+            await self._insist(_Batch(ends=left), self._write_apart)
 
-    async def _store(self, batch: _Batch, *, is_repeat: bool) -> tuple[dict[int, bool], set[int]]:
-        """Store a batch; returns the ordinals of the steps and ends stored.
-
-        Runs with duties are ended in a transaction of their own: they take further locks.
-        """
-        steps, ends = await self._store_plain(batch, is_repeat=is_repeat)
-        left = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
-        for part in await self._apart(left):
-            async with self._database.duty("end") as con:
-                more, readied = await finish_with_duties(con, part)
-            ends |= more
-            if readied:
-                self._hints.wake({one.queue for one in readied})
-                self._hints.changed(one.run_id for one in readied)
-        return steps, ends
-
-    async def _apart(
-        self, ends: Sequence[tuple[int, FinishWrite]]
-    ) -> Sequence[Sequence[tuple[int, FinishWrite]]]:
-        """Part ends so that transactions never wait for each other's runs in a circle."""
+    async def _write_apart(self, batch: _Batch, _: bool) -> None:
+        """End runs with duties, parted so that transactions never wait for each other in a circle."""
+        ends = batch.ends
         if len(ends) < 2:
-            return [ends] if ends else []
+            return await self._insist(batch, self._write_ends)
         async with self._database.statement("apart") as con:
-            parts = await apart(con, [(e.lease.org_id, e.lease.run_id) for _, e in ends])
-        return [[ends[nth] for nth in part] for part in parts if part]
+            runs = [(one.write.lease.org_id, one.write.lease.run_id) for one in ends]
+            parts = await apart(con, runs)
+        for part in parts:
+            if part:
+                await self._insist(_Batch(ends=[ends[nth] for nth in part]), self._write_ends)
+        return None
+
+    async def _write_ends(self, batch: _Batch, is_repeat: bool) -> None:
+        """End runs with duties in one transaction, and tell of them and of those that go on by it."""
+        async with self._database.duty("end") as con:
+            ends = (await _find_own(con, batch))[1] if is_repeat else set()
+            left = [(nth, one.write) for nth, one in enumerate(batch.ends, 1) if nth not in ends]
+            more, readied = await finish_with_duties(con, left)
+        ends |= more
+        if readied:
+            self._hints.wake({one.queue for one in readied})
+            self._hints.changed(one.run_id for one in readied)
+        gone = LeaseLost("the lease is gone")
+        results: list[_Result] = [
+            (one.done, None if nth in ends else gone) for nth, one in enumerate(batch.ends, 1)
+        ]
+        await self._tell(batch.ends, results)
+
+    async def _tell(
+        self,
+        pending: Sequence[_Pending[StepWrite] | _Pending[FinishWrite]],
+        results: Sequence[_Result],
+    ) -> None:
+        self._hints.changed({one.write.lease.run_id for one in pending})
+        await _settle_all(results)
 
     async def _store_plain(
         self, batch: _Batch, *, is_repeat: bool
@@ -420,7 +440,7 @@ async def _find_own(con: Connection, batch: _Batch) -> tuple[dict[int, bool], se
     return {steps[row[0] - 1][0]: False for row in step_rows}, {row[0] for row in end_rows}
 
 
-async def _settle_all(results: Sequence[tuple[asyncio.Future[None], Exception | None]]) -> None:
+async def _settle_all(results: Sequence[_Result]) -> None:
     """Tell whoever waits, some at a time: their next writes go off while others still compute."""
     try:
         for nth, (done, error) in enumerate(results, 1):

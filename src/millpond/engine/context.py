@@ -23,7 +23,7 @@ from millpond.engine.children import Child, ChildFailed
 from millpond.engine.claim import Claimed
 from millpond.engine.continuing import Continuing
 from millpond.engine.duties import Duty
-from millpond.engine.encoding import dump, output_of, read_back
+from millpond.engine.encoding import dump, output_of
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
 from millpond.engine.performing import (
@@ -199,14 +199,14 @@ class Context(Fanning, Signals, Continuing, Values):
             await self._performer.oblige()
         if recorded is not None:
             if recorded.state in ("done", "failed"):
-                value = _replayed(plan.name, recorded, plan.output)
+                value = plan.result_of(recorded)
                 self._performer.given(plan, recorded, value)
                 return value
             if recorded.state == "waiting" or not recorded.is_due:
-                await self._branches.park(branch, key, is_human=False)
-        if elsewhere is not None:
+                recorded = await self._branches.park(branch, key, is_human=False)
+        if elsewhere is not None and (recorded is None or recorded.state == "retrying"):
             await self._caller.send(step, key, elsewhere, args, kwargs)
-            await self._branches.park(branch, key, is_human=False)
+            recorded = await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
@@ -306,8 +306,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 )
             )
         if recorded is None or recorded.state == "waiting":
-            await self._branches.park(branch, key, is_human=True)
-        assert recorded is not None
+            recorded = await self._branches.park(branch, key, is_human=True)
         return _decision(name, recorded, question, adapter)
 
     async def emit(self, name: str, data: Mapping[str, Json] | None = None) -> None:
@@ -342,7 +341,7 @@ class Context(Fanning, Signals, Continuing, Values):
     @property
     def parked(self) -> list[tuple[str, bool]]:
         """The step keys that this attempt waits on, each with whether a human decides it."""
-        return self._branches.parked
+        return [(one.step_key, one.is_human) for one in self._branches.parked]
 
     def begin(self) -> None:
         """Make the current task the flow's own strand."""
@@ -384,12 +383,6 @@ class Context(Fanning, Signals, Continuing, Values):
 
 def _adapter(declared: Any, function: Callable[..., Any]) -> TypeAdapter[Any] | None:
     return output_of(function) if declared is None else TypeAdapter(declared)
-
-
-def _replayed(name: str, recorded: Recorded, output: TypeAdapter[Any] | None) -> Any:
-    if recorded.state == "failed":
-        raise failure(name, orjson.loads(recorded.error or "{}"))
-    return None if recorded.output is None else read_back(output, recorded.output)
 
 
 def _decision(

@@ -83,15 +83,19 @@ def dump_error(error: BaseException, step: str | None = None) -> dict[str, Json]
     code = error.code if isinstance(error, MillpondError) else type(error).__name__
     described: dict[str, Json] = {
         "class": type(error).__name__,
-        "code": code,
-        # Lone surrogates cannot be stored.
-        "message": _message(error)[:_MAX_MESSAGE].encode("utf-8", "replace").decode(),
+        "code": readable(code),
+        "message": readable(_message(error)[:_MAX_MESSAGE]),
     }
     if step is not None:
         described["step"] = step
     if isinstance(error, MillpondError) and error.advice:
-        described["advice"] = error.advice
+        described["advice"] = readable(error.advice)
     return described
+
+
+def readable(text: str) -> str:
+    """Replace what Postgres cannot read back out of JSON: lone surrogates and the character 0."""
+    return text.encode("utf-8", "replace").decode().replace("\x00", "\ufffd")
 
 
 def _message(error: BaseException) -> str:

@@ -28,6 +28,8 @@ from millpond.engine.replaying import Findings, Rehearsal, Undo
 from millpond.types import Json
 
 KEY = "!ending"
+# Under it stands, by ending, that it failed and that this was told.
+_TOLD = "!ending/"
 # The branches of endings: names of steps hold no `!`, so that no flow's own branch is called so.
 UNDO, FAILURE = "!undo/", "!failure/"
 _log = structlog.get_logger("millpond.endgame")
@@ -56,7 +58,7 @@ async def perform(attempt: Attempt, scope: Scope, failure: Failure) -> Failure:
     await _await_outcomes(attempt, scope, recorded, findings)
     attempt.enter(Context(attempt.claimed, recorded, scope, heeds_cancel=False))
     undos = _in_order(findings, recorded)
-    await strand(attempt.context, partial(_compensate, attempt, scope, failure, undos))
+    await strand(attempt.context, partial(_compensate, attempt, scope, failure, undos, recorded))
     return failure
 
 
@@ -144,33 +146,54 @@ def _in_order(findings: Findings, recorded: History) -> list[Undo]:
 
 
 async def _compensate(
-    attempt: Attempt, scope: Scope, failure: Failure, undos: Sequence[Undo]
+    attempt: Attempt, scope: Scope, failure: Failure, undos: Sequence[Undo], recorded: History
 ) -> None:
     """Perform undos and `on_failure`; what fails for good is recorded, and the rest still runs."""
     context, flow = attempt.context, attempt.flow
     for undo in undos:
         context.move(f"{UNDO}{undo.key}/")
-        await _survived(attempt, scope, context.step(undo.step, undo.value))
+        if (error := await _error_of(context, context.step(undo.step, undo.value))) is not None:
+            await _tell(attempt, scope, f"{_TOLD}{undo.key}", error, recorded)
     if flow.on_failure is not None:
         context.move(FAILURE)
-        value = read_input(flow, attempt.claimed.input)
-        await _survived(attempt, scope, flow.on_failure(context, value, failure))
+        if (error := await _error_of(context, _after_failure(attempt, failure))) is not None:
+            await _tell(attempt, scope, f"{_TOLD}{FAILURE}", error, recorded)
 
 
-async def _survived(attempt: Attempt, scope: Scope, ending: Awaitable[Any]) -> None:
-    """Await one ending; an error of it is told by an event, and the others still run."""
+async def _after_failure(attempt: Attempt, failure: Failure) -> None:
+    """Await `on_failure`; a recorded input that the flow no longer takes is an error of it."""
+    assert attempt.flow.on_failure is not None
+    value = read_input(attempt.flow, attempt.claimed.input)
+    await attempt.flow.on_failure(attempt.context, value, failure)
+
+
+async def _error_of(context: Context, ending: Awaitable[Any]) -> Exception | None:
+    """Await one ending; returns its error, since the others still run."""
     try:
         await ending
     except Exception as error:
-        if attempt.context.closed is not None:
+        if context.closed is not None:
             raise
-        lease = attempt.claimed.lease
-        _log.error("ending.failed", run_id=str(lease.run_id), exc_info=error)
-        write = StepWrite(
-            lease=lease,
-            step_key=KEY,
-            name="ending",
-            event_kind="run.ending_failed",
-            event_data=orjson.dumps({"error": dump_error(error)}).decode(),
-        )
-        await scope.committer.record(write)
+        return error
+    return None
+
+
+async def _tell(
+    attempt: Attempt, scope: Scope, key: str, error: Exception, recorded: History
+) -> None:
+    """Tell by an event, once, that an ending failed; a later attempt meets the same error again."""
+    lease = attempt.claimed.lease
+    _log.error("ending.failed", run_id=str(lease.run_id), exc_info=error)
+    if key in recorded:
+        return
+    write = StepWrite(
+        lease=lease,
+        step_key=key,
+        name="ending",
+        kind="ending",
+        state="done",
+        output="null",
+        event_kind="run.ending_failed",
+        event_data=orjson.dumps({"error": dump_error(error)}).decode(),
+    )
+    await scope.committer.record(write)

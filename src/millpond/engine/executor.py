@@ -22,7 +22,7 @@ from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, Scope, StepFailed
 from millpond.engine.continuing import hand_over
-from millpond.engine.encoding import dump, dump_error
+from millpond.engine.encoding import dump, dump_error, readable
 from millpond.engine.endgame import Failure
 from millpond.engine.history import History
 from millpond.engine.registry import Flow
@@ -117,6 +117,8 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
     if reason == "cancelled":
         return await _stopped(attempt, scope)
     if reason == "drained":
+        # What is on its way to the database still counts; without the lease it would not.
+        await attempt.context.settled()
         return await insist(lambda: waits.release(scope.database, lease, reason="drain"))
     if reason == "timeout":
         limit = attempt.claimed.timeout_s or attempt.flow.timeout_s
@@ -124,7 +126,12 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
         return await _end(attempt, scope, Failure(outcome="failed", error=dump_error(error)))
     if reason == "blocked" and (mismatch := attempt.context.mismatch) is not None:
         _log.error("run.blocked", run_id=str(lease.run_id), mismatch=str(mismatch))
-        await insist(lambda: block(scope.database, lease, mismatch))
+        await attempt.context.settled()
+        heeds_cancel = not attempt.is_ending
+        described = mismatch.described()
+        return await insist(
+            lambda: block(scope.database, lease, described, heeds_cancel=heeds_cancel)
+        )
     return []
 
 
@@ -151,7 +158,7 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
     delay_s = _delay_s(attempt, error)
     if isinstance(error, StepFailed):
         described["step"], described["cause"] = error.step, error.error_class
-        described["code"], described["message"] = error.code, str(error)
+        described["code"] = readable(error.code)
     else:
         _log.warning(
             "flow.error",
@@ -209,11 +216,26 @@ async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied
 
 
 async def _unstorable(attempt: Attempt, scope: Scope, error: MillpondError) -> list[Readied]:
-    """Fail a run whose end the database refused to store as it was."""
+    """Fail a run whose end the database refused to store as it was; if that fails too, block it."""
     _log.error("run.unstorable", run_id=str(attempt.claimed.lease.run_id), error=error.code)
     try:
         return await _end(attempt, scope, Failure(outcome="failed", error=dump_error(error)))
+    except LeaseLost:
+        _log.info("run.lease_lost", run_id=str(attempt.claimed.lease.run_id))
+        return []
     except MillpondError as again:
-        # The lease stays until this worker ends; rescue then gives the run to another.
-        _log.error("run.stuck", run_id=str(attempt.claimed.lease.run_id), error=again.code)
+        return await _stuck(attempt, scope, again)
+
+
+async def _stuck(attempt: Attempt, scope: Scope, error: MillpondError) -> list[Readied]:
+    """Let a run that cannot be ended stand still: another attempt would come to the same."""
+    lease = attempt.claimed.lease
+    _log.error("run.stuck", run_id=str(lease.run_id), error=error.code)
+    try:
+        await attempt.context.settled()
+        return await insist(
+            lambda: block(scope.database, lease, dump_error(error), heeds_cancel=False)
+        )
+    except LeaseLost:
+        _log.info("run.lease_lost", run_id=str(lease.run_id))
         return []

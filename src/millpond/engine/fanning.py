@@ -2,17 +2,19 @@
 
 A part of `Context`. Invariants: a branch's path is its position, so that its steps keep their keys
 whatever ends first; a branch that waits gives its place in the bound to the next one, unless the caller
-counts waiting ones too; all branches are over before the fan is.
+counts waiting ones too, and needs one again to go on, ahead of those not begun; all branches are over
+before the fan is.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from millpond.engine.branches import Branch, Branches, Unwind
+from millpond.engine.branches import Branch, Branches, Parked, Unwind
 from millpond.engine.checkpoints import Checkpoints
 from millpond.engine.performing import raise_stray
 from millpond.errors import InvalidInput
@@ -87,6 +89,7 @@ class _Fan:
         self._bound_waiting = bound_waiting
         self._tasks: list[asyncio.Task[Any]] = []
         self._placed: set[Branch] = set()
+        self._woken: deque[Parked] = deque()
         self._unfinished = 0
         self._is_stopped = False
         self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -115,18 +118,23 @@ class _Fan:
         return [task.result() for task in self._tasks]
 
     def _begin(self) -> None:
-        """Begin as many branches as have a place."""
+        """Let as many branches as have a place go on or begin."""
         while (
-            len(self._tasks) < len(self._bodies)
-            and len(self._placed) < self._limit
+            len(self._placed) < self._limit
             and self._branches.closed is None
             and not self._is_stopped
         ):
-            self._start(len(self._tasks))
+            if self._woken:
+                self._branches.wake_again(self._woken.popleft())
+            elif len(self._tasks) < len(self._bodies):
+                self._start(len(self._tasks))
+            else:
+                return
 
     def _start(self, index: int) -> None:
         branch = Branch(f"{self._path}.{index}/", parent=self._parent)
         branch.on_go = partial(self._placed.add, branch)
+        branch.may_go = partial(self._has_place, branch)
         if not self._bound_waiting:
             branch.on_rest = partial(self._rested, branch)
         task = asyncio.ensure_future(self._run(self._bodies[index]))
@@ -143,6 +151,13 @@ class _Fan:
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
             raise_stray(error, "a branch")
+
+    def _has_place(self, branch: Branch, parked: Parked) -> bool:
+        """Whether the branch may go on now; where not, the strand that would is woken in its turn."""
+        if branch in self._placed or len(self._placed) < self._limit:
+            return True
+        self._woken.append(parked)
+        return False
 
     def _rested(self, branch: Branch) -> None:
         self._placed.discard(branch)

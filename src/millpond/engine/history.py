@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from millpond.db.pool import EngineDatabase
+from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.claim import Lease
 from millpond.types import Json
@@ -161,16 +161,21 @@ async def load(database: EngineDatabase, leases: Sequence[Lease]) -> dict[Lease,
             _SQL["history"], [one.org_id for one in leases], [one.run_id for one in leases]
         )
     for row in rows:
-        by_run[row["org_id"], row["run_id"]][row["step_key"]] = Recorded(
-            kind=row["kind"],
-            state=row["state"],
-            output=row["output"],
-            error=row["error"],
-            tries=row["tries"],
-            age_s=row["age_s"],
-            is_due=not row["has_timer"],
-            name=row["name"],
-            seq=row["seq"],
-            finished_at=row["finished_at"],
-        )
+        by_run[row["org_id"], row["run_id"]][row["step_key"]] = read(row)
     return histories
+
+
+def read(row: Record) -> Recorded:
+    """Return the step of a row that has a step's columns, `age_s` and `has_timer`."""
+    return Recorded(
+        kind=row["kind"],
+        state=row["state"],
+        output=row["output"],
+        error=row["error"],
+        tries=row["tries"],
+        age_s=row["age_s"],
+        is_due=not row["has_timer"],
+        name=row["name"],
+        seq=row["seq"],
+        finished_at=row["finished_at"],
+    )

@@ -87,8 +87,8 @@ async def stop_live(
     data = {"by": subject, "reason": reason}
     has_ending = Duty.ENDING in Duty(live["duties"]) and live["attempt"] > 0
     if live["state"] == RunState.RUNNING or (has_ending and not skip_endings):
+        await con.execute(_SQL["request_cancel"], org_id, run_id)
         if not live["cancel_requested"]:
-            await con.execute(_SQL["request_cancel"], org_id, run_id)
             await append(con, org_id, run_id, [Fact("run.cancel_requested", None, data)])
         if live["state"] == RunState.RUNNING:
             return Stopped(state=RunState.RUNNING)

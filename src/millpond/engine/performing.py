@@ -13,6 +13,7 @@ import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import orjson
@@ -30,6 +31,7 @@ from millpond.engine.history import Recorded
 from millpond.engine.placing import Placing
 from millpond.engine.registry import ASK_ROLE, Step
 from millpond.engine.settling import Settler
+from millpond.engine.waking import Mixed
 from millpond.errors import LeaseLost, NotDone, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
 from millpond.types import Json
@@ -72,6 +74,7 @@ class Scope:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
     timed: set[Timed] = field(default_factory=set)
+    mixed: Mixed = field(default_factory=Mixed)
 
 
 @dataclass(eq=False, slots=True)
@@ -115,6 +118,12 @@ class Plan:
     undo: Step[Any, Any] | None = None
     current_try: int = 0
 
+    def result_of(self, recorded: Recorded) -> Any:
+        """Return the result of a step that is over; raises StepFailed where it failed."""
+        if recorded.state == "failed":
+            raise failure(self.name, orjson.loads(recorded.error or "{}"))
+        return None if recorded.output is None else read_back(self.output, recorded.output)
+
 
 class Performer:
     """Performs and records the steps of one attempt."""
@@ -131,6 +140,7 @@ class Performer:
         self._timed = scope.timed
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[None]] = set()
+        branches.on_mixed = partial(scope.mixed.add, lease)
 
     async def perform(
         self,
@@ -139,9 +149,9 @@ class Performer:
         call: Callable[[int], Awaitable[Any]],
         recorded: Recorded | None,
     ) -> Any:
-        """Try until there is a result; raises StepFailed, or Unwind to park for a long backoff."""
+        """Try until there is a result, waiting between tries; raises StepFailed."""
         if recorded is not None and recorded.state in once.IN_DOUBT:
-            await self._doubt(
+            recorded = await self._doubt(
                 branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
             )
         if plan.is_once:
@@ -149,7 +159,7 @@ class Performer:
         now = self._loop.time
         tries = recorded.tries if recorded else 0
         began = now() - (recorded.age_s if recorded else 0.0)
-        while True:
+        while recorded is None or recorded.state not in ("done", "failed"):
             tries += 1
             try_began = now()
             if plan.is_once:
@@ -164,14 +174,17 @@ class Performer:
                 await self._kept(plan, self.own(done))
             except Exception as error:
                 if plan.is_once and not isinstance(error, NotDone):
-                    await self._doubt(branch, plan, tries, error)
+                    recorded = await self._doubt(branch, plan, tries, error)
+                    continue
                 delay_s = await self._failed_try(plan, error, tries, now() - began)
             else:
                 return value
             if delay_s > HOLD_S:
                 await self._back_off(plan, delay_s)
-                await self._branches.park(branch, plan.key, is_human=False)
-            await self.own(asyncio.sleep(delay_s))
+                recorded = await self._branches.park(branch, plan.key, is_human=False)
+            else:
+                await self.own(asyncio.sleep(delay_s))
+        return plan.result_of(recorded)
 
     async def _try(
         self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
@@ -233,8 +246,8 @@ class Performer:
         error: Exception | None,
         *,
         is_asked: bool = False,
-    ) -> NoReturn:
-        """Ask what became of a `once` step, unless that was asked before, and wait for the answer."""
+    ) -> Recorded:
+        """Ask what became of a `once` step, unless that was asked before; returns the answer's record."""
         doubt = once.Doubt(
             step_key=plan.key,
             name=plan.name,
@@ -246,7 +259,7 @@ class Performer:
         if not is_asked:
             asked = self.persist(lambda: once.ask(self._database, self._lease, doubt))
             await once.undisturbed(self._branches, asked)
-        await self._branches.park(branch, plan.key, is_human=True)
+        return await self._branches.park(branch, plan.key, is_human=True)
 
     async def oblige(self) -> None:
         """Set durably, once, that the run has something to do before it may fail or be cancelled."""

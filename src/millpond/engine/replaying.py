@@ -65,6 +65,7 @@ class Replayer(Performer):
         self.findings = findings
         self._places = places
         self._only_results = only_results
+        self._branches.on_mixed = None  # nobody wakes what waits in a replay
 
     async def perform(
         self,
@@ -124,6 +125,7 @@ class Replayer(Performer):
         if self._went_on(branch.path, len(branch.places)):
             raise TimeoutError("a time limit of the flow's own passed here")
         await self._branches.park(branch, key, is_human=False)
+        raise AssertionError("a replay wakes nobody")
 
     def _went_on(self, path: str, place: int) -> bool:
         """Whether the flow is recorded to have gone on after the call that it makes here."""

@@ -21,24 +21,22 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import chores, heartbeat, history, inputs, remote, waits
+from millpond.engine import heartbeat, history, inputs, remote, waits, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
-from millpond.engine.deadlines import Expired
 from millpond.engine.executor import execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
-from millpond.engine.maintenance import Maintenance
 from millpond.engine.performing import announce
 from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
-from millpond.engine.retention import Keep, Retention
+from millpond.engine.retention import Keep
 from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
-from millpond.engine.waits import Readied
+from millpond.engine.upkeep import Upkeep, tell_readied
 from millpond.errors import LeaseLost, MillpondError, Transient
 
 _SQL = queries("maintenance")
@@ -47,9 +45,8 @@ _log = structlog.get_logger("millpond.worker")
 _BUSY_POLL_S = 0.1
 _IDLE_POLL_S = 1.0
 _TICK_S = 0.05
-_CHORE_S = 0.25
+_PAUSE_S = 0.2
 _WATCH_S = 1.0
-_PRUNE_S = 5.0
 _UNWIND_S = 10.0
 _STOP_S = 35.0  # above the time limit of the engine's statements
 
@@ -120,6 +117,8 @@ class Worker:
                 await asyncio.sleep(1.0)
             if self._is_alone:
                 break
+            if not stop.is_set():  # a session that a fault ended is not opened again in a hurry
+                await asyncio.sleep(_PAUSE_S)
         await self._quarantine.close(self._drain_s)
         self._placing.close()
 
@@ -197,12 +196,14 @@ class Worker:
             asyncio.create_task(claiming or self._claim_all(scope, hints), name="claim"),
             asyncio.create_task(self._watch(hints), name="watch"),
             asyncio.create_task(self._tick(beat, pulse, scope), name="tick"),
+            asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
         ]
         if not self._is_alone:
-            loops.append(asyncio.create_task(self._chores(hints), name="chores"))
-            loops.append(asyncio.create_task(self._carry_out(hints), name="carry out"))
-        if self._keep is not None and not self._is_alone:
-            loops.append(asyncio.create_task(self._prune(self._keep), name="prune"))
+            upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
+            loops.append(asyncio.create_task(upkeep.maintain(), name="maintain"))
+            loops.append(asyncio.create_task(upkeep.carry_out(), name="carry out"))
+            if self._keep is not None:
+                loops.append(asyncio.create_task(upkeep.prune(self._keep), name="prune"))
         try:
             await _first(stop.wait(), self._lost.wait(), also=[*loops, *committer.tasks])
             if stop.is_set():
@@ -269,7 +270,7 @@ class Worker:
             self._slots.expect()
             try:
                 claimed, has_more = await claimer.claim(free)
-                attempts = await self._prepared(claimed, scope)
+                await self._start_all(claimed, scope, hints)
             except LeaseLost:
                 self._lost.set()
                 return
@@ -278,16 +279,15 @@ class Worker:
                 _log.warning("claim.failed", error=error.code)
                 await asyncio.sleep(0.5)
                 continue
-            for attempt in attempts:
-                self._start(attempt, scope, hints)
             self._slots.note_claim(free, claimed)
             if not has_more:
                 await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
 
-    async def _prepared(
-        self, claimed: Sequence[Claimed], scope: Scope
-    ) -> list[Attempt | StepAttempt]:
-        """Read what claimed work needs beyond its lease: big inputs, arguments, recorded steps."""
+    async def _start_all(self, claimed: Sequence[Claimed], scope: Scope, hints: Hints) -> None:
+        """Start claimed work with what it needs beyond its lease: big inputs, arguments, recorded steps.
+
+        The loops that call this keep nothing of it: a run that waits is not to be held in memory.
+        """
         claimed = await inputs.complete(self._database, claimed)
         steps = [one.lease for one in claimed if one.lease.is_of_step]
         again = [
@@ -297,12 +297,12 @@ class Worker:
         ]
         orders = await remote.orders(self._database, steps)
         histories = await history.load(self._database, again)
-        return [
-            StepAttempt(one, self._steps, orders.get(one.lease))
-            if one.lease.is_of_step
-            else prepare(one, self._flows, histories.get(one.lease, {}), scope)
-            for one in claimed
-        ]
+        for one in claimed:
+            if one.lease.is_of_step:
+                self._start(StepAttempt(one, self._steps, orders.get(one.lease)), scope, hints)
+            else:
+                recorded = histories.get(one.lease, {})
+                self._start(prepare(one, self._flows, recorded, scope), scope, hints)
 
     async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
@@ -315,10 +315,9 @@ class Worker:
         try:
             for queue in self._slots.total:
                 claimed, _ = await claimer.claim({queue: 1})
-                for attempt in await self._prepared(claimed, scope):
-                    self.has_worked = True
-                    self._start(attempt, scope, hints)
+                await self._start_all(claimed, scope, hints)
                 if claimed:
+                    self.has_worked = True
                     break
         except MillpondError as error:
             # What it may have leased is handed back as the session ends.
@@ -339,7 +338,7 @@ class Worker:
             _log.warning("lease.handed_back", run_id=str(lease.run_id))
             with contextlib.suppress(LeaseLost):
                 give_back = remote.release if lease.is_of_step else waits.release
-                self._hint(hints, await give_back(self._database, lease, reason="no attempt"))
+                tell_readied(hints, await give_back(self._database, lease, reason="no attempt"))
         return unknown - suspects
 
     def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
@@ -353,25 +352,13 @@ class Worker:
         began = time.monotonic()
         try:
             if isinstance(attempt, StepAttempt):
-                self._hint(hints, await execute_step(attempt, scope))
+                tell_readied(hints, await execute_step(attempt, scope))
             else:
-                self._hint(hints, await execute(attempt, scope))
+                tell_readied(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
             took_s = time.monotonic() - began
             self._slots.give(attempt.claimed.queue, attempt.capability, took_s)
-
-    def _hint(self, hints: Hints, readied: Sequence[Readied]) -> None:
-        if readied:
-            hints.wake({one.queue for one in readied})
-            hints.changed(one.run_id for one in readied)
-
-    def _tell(self, hints: Hints, expired: Expired) -> None:
-        if expired.told:
-            hints.cancelled(expired.told)
-        if expired.ended or expired.told:
-            hints.changed([*expired.ended, *expired.told])
-        self._hint(hints, expired.readied)
 
     # Hearing
 
@@ -388,54 +375,7 @@ class Worker:
             if attempt.claimed.lease == lease:
                 attempt.unwind(reason)
 
-    # Chores
-
-    async def _chores(self, hints: Hints) -> None:
-        """Rescue, fire timers, start what is due or executed alone; sleeps at most a moment."""
-        maintenance = Maintenance(self._database, lease_s=self._lease_s)
-        rescue_at = 0.0
-        while True:
-            pause_s = _CHORE_S
-            try:
-                if time.monotonic() >= rescue_at:
-                    self._hint(hints, await maintenance.rescue())
-                    rescue_at = time.monotonic() + self._lease_s / 8
-                self._hint(hints, await maintenance.fire())
-                self._tell(hints, await maintenance.expire())
-                self._hint(hints, await maintenance.start_due())
-                await self._quarantine.look()
-                due_s = await maintenance.next_due_s()
-                if due_s is not None:
-                    # One that is due and was not taken has its run locked by somebody: a moment.
-                    pause_s = min(pause_s, due_s) if due_s > 0 else pause_s / 5
-            except MillpondError as error:
-                _log.warning("maintenance.failed", error=error.code)
-            await asyncio.sleep(pause_s)
-
-    async def _carry_out(self, hints: Hints) -> None:
-        """Do to runs what the ends of others asked for, apart from timers, which do not wait."""
-        while True:
-            pause_s = _CHORE_S
-            try:
-                done = await chores.carry_out(self._database)
-                hints.cancelled(done.cancelled)
-                hints.changed(done.cancelled)
-                self._hint(hints, done.readied)
-                pause_s = 0.0 if done.has_more else _CHORE_S
-            except MillpondError as error:
-                _log.warning("chores.failed", error=error.code)
-            await asyncio.sleep(pause_s)
-
-    async def _prune(self, keep: Keep) -> None:
-        """Delete what has been over for long, a little at a time."""
-        retention = Retention(self._database, keep)
-        while True:
-            pause_s = _PRUNE_S
-            try:
-                pause_s = await retention.sweep()
-            except MillpondError as error:
-                _log.warning("retention.failed", error=error.code)
-            await asyncio.sleep(pause_s)
+    # Watching
 
     async def _tick(
         self, beat: asyncio.subprocess.Process, pulse: heartbeat.Pulse, scope: Scope

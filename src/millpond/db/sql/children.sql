@@ -56,8 +56,16 @@ select flow, queue, subject, priority, keys, timeout_s, traceparent, labels, ded
 from run where org_id = $1 and run_id = $2;
 
 -- name: hand_on
--- Lets a run's successor hold its live key, and takes the duties off it that go over.
-with moved as (
+-- Lets a run's successor hold its live key and have its untaken signals, and takes the duties off it that go over.
+with told as (
+  update signal set step_key = '!continued' where org_id = $1 and run_id = $2 and step_key is null
+  returning signal_id, name, data, sent_by, created_at
+),
+signals as (
+  insert into signal (org_id, run_id, signal_id, name, data, sent_by, created_at)
+  select $1, $3, signal_id, name, data, sent_by, created_at from told
+),
+moved as (
   update live_key set run_id = $3 where org_id = $1 and run_id = $2
 ),
 linked as (

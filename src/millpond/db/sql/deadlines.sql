@@ -24,9 +24,9 @@ where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = '!deadline'
   and not exists (select from item i where i.org_id = t.org_id and i.item_id = t.run_id);
 
 -- name: tell
--- Asks locked runs to stop as overdue, unless they were asked to stop before; with the event that tells of it.
+-- Asks locked runs to stop as overdue, unless they were asked to stop before; with the event. Blocked ones go on for that.
 with i as (
-  update item i set overdue = true, cancel_requested = true, event_no = i.event_no + 1
+  update item i set overdue = true, cancel_requested = true, blocked = null, event_no = i.event_no + 1
   from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
   where i.org_id = u.org_id and i.item_id = u.run_id and not i.cancel_requested
   returning i.org_id, i.run_id, i.event_no

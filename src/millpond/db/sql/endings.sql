@@ -27,7 +27,9 @@ cross join lateral (select i.state from item i where i.org_id = d.org_id and i.i
 -- name: end_joins
 -- Records how children ended in the steps that wait for them, each with its event; the parents are locked.
 with ended as materialized (
-  select r.org_id, u.parent_id, j.step_key, r.run_id, r.outcome, r.output, r.error
+  -- An error that holds the character 0 cannot be looked into; as a whole it is passed on.
+  select r.org_id, u.parent_id, j.step_key, r.run_id, r.outcome, r.output, r.error,
+         case when strpos(r.error::text, '\u0000') = 0 then r.error end as told
   from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::uuid[]) as u(org_id, child_id, parent_id, first_id)
   join run r on r.org_id = u.org_id and r.run_id = u.child_id
   cross join lateral (
@@ -41,8 +43,8 @@ s as (
     state = case when e.outcome = 'succeeded' then 'done' else 'failed' end,
     output = case when e.outcome = 'succeeded' then e.output end,
     error = case when e.outcome <> 'succeeded' then json_build_object(
-      'class', 'ChildFailed', 'code', coalesce(e.error->>'code', e.outcome),
-      'message', coalesce(e.error->>'message', 'it was cancelled'),
+      'class', 'ChildFailed', 'code', coalesce(e.told->>'code', e.outcome),
+      'message', coalesce(e.told->>'message', case e.outcome when 'failed' then 'it failed' else 'it was cancelled' end),
       'run_id', e.run_id, 'outcome', e.outcome, 'error', e.error) end
   from ended e
   where s.org_id = e.org_id and s.run_id = e.parent_id and s.step_key = e.step_key

@@ -3,8 +3,8 @@
 -- name: source
 -- Reads what a repeat of a run needs; a large input stands apart.
 select r.flow, r.version, r.queue, r.subject, r.priority, r.keys, r.labels, coalesce(r.input, p.body) as input, r.outcome,
-       r.error->>'code' as error_code, extract(epoch from r.deadline_at - r.created_at)::float8 as deadline_s,
-       r.dedup_key
+       case when strpos(r.error::text, '\u0000') = 0 then r.error->>'code' end as error_code,
+       extract(epoch from r.deadline_at - r.created_at)::float8 as deadline_s, r.dedup_key
 from run r left join payload p on p.org_id = r.org_id and p.run_id = r.run_id and p.slot = 'input' and r.input is null
 where r.org_id = $1 and r.run_id = $2;
 

@@ -1,0 +1,148 @@
+"""The groups of calls that a client has, by noun.
+
+Made by the clients. Invariant: both clients have these and no others. In every group `list` iterates over
+a whole list and fetches pages as it goes; `page` gives one of them.
+"""
+
+from __future__ import annotations
+
+from typing import Generic
+
+from millpond.client.calls import (
+    control,
+    events,
+    inputs,
+    knowledge,
+    many_runs,
+    runs,
+    schedules,
+    triggers,
+)
+from millpond.client.handles import run_method
+from millpond.client.surface import Group, Kind, Sends, listing, method
+
+
+class Runs(Group[Kind]):
+    """Runs: start, find, tell, stop, repeat, one or many."""
+
+    start = run_method(runs.start_run)
+    start_many = method(runs.start_runs)
+    get = run_method(runs.get_run)
+    list = listing(runs.list_runs)
+    page = method(runs.list_runs)
+    event_page = method(runs.list_run_events)
+    why = method(runs.explain_run)
+    signal = method(runs.signal_run)
+    cancel = run_method(runs.cancel_run)
+    rerun = run_method(runs.rerun_run)
+    release = run_method(runs.release_run)
+    resume = run_method(runs.resume_run)
+    bulk = run_method(many_runs.act_on_runs)
+    bulk_dry_run = method(many_runs.preview_bulk)
+
+
+class Inputs(Group[Kind]):
+    """Questions to humans."""
+
+    list = listing(inputs.list_input_requests)
+    page = method(inputs.list_input_requests)
+    get = method(inputs.get_input_request)
+    resolve = method(inputs.resolve_input_request)
+
+
+class Flows(Group[Kind]):
+    """Flows as workers published them."""
+
+    list = listing(control.list_flows)
+    get = method(control.get_flow)
+    pause = method(control.pause_flow)
+    resume = method(control.resume_flow)
+
+
+class Queues(Group[Kind]):
+    """Queues as the caller's org sees them."""
+
+    list = listing(control.list_queues)
+    pause = method(control.pause_queue)
+    resume = method(control.resume_queue)
+
+
+class Org(Group[Kind]):
+    """All work of the caller's org."""
+
+    pause = method(control.pause_org)
+    resume = method(control.resume_org)
+
+
+class Pauses(Group[Kind]):
+    """What is paused."""
+
+    list = listing(control.list_pauses)
+
+
+class Workers(Group[Kind]):
+    """Live worker processes."""
+
+    list = listing(control.list_workers)
+
+
+class Schedules(Group[Kind]):
+    """Runs that start by the clock."""
+
+    list = listing(schedules.list_schedules)
+    page = method(schedules.list_schedules)
+    create = method(schedules.create_schedule)
+    get = method(schedules.get_schedule)
+    change = method(schedules.change_schedule)
+    delete = method(schedules.delete_schedule)
+    pause = method(schedules.pause_schedule)
+    resume = method(schedules.resume_schedule)
+    run_now = run_method(schedules.run_schedule_now)
+
+
+class Triggers(Group[Kind]):
+    """Runs that start by events."""
+
+    list = listing(triggers.list_triggers)
+    page = method(triggers.list_triggers)
+    create = method(triggers.create_trigger)
+    get = method(triggers.get_trigger)
+    change = method(triggers.change_trigger)
+    delete = method(triggers.delete_trigger)
+    pause = method(triggers.pause_trigger)
+    resume = method(triggers.resume_trigger)
+
+
+class Events(Group[Kind]):
+    """Events from outside, for the triggers that listen."""
+
+    send = method(events.send_event)
+    send_many = method(events.send_events)
+    list = listing(events.list_events)
+    page = method(events.list_events)
+
+
+class Knowledge(Group[Kind]):
+    """Knowledge bases and their documents."""
+
+    list = listing(knowledge.list_knowledge_bases)
+    upload = run_method(knowledge.upload_document)
+    documents = listing(knowledge.list_documents)
+    search = method(knowledge.search_knowledge_base)
+
+
+class Groups(Generic[Kind]):
+    """All groups of a client of one kind."""
+
+    def _open(self, client: Sends) -> None:
+        self.runs: Runs[Kind] = Runs(client)
+        self.inputs: Inputs[Kind] = Inputs(client)
+        self.flows: Flows[Kind] = Flows(client)
+        self.queues: Queues[Kind] = Queues(client)
+        self.org: Org[Kind] = Org(client)
+        self.pauses: Pauses[Kind] = Pauses(client)
+        self.workers: Workers[Kind] = Workers(client)
+        self.schedules: Schedules[Kind] = Schedules(client)
+        self.triggers: Triggers[Kind] = Triggers(client)
+        self.events: Events[Kind] = Events(client)
+        self.knowledge: Knowledge[Kind] = Knowledge(client)

@@ -1,0 +1,111 @@
+"""What the server answers about what works: flows, queues, pauses, workers, reasons to wait.
+
+Made by `calls` from JSON. Invariant: as in `models`.
+"""
+
+from __future__ import annotations
+
+import uuid
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from millpond.client.models import Answer
+
+
+class Pause(Answer):
+    """A pause that holds: of a `queue`, a `flow`, the `org`, or a queue for `everyone`."""
+
+    id: str
+    scope: str
+    queue: str | None = None
+    flow: str | None = None
+    paused_by: str
+    reason: str = ""
+    paused_at: datetime
+
+
+class Resumed(Answer):
+    """What a resume did: the queues in which work can go on."""
+
+    was_paused: bool
+    queues: list[str] = Field(default_factory=list)
+
+
+class Flow(Answer):
+    """A flow as its newest version has it."""
+
+    id: str
+    name: str
+    version: int
+    versions: list[int] = Field(default_factory=list)
+    queue: str
+    needs: dict[str, str] = Field(default_factory=dict)
+    permission: str | None = None
+    may_start: bool = False
+    is_served: bool = False
+    description: str = ""
+    input_schema: Any = None
+    output_schema: Any = None
+    timeout_s: float | None = None
+    deadline_s: float | None = None
+    published_at: datetime | None = None
+    pauses: list[Pause] = Field(default_factory=list)
+
+
+class Queue(Answer):
+    """A queue as the caller's org sees it."""
+
+    id: str
+    name: str
+    queued: int = 0
+    is_depth_exact: bool = True
+    oldest_s: float | None = None
+    running: int = 0
+    scheduled: int = 0
+    waiting: int = 0
+    awaiting_input: int = 0
+    is_rest_exact: bool = True
+    workers: int = 0
+    slots: int = 0
+    pauses: list[Pause] = Field(default_factory=list)
+
+
+class Worker(Answer):
+    """A live worker process; `queues` and `in_use` count slots by queue."""
+
+    id: uuid.UUID
+    host: str
+    pid: int
+    release: str
+    queues: dict[str, int] = Field(default_factory=dict)
+    in_use: dict[str, int] = Field(default_factory=dict)
+    labels: dict[str, str] = Field(default_factory=dict)
+    flows: list[str] = Field(default_factory=list)
+    started_at: datetime
+    heartbeat_age_s: float
+    is_draining: bool = False
+
+
+class WhyReason(Answer):
+    """One reason; `facts` depend on its kind."""
+
+    kind: str
+    text: str
+    reasons: list[WhyReason] | None = None
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The further members, as docs/http.md lists them by kind."""
+        return dict(self.model_extra or {})
+
+
+class Why(Answer):
+    """Why a run does not run, or since when it does; `text` is for people."""
+
+    run_id: uuid.UUID
+    state: str
+    text: str
+    deadline_at: datetime | None = None
+    reasons: list[WhyReason] = Field(default_factory=list)
