@@ -93,10 +93,10 @@ async def test_check_finds_where_code_leaves_the_history_and_writes_nothing(pond
 
 
 async def test_an_error_after_the_last_record_is_told_and_no_mismatch(pond: Pond) -> None:
-    flow = _flow(pond, "first", fails=True)
+    _flow(pond, "first")
     async with pond.worker():
         await pond.ended(await pond.submit("changing", data=False))
-    (checked,) = await _check(pond, flow)
+    (checked,) = await _check(pond, _flow(pond, "first", fails=True))
     assert checked.comparison.result == "raised"
     assert "always" in str(checked.comparison)
 
@@ -119,3 +119,31 @@ async def test_check_goes_past_a_time_limit_that_had_passed_in_the_flow(pond: Po
         assert checked.comparison.mismatch is None
         async with pond.db.org(pond.org_id) as con:
             await cancel(con, pond.org_id, run_id, "user:test")
+
+
+async def test_a_run_that_went_on_as_another_or_failed_as_before_is_no_fault(pond: Pond) -> None:
+    async def counting(ctx: Context, left: int) -> int:
+        await ctx.step("one", _one)
+        if left:
+            await ctx.continue_as(left - 1)
+        return left
+
+    async def failing(ctx: Context, _: None) -> None:
+        await ctx.step("one", _one)
+        raise Permanent("always", code="always")
+
+    async def failing_anew(ctx: Context, _: None) -> None:
+        await ctx.step("one", _one)
+        raise Permanent("otherwise", code="always")
+
+    flows = (pond.flow(counting), pond.flow(failing, name="failing"))
+    async with pond.worker():
+        first = await pond.submit("counting", 1)
+        await pond.ended(first)
+        await pond.ended(await pond.submit("failing", None))
+    found = await _check(pond, *flows)
+    assert len(found) >= 2
+    assert {one.comparison.result for one in found} == {"ok"}
+    pond.registry = Registry()
+    (changed,) = await _check(pond, pond.flow(failing_anew, name="failing"))
+    assert changed.comparison.result == "raised"

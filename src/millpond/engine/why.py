@@ -122,9 +122,10 @@ async def _reasons(con: Connection, org_id: int, run: Record, state: RunState) -
 def _finished(run: Record, state: RunState) -> Reason:
     error = orjson.loads(run["error"]) if run["error"] else None
     why = f": {error['code']}" if error else ""
+    verb = "was" if state == RunState.CANCELLED else "has"
     return Reason(
         kind="finished",
-        text=f"It is {state} since {_at(run['finished_at'])}{why}.",
+        text=f"It {verb} {state} at {_at(run['finished_at'])}{why}.",
         facts={"finished_at": run["finished_at"], "error": error},
     )
 
