@@ -1,8 +1,8 @@
 """Flows that pass the commit points of steps, waits and ends: the workload of crash and chaos tests.
 
-Those of patterns over several runs are in patterns.py. Add a flow when a new commit point appears:
-`test_crashes.py` fails until the workload passes it. Invariant: what a step does outside goes through the
-sink, under the step's own key, with the effect's name.
+Those of patterns over several runs are in patterns.py, those with steps in another queue in elsewhere.py.
+Add a flow when a new commit point appears: `test_crashes.py` fails until the workload passes it. Invariant:
+what a step does outside goes through the sink, under the step's own key, with the effect's name.
 """
 
 from __future__ import annotations
@@ -61,9 +61,14 @@ async def hold(step_ctx: StepContext, attempt: int, effect: str) -> int:
 
 
 async def effect_of(
-    step_ctx: StepContext, attempt: int, effect: str, *, is_once: bool = False
+    step_ctx: StepContext,
+    attempt: int,
+    effect: str,
+    *,
+    is_once: bool = False,
+    execution: str = "",
 ) -> int:
-    """Take an effect at the sink under the step's key."""
+    """Take an effect at the sink under the step's key; `execution` tells one of a step elsewhere."""
     return await step_ctx.get(SinkClient).call(
         run_id=str(step_ctx.run_id),
         effect=effect,
@@ -71,6 +76,7 @@ async def effect_of(
         attempt=attempt,
         try_number=step_ctx.try_number,
         is_once=is_once,
+        execution=execution,
     )
 
 

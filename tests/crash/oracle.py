@@ -1,7 +1,8 @@
 """What must hold once everything has ended, whatever was killed meanwhile.
 
 Every accepted run ended exactly once; no recorded step ran again; no effect came under two keys; events have
-no gaps; nothing live is left. Reads as the engine's role; called at the end of crash and chaos tests.
+no gaps; nothing live is left, of steps in other queues neither; big values are there for the rows that lack
+them, and no others. Reads as the engine's role; called at the end of crash and chaos tests.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ async def check(
             assert not left, f"{table} has {len(left)} rows left, such as {left[0]}"
         pending = await con.fetchval("select count(*) from input_request where state = 'pending'")
         assert pending == 0, "questions of ended runs are still open"
+        await _check_payloads(con)
         steps = await con.fetch(
             "select org_id, run_id, step_key, name, kind, state, attempt, tries from step"
         )
@@ -71,6 +73,23 @@ async def _check_events(con: Connection, runs: list[Record]) -> None:
         " group by run_id, step_key having count(*) > 1"
     )
     assert not repeated, f"recorded twice: {repeated}"
+
+
+async def _check_payloads(con: Connection) -> None:
+    """Each big value belongs to a row whose column is null, and each such row has its value."""
+    rows = await con.fetch(
+        "with wanted as ("
+        " select org_id, run_id, 'input' as slot from run where input is null"
+        " union all select org_id, run_id, 'output' from run"
+        "   where output is null and outcome = 'succeeded' and continued_to is null"
+        " union all select org_id, run_id, 'step:' || step_key from step"
+        "   where output is null and kind = 'step' and state = 'done'"
+        " union all select org_id, run_id, 'args:' || step_key from step"
+        "   where input is null and kind = 'step' and ref is not null and effect is null)"
+        " select run_id, slot, w is null as is_leftover from wanted w"
+        " full join payload p using (org_id, run_id, slot) where w is null or p is null"
+    )
+    assert not rows, f"payloads left over or missing: {rows}"
 
 
 def _check_outputs(runs: list[Record]) -> None:
@@ -103,7 +122,11 @@ def _check_steps(steps: list[Record], sink: Sink, *, may_repeat_attempts: bool) 
             continue
         last = max(call.attempt for call in calls)
         assert last <= step["attempt"], f"{key}: recorded by {step['attempt']}, run by {last}"
-        tries = {(call.attempt, call.try_number, call.pid) for call in calls}
+        executions = {(call.pid, call.execution) for call in calls if call.execution}
+        assert may_repeat_attempts or len(executions) <= step["attempt"], (
+            f"{key}: recorded by claim {step['attempt']}, executed by {executions}"
+        )
+        tries = {(call.attempt, call.try_number, call.pid, call.execution) for call in calls}
         assert may_repeat_attempts or len(tries) == len(calls), f"{key}: a try ran twice: {calls}"
     keys: dict[tuple[str, str], set[str]] = defaultdict(set)
     for call in sink.calls:

@@ -23,7 +23,10 @@ OPEN_S = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Call:
-    """One call as it arrived: for which run and effect, under which key, by whom."""
+    """One call as it arrived: for which run and effect, under which key, by whom.
+
+    Of a step in another queue, `execution` names which one in its process it is.
+    """
 
     run_id: str
     effect: str
@@ -32,6 +35,7 @@ class Call:
     try_number: int
     pid: int
     is_once: bool = False
+    execution: str = ""
 
 
 @dataclass

@@ -54,7 +54,7 @@ class Storm:
                 await self._start()
             helping = [group.create_task(self._forgive()), group.create_task(self._people.decide())]
             await asyncio.gather(self._submit(until), self._hurt(until))
-            await self._people.until_left(0, LAST_S)
+            await self._people.until_left((), LAST_S)
             for task in helping:
                 task.cancel()
         died = [

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import pytest
 from tests.crash.arranged import ARRANGED, expire
+from tests.crash.elsewhere import QUEUE
 from tests.crash.flows import REGISTRY, resources
 from tests.crash.oracle import check
 from tests.crash.points import names
@@ -21,6 +22,9 @@ from tests.crash.workload import People, intent, mixed, worker_process
 from tests.engine.conftest import Pond
 
 END_S = 40.0
+# Flows that stay in a step until the gate opens.
+HOLDING = ("crash.holds", "crash.abandons")
+SLOTS = {"default": 20, QUEUE: 20}
 # Points that no worker passes, and why they need no scenario.
 EXEMPT: Mapping[str, str] = {
     "check": "a command that only reads",
@@ -50,7 +54,8 @@ async def test_a_worker_killed_there_loses_and_repeats_nothing(
 ) -> None:
     name = scenario.partition(":")[2].partition("#")[0]
     promise = await ARRANGED[name](pond, people) if name in ARRANGED else None
-    await people.submit([*mixed(people.org_id), intent(people.org_id, "crash.holds")])
+    held = [intent(people.org_id, flow) for flow in HOLDING]
+    await people.submit([*mixed(people.org_id), *held])
     async with worker_process(pond.urls.engine, sink, crash=scenario) as victim:
         await _until_dead_or_idle(victim, people)
         if victim.returncode is None:
@@ -61,8 +66,8 @@ async def test_a_worker_killed_there_loses_and_repeats_nothing(
     sink.gate.set()
     await expire(pond)
     given = resources(str(sink.path))
-    async with pond.worker(flows=list(REGISTRY.flows.values()), resources=given, keep=KEEP):
-        await people.until_left(0, END_S)
+    async with pond.worker(SLOTS, registry=REGISTRY, resources=given, keep=KEEP):
+        await people.until_left((), END_S)
         if promise is not None:
             await _until_kept(pond, *promise)
     await check(pond.engine_db, sink, people.accepted)
@@ -77,9 +82,9 @@ async def _until_kept(pond: Pond, condition: str, expected: int) -> None:
 
 
 async def _until_dead_or_idle(victim: asyncio.subprocess.Process, people: People) -> None:
-    """Wait until the worker is dead, or only the run that holds is left."""
+    """Wait until the worker is dead, or only the runs that hold are left."""
     dead = asyncio.create_task(victim.wait())
-    idle = asyncio.create_task(people.until_left(1, END_S))
+    idle = asyncio.create_task(people.until_left(HOLDING, END_S))
     await asyncio.wait({dead, idle}, return_when=asyncio.FIRST_COMPLETED)
     dead.cancel()
     if not idle.done():

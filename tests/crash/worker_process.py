@@ -15,6 +15,7 @@ from collections import Counter
 
 import orjson
 import structlog
+from tests.crash import elsewhere
 from tests.crash import patterns as patterns
 from tests.crash.flows import REGISTRY, resources
 
@@ -63,7 +64,8 @@ async def main() -> None:
         engine_url=orders["engine"],
         listen_url=orders["engine"],
         flows=list(REGISTRY.flows.values()),
-        slots={"default": orders["slots"]},
+        slots={"default": orders["slots"], elsewhere.QUEUE: orders["slots"]},
+        steps=list(REGISTRY.steps.values()),
         resources=resources(orders["sink"]),
         lease_s=orders["lease_s"],
         drain_s=0.3,

@@ -120,20 +120,22 @@ class Pond:
         slots: Mapping[str, int] | None = None,
         *,
         flows: Sequence[Flow] | None = None,
+        registry: Registry | None = None,
         labels: Mapping[str, str] | None = None,
         resources: Mapping[type, object] | None = None,
         lease_s: float = 2.0,
         drain_s: float = 5.0,
         keep: Keep | None = None,
     ) -> AsyncIterator[Worker]:
-        """Run a worker in this process until the block ends."""
+        """Run a worker in this process until the block ends; another registry's flows and steps if given."""
+        known = registry or self.registry
         worker = Worker(
             database=self.engine_db,
             engine_url=self.urls.engine,
             listen_url=self.urls.engine,
-            flows=list(self.registry.flows.values()) if flows is None else flows,
+            flows=list(known.flows.values()) if flows is None else flows,
             slots=slots or {"default": 20},
-            steps=list(self.registry.steps.values()),
+            steps=list(known.steps.values()),
             labels=labels or {},
             resources=resources,
             lease_s=lease_s,
