@@ -30,7 +30,8 @@ def flows(front: Front) -> None:
 
     async def ask(ctx: Context, _: Any) -> Any:
         form = {"type": "object", "properties": {"approved": {"type": "boolean"}}}
-        return (await ctx.ask_human("Ship it?", role="support", form=form)).answer
+        question = ctx.ask_human("ship", title="Ship it?", role="support", form=form)
+        return (await question).answer
 
     front.flow(ship, name="orders.ship")
     front.flow(react, name="orders.react")
@@ -80,3 +81,4 @@ def _ask(pond: Any) -> None:
     for event in pond.runs.start("ask").events():
         if event.kind == "run.awaiting_input":
             return
+    raise AssertionError("the run ended without a question")

@@ -24,15 +24,17 @@ def act_on_runs(
     q: str | None = None,
     labels: Mapping[str, str] | None = None,
     reason: str = "",
+    skip_endings: bool = False,
     idempotency_key: str | None = None,
 ) -> Call[RunData]:
     """Cancel or rerun all runs that fit everything given, by a run of its own: follow that one.
 
-    At least one member of the filter is given. The result counts what was `matched`, `done`,
-    `skipped` and in `errors`.
+    At least one member of the filter is given. `skip_endings` is as of a cancel. The result counts
+    what was `matched`, `done`, `skipped` and in `errors`.
     """
     wanted = _filter(states, flow, queue, created_after, created_before, q, labels)
-    body = {"action": action, "filter": wanted, "reason": reason, "dry_run": False}
+    told = {"reason": reason, "skip_endings": skip_endings, "dry_run": False}
+    body = {"action": action, "filter": wanted, **told}
     return post_once(path_of("runs", "bulk"), RunData, body, key=idempotency_key)
 
 
