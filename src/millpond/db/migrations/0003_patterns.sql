@@ -14,7 +14,6 @@ alter table run
   add column continued_to uuid,
   add column deadline_at timestamptz,
   add column dedup_key text,
-  add column payload_bytes integer,
   add check ((parent_id is null) = (parent_key is null)),
   add check ((parent_id is null) = (close_policy is null));
 create index run_by_parent on run (org_id, parent_id, run_id) where parent_id is not null;
@@ -66,11 +65,10 @@ alter table input_request
 create unique index input_request_open on input_request (org_id, run_id, step_key) where state = 'pending';
 create index input_request_of_run on input_request (org_id, run_id);
 
--- What workers can run: with which labels, whether a cancelled run still has something to do, and by when a run has to
+-- What workers can run: with which labels, and by when a run has to
 -- be over. Of a worker: its release, when its heartbeat last came, and the slots in use by queue as it told itself.
 alter table flow_version
   add column labels json not null default '{}',
-  add column has_ending boolean not null default false,
   add column deadline_s double precision check (deadline_s > 0);
 alter table worker
   add column labels json not null default '{}',
