@@ -1,5 +1,5 @@
 -- The engine complete: steps in other queues, children, signals, deadlines, deduplication, payloads, pauses, schedules,
--- triggers, deferred chores. Additive, so that workers of the previous release go on beside it.
+-- triggers, deferred chores. It came before the first release: workers of older commits do not work beside it.
 
 -- Run: whose child, rerun or successor it is, when it has to be over, which live key it holds. An input above 256 KiB is
 -- null here and stands in payload.
