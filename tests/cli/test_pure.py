@@ -16,7 +16,7 @@ from millpond.cli.exit import MEANINGS, ExitCode, Interrupted, TimedOut, exit_co
 from millpond.cli.kb import collect
 from millpond.cli.logs import configure_logging
 from millpond.cli.options import joined_labels, read_json, read_pairs
-from millpond.cli.output import plain
+from millpond.cli.output import plain, print_table
 from millpond.cli.remote import find_token
 from millpond.errors import (
     Conflict,
@@ -227,3 +227,11 @@ def test_labels_of_a_worker_are_names_with_values() -> None:
     with pytest.raises(InvalidInput) as caught:
         worker_labels(read_settings(labels="gpu"))
     assert caught.value.param == "MILLPOND_LABELS"
+
+
+def test_a_column_that_is_to_be_read_whole_is_not_folded_by_a_long_neighbour(capsys):
+    cells = ["a" * 36, "h" * 250, "default 0/100"]
+    print_table(["id", "host", "in use"], [cells], empty="", whole=("id", "in use"))
+    shown = capsys.readouterr().out
+    assert "a" * 36 in shown
+    assert "default 0/100" in shown

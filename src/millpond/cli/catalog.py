@@ -55,11 +55,12 @@ def workers(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
         for one in page["data"]
     ]
     columns = ["worker", "host", "process", "release", "in use", "labels", "heartbeat", ""]
-    print_table(columns, rows, empty="No worker is live (`millpond worker`).")
+    empty = "No worker is live (`millpond worker`)."
+    print_table(columns, rows, empty=empty, whole=("worker", "in use"))
 
 
 def _slots(queues: Json, in_use: Json) -> str:
-    return ", ".join(f"{name} {in_use.get(name, 0)}/{slots}" for name, slots in queues.items())
+    return "\n".join(f"{name} {in_use.get(name, 0)}/{slots}" for name, slots in queues.items())
 
 
 def _labels(labels: Json) -> str:

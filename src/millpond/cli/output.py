@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from rich import box
 from rich.console import Console
@@ -62,16 +62,21 @@ def print_json_line(document: Json) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, title: str = ""
+    columns: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    empty: str,
+    title: str = "",
+    whole: Collection[str] = (),
 ) -> None:
-    """Print a table, or the sentence `empty` when it has no rows."""
+    """Print a table, or the sentence `empty` when it has no rows; columns in `whole` are never folded."""
     filled = [list(row) for row in rows]
     if not filled:
         out().print(Text(empty))
         return
     table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in whole)
     for row in filled:
         table.add_row(*[cell(value) for value in row])
     out().print(table)
