@@ -49,16 +49,37 @@ def new_id() -> uuid.UUID:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """What a principal's rights stand on; the database is asked in every transaction whether it still does.
+
+    `stamp` is the version of the rights, `session_id` the signed-in device, `grant_id` the grant by which
+    an operator is let into an org.
+    """
+
+    stamp: int
+    session_id: uuid.UUID | None = None
+    grant_id: uuid.UUID | None = None
+
+
+# The org of a principal that acts on the platform itself and sees no org's rows.
+NO_ORG = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Principal:
     """Who acts, in which org, with which permissions and roles.
 
-    `subject` is `user:…`, `key:…`, `service:…` or `run:…`; a permission is `noun:verb`.
+    `subject` is `user:…`, `key:…`, `service:…`, `outside:…` or `run:…`; a permission is `noun:verb`. Without
+    a `standing` the rights were signed on the machine itself (`millpond token`) and end with the token.
+    `granted_by` is the owner who let an operator in.
     """
 
     org_id: int
     subject: str
     permissions: frozenset[str] = frozenset()
     roles: frozenset[str] = frozenset()
+    standing: Standing | None = None
+    granted_by: str | None = None
 
     def may(self, permission: str) -> bool:
         """Whether this principal holds `permission`, by name or by the wildcard `*`."""
@@ -92,7 +113,9 @@ class Intent:
 
     `delay_s` and `deadline_s` count from submit on the database's clock; a higher `priority` goes
     earlier. `input` is JSON text in UTF-8, already validated. `dedup_key` is the live key that the
-    caller took for it; `duties` are bits of `engine.duties` beside those that follow from the rest.
+    caller took for it; `duties` are bits of `engine.duties` beside those that follow from the rest. `stamp`
+    is the version of the subject's rights and `permission` what starting it took: both are asked again before
+    every step with an effect; without a `stamp` there is nothing to ask.
     """
 
     org_id: int
@@ -113,3 +136,5 @@ class Intent:
     parent: Parent | None = None
     origin: Origin | None = None
     duties: int = 0
+    stamp: int | None = None
+    permission: str | None = None

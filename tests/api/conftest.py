@@ -27,6 +27,7 @@ from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
+from millpond.identity.gate import Gate
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
 from millpond.knowledge.store import KnowledgeStore
@@ -239,7 +240,7 @@ async def opened(
     try:
         yield create_app(
             db=db,
-            keyring=keyring,
+            gate=Gate(keyring),
             hints=hints,
             feed=feed,
             check_schema=lambda: check_schema(urls.app),
@@ -263,7 +264,7 @@ async def front(
     """An API on a fresh database, with no flow published and no worker."""
     store = KnowledgeStore(db, embedder)
     async with opened(urls, db, store) as app, served(app) as url, AsyncExitStack() as closing:
-        yield Front(url, urls, db, engine_db, org, app.state.ports.keyring, app, closing)
+        yield Front(url, urls, db, engine_db, org, app.state.ports.gate.keyring, app, closing)
 
 
 @pytest.fixture

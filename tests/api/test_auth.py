@@ -130,7 +130,8 @@ async def test_token_of_another_key(front: Front) -> None:
     claims = jwt.decode(genuine, options={"verify_signature": False})
     kid = jwt.get_unverified_header(genuine)["kid"]
     stranger = Ed25519PrivateKey.generate()
-    for header in ({"kid": kid}, {"kid": "other"}, {}):
+    for named in ({"kid": kid}, {"kid": "other"}, {}):
+        header = {"typ": "at+jwt", **named}
         token = jwt.encode(claims, stranger, algorithm="EdDSA", headers=header)
         response = await (await front.client(token=token)).get("/v1/runs")
         assert response.status_code == 401
@@ -156,7 +157,10 @@ async def test_key_made_by_another_process_is_learned(front: Front) -> None:
     front.keyring._refreshed_at = time.monotonic() - 60
     claims = jwt.decode(front.token(), options={"verify_signature": False})
     token = jwt.encode(
-        claims, other._signer.private, algorithm="EdDSA", headers={"kid": other._signer.kid}
+        claims,
+        other._signer.private,
+        algorithm="EdDSA",
+        headers={"kid": other._signer.kid, "typ": "at+jwt"},
     )
     assert (await (await front.client(token=token)).get("/v1/runs")).status_code == 200
 
@@ -187,10 +191,11 @@ async def test_org_of_the_token_counts_whatever_the_request_says(
     await front.publish()
     stranger = await front.client(org_id=other_org)
     await stranger.post("/v1/runs", json={"flow": "echo"})
-    response = await ann.get(
-        "/v1/runs", params={"org_id": other_org}, headers={"X-Organization-Id": str(other_org)}
-    )
+    response = await ann.get("/v1/runs", params={"org_id": other_org})
     assert response.json()["data"] == []
+    for elsewhere in (other_org, 999_999, "nowhere"):
+        refused = await ann.get("/v1/runs", headers={"X-Organization-Id": str(elsewhere)})
+        assert (refused.status_code, refused.json()["code"]) == (403, "org_forbidden")
 
 
 async def test_unknown_path_and_method_are_problems(front: Front, ann: Client) -> None:

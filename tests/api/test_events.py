@@ -201,7 +201,7 @@ async def test_shutdown_ends_open_streams(urls: Urls, db: Database, org: int) ->
     import httpx2
 
     async with opened(urls, db) as app:
-        token = app.state.ports.keyring.mint(principal, "pond", 60)
+        token = app.state.ports.gate.keyring.mint(principal, "pond", 60)
         headers = {"Authorization": f"Bearer {token}"}
         following: list[asyncio.Task[list[str]]] = []
         async with httpx2.AsyncClient(headers=headers, trust_env=False, timeout=60) as client:

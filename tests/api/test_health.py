@@ -88,7 +88,7 @@ async def test_postgres_down_gives_503_and_its_return_is_noticed(
         org_id = await ensure_org(db, "pond", "Pond")
         app = await closing.enter_async_context(opened(urls, db))
         url = await closing.enter_async_context(served(app))
-        front = Front(url, urls, db, engine_db, org_id, app.state.ports.keyring, app, closing)
+        front = Front(url, urls, db, engine_db, org_id, app.state.ports.gate.keyring, app, closing)
         ann = await front.client()
         await front.publish()
         body = {"flow": "echo"}

@@ -57,7 +57,7 @@ def forged(key: Any, kid: object, *, algorithm: str = "EdDSA", **changes: Any) -
         **changes,
     }
     claims = {name: value for name, value in claims.items() if value is not None}
-    return jwt.encode(claims, key, algorithm=algorithm, headers={"kid": kid})
+    return jwt.encode(claims, key, algorithm=algorithm, headers={"kid": kid, "typ": "at+jwt"})
 
 
 def part(document: object) -> str:

@@ -53,7 +53,7 @@ from millpond.api.routes import (
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
-from millpond.identity.tokens import Keyring
+from millpond.identity.gate import Gate
 from millpond.knowledge.store import KnowledgeStore
 
 _DESCRIPTION = """\
@@ -129,7 +129,7 @@ class Api(FastAPI):
 def create_app(
     *,
     db: Database,
-    keyring: Keyring,
+    gate: Gate,
     hints: Hints,
     feed: Feed,
     check_schema: SchemaCheck | None = None,
@@ -151,7 +151,7 @@ def create_app(
     )
     app.state.ports = Ports(
         db=db,
-        keyring=keyring,
+        gate=gate,
         hints=hints,
         feed=feed,
         catalog=Catalog(db),

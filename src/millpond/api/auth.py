@@ -15,7 +15,9 @@ from fastapi.security import HTTPBearer
 
 from millpond.api.ports import Ports
 from millpond.db.pool import Connection
-from millpond.errors import Forbidden, Transient, Unauthenticated
+from millpond.errors import Forbidden, Unauthenticated
+from millpond.identity.gate import Wish
+from millpond.identity.passport import ORG_HEADER
 from millpond.types import Principal
 
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/.well-known/jwks.json"})
@@ -27,6 +29,7 @@ class Caller:
 
     principal: Principal
     ports: Ports
+    address: str | None = None
 
     @property
     def org_id(self) -> int:
@@ -34,8 +37,8 @@ class Caller:
         return self.principal.org_id
 
     def org(self) -> AbstractAsyncContextManager[Connection]:
-        """Open a transaction in the caller's org."""
-        return self.ports.db.org(self.principal.org_id)
+        """Open a transaction in the caller's org; it is refused once the caller's rights have changed."""
+        return self.ports.db.of(self.principal)
 
 
 class Requires(HTTPBearer):
@@ -44,13 +47,15 @@ class Requires(HTTPBearer):
     One class for scheme and check, since each further dependency costs every request.
     """
 
-    def __init__(self, permission: str) -> None:
+    def __init__(self, permission: str, *, is_of_platform: bool = False) -> None:
         super().__init__(
             bearerFormat="JWT",
             scheme_name="bearer",
-            description="A token of this installation: `millpond token` prints one for development.",
+            description="An access token of this installation, an API key, or a token of a registered "
+            "issuer. One that spans several organizations is sent with `X-Organization-Id`.",
         )
         self.permission = permission
+        self.is_of_platform = is_of_platform
 
     async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
         """Return who calls; raises Unauthenticated or Forbidden."""
@@ -62,19 +67,27 @@ class Requires(HTTPBearer):
                 advice="send the header `Authorization: Bearer <token>`",
             )
         ports: Ports = request.app.state.ports
-        principal = await _verified(ports, token.strip())
+        wish = Wish(
+            org=request.headers.get(ORG_HEADER.lower(), "").strip() or None,
+            is_of_platform=self.is_of_platform,
+        )
+        principal = await ports.gate.admit(token.strip(), wish)
         permit(principal, self.permission)
-        return Caller(principal=principal, ports=ports)
-
-
-# A key that was taken away is refused after a minute; through an outage, after ten.
-_KEYS_FOR_S = 60.0
-_KEYS_AT_MOST_S = 600.0
+        return Caller(principal=principal, ports=ports, address=_address(request))
 
 
 def requires(permission: str) -> Any:
     """Declare that a route needs `permission`; gives the route its `Caller`."""
     return Depends(Requires(permission))
+
+
+def requires_of_platform(permission: str) -> Any:
+    """Declare that a route of the platform itself needs `permission`; its `Caller` has no org."""
+    return Depends(Requires(permission, is_of_platform=True))
+
+
+def _address(request: Request) -> str | None:
+    return request.client.host if request.client is not None else None
 
 
 def permit(principal: Principal, permission: str, *, param: str | None = None) -> None:
@@ -86,21 +99,3 @@ def permit(principal: Principal, permission: str, *, param: str | None = None) -
             param=param or permission,
             advice="ask for a token with this permission",
         )
-
-
-async def _verified(ports: Ports, token: str) -> Principal:
-    """Verify a token; keys are read again once a minute, and for a token signed with an unknown one."""
-    keyring = ports.keyring
-    if keyring.age_s > _KEYS_FOR_S:
-        try:
-            await keyring.refresh()
-        except Transient:
-            if keyring.age_s > _KEYS_AT_MOST_S:
-                raise
-    try:
-        return keyring.verify(token)
-    except Unauthenticated as error:
-        if error.code != "token_unknown_key":
-            raise
-    await keyring.refresh()
-    return keyring.verify(token)

@@ -18,7 +18,7 @@ from millpond.api.readiness import Readiness
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
-from millpond.identity.tokens import Keyring
+from millpond.identity.gate import Gate
 from millpond.knowledge.store import KnowledgeStore
 
 
@@ -27,7 +27,7 @@ class Ports:
     """The app's connections to the rest; `stopping` is set when open streams shall end."""
 
     db: Database
-    keyring: Keyring
+    gate: Gate
     hints: Hints
     feed: Feed
     catalog: Catalog

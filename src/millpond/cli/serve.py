@@ -77,6 +77,7 @@ async def _compose(
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
+    from millpond.identity.gate import Gate
     from millpond.identity.tokens import Keyring
 
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
@@ -90,7 +91,7 @@ async def _compose(
     )
     return create_app(
         db=db,
-        keyring=keyring,
+        gate=Gate(keyring),
         hints=hints,
         feed=feed,
         check_schema=lambda: check_schema(databases.app),

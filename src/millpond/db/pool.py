@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
@@ -18,6 +20,7 @@ import asyncpg
 
 from millpond.db.translate import translated
 from millpond.errors import Permanent, Unavailable
+from millpond.types import NO_ORG, Principal, Standing
 
 Connection: TypeAlias = (
     "asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]"
@@ -28,6 +31,7 @@ Record = asyncpg.Record
 Probe: TypeAlias = Callable[[str], Awaitable[None]]
 
 SCHEMA = "millpond"
+_SUBJECT = re.compile(r"(user|key|service|outside):[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # A rollback is immediate; past this the connection is as good as gone.
 ROLLBACK_S = 5.0
 DISCARD_S = 2.0
@@ -160,6 +164,16 @@ def _refuse_rolled_back(status: str) -> None:
         )
 
 
+def _refuse_stale(subject: str, standing: Standing) -> str:
+    """Return the call that raises when rights are stale; its words go into the opening message itself."""
+    if not _SUBJECT.fullmatch(subject):
+        raise ValueError("a principal with a standing is `kind:uuid`")
+    words = [f"'{subject}'", str(int(standing.stamp))]
+    for one in (standing.session_id, standing.grant_id):
+        words.append("null" if one is None else f"'{uuid.UUID(int=one.int)}'")
+    return f"refuse_stale({', '.join(words)})"
+
+
 class Database(_Pool):
     """The application role's pool: API and step code."""
 
@@ -180,6 +194,19 @@ class Database(_Pool):
     async def org(self, org_id: int) -> AsyncIterator[Connection]:
         """Open a transaction in which only rows of `org_id` exist; commits when the block ends."""
         begin = f"begin; set local millpond.org = '{int(org_id)}'"
+        async with self._transaction(begin, "org") as con:
+            yield con
+
+    @asynccontextmanager
+    async def of(self, principal: Principal) -> AsyncIterator[Connection]:
+        """Open a transaction in a principal's org, or without one for the platform's own.
+
+        Raises Unauthenticated when its rights are no more what they were, Forbidden when the org is suspended.
+        """
+        org = "" if principal.org_id == NO_ORG else int(principal.org_id)
+        begin = f"begin; set local millpond.org = '{org}'"
+        if principal.standing is not None:
+            begin += f"; select {_refuse_stale(principal.subject, principal.standing)}"
         async with self._transaction(begin, "org") as con:
             yield con
 

@@ -10,7 +10,16 @@ from contextlib import contextmanager
 
 import asyncpg
 
-from millpond.errors import Conflict, InvalidInput, MillpondError, Permanent, Transient, Unavailable
+from millpond.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    MillpondError,
+    Permanent,
+    Transient,
+    Unauthenticated,
+    Unavailable,
+)
 
 # Connections lost (08), resources exhausted (53), shutdown or takeover (57, 25006), a session that
 # the server ended (25P03, 25P04), failing storage (58).
@@ -31,6 +40,26 @@ _AGAIN = (
 )
 
 
+def _stale() -> MillpondError:
+    return Unauthenticated(
+        "What this token was signed for has changed or was taken away.",
+        code="token_stale",
+        advice="refresh the token, or sign in again",
+    )
+
+
+def _suspended() -> MillpondError:
+    return Forbidden(
+        "This organization is suspended.",
+        code="org_suspended",
+        advice="ask the operator of this installation",
+    )
+
+
+# Raised by `refuse_stale` (migration 0004).
+_REFUSED = {"MP401": _stale, "MP403": _suspended}
+
+
 def translate(error: Exception) -> MillpondError | None:
     """Return Millpond's error for a driver's, or None when it is not a driver's."""
     if isinstance(error, asyncpg.PostgresError):
@@ -47,6 +76,8 @@ def translate(error: Exception) -> MillpondError | None:
 
 def _from_server(error: asyncpg.PostgresError) -> MillpondError:
     """Sort an error that the server sent by what the caller can do about it."""
+    if error.sqlstate in _REFUSED:
+        return _REFUSED[error.sqlstate]()
     if isinstance(error, _AGAIN):
         return Transient("The database asked to try this transaction again.", retry_after_s=0.05)
     if isinstance(error, _GONE):

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -17,15 +18,18 @@ import jwt
 
 from millpond.db.pool import Database
 from millpond.errors import Unauthenticated
+from millpond.identity.passport import Passport, Seat
 from millpond.identity.seal import Seal
 from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load, load_public
-from millpond.types import Principal, new_id
+from millpond.types import Json, Principal, new_id
 
 _LEEWAY_S = 5.0  # clocks of two hosts may differ by this much
 _REFRESH_S = 5.0  # tokens with unknown keys cause at most one look into the database in this time
 _MAX_TOKEN_CHARS = 8192
 _MAX_REMEMBERED = 4096
-_REQUIRED = ("iss", "aud", "sub", "org", "exp", "iat", "jti")
+_REQUIRED = ("iss", "aud", "sub", "exp", "iat", "jti")
+# RFC 9068: what is signed for another purpose is no access token.
+TYPE = "at+jwt"
 
 
 class Keyring:
@@ -39,7 +43,7 @@ class Keyring:
         self._known = {key.kid: key for key in known}
         self._issuer = issuer
         self._audience = audience
-        self._verified: dict[str, tuple[Principal, float]] = {}
+        self._verified: dict[str, tuple[Passport, float]] = {}
         self._refreshed_at = time.monotonic()
         self._reading = asyncio.Lock()
 
@@ -75,26 +79,59 @@ class Keyring:
         """Return the public keys as a JSON Web Key Set (RFC 7517)."""
         return {"keys": [dict(key.jwk) for key in self._known.values()]}
 
+    @property
+    def issuer(self) -> str:
+        """Who signs here: `iss` of every token made here."""
+        return self._issuer
+
     def mint(self, principal: Principal, org_slug: str, ttl_s: float) -> str:
-        """Return a signed token for `principal` that expires in `ttl_s` seconds."""
+        """Return a token for a fixed principal, without a session, that expires in `ttl_s` seconds."""
+        return self._sign(
+            principal.subject,
+            {
+                "org": principal.org_id,
+                "org_slug": org_slug,
+                "permissions": sorted(principal.permissions),
+                "roles": sorted(principal.roles),
+            },
+            ttl_s,
+        )
+
+    def mint_access(self, passport: Passport, ttl_s: float) -> str:
+        """Return a token for a signed-in person, who has a session, that expires in `ttl_s` seconds."""
+        assert passport.session_id is not None
+        claims: dict[str, Json] = {
+            "sid": str(passport.session_id),
+            "v": passport.stamp,
+            "orgs": [seat.claim() for seat in passport.seats],
+        }
+        if passport.is_operator:
+            claims["operator"] = True
+        return self._sign(passport.subject, claims, ttl_s)
+
+    def _sign(self, subject: str, more: Mapping[str, Json], ttl_s: float) -> str:
         now = int(time.time())
         claims = {
             "iss": self._issuer,
             "aud": self._audience,
-            "sub": principal.subject,
-            "org": principal.org_id,
-            "org_slug": org_slug,
-            "permissions": sorted(principal.permissions),
-            "roles": sorted(principal.roles),
+            "sub": subject,
+            **more,
             "iat": now,
             "exp": now + int(ttl_s),
             "jti": new_id().hex,
         }
-        return jwt.encode(
-            claims, self._signer.private, algorithm=ALGORITHM, headers={"kid": self._signer.kid}
-        )
+        headers = {"kid": self._signer.kid, "typ": TYPE}
+        return jwt.encode(claims, self._signer.private, algorithm=ALGORITHM, headers=headers)
 
     def verify(self, token: str) -> Principal:
+        """Return the principal of a token that speaks for one org; raises as `read` and `Passport.in_org`."""
+        return self.read(token).in_org()
+
+    def expires_at(self, token: str) -> float:
+        """Return when a token that was read ends, in seconds since the epoch."""
+        return self._verified[token][1]
+
+    def read(self, token: str) -> Passport:
         """Return who a token speaks for; raises Unauthenticated saying what is wrong with it.
 
         A token that was good is remembered, so that its signature is computed once; its expiry is
@@ -102,17 +139,17 @@ class Keyring:
         """
         remembered = self._verified.get(token)
         if remembered is not None:
-            principal, expires_at = remembered
+            passport, expires_at = remembered
             if time.time() < expires_at + _LEEWAY_S:
-                return principal
+                return passport
             del self._verified[token]
             raise _expired(expires_at)
         claims = self._claims(token)
-        principal = _principal(claims)
+        passport = _passport(claims)
         if len(self._verified) >= _MAX_REMEMBERED:
             self._verified.clear()
-        self._verified[token] = principal, float(claims["exp"])
-        return principal
+        self._verified[token] = passport, float(claims["exp"])
+        return passport
 
     def _claims(self, token: str) -> dict[str, Any]:
         key = self._key_of(token)
@@ -140,6 +177,8 @@ class Keyring:
             raise Unauthenticated(
                 f"The token is not signed with {ALGORITHM}.", code="token_algorithm"
             )
+        if str(header.get("typ", "")).lower() != TYPE:
+            raise Unauthenticated(f"The token is not of type {TYPE}.", code="token_type")
         key = self._known.get(str(header.get("kid")))
         if key is None:
             raise Unauthenticated(
@@ -187,12 +226,28 @@ def _expired(at: float) -> Unauthenticated:
     )
 
 
-def _principal(claims: dict[str, Any]) -> Principal:
-    org_id, subject = claims["org"], claims["sub"]
-    if not isinstance(org_id, int) or isinstance(org_id, bool) or not 0 < org_id < 2**63:
-        raise _malformed("claim org is not the id of an org")
+def _passport(claims: dict[str, Any]) -> Passport:
+    subject = claims["sub"]
     if not isinstance(subject, str) or not subject:
         raise _malformed("claim sub names nobody")
+    if "sid" not in claims:
+        return Passport(subject=subject, fixed=_principal(claims, subject))
+    try:
+        return Passport(
+            subject=subject,
+            session_id=uuid.UUID(claims["sid"]),
+            stamp=int(claims["v"]),
+            seats=[Seat.of_claim(claim) for claim in claims["orgs"]],
+            is_operator=claims.get("operator") is True,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _malformed("the claims of its session have the wrong form") from error
+
+
+def _principal(claims: dict[str, Any], subject: str) -> Principal:
+    org_id = claims.get("org")
+    if not isinstance(org_id, int) or isinstance(org_id, bool) or not 0 < org_id < 2**63:
+        raise _malformed("claim org is not the id of an org")
     return Principal(
         org_id=org_id,
         subject=subject,

@@ -17,4 +17,4 @@ router = APIRouter(tags=["keys"])
 @router.get("/.well-known/jwks.json", operation_id="get_jwks", responses={200: {"model": KeySet}})
 async def get_jwks(ports: Wired) -> Response:
     """Show the public keys (RFC 7517)."""
-    return reply(ports.keyring.jwks(), headers={"Cache-Control": "public, max-age=300"})
+    return reply(ports.gate.keyring.jwks(), headers={"Cache-Control": "public, max-age=300"})

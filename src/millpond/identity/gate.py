@@ -1,0 +1,73 @@
+"""The gate: a bearer's text becomes a principal, by whichever kind of token it is.
+
+Called by the API for every request and every look at an open stream. Invariant: a text is handed to one reader
+alone, chosen by its form; what that refuses, no other is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from millpond.errors import Transient, Unauthenticated
+from millpond.identity.passport import Passport
+from millpond.identity.tokens import Keyring
+from millpond.types import Principal
+
+# A key that was taken away is refused after a minute; through an outage, after ten.
+_KEYS_FOR_S = 60.0
+_KEYS_AT_MOST_S = 600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Wish:
+    """Where a bearer wants to go: the org of the header, or the platform itself."""
+
+    org: str | None = None
+    is_of_platform: bool = False
+
+
+class Reader(Protocol):
+    """Reads one kind of bearer's text, such as API keys or tokens of outside issuers."""
+
+    def reads(self, text: str) -> bool:
+        """Whether the text has this reader's form."""
+        ...
+
+    async def admit(self, text: str, wish: Wish) -> Principal:
+        """Return the principal; raises Unauthenticated or Forbidden."""
+        ...
+
+
+class Gate:
+    """Admits bearers; `readers` are asked before the installation's own tokens."""
+
+    def __init__(self, keyring: Keyring, readers: Sequence[Reader] = ()) -> None:
+        self.keyring = keyring
+        self._readers = list(readers)
+
+    async def admit(self, text: str, wish: Wish) -> Principal:
+        """Return who a bearer is where it wants to go; raises Unauthenticated, Forbidden, InvalidInput."""
+        for reader in self._readers:
+            if reader.reads(text):
+                return await reader.admit(text, wish)
+        passport = await self.read(text)
+        return passport.on_platform() if wish.is_of_platform else passport.in_org(wish.org)
+
+    async def read(self, token: str) -> Passport:
+        """Read a token of ours; keys are read again once a minute, and for one signed with an unknown one."""
+        keyring = self.keyring
+        if keyring.age_s > _KEYS_FOR_S:
+            try:
+                await keyring.refresh()
+            except Transient:
+                if keyring.age_s > _KEYS_AT_MOST_S:
+                    raise
+        try:
+            return keyring.read(token)
+        except Unauthenticated as error:
+            if error.code != "token_unknown_key":
+                raise
+        await keyring.refresh()
+        return keyring.read(token)
