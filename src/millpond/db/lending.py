@@ -92,9 +92,7 @@ class Lending:
 
     def at_hand(self) -> Lent | None:
         """Return a connection that needs no waiting for, if there is one."""
-        if self._kept and not self._kept[-1].is_closed():
-            return self._kept.pop()
-        return None
+        return self._kept.pop() if self._kept and not _is_broken(self._kept[-1]) else None
 
     async def lend(self) -> Lent:
         """Lend a connection; a role refused now was let in before, so that passes as an outage."""
@@ -138,6 +136,14 @@ class Lending:
     async def _release(self, con: Lent) -> None:
         with contextlib.suppress(*_DRIVER_ERRORS):
             await self._pool.release(con)
+
+
+def _is_broken(con: Lent) -> bool:
+    """Whether the connection was closed while it was kept; the driver then takes it back by itself."""
+    try:
+        return con.is_closed()
+    except asyncpg.InterfaceError:
+        return True
 
 
 async def _discard(con: Lent) -> None:
