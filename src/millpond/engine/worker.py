@@ -1,6 +1,6 @@
 """The worker: claims work for its slots, executes it, keeps its session alive, drains.
 
-Composed and run by `cli`. Invariants: never more attempts in a queue than it has slots; a worker whose
+Composed and run by `cli`. Invariants: never more attempts execute code in a queue than it has slots; a worker whose
 session is gone drops its attempts and opens a new session; after `stop` nothing more is claimed.
 """
 
@@ -343,7 +343,7 @@ class Worker:
 
     def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         self._attempts.add(attempt)
-        self._slots.take(attempt.claimed.queue)
+        attempt.slot = self._slots.take(attempt.claimed.queue, attempt.capability)
         task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -357,8 +357,8 @@ class Worker:
                 tell_readied(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
-            took_s = time.monotonic() - began
-            self._slots.give(attempt.claimed.queue, attempt.capability, took_s)
+            if attempt.slot is not None:
+                attempt.slot.give(time.monotonic() - began)
 
     # Hearing
 
