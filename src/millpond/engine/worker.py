@@ -43,6 +43,8 @@ _SQL = queries("maintenance")
 _log = structlog.get_logger("millpond.worker")
 
 _BUSY_POLL_S = 0.1
+# Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
+_CHUNK = 64
 _IDLE_POLL_S = 1.0
 _TICK_S = 0.05
 _PAUSE_S = 0.2
@@ -297,12 +299,14 @@ class Worker:
         ]
         orders = await remote.orders(self._database, steps)
         histories = await history.load(self._database, again)
-        for one in claimed:
+        for nth, one in enumerate(claimed, 1):
             if one.lease.is_of_step:
                 self._start(StepAttempt(one, self._steps, orders.get(one.lease)), scope, hints)
             else:
                 recorded = histories.get(one.lease, {})
                 self._start(prepare(one, self._flows, recorded, scope), scope, hints)
+            if nth % _CHUNK == 0:
+                await asyncio.sleep(0)
 
     async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
