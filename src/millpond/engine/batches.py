@@ -16,7 +16,7 @@ from millpond.engine.claim import Lease
 from millpond.engine.payloads import is_big
 
 # Small enough that the disk works on one batch while the event loop makes the next.
-MAX_WRITES = 64
+MAX_WRITES = 100
 _MAX_BYTES = 4 * 1024 * 1024
 
 

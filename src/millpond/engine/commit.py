@@ -62,7 +62,7 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self.tasks: list[asyncio.Task[None]] = []
 
-    def start(self, lanes: int = 2) -> None:
+    def start(self, lanes: int = 3) -> None:
         """Start `lanes` committing tasks: while one waits for the disk, the next gathers."""
         self.tasks = [
             asyncio.create_task(self._commit_all(), name=f"commit-{n}") for n in range(lanes)

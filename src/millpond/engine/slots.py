@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 
 from millpond.engine.claim import Claimed
 
-# Freed slots gather for this long, so that one claim fills many of them.
+# Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are few.
 _GATHER_S = 0.002
+_PATIENCE = 5
 _FIRST_GUESS_S = 0.05
 _WEIGHT_OF_NEWEST = 0.1
 
@@ -57,7 +58,7 @@ class Slots:
         self._averages: dict[str, float] = {}
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
-        self._is_gathering = False
+        self._gathers = 0
 
     def free(self) -> dict[str, int]:
         """Return free slots by queue, queues without any left out."""
@@ -103,9 +104,8 @@ class Slots:
             return
         if 4 * self._free(queue) >= self.total[queue]:
             self._kick.set()
-        elif not self._is_gathering:
-            self._is_gathering = True
-            asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
+        elif not self._gathers:
+            self._gather()
 
     def estimate_s(self, capability: str) -> float:
         """Return the expected service of one work item, in worker-seconds."""
@@ -142,6 +142,13 @@ class Slots:
             await self._given.wait()
         return free
 
+    def _gather(self) -> None:
+        self._gathers += 1
+        asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
+
     def _gathered(self) -> None:
-        self._is_gathering = False
-        self._kick.set()
+        few = all(16 * self._free(queue) < self.total[queue] for queue in self._backlogged)
+        if few and self._gathers < _PATIENCE and not self._kick.is_set():
+            return self._gather()
+        self._gathers = 0
+        return self._kick.set()
