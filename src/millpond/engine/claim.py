@@ -181,9 +181,10 @@ class Claimer:
             uuid.uuid4(),
             *_settled(shares, decision),
         )
-        # One object for all of them: the driver's ids keep their text once it was asked for.
-        token = rows[0][4] if rows else None
-        return [Claimed(Lease(*row[:4], token), *row[5:]) for row in rows]
+        # One token object for all of them: the driver's ids keep their text once it was asked for.
+        return [
+            Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows
+        ]
 
     def _adapt(self, slots: int, lanes: int) -> None:
         """Read next time about twice what each lane can be expected to give."""
