@@ -13,9 +13,11 @@ from collections.abc import Mapping, Sequence
 
 from millpond.engine.claim import Claimed
 
-# Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are few.
+# Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are fewer
+# than one of so many: a claim costs about as much as ten runs.
 _GATHER_S = 0.002
 _PATIENCE = 5
+_MANY = 32
 _FIRST_GUESS_S = 0.05
 _WEIGHT_OF_NEWEST = 0.1
 
@@ -147,7 +149,7 @@ class Slots:
         asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
 
     def _gathered(self) -> None:
-        few = all(16 * self._free(queue) < self.total[queue] for queue in self._backlogged)
+        few = all(_MANY * self._free(queue) < self.total[queue] for queue in self._backlogged)
         if few and self._gathers < _PATIENCE and not self._kick.is_set():
             return self._gather()
         self._gathers = 0
