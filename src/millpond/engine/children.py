@@ -172,6 +172,8 @@ class Children(Checkpoints):
 
     async def settle_children(self) -> None:
         """Wait for the children whose end this run's end waits for, however they end."""
+        if not self._unjoined:
+            return
         left = [self._unjoined[key] for key in sorted(self._unjoined)]
         # Under keys of their own, so that they are the same wherever the flow ends.
         waits_for = [partial(self._end_of, child, f"!join {child.step_key}") for child in left]

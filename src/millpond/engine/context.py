@@ -95,7 +95,7 @@ class Context(Fanning, Signals, Continuing, Values):
             claimed.lease,
             scope,
             self._branches,
-            is_obliged=Duty.ENDING in Duty(claimed.duties),
+            is_obliged=claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties),
         )
         self._caller = Caller(claimed, scope, self._performer, self._branches)
         self.org_id = claimed.lease.org_id

@@ -170,7 +170,7 @@ class Performer:
                 # What the flow gets is what a replay will give it, or the step fails now.
                 value = read_back(plan.output, text)
                 ended = now()
-                done = self._done(plan, text, tries, ended - try_began, ended - began)
+                done = self._done(branch, plan, text, tries, ended - try_began, ended - began)
                 await self._kept(plan, self.own(done))
             except Exception as error:
                 if plan.is_once and not isinstance(error, NotDone):
@@ -271,7 +271,7 @@ class Performer:
         """Take note of a recorded result that the flow gets on replay."""
 
     def _done(
-        self, plan: Plan, text: str, tries: int, took_s: float, duration_s: float
+        self, branch: Branch, plan: Plan, text: str, tries: int, took_s: float, duration_s: float
     ) -> Awaitable[None]:
         """Record a result. Step names need no escaping in JSON."""
         return self._store(
@@ -283,7 +283,7 @@ class Performer:
                 output=text,
                 tries=tries,
                 duration_s=duration_s,
-                seq=self._branches.place(plan.key),
+                seq=branch.places.get(plan.key),
                 event_kind="step.succeeded",
                 event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
             )

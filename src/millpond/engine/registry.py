@@ -115,6 +115,9 @@ def meets(labels: Mapping[str, str], needs: Mapping[str, str]) -> bool:
 
 def place_of(function: Callable[..., Any]) -> Place:
     """Tell where a function executes that says nothing about it: plain ones in a thread."""
+    code = getattr(function, "__code__", None)
+    if code is not None and code.co_flags & inspect.CO_COROUTINE:  # most are, so they ask no more
+        return "loop"
     called = getattr(function, "__call__", None)  # noqa: B004 - an object's own method is asked for
     is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(called)
     return "loop" if is_async else "thread"

@@ -22,6 +22,7 @@ from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.performing import ANNOUNCE_S, HOLD_S, Scope, Timed, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
+from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, NotFound, Transient
@@ -42,6 +43,7 @@ class StepAttempt:
         self.order = order
         self.step = steps.get(order.name) if order else None
         self.closed: str | None = None
+        self.slot: Slot | None = None
         self._task: asyncio.Task[Any] | None = None
 
     @property

@@ -1,6 +1,6 @@
 """The worker: claims work for its slots, executes it, keeps its session alive, drains.
 
-Composed and run by `cli`. Invariants: never more attempts in a queue than it has slots; a worker whose
+Composed and run by `cli`. Invariants: never more attempts execute code in a queue than it has slots; a worker whose
 session is gone drops its attempts and opens a new session; after `stop` nothing more is claimed.
 """
 
@@ -43,6 +43,8 @@ _SQL = queries("maintenance")
 _log = structlog.get_logger("millpond.worker")
 
 _BUSY_POLL_S = 0.1
+# Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
+_CHUNK = 64
 _IDLE_POLL_S = 1.0
 _TICK_S = 0.05
 _PAUSE_S = 0.2
@@ -297,12 +299,14 @@ class Worker:
         ]
         orders = await remote.orders(self._database, steps)
         histories = await history.load(self._database, again)
-        for one in claimed:
+        for nth, one in enumerate(claimed, 1):
             if one.lease.is_of_step:
                 self._start(StepAttempt(one, self._steps, orders.get(one.lease)), scope, hints)
             else:
                 recorded = histories.get(one.lease, {})
                 self._start(prepare(one, self._flows, recorded, scope), scope, hints)
+            if nth % _CHUNK == 0:
+                await asyncio.sleep(0)
 
     async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
@@ -343,7 +347,7 @@ class Worker:
 
     def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         self._attempts.add(attempt)
-        self._slots.take(attempt.claimed.queue)
+        attempt.slot = self._slots.take(attempt.claimed.queue, attempt.capability)
         task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -357,8 +361,8 @@ class Worker:
                 tell_readied(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
-            took_s = time.monotonic() - began
-            self._slots.give(attempt.claimed.queue, attempt.capability, took_s)
+            if attempt.slot is not None:
+                attempt.slot.give(time.monotonic() - began)
 
     # Hearing
 
