@@ -6,6 +6,7 @@ tests, or they fail.
 
 from __future__ import annotations
 
+import time
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from fastapi.security import HTTPBearer
 
 from millpond.api.ports import Ports
 from millpond.db.pool import Connection
-from millpond.errors import Forbidden, Unauthenticated
+from millpond.errors import Forbidden, Transient, Unauthenticated
 from millpond.identity.gate import Wish
 from millpond.identity.passport import ORG_HEADER
 from millpond.types import Principal
@@ -30,6 +31,7 @@ class Caller:
     principal: Principal
     ports: Ports
     address: str | None = None
+    expires_at: float | None = None
 
     @property
     def org_id(self) -> int:
@@ -39,6 +41,20 @@ class Caller:
     def org(self, *, is_snapshot: bool = False) -> AbstractAsyncContextManager[Connection]:
         """Open a transaction in the caller's org; it is refused once the caller's rights have changed."""
         return self.ports.db.of(self.principal, is_snapshot=is_snapshot)
+
+    async def is_over(self) -> str | None:
+        """Return why the caller may see no more of an open stream, None while it may: the code of an error."""
+        if self.expires_at is not None and time.time() >= self.expires_at:
+            return "token_expired"
+        if self.principal.standing is None:
+            return None
+        try:
+            async with self.org():
+                return None
+        except (Unauthenticated, Forbidden) as error:
+            return error.code
+        except Transient:
+            return None
 
 
 class Requires(HTTPBearer):
@@ -73,7 +89,12 @@ class Requires(HTTPBearer):
         )
         principal = await ports.gate.admit(token.strip(), wish)
         permit(principal, self.permission)
-        return Caller(principal=principal, ports=ports, address=_address(request))
+        return Caller(
+            principal=principal,
+            ports=ports,
+            address=_address(request),
+            expires_at=ports.gate.expires_at(token.strip()),
+        )
 
 
 def requires(permission: str) -> Any:

@@ -55,6 +55,10 @@ class Gate:
         passport = await self.read(text)
         return passport.on_platform() if wish.is_of_platform else passport.in_org(wish.org)
 
+    def expires_at(self, text: str) -> float | None:
+        """Return when a token that was admitted ends, in seconds since the epoch; None for what does not."""
+        return self.keyring.expires_at(text)
+
     async def read(self, token: str) -> Passport:
         """Read a token of ours; keys are read again once a minute, and for one signed with an unknown one."""
         keyring = self.keyring
