@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -28,6 +29,9 @@ from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
 from millpond.identity.gate import Gate
+from millpond.identity.passwords import Passwords
+from millpond.identity.people import People
+from millpond.identity.permissions import PERMISSIONS
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
 from millpond.knowledge.store import KnowledgeStore
@@ -37,32 +41,7 @@ from millpond.types import FINAL_STATES, Principal
 from .conformity import Conformity
 
 DEADLINE_S = 20.0
-ALL = frozenset(
-    {
-        "runs:start",
-        "runs:read",
-        "runs:cancel",
-        "runs:signal",
-        "runs:operate",
-        "inputs:read",
-        "inputs:resolve",
-        "flows:read",
-        "queues:read",
-        "knowledge:read",
-        "knowledge:write",
-        "schedules:read",
-        "schedules:write",
-        "triggers:read",
-        "triggers:write",
-        "events:send",
-        "events:read",
-        "queues:operate",
-        "flows:operate",
-        "org:operate",
-        "platform:operate",
-        "workers:read",
-    }
-)
+ALL = frozenset(PERMISSIONS)
 Client = httpx2.AsyncClient
 
 
@@ -229,6 +208,12 @@ async def served(app: FastAPI, *, grace_s: float = 5.0) -> AsyncIterator[str]:
         await serving
 
 
+@cache
+def quick_passwords() -> Passwords:
+    """Passwords whose hashes take a millisecond, for tests that do not ask how strong they are."""
+    return Passwords(memory_kib=64, rounds=1)
+
+
 @asynccontextmanager
 async def opened(
     urls: Urls, db: Database, knowledge: KnowledgeStore | None = None
@@ -236,13 +221,16 @@ async def opened(
     """Make an app with everything it needs."""
     hints = await Hints.connect(urls.app)
     feed = await Feed.connect(urls.app)
-    keyring = await Keyring.open(db, Seal(bytes(KEY_BYTES)))
+    seal = Seal(bytes(KEY_BYTES))
+    keyring = await Keyring.open(db, seal)
+    people = People(db=db, keyring=keyring, seal=seal, passwords=quick_passwords())
     try:
         yield create_app(
             db=db,
             gate=Gate(keyring),
             hints=hints,
             feed=feed,
+            people=people,
             check_schema=lambda: check_schema(urls.app),
             knowledge=knowledge,
         )

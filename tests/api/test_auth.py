@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from millpond.api.auth import PUBLIC, Requires
+from millpond.api.auth import PUBLIC, SIGNED_IN, Requires, SignedIn
 
 from .conftest import ALL, Client, Front
 
@@ -46,7 +46,7 @@ def calls(app: FastAPI) -> list[tuple[str, str, str]]:
     return [
         (method, route.path, permissions(route.dependant)[0])
         for route in api_routes(app)
-        if isinstance(route, APIRoute) and route.path not in PUBLIC
+        if isinstance(route, APIRoute) and route.path not in PUBLIC | SIGNED_IN
         for method in sorted(route.methods)
     ]
 
@@ -62,11 +62,17 @@ async def test_every_route_declares_one_permission_or_is_public(front: Front) ->
     for route in api_routes(front.app):
         seen.add(route.path)
         declared = permissions(route.dependant) if isinstance(route, APIRoute) else []
-        if route.path in PUBLIC:
+        if route.path in PUBLIC | SIGNED_IN:
             assert declared == [], route.path
+            asked = [
+                inner.call
+                for inner in getattr(getattr(route, "dependant", None), "dependencies", [])
+                if isinstance(inner.call, SignedIn)
+            ]
+            assert len(asked) == (route.path in SIGNED_IN), route.path
         else:
             assert len(declared) == 1, f"{route.path} declares {declared}"
-    assert seen >= PUBLIC
+    assert seen >= PUBLIC | SIGNED_IN
     assert seen >= set(front.app.openapi()["paths"])
 
 
@@ -96,7 +102,11 @@ async def test_every_route_refuses_a_caller_without_its_permission(front: Front)
 async def test_public_routes_need_no_token(front: Front) -> None:
     nobody = await front.client(token="")
     for path in PUBLIC:
-        assert (await nobody.get(path)).status_code == 200, path
+        if path.startswith("/v1/auth/"):
+            refused = await nobody.post(path, content=b"{not json")
+            assert (refused.status_code, refused.json()["code"]) == (400, "malformed_body"), path
+        else:
+            assert (await nobody.get(path)).status_code == 200, path
 
 
 @pytest.mark.parametrize("token", ["x", "a.b.c", "..", "e30.e30.e30"])

@@ -26,6 +26,17 @@ from millpond.api.models_calendar import (
     SendEvents,
 )
 from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
+from millpond.api.models_people import (
+    ChangeMe,
+    ChangePassword,
+    ClaimOperator,
+    ConfirmRegistration,
+    ConfirmReset,
+    Refresh,
+    Register,
+    RequestReset,
+    SignIn,
+)
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
@@ -39,12 +50,14 @@ from millpond.api.routes import (
     inputs,
     keys,
     knowledge_bases,
+    me,
     pauses,
     queues,
     reruns,
     run_batches,
     runs,
     schedules,
+    sign_in,
     signals,
     triggers,
     why,
@@ -54,6 +67,7 @@ from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.gate import Gate
+from millpond.identity.people import People
 from millpond.knowledge.store import KnowledgeStore
 
 _DESCRIPTION = """\
@@ -82,6 +96,15 @@ _REFERRED = (
     PauseWork,
     PauseQueue,
     ResumeQueue,
+    SignIn,
+    Refresh,
+    Register,
+    ConfirmRegistration,
+    RequestReset,
+    ConfirmReset,
+    ClaimOperator,
+    ChangeMe,
+    ChangePassword,
     Problem,
 )
 _ROOMS = (
@@ -101,6 +124,8 @@ _ROOMS = (
     pauses,
     workers,
     keys,
+    sign_in,
+    me,
     health,
 )
 
@@ -132,6 +157,7 @@ def create_app(
     gate: Gate,
     hints: Hints,
     feed: Feed,
+    people: People,
     check_schema: SchemaCheck | None = None,
     knowledge: KnowledgeStore | None = None,
 ) -> FastAPI:
@@ -157,6 +183,7 @@ def create_app(
         catalog=Catalog(db),
         batches=Batches(db),
         readiness=Readiness(db, check_schema),
+        people=people,
         knowledge=knowledge,
     )
     problems.install(app)

@@ -1,12 +1,13 @@
 """Who calls and what they may: bearer tokens become principals, routes declare permissions.
 
-Called by every route through `requires`. Invariant: a route without it is on the public list of the
-tests, or they fail.
+Called by every route through `requires` or `signed_in`. Invariant: a route without a permission is on `PUBLIC` or
+`SIGNED_IN`, or the tests fail.
 """
 
 from __future__ import annotations
 
 import time
+import uuid
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,29 @@ from millpond.db.pool import Connection
 from millpond.errors import Forbidden, Transient, Unauthenticated
 from millpond.identity.gate import Wish
 from millpond.identity.passport import ORG_HEADER
+from millpond.identity.sessions import Device
 from millpond.types import Principal
 
-PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/.well-known/jwks.json"})
+PUBLIC = frozenset(
+    {
+        "/healthz",
+        "/readyz",
+        "/openapi.json",
+        "/.well-known/jwks.json",
+        "/v1/auth/sign-in",
+        "/v1/auth/refresh",
+        "/v1/auth/sign-out",
+        "/v1/auth/register",
+        "/v1/auth/register/confirm",
+        "/v1/auth/password-reset",
+        "/v1/auth/password-reset/confirm",
+        "/v1/auth/operator",
+    }
+)
+# Routes about the caller alone: they need a good token and no permission.
+SIGNED_IN = frozenset(
+    {"/v1/me", "/v1/me/sessions", "/v1/me/sessions/{session_id}", "/v1/me/password"}
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,25 +77,43 @@ class Caller:
         except Transient:
             return None
 
+    @property
+    def session_id(self) -> uuid.UUID | None:
+        """The session of a signed-in person."""
+        standing = self.principal.standing
+        return standing.session_id if standing is not None else None
 
-class Requires(HTTPBearer):
-    """The dependency of a route on one permission; gives it its caller.
+    @property
+    def user_id(self) -> uuid.UUID | None:
+        """Who is signed in; None for keys, services, outside identities and tokens made on the machine."""
+        kind, _, name = self.principal.subject.partition(":")
+        return uuid.UUID(name) if kind == "user" and self.session_id is not None else None
 
-    One class for scheme and check, since each further dependency costs every request.
-    """
+    @property
+    def person_id(self) -> uuid.UUID:
+        """Who is signed in; raises Forbidden for whoever is no person with a session."""
+        if self.user_id is None:
+            raise Forbidden(
+                "This is for people who are signed in.",
+                code="session_needed",
+                advice="sign in with `POST /v1/auth/sign-in`",
+            )
+        return self.user_id
 
-    def __init__(self, permission: str, *, is_of_platform: bool = False) -> None:
+
+class _Bearer(HTTPBearer):
+    """The scheme of every route that is not public."""
+
+    def __init__(self) -> None:
         super().__init__(
             bearerFormat="JWT",
             scheme_name="bearer",
             description="An access token of this installation, an API key, or a token of a registered "
             "issuer. One that spans several organizations is sent with `X-Organization-Id`.",
         )
-        self.permission = permission
-        self.is_of_platform = is_of_platform
 
-    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
-        """Return who calls; raises Unauthenticated or Forbidden."""
+    def text(self, request: Request) -> str:
+        """Return the token of a request; raises Unauthenticated without one."""
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise Unauthenticated(
@@ -82,19 +121,51 @@ class Requires(HTTPBearer):
                 code="token_missing",
                 advice="send the header `Authorization: Bearer <token>`",
             )
+        return token.strip()
+
+
+class Requires(_Bearer):
+    """The dependency of a route on one permission; gives it its caller.
+
+    One class for scheme and check, since each further dependency costs every request.
+    """
+
+    def __init__(self, permission: str, *, is_of_platform: bool = False) -> None:
+        super().__init__()
+        self.permission = permission
+        self.is_of_platform = is_of_platform
+
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
+        """Return who calls; raises Unauthenticated or Forbidden."""
+        token = self.text(request)
         ports: Ports = request.app.state.ports
-        wish = Wish(
-            org=request.headers.get(ORG_HEADER.lower(), "").strip() or None,
-            is_of_platform=self.is_of_platform,
-        )
-        principal = await ports.gate.admit(token.strip(), wish)
+        wish = Wish(org=_org(request), is_of_platform=self.is_of_platform)
+        principal = await ports.gate.admit(token, wish)
         permit(principal, self.permission)
         return Caller(
             principal=principal,
             ports=ports,
             address=_address(request),
-            expires_at=ports.gate.expires_at(token.strip()),
+            expires_at=ports.gate.expires_at(token),
         )
+
+
+class SignedIn(_Bearer):
+    """The dependency of a route about the caller alone: no permission, and no org for a person."""
+
+    def __init__(self, *, is_person: bool) -> None:
+        super().__init__()
+        self.is_person = is_person
+
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
+        """Return who calls; raises Unauthenticated, or Forbidden where a person is needed."""
+        token = self.text(request)
+        ports: Ports = request.app.state.ports
+        principal = await ports.gate.anybody(token, _org(request))
+        caller = Caller(principal=principal, ports=ports, address=_address(request))
+        if self.is_person:
+            assert caller.person_id
+        return caller
 
 
 def requires(permission: str) -> Any:
@@ -105,6 +176,20 @@ def requires(permission: str) -> Any:
 def requires_of_platform(permission: str) -> Any:
     """Declare that a route of the platform itself needs `permission`; its `Caller` has no org."""
     return Depends(Requires(permission, is_of_platform=True))
+
+
+def signed_in(*, is_person: bool = True) -> Any:
+    """Declare that a route needs whoever calls and no permission; its `Caller` is of the platform if a person."""
+    return Depends(SignedIn(is_person=is_person))
+
+
+def device_of(request: Request) -> Device:
+    """Return where a request comes from."""
+    return Device(address=_address(request), agent=request.headers.get("user-agent"))
+
+
+def _org(request: Request) -> str | None:
+    return request.headers.get(ORG_HEADER.lower(), "").strip() or None
 
 
 def _address(request: Request) -> str | None:

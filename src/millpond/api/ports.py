@@ -19,6 +19,7 @@ from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.gate import Gate
+from millpond.identity.people import People
 from millpond.knowledge.store import KnowledgeStore
 
 
@@ -33,6 +34,7 @@ class Ports:
     catalog: Catalog
     batches: Batches
     readiness: Readiness
+    people: People
     knowledge: KnowledgeStore | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 

@@ -14,6 +14,7 @@ from millpond.client.calls import (
     inputs,
     knowledge,
     many_runs,
+    people,
     runs,
     schedules,
     triggers,
@@ -131,6 +132,29 @@ class Knowledge(Group[Kind]):
     search = method(knowledge.search_knowledge_base)
 
 
+class Auth(Group[Kind]):
+    """Signing in and out, accounts and links; needs no token."""
+
+    sign_in = method(people.sign_in)
+    refresh = method(people.refresh_session)
+    sign_out = method(people.sign_out)
+    register = method(people.register_account)
+    confirm_registration = method(people.confirm_registration)
+    request_password_reset = method(people.request_password_reset)
+    confirm_password_reset = method(people.confirm_password_reset)
+    claim_operator = method(people.claim_operator)
+
+
+class Me(Group[Kind]):
+    """Whoever calls."""
+
+    get = method(people.get_me)
+    change = method(people.change_me)
+    list_sessions = listing(people.list_my_sessions)
+    revoke_session = method(people.revoke_my_session)
+    change_password = method(people.change_my_password)
+
+
 class Groups(Generic[Kind]):
     """All groups of a client of one kind."""
 
@@ -145,4 +169,6 @@ class Groups(Generic[Kind]):
         self.schedules: Schedules[Kind] = Schedules(client)
         self.triggers: Triggers[Kind] = Triggers(client)
         self.events: Events[Kind] = Events(client)
+        self.auth: Auth[Kind] = Auth(client)
+        self.me: Me[Kind] = Me(client)
         self.knowledge: Knowledge[Kind] = Knowledge(client)
