@@ -31,6 +31,7 @@ Record = asyncpg.Record
 Probe: TypeAlias = Callable[[str], Awaitable[None]]
 
 SCHEMA = "millpond"
+_SNAPSHOT = "begin isolation level repeatable read, read only"
 _SUBJECT = re.compile(r"(user|key|service|outside):[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 # A rollback is immediate; past this the connection is as good as gone.
 ROLLBACK_S = 5.0
@@ -198,13 +199,16 @@ class Database(_Pool):
             yield con
 
     @asynccontextmanager
-    async def of(self, principal: Principal) -> AsyncIterator[Connection]:
+    async def of(
+        self, principal: Principal, *, is_snapshot: bool = False
+    ) -> AsyncIterator[Connection]:
         """Open a transaction in a principal's org, or without one for the platform's own.
 
+        A snapshot reads all of it as it was at its begin, and writes nothing.
         Raises Unauthenticated when its rights are no more what they were, Forbidden when the org is suspended.
         """
         org = "" if principal.org_id == NO_ORG else int(principal.org_id)
-        begin = f"begin; set local millpond.org = '{org}'"
+        begin = f"{_SNAPSHOT if is_snapshot else 'begin'}; set local millpond.org = '{org}'"
         if principal.standing is not None:
             begin += f"; select {_refuse_stale(principal.subject, principal.standing)}"
         async with self._transaction(begin, "org") as con:

@@ -1,6 +1,6 @@
 """Why a run does not run: the exact reasons, each with a sentence and the facts behind it.
 
-Called by the API in an org transaction of its own. Invariants: all is read from one snapshot; it takes
+Called by the API in a snapshot of the caller's org. Invariants: all is read from one snapshot; it takes
 no lock, the claim's least of all; a work item that stands queued always gets a reason.
 """
 
@@ -70,9 +70,8 @@ class _Place:
 async def explain(con: Connection, org_id: int, run_id: uuid.UUID) -> Why:
     """Return why a run stands where it stands; raises NotFound when the org has no such run.
 
-    `con` is at the begin of its transaction.
+    `con` is a snapshot's, so that the reasons fit each other.
     """
-    await con.execute(_SQL["snapshot"])
     run = await con.fetchrow(_SQL["run"], org_id, run_id)
     if run is None:
         raise NotFound(f"run {run_id} does not exist", param="run_id")

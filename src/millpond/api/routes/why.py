@@ -32,6 +32,6 @@ async def explain_run(caller: Reader, run_id: uuid.UUID) -> Response:
 
     The hosts and processes of workers are named to those with `workers:read`.
     """
-    async with caller.org() as con:
+    async with caller.org(is_snapshot=True) as con:
         why = await explain(con, caller.org_id, run_id)
     return reply(why_json(why if caller.principal.may("workers:read") else anonymous(why)))

@@ -1,9 +1,5 @@
 -- Why a run does not run: read in one snapshot, by key, without any lock.
 
--- name: snapshot
--- Lets the statements of this transaction see one moment; the first of it.
-set transaction isolation level repeatable read, read only;
-
 -- name: run
 -- A run with its live row, if it has one.
 select r.run_id, r.flow, r.version, r.queue, r.outcome, r.error, r.finished_at, r.deadline_at, i.state, i.lane_id,

@@ -1,0 +1,345 @@
+"""Factories: for every route, a request on a thing that exists, made by an owner of the org that it is of.
+
+A route that has none here fails the matrix. `also` are permissions that the request needs beside the route's own,
+`makes` ids that only the org of the thing may ever see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.api.conftest import Client, until
+from tests.security.conftest import World
+
+from millpond.knowledge.flows import ingest
+from millpond.knowledge.store import KnowledgeStore
+
+
+@dataclass
+class Wish:
+    """One request: its path filled in, and what it carries."""
+
+    path: dict[str, str] = field(default_factory=dict)
+    json: Any = None
+    content: bytes | None = None
+    params: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str] = field(default_factory=dict)
+    also: frozenset[str] = frozenset()
+    makes: tuple[str, ...] = ()
+
+
+@dataclass
+class Bench:
+    """What a factory works with: the world, an owner's client, and a place for what shall go on."""
+
+    world: World
+    client: Client
+    closing: AsyncExitStack
+
+
+Factory = Callable[[Bench], Awaitable[Wish]]
+FACTORIES: dict[tuple[str, str], Factory] = {}
+SOME_ID = "0199aaaa-0000-7000-8000-000000000000"
+
+
+def thing(*routes: str) -> Callable[[Factory], Factory]:
+    """Register a factory for routes such as `GET /v1/runs/{run_id}`."""
+
+    def keep(factory: Factory) -> Factory:
+        for route in routes:
+            method, _, path = route.partition(" ")
+            FACTORIES[method, path] = factory
+        return factory
+
+    return keep
+
+
+async def sent(client: Client, path: str, **body: Any) -> dict[str, Any]:
+    """Post JSON and return the answer, which has to be good."""
+    response = await client.post(path, json=body)
+    assert response.status_code < 300, response.text
+    answer: dict[str, Any] = response.json()
+    return answer
+
+
+async def queued(at: Bench) -> str:
+    """Accept a run that nobody executes."""
+    await at.world.front.publish("echo")
+    run: str = (await sent(at.client, "/v1/runs", flow="echo"))["id"]
+    return run
+
+
+async def waiting(at: Bench, name: str, function: Any, event: str) -> str:
+    """Let a worker take a run so far that it waits, and keep the worker going."""
+    at.world.front.registry.flows.clear()
+    at.world.front.flow(function, name=name)
+    await at.closing.enter_async_context(at.world.front.worker())
+    run: str = (await sent(at.client, "/v1/runs", flow=name))["id"]
+    await until(at.client, run, event)
+    return run
+
+
+async def _ask(ctx: Any, _: Any) -> Any:
+    return (await ctx.ask_human("approve", role="support", form=dict, title="Send it?")).answer
+
+
+async def _listen(ctx: Any, _: Any) -> Any:
+    return await ctx.wait_event("paid")
+
+
+@thing(
+    "GET /v1/runs",
+    "GET /v1/events",
+    "GET /v1/flows",
+    "GET /v1/input-requests",
+    "GET /v1/queues",
+    "GET /v1/workers",
+)
+async def a_list(at: Bench) -> Wish:
+    run = await queued(at)
+    return Wish(makes=(run,))
+
+
+@thing("POST /v1/runs")
+async def a_start(at: Bench) -> Wish:
+    await at.world.front.publish("echo")
+    return Wish(json={"flow": "echo"}, also=frozenset({"runs:start"}))
+
+
+@thing("POST /v1/runs/batch")
+async def a_batch(at: Bench) -> Wish:
+    await at.world.front.publish("echo")
+    return Wish(json={"runs": [{"flow": "echo"}]}, also=frozenset({"runs:start"}))
+
+
+@thing("POST /v1/runs/bulk")
+async def a_bulk(at: Bench) -> Wish:
+    run = await queued(at)
+    body = {"action": "cancel", "filter": {"flow": "echo"}, "dry_run": True}
+    return Wish(json=body, also=frozenset({"runs:cancel", "runs:operate"}), makes=(run,))
+
+
+@thing("GET /v1/runs/{run_id}", "GET /v1/runs/{run_id}/events", "GET /v1/runs/{run_id}/why")
+@thing("POST /v1/runs/{run_id}/cancel", "POST /v1/runs/{run_id}/rerun")
+async def a_run(at: Bench) -> Wish:
+    return Wish(path={"run_id": await queued(at)}, also=frozenset({"runs:start", "runs:read"}))
+
+
+@thing("POST /v1/runs/{run_id}/signals")
+async def a_listening_run(at: Bench) -> Wish:
+    run = await waiting(at, "listen", _listen, "run.waiting")
+    return Wish(path={"run_id": run}, json={"name": "paid", "data": 1})
+
+
+@thing("POST /v1/runs/{run_id}/resume")
+async def a_blocked_run(at: Bench) -> Wish:
+    """A run whose history its flow no longer matches."""
+
+    async def changing(ctx: Any, name: str) -> None:
+        await ctx.step(name, _one)
+        await ctx.sleep(1.1)
+
+    async def first(ctx: Any, _: Any) -> None:
+        await changing(ctx, "first")
+
+    async def second(ctx: Any, _: Any) -> None:
+        await changing(ctx, "second")
+
+    front = at.world.front
+    front.registry.flows.clear()
+    front.flow(first, name="changing")
+    async with front.worker():
+        run = (await sent(at.client, "/v1/runs", flow="changing"))["id"]
+        await until(at.client, run, "run.waiting")
+    front.registry.flows.clear()
+    front.flow(second, name="changing")
+    async with front.worker():
+        await until(at.client, run, "run.blocked")
+    return Wish(path={"run_id": run})
+
+
+async def _one() -> int:
+    return 1
+
+
+@thing("POST /v1/runs/{run_id}/release")
+async def a_poisoned_run(at: Bench) -> Wish:
+    """A run that was failed as poison: arranged, since it takes the deaths of three processes."""
+    run = await waiting(at, "fail", _fail, "run.failed")
+    await at.world.owner.execute(
+        "update run set error = jsonb_set(error::jsonb, '{code}', '\"poison\"')::json "
+        "where run_id = $1::text::uuid",
+        run,
+    )
+    return Wish(path={"run_id": run})
+
+
+async def _fail(ctx: Any, _: Any) -> None:
+    from millpond.errors import Permanent
+
+    raise Permanent("no", code="no")
+
+
+@thing("GET /v1/input-requests/{request_id}", "POST /v1/input-requests/{request_id}/resolve")
+async def a_question(at: Bench) -> Wish:
+    run = await waiting(at, "ask", _ask, "run.awaiting_input")
+    page = (await at.client.get("/v1/input-requests", params={"run_id": run})).json()
+    return Wish(path={"request_id": page["data"][0]["id"]}, json={"answer": {}})
+
+
+@thing("GET /v1/flows/{name}", "POST /v1/flows/{name}/pause", "POST /v1/flows/{name}/resume")
+async def a_flow(at: Bench) -> Wish:
+    await at.world.front.publish("echo")
+    return Wish(path={"name": "echo"})
+
+
+@thing("POST /v1/queues/{name}/pause", "POST /v1/queues/{name}/resume")
+async def a_queue(at: Bench) -> Wish:
+    await queued(at)
+    return Wish(path={"name": "default"})
+
+
+@thing("GET /v1/pauses", "POST /v1/org/pause", "POST /v1/org/resume")
+async def a_pause(at: Bench) -> Wish:
+    await at.world.front.publish("of-one-org")
+    await sent(at.client, "/v1/flows/of-one-org/pause")
+    return Wish(makes=("of-one-org",))
+
+
+async def schedule(at: Bench) -> str:
+    await at.world.front.publish("echo")
+    body = {"name": "nightly-of-one-org", "flow": "echo", "cron": "30 2 * * *"}
+    made: str = (await sent(at.client, "/v1/schedules", **body))["id"]
+    return made
+
+
+@thing("GET /v1/schedules")
+async def schedules(at: Bench) -> Wish:
+    return Wish(makes=(await schedule(at), "nightly-of-one-org"))
+
+
+@thing("POST /v1/schedules")
+async def a_new_schedule(at: Bench) -> Wish:
+    await at.world.front.publish("echo")
+    body = {"name": "other", "flow": "echo", "cron": "30 2 * * *"}
+    return Wish(json=body, also=frozenset({"runs:start"}))
+
+
+@thing(
+    "GET /v1/schedules/{schedule_id}",
+    "DELETE /v1/schedules/{schedule_id}",
+    "POST /v1/schedules/{schedule_id}/pause",
+    "POST /v1/schedules/{schedule_id}/run_now",
+)
+async def a_schedule(at: Bench) -> Wish:
+    return Wish(path={"schedule_id": await schedule(at)}, also=frozenset({"runs:start"}))
+
+
+@thing("PATCH /v1/schedules/{schedule_id}")
+async def a_changed_schedule(at: Bench) -> Wish:
+    made = await schedule(at)
+    return Wish(
+        path={"schedule_id": made}, json={"cron": "@hourly"}, also=frozenset({"runs:start"})
+    )
+
+
+@thing("POST /v1/schedules/{schedule_id}/resume")
+async def a_paused_schedule(at: Bench) -> Wish:
+    made = await schedule(at)
+    await sent(at.client, f"/v1/schedules/{made}/pause")
+    return Wish(path={"schedule_id": made}, also=frozenset({"runs:start"}))
+
+
+async def trigger(at: Bench) -> str:
+    await at.world.front.publish("echo")
+    body = {"name": "ship-of-one-org", "flow": "echo", "event": "order.placed"}
+    made: str = (await sent(at.client, "/v1/triggers", **body))["id"]
+    return made
+
+
+@thing("GET /v1/triggers")
+async def triggers(at: Bench) -> Wish:
+    return Wish(makes=(await trigger(at), "ship-of-one-org"))
+
+
+@thing("POST /v1/triggers")
+async def a_new_trigger(at: Bench) -> Wish:
+    await at.world.front.publish("echo")
+    body = {"name": "other", "flow": "echo", "event": "order.placed"}
+    return Wish(json=body, also=frozenset({"runs:start"}))
+
+
+@thing(
+    "GET /v1/triggers/{trigger_id}",
+    "DELETE /v1/triggers/{trigger_id}",
+    "POST /v1/triggers/{trigger_id}/pause",
+)
+async def a_trigger(at: Bench) -> Wish:
+    return Wish(path={"trigger_id": await trigger(at)}, also=frozenset({"runs:start"}))
+
+
+@thing("PATCH /v1/triggers/{trigger_id}")
+async def a_changed_trigger(at: Bench) -> Wish:
+    made = await trigger(at)
+    return Wish(path={"trigger_id": made}, json={"priority": 3}, also=frozenset({"runs:start"}))
+
+
+@thing("POST /v1/triggers/{trigger_id}/resume")
+async def a_paused_trigger(at: Bench) -> Wish:
+    made = await trigger(at)
+    await sent(at.client, f"/v1/triggers/{made}/pause")
+    return Wish(path={"trigger_id": made}, also=frozenset({"runs:start"}))
+
+
+@thing("POST /v1/events")
+async def an_event(at: Bench) -> Wish:
+    return Wish(json={"name": "order.placed", "data": 1})
+
+
+@thing("POST /v1/events/batch")
+async def events(at: Bench) -> Wish:
+    return Wish(json={"events": [{"name": "order.placed", "data": 1}]})
+
+
+async def base(at: Bench) -> None:
+    """Ingest a document, so that the base can be searched."""
+    front = at.world.front
+    front.registry.flows.clear()
+    front.registry.add_flow(ingest)
+    async with front.worker({KnowledgeStore: front.app.state.ports.knowledge}, index=2):
+        response = await at.client.post(
+            "/v1/knowledge-bases/shop-of-one-org/documents",
+            params={"filename": "returns.md"},
+            content=b"# Returns\n\nA kettle may be returned within 30 days of delivery.\n",
+        )
+        assert response.status_code == 202, response.text
+        await front.ended(at.client, response.json()["id"])
+
+
+@thing("GET /v1/knowledge-bases")
+async def bases(at: Bench) -> Wish:
+    await base(at)
+    return Wish(makes=("shop-of-one-org",))
+
+
+@thing("GET /v1/knowledge-bases/{name}/documents")
+async def documents(at: Bench) -> Wish:
+    await base(at)
+    return Wish(path={"name": "shop-of-one-org"})
+
+
+@thing("POST /v1/knowledge-bases/{name}/search")
+async def a_search(at: Bench) -> Wish:
+    await base(at)
+    return Wish(path={"name": "shop-of-one-org"}, json={"query": "How long for a kettle?"})
+
+
+@thing("POST /v1/knowledge-bases/{name}/documents")
+async def a_document(at: Bench) -> Wish:
+    await base(at)
+    return Wish(
+        path={"name": "shop-of-one-org"}, params={"filename": "other.md"}, content=b"# Other\n"
+    )
