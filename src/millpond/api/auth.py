@@ -18,8 +18,14 @@ from millpond.db.pool import Connection
 from millpond.errors import Forbidden, Unauthenticated
 from millpond.identity.gate import Wish
 from millpond.identity.passport import ORG_HEADER
-from millpond.types import Principal
+from millpond.types import NO_ORG, Principal
 
+# Routes that need somebody who is signed in, in whatever org or none.
+SIGNED_IN = frozenset({"/v1/auth/invitations/accept"})
+_BEARER = (
+    "An access token of this installation, an API key, or a token of a registered issuer. "
+    "One that spans several organizations is sent with `X-Organization-Id`."
+)
 PUBLIC = frozenset({"/healthz", "/readyz", "/openapi.json", "/.well-known/jwks.json"})
 
 
@@ -51,29 +57,42 @@ class Requires(HTTPBearer):
         super().__init__(
             bearerFormat="JWT",
             scheme_name="bearer",
-            description="An access token of this installation, an API key, or a token of a registered "
-            "issuer. One that spans several organizations is sent with `X-Organization-Id`.",
+            description=_BEARER,
         )
         self.permission = permission
         self.is_of_platform = is_of_platform
 
     async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
         """Return who calls; raises Unauthenticated or Forbidden."""
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise Unauthenticated(
-                "This needs a bearer token.",
-                code="token_missing",
-                advice="send the header `Authorization: Bearer <token>`",
-            )
+        token = _bearer(request)
         ports: Ports = request.app.state.ports
         wish = Wish(
             org=request.headers.get(ORG_HEADER.lower(), "").strip() or None,
             is_of_platform=self.is_of_platform,
         )
-        principal = await ports.gate.admit(token.strip(), wish)
+        principal = await ports.gate.admit(token, wish)
         permit(principal, self.permission)
         return Caller(principal=principal, ports=ports, address=_address(request))
+
+
+class SignedIn(HTTPBearer):
+    """The dependency of a route on a signed-in person, who may be in no org; its caller has none."""
+
+    def __init__(self) -> None:
+        super().__init__(bearerFormat="JWT", scheme_name="bearer", description=_BEARER)
+
+    async def __call__(self, request: Request) -> Caller:  # type: ignore[override]
+        """Return who calls; raises Unauthenticated or Forbidden."""
+        ports: Ports = request.app.state.ports
+        principal = await ports.gate.anybody(_bearer(request), None)
+        if principal.org_id != NO_ORG:
+            raise Forbidden("This is for people who are signed in.", code="person_needed")
+        return Caller(principal=principal, ports=ports, address=_address(request))
+
+
+def signed_in() -> Any:
+    """Declare that a route needs a person with a session, and no permission in an org."""
+    return Depends(SignedIn())
 
 
 def requires(permission: str) -> Any:
@@ -84,6 +103,17 @@ def requires(permission: str) -> Any:
 def requires_of_platform(permission: str) -> Any:
     """Declare that a route of the platform itself needs `permission`; its `Caller` has no org."""
     return Depends(Requires(permission, is_of_platform=True))
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise Unauthenticated(
+            "This needs a bearer token.",
+            code="token_missing",
+            advice="send the header `Authorization: Bearer <token>`",
+        )
+    return token.strip()
 
 
 def _address(request: Request) -> str | None:

@@ -78,6 +78,8 @@ async def _compose(
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
     from millpond.identity.gate import Gate
+    from millpond.identity.key_reader import KeyReader
+    from millpond.identity.lending import Lending
     from millpond.identity.tokens import Keyring
 
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
@@ -89,9 +91,11 @@ async def _compose(
     keyring = await Keyring.open(
         db, open_seal(settings), issuer=settings.token_issuer, audience=settings.token_audience
     )
+    reader = KeyReader(db)
+    stack.push_async_callback(reader.close)
     return create_app(
         db=db,
-        gate=Gate(keyring),
+        gate=Gate(keyring, readers=[reader], lending=Lending(db)),
         hints=hints,
         feed=feed,
         check_schema=lambda: check_schema(databases.app),

@@ -59,9 +59,7 @@ async def page(
     only_good: bool = False,
 ) -> tuple[list[ApiKey], bool]:
     """Return one page of keys, newest first, and whether more follow."""
-    rows, has_more = await read_page(
-        con, _SQL["page"], org_id, wanted, "key_id", owner, only_good
-    )
+    rows, has_more = await read_page(con, _SQL["page"], org_id, wanted, "key_id", owner, only_good)
     return [_key(row) for row in rows], has_more
 
 

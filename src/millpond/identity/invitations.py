@@ -8,12 +8,12 @@ invitation of an org.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal, Protocol
 
-from millpond.db.pool import Connection
+from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
@@ -32,7 +32,7 @@ from millpond.identity.rights import (
     role_now,
     take_turn,
 )
-from millpond.types import NO_ORG, Json, Principal, new_id
+from millpond.types import NO_ORG, Principal, new_id
 
 _SQL = queries("invitations")
 InvitationState = Literal["open", "accepted", "revoked", "expired"]
@@ -129,9 +129,7 @@ async def create(
     if principal.may("members:read") and await members.is_member(con, principal.org_id, to):
         raise Conflict(f"{to} is a member already", code="already_member", param="email")
     await _replace_open(con, principal, to)
-    return await issue(
-        con, principal, to, role, mail, days=policy.invitation_days, address=address
-    )
+    return await issue(con, principal, to, role, mail, days=policy.invitation_days, address=address)
 
 
 async def issue(
@@ -198,9 +196,7 @@ async def resend(
     )
     if renewed is None:
         raise _over(seen)
-    await _send(
-        con, principal.org_id, seen.email, seen.role, text, mail, policy.invitation_days
-    )
+    await _send(con, principal.org_id, seen.email, seen.role, text, mail, policy.invitation_days)
     await audit.record(
         con,
         principal,
@@ -281,7 +277,7 @@ def read_email(text: str) -> str:
 
 
 async def _check_still_given(
-    con: Connection, org: organizations.Organization, email: str, found: Mapping[str, Json]
+    con: Connection, org: organizations.Organization, email: str, found: Record
 ) -> None:
     """Raise unless the org takes the address in, and the inviter may give the role now."""
     if org.suspended_at is not None:

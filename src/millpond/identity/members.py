@@ -58,9 +58,7 @@ async def is_member(con: Connection, org_id: int, email: str) -> bool:
     return bool(await con.fetchval(_SQL["of_email"], org_id, email))
 
 
-async def add(
-    con: Connection, org_id: int, user_id: uuid.UUID, role: str, added_by: str
-) -> None:
+async def add(con: Connection, org_id: int, user_id: uuid.UUID, role: str, added_by: str) -> None:
     """Give an account a place in the org; raises Conflict when it has one."""
     if await con.fetchval(_SQL["add"], org_id, user_id, role, added_by) is None:
         raise Conflict("You are in this organization already.", code="already_member")
@@ -106,9 +104,7 @@ async def remove(
     await con.execute(_SQL["remove"], principal.org_id, user_id)
     action = "member.left" if is_self(principal, user_id) else "member.removed"
     details = {"role": seen.role}
-    await audit.record(
-        con, principal, action, f"user:{user_id}", details=details, address=address
-    )
+    await audit.record(con, principal, action, f"user:{user_id}", details=details, address=address)
 
 
 def is_self(principal: Principal, user_id: uuid.UUID) -> bool:

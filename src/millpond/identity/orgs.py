@@ -26,9 +26,9 @@ async def ensure_org(db: Database, slug: str, name: str) -> int:
 
 
 def check_slug(slug: str) -> None:
-    """Raise InvalidInput for what cannot be an org's slug."""
-    if not _SLUG.fullmatch(slug):
+    """Raise InvalidInput for what cannot be an org's slug; a number would read as an id."""
+    if not _SLUG.fullmatch(slug) or slug.isdecimal():
         raise InvalidInput(
-            f"{slug!r} is not a slug: use 1 to 63 lower-case letters, digits and dashes",
+            f"{slug!r} is not a slug: use 1 to 63 lower-case letters, digits and dashes, not digits alone",
             param="slug",
         )
