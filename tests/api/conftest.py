@@ -29,6 +29,10 @@ from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
 from millpond.identity.gate import Gate
+from millpond.identity.invitations import Mail
+from millpond.identity.key_reader import KeyReader
+from millpond.identity.lending import Lending
+from millpond.identity.mailing import Outbox
 from millpond.identity.passwords import Passwords
 from millpond.identity.people import People
 from millpond.identity.permissions import PERMISSIONS
@@ -223,18 +227,21 @@ async def opened(
     feed = await Feed.connect(urls.app)
     seal = Seal(bytes(KEY_BYTES))
     keyring = await Keyring.open(db, seal)
+    reader = KeyReader(db)
     people = People(db=db, keyring=keyring, seal=seal, passwords=quick_passwords())
     try:
         yield create_app(
             db=db,
-            gate=Gate(keyring),
+            gate=Gate(keyring, readers=[reader], lending=Lending(db)),
             hints=hints,
             feed=feed,
             people=people,
+            mail=Mail(outbox=Outbox(seal, ttl_s=3600)),
             check_schema=lambda: check_schema(urls.app),
             knowledge=knowledge,
         )
     finally:
+        await reader.close()
         await feed.close()
         await hints.close()
 

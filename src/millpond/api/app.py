@@ -26,6 +26,17 @@ from millpond.api.models_calendar import (
     SendEvents,
 )
 from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
+from millpond.api.models_orgs import (
+    AcceptInvitation,
+    ChangeMember,
+    ChangeOrg,
+    ChangeServicePrincipal,
+    CreateApiKey,
+    CreateGrant,
+    CreateInvitation,
+    CreateServicePrincipal,
+    PutRole,
+)
 from millpond.api.models_people import (
     ChangeMe,
     ChangePassword,
@@ -37,26 +48,35 @@ from millpond.api.models_people import (
     RequestReset,
     SignIn,
 )
+from millpond.api.models_platform import AddOperator, ChangePlatformOrg, CreateOrg
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
+    api_keys,
     blocked,
     bulk,
     flows,
+    grants,
     health,
     inbound_events,
     inputs,
+    invitations,
     keys,
     knowledge_bases,
     me,
+    members,
+    organization,
     pauses,
+    platform,
     queues,
     reruns,
+    roles,
     run_batches,
     runs,
     schedules,
+    service_principals,
     sign_in,
     signals,
     triggers,
@@ -67,6 +87,7 @@ from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.gate import Gate
+from millpond.identity.invitations import Mail
 from millpond.identity.people import People
 from millpond.knowledge.store import KnowledgeStore
 
@@ -105,6 +126,18 @@ _REFERRED = (
     ClaimOperator,
     ChangeMe,
     ChangePassword,
+    ChangeOrg,
+    ChangeMember,
+    PutRole,
+    CreateInvitation,
+    AcceptInvitation,
+    CreateServicePrincipal,
+    ChangeServicePrincipal,
+    CreateApiKey,
+    CreateGrant,
+    CreateOrg,
+    ChangePlatformOrg,
+    AddOperator,
     Problem,
 )
 _ROOMS = (
@@ -123,6 +156,14 @@ _ROOMS = (
     queues,
     pauses,
     workers,
+    organization,
+    members,
+    invitations,
+    roles,
+    service_principals,
+    api_keys,
+    grants,
+    platform,
     keys,
     sign_in,
     me,
@@ -160,11 +201,12 @@ def create_app(
     people: People,
     check_schema: SchemaCheck | None = None,
     knowledge: KnowledgeStore | None = None,
+    mail: Mail | None = None,
 ) -> FastAPI:
     """Return the API over these connections, which the caller keeps and closes.
 
     `check_schema` raises when database and code differ; `/readyz` asks it. Without a `knowledge`
-    store there are no knowledge routes.
+    store there are no knowledge routes, without `mail` nobody can be invited.
     """
     app = Api(
         title="Millpond",
@@ -185,6 +227,7 @@ def create_app(
         readiness=Readiness(db, check_schema),
         people=people,
         knowledge=knowledge,
+        mail=mail,
     )
     problems.install(app)
     for room in _ROOMS:

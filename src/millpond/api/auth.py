@@ -41,7 +41,13 @@ PUBLIC = frozenset(
 )
 # Routes about the caller alone: they need a good token and no permission.
 SIGNED_IN = frozenset(
-    {"/v1/me", "/v1/me/sessions", "/v1/me/sessions/{session_id}", "/v1/me/password"}
+    {
+        "/v1/me",
+        "/v1/me/sessions",
+        "/v1/me/sessions/{session_id}",
+        "/v1/me/password",
+        "/v1/auth/invitations/accept",
+    }
 )
 
 

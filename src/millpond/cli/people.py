@@ -10,7 +10,8 @@ import structlog
 from millpond.cli.config import is_loopback
 from millpond.db.pool import Database
 from millpond.errors import InvalidInput
-from millpond.identity.mailing import Mailer
+from millpond.identity.invitations import Mail
+from millpond.identity.mailing import Mailer, Outbox
 from millpond.identity.passwords import Passwords
 from millpond.identity.people import People
 from millpond.identity.seal import Seal
@@ -38,6 +39,12 @@ def open_people(settings: Settings, db: Database, keyring: Keyring, seal: Seal) 
         registration=settings.registration,
         public_url=public_url(settings),
     )
+
+
+def open_invitations(settings: Settings, seal: Seal) -> Mail:
+    """Return how invitations are mailed."""
+    outbox = Outbox(seal, ttl_s=_DAY_S)
+    return Mail(outbox=outbox, link=f"{public_url(settings)}/invitation#token=")
 
 
 def public_url(settings: Settings) -> str:

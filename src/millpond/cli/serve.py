@@ -72,13 +72,15 @@ async def _compose(
     """Connect and return the app; `stack` closes the connections again."""
     from millpond.api.app import create_app
     from millpond.cli.config import open_seal
-    from millpond.cli.people import open_mailer, open_people
+    from millpond.cli.people import open_invitations, open_mailer, open_people
     from millpond.cli.resources import open_knowledge
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
     from millpond.identity.gate import Gate
+    from millpond.identity.key_reader import KeyReader
+    from millpond.identity.lending import Lending
     from millpond.identity.mailing import Postman, delivering
     from millpond.identity.tokens import Keyring
 
@@ -96,12 +98,15 @@ async def _compose(
     stack.callback(people.passwords.close)
     postman = Postman(db, seal, open_mailer(settings))
     await stack.enter_async_context(delivering(postman))
+    reader = KeyReader(db)
+    stack.push_async_callback(reader.close)
     return create_app(
         db=db,
-        gate=Gate(keyring),
+        gate=Gate(keyring, readers=[reader], lending=Lending(db)),
         hints=hints,
         feed=feed,
         people=people,
+        mail=open_invitations(settings, seal),
         check_schema=lambda: check_schema(databases.app),
         knowledge=open_knowledge(settings, db, stack),
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from millpond.errors import Transient, Unauthenticated
+from millpond.identity.lending import Lending
 from millpond.identity.passport import Passport
 from millpond.identity.tokens import Keyring
 from millpond.types import Principal
@@ -41,11 +42,20 @@ class Reader(Protocol):
 
 
 class Gate:
-    """Admits bearers; `readers` are asked before the installation's own tokens."""
+    """Admits bearers; `readers` are asked before the installation's own tokens.
 
-    def __init__(self, keyring: Keyring, readers: Sequence[Reader] = ()) -> None:
+    `lending` admits operators into orgs whose owner let them in.
+    """
+
+    def __init__(
+        self,
+        keyring: Keyring,
+        readers: Sequence[Reader] = (),
+        lending: Lending | None = None,
+    ) -> None:
         self.keyring = keyring
         self._readers = list(readers)
+        self._lending = lending
 
     async def admit(self, text: str, wish: Wish) -> Principal:
         """Return who a bearer is where it wants to go; raises Unauthenticated, Forbidden, InvalidInput."""
@@ -53,7 +63,11 @@ class Gate:
             if reader.reads(text):
                 return await reader.admit(text, wish)
         passport = await self.read(text)
-        return passport.on_platform() if wish.is_of_platform else passport.in_org(wish.org)
+        if wish.is_of_platform:
+            return passport.on_platform()
+        if self._lending is not None and passport.is_guest(wish.org):
+            return await self._lending.admit(passport, wish.org or "")
+        return passport.in_org(wish.org)
 
     def expires_at(self, text: str) -> float | None:
         """Return when a token that was admitted ends, in seconds since the epoch; None for what does not."""

@@ -58,6 +58,18 @@ async def post(con: Connection, seal: Seal, mail: Mail, *, ttl_s: float) -> None
     await con.execute(_SQL["add_mail"], mail_id, seal.key_id, sealed, float(ttl_s))
 
 
+class Outbox:
+    """Posts what rooms that know no seal write."""
+
+    def __init__(self, seal: Seal, *, ttl_s: float) -> None:
+        self._seal = seal
+        self._ttl_s = ttl_s
+
+    async def invite(self, con: Connection, to: str, subject: str, text: str) -> None:
+        """Let an invitation wait to be sent; it is sent if the transaction commits."""
+        await post(con, self._seal, Mail(to=to, subject=subject, text=text), ttl_s=self._ttl_s)
+
+
 class Postman:
     """Sends what waits, one mail after the other; several processes share the work."""
 

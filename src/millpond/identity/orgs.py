@@ -18,12 +18,17 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 async def ensure_org(db: Database, slug: str, name: str) -> int:
     """Return the id of the org with `slug`, making it with `name` when it is missing."""
-    if not _SLUG.fullmatch(slug):
-        raise InvalidInput(
-            f"{slug!r} is not a slug: use 1 to 63 lower-case letters, digits and dashes",
-            param="slug",
-        )
+    check_slug(slug)
     async with db.globals() as con:
         await con.execute(_SQL["add_org"], slug, name)
         org_id: int = await con.fetchval(_SQL["org_id"], slug)
     return org_id
+
+
+def check_slug(slug: str) -> None:
+    """Raise InvalidInput for what cannot be an org's slug; a number would read as an id."""
+    if not _SLUG.fullmatch(slug) or slug.isdecimal():
+        raise InvalidInput(
+            f"{slug!r} is not a slug: use 1 to 63 lower-case letters, digits and dashes, not digits alone",
+            param="slug",
+        )

@@ -81,6 +81,10 @@ class Passport:
             )
         return self.seats[0] if self.seats else None
 
+    def is_guest(self, wanted: str | None) -> bool:
+        """Whether an operator wants into an org without a place in it: only a grant lets them in."""
+        return self.is_operator and wanted is not None and self.seat(wanted) is None
+
     def in_org(self, wanted: str | None = None) -> Principal:
         """Return the principal in the org wanted; raises Forbidden when the bearer has no place there."""
         if self.fixed is not None:

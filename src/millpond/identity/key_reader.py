@@ -1,0 +1,91 @@
+"""The reader of API keys: a key's text becomes the principal it is now.
+
+Called by the gate. Invariants: what a key may is worked out anew for every request, scopes ∩ its owner's rights;
+unknown, wrong, revoked and expired keys get one answer; remembering the use of a key holds up no request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import uuid
+
+from millpond.db.pool import Database, Record
+from millpond.db.queries import queries
+from millpond.errors import MillpondError, Unauthenticated
+from millpond.identity import bearers
+from millpond.identity.gate import Wish
+from millpond.identity.passport import not_in_org
+from millpond.identity.permissions import permissions_of
+from millpond.types import Principal, Standing
+
+_SQL = queries("api_keys")
+_NO_DIGEST = bytes(32)
+
+
+class KeyReader:
+    """Reads API keys; `close` waits for what it still has to remember."""
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._remembering: dict[uuid.UUID, asyncio.Task[None]] = {}
+
+    def reads(self, text: str) -> bool:
+        """Whether the text has a key's form."""
+        return text.startswith(f"{bearers.KEY}_")
+
+    async def admit(self, text: str, wish: Wish) -> Principal:
+        """Return the key's principal; raises Unauthenticated, or Forbidden where the header names another org."""
+        bearer = bearers.read(bearers.KEY, text)
+        if bearer is None:
+            raise _refused()
+        row = await self._find(bearer)
+        known = _NO_DIGEST if row is None else row["digest"]
+        if not hmac.compare_digest(known, bearer.digest) or row is None or row["version"] is None:
+            raise _refused()
+        if wish.org not in (None, str(bearer.org_id), row["slug"]):
+            raise not_in_org()
+        if row["is_use_due"]:
+            self._remember(bearer.org_id, row["key_id"])
+        return _principal(bearer.org_id, row)
+
+    async def close(self) -> None:
+        """Wait until every use is remembered."""
+        await asyncio.gather(*self._remembering.values())
+
+    async def _find(self, bearer: bearers.Bearer) -> Record | None:
+        async with self._db.org(bearer.org_id) as con:
+            return await con.fetchrow(_SQL["read"], bearer.org_id, bearer.prefix)
+
+    def _remember(self, org_id: int, key_id: uuid.UUID) -> None:
+        if key_id in self._remembering:
+            return
+        task = asyncio.create_task(self._store_use(org_id, key_id))
+        self._remembering[key_id] = task
+        task.add_done_callback(lambda _: self._remembering.pop(key_id, None))
+
+    async def _store_use(self, org_id: int, key_id: uuid.UUID) -> None:
+        # A use that cannot be stored now is stored with the next request.
+        with contextlib.suppress(MillpondError):
+            async with self._db.org(org_id) as con:
+                await con.execute(_SQL["used"], org_id, key_id)
+
+
+def _principal(org_id: int, row: Record) -> Principal:
+    held = permissions_of(row["role"], row["permissions"])
+    return Principal(
+        org_id=org_id,
+        subject=f"key:{row['key_id']}",
+        permissions=held & frozenset(row["scopes"]),
+        roles=frozenset({row["role"]}),
+        standing=Standing(stamp=row["version"]),
+    )
+
+
+def _refused() -> Unauthenticated:
+    return Unauthenticated(
+        "This API key is not good: it is unknown, revoked or expired.",
+        code="key_refused",
+        advice="make another with `millpond apikeys create`",
+    )
