@@ -36,7 +36,7 @@ class Heads:
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
             tail = _tail(file)
-            last = next((head for line in reversed(tail.splitlines()) if (head := _read(line))), None)
+            last = _last(tail)
             if last is not None and last.seq >= head.seq:
                 return False
             torn = b"\n" if tail and not tail.endswith(b"\n") else b""
@@ -53,7 +53,7 @@ class Heads:
         except FileNotFoundError:
             return None
         try:
-            return next((head for line in reversed(_tail(file).splitlines()) if (head := _read(line))), None)
+            return _last(_tail(file))
         finally:
             os.close(file)
 
@@ -101,6 +101,11 @@ def _read(line: bytes) -> Head | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _last(tail: bytes) -> Head | None:
+    heads = map(_read, reversed(tail.splitlines()))
+    return next((head for head in heads if head is not None), None)
 
 
 def _tail(file: int) -> bytes:

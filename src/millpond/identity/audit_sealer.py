@@ -59,8 +59,10 @@ class Sealer:
                 if not is_published:
                     await self.publish_all()
                     is_published = True
-            except (MillpondError, OSError) as error:
-                _log.warning("audit.halted", reason=getattr(error, "code", type(error).__name__))
+            except MillpondError as error:
+                _log.warning("audit.halted", code=error.code)
+            except Exception:
+                _log.exception("audit.halted", code="unexpected")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._poll_s)
         try:

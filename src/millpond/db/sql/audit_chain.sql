@@ -12,7 +12,7 @@ select org_id from org where org_id > $1 order by org_id limit $2;
 
 -- name: lock
 -- Lets one process at a time seal a log, until the transaction ends; false where another does.
-select pg_try_advisory_xact_lock(hashtextextended('millpond.audit_seal:' || $1::text, 0));
+select pg_try_advisory_xact_lock(hashtextextended('millpond.audit_seal:' || $1::bigint::text, 0));
 
 -- name: head
 -- Reads the newest seal of an org's log.
