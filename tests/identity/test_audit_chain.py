@@ -54,7 +54,9 @@ class Pond:
 
     async def tell(self, *resources: str, org_id: int | None = None) -> None:
         for resource in resources:
-            principal = Principal(org_id=self.org_id if org_id is None else org_id, subject="user:ann")
+            principal = Principal(
+                org_id=self.org_id if org_id is None else org_id, subject="user:ann"
+            )
             async with self.db.of(principal) as con:
                 await audit.record(con, principal, "thing.done", resource, details={"was": "told"})
 
@@ -218,13 +220,17 @@ async def test_a_row_that_was_put_in_is_found(pond: Pond) -> None:
     assert await kinds(pond) == [("unsealed", None)]
 
 
-async def test_rows_that_wait_are_told_of_and_are_a_fault_only_when_they_wait_long(pond: Pond) -> None:
+async def test_rows_that_wait_are_told_of_and_are_a_fault_only_when_they_wait_long(
+    pond: Pond,
+) -> None:
     await pond.tell("thing:1", "thing:2")
     report = await pond.verify()
     assert report.is_intact
     assert report.unsealed == 2
     assert report.oldest_unsealed_s is not None
-    await pond.root.execute("update audit set at = at - interval '1 hour' where resource = 'thing:1'")
+    await pond.root.execute(
+        "update audit set at = at - interval '1 hour' where resource = 'thing:1'"
+    )
     assert await kinds(pond) == [("unsealed", None)]
 
 
@@ -438,7 +444,9 @@ async def test_the_platform_has_a_chain_of_its_own(pond: Pond) -> None:
     report = await pond.verify(org_id=NO_ORG)
     assert report.is_intact, report.faults
     assert report.sealed == 2
-    await pond.root.execute("update platform_audit set subject = 'user:bob' where resource = 'plan:big'")
+    await pond.root.execute(
+        "update platform_audit set subject = 'user:bob' where resource = 'plan:big'"
+    )
     report = await pond.verify(org_id=NO_ORG)
     assert [(one.kind, one.seq) for one in report.faults] == [("row_changed", 2)]
     assert (await pond.verify()).is_intact
@@ -452,9 +460,7 @@ async def test_orgs_have_chains_of_their_own(pond: Pond, other_org: int) -> None
     assert (await pond.verify(org_id=other_org)).sealed == 2
 
 
-async def test_nobody_who_serves_can_change_the_log(
-    pond: Pond, engine_db: EngineDatabase
-) -> None:
+async def test_nobody_who_serves_can_change_the_log(pond: Pond, engine_db: EngineDatabase) -> None:
     for role in ("millpond_app", "millpond_engine"):
         for table in ("audit", "audit_seal", "platform_audit", "platform_audit_seal"):
             for deed in ("update", "delete", "truncate"):

@@ -69,7 +69,7 @@ class Auditor:
 
     def __init__(self, keys: Keys, heads: Heads) -> None:
         self._keys = keys
-        self._heads = heads
+        self.heads = heads
 
     async def verify(
         self,
@@ -86,7 +86,7 @@ class Auditor:
         """
         walk = _Walk(self._keys, Report(org_id=org_id, last_seq=after))
         report = walk.report
-        published = self._heads.read(org_id, after=after)
+        published = self.heads.read(org_id, after=after)
         async with transaction() as con:
             await walk.begin(con, after)
         # Heads of now are of seals that were committed before: the walk meets them all.
@@ -141,9 +141,7 @@ class _Walk:
         audit_id = uuid.UUID(int=row["audit_id"].int)
         if seq != report.last_seq + 1:
             missing = report.last_seq + 1
-            self._fault(
-                "seal_removed", f"seals {missing} to {seq - 1} are missing", seq=missing
-            )
+            self._fault("seal_removed", f"seals {missing} to {seq - 1} are missing", seq=missing)
         elif not row["has_row"]:
             self._fault("row_removed", "its row is gone", seq=seq, audit_id=audit_id)
         elif (key := self._key(row["key_id"])) is None:

@@ -30,7 +30,7 @@ class Heads:
         self._folder = folder
 
     def publish(self, head: Head) -> bool:
-        """Add a head to its log's file unless a later one is there; whether it was added. Blocks until it is on disk."""
+        """Add a head to its log's file unless a later one is there, and wait for the disk; whether it was added."""
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         file = os.open(self._path(head.org_id), os.O_RDWR | os.O_CREAT | os.O_APPEND, _MODE)
         try:

@@ -61,7 +61,7 @@ class Sealer:
                     is_published = True
             except MillpondError as error:
                 _log.warning("audit.halted", code=error.code)
-            except Exception:
+            except Exception:  # noqa: BLE001 - a top-level loop; the log tells
                 _log.exception("audit.halted", code="unexpected")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), self._poll_s)
@@ -134,9 +134,7 @@ class Sealer:
                 return 0, head
             return len(rows), await self._seal(con, org_id, head, rows)
 
-    async def _seal(
-        self, con: Connection, org_id: int, head: Head | None, rows: list[Any]
-    ) -> Head:
+    async def _seal(self, con: Connection, org_id: int, head: Head | None, rows: list[Any]) -> Head:
         key_id, sealed_at = self._keys.key_id, rows[0]["now"]
         key = self._keys.derive(PURPOSE, key_id)
         seq, mac = (head.seq, head.mac) if head is not None else (0, START)
@@ -155,9 +153,7 @@ class Sealer:
             places.append(seq)
             macs.append(mac)
         ids = [row["audit_id"] for row in rows]
-        await con.execute(
-            statement("seal", org_id), org_id, places, ids, macs, key_id, sealed_at
-        )
+        await con.execute(statement("seal", org_id), org_id, places, ids, macs, key_id, sealed_at)
         return Head(org_id=org_id, seq=seq, mac=mac, key_id=key_id, sealed_at=sealed_at)
 
     async def _publish(self, head: Head) -> None:

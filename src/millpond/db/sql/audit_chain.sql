@@ -123,3 +123,30 @@ where $1::bigint = 0
   and not exists (select from platform_audit_seal s where s.audit_id = a.audit_id)
   and not exists (select from platform_audit_unsealed u where u.audit_id = a.audit_id)
 limit 1;
+
+-- name: page
+-- One page of an org's log by id, newest first: below $2, or above $3 where given; $5 subject, $6 how the action begins,
+-- $7 resource, $8 run, $9 from, $10 to.
+select a.audit_id, a.at, a.subject, a.granted_by, a.action, a.resource, a.run_id, a.address, a.details::text as details,
+       s.seq, s.mac, s.key_id, s.sealed_at
+from audit a
+left join audit_seal s on s.org_id = a.org_id and s.audit_id = a.audit_id
+where a.org_id = $1 and case when $3::uuid is null then a.audit_id < $2::uuid else a.audit_id > $3::uuid end
+  and ($5::text is null or a.subject = $5) and ($6::text is null or starts_with(a.action, $6))
+  and ($7::text is null or a.resource = $7) and ($8::uuid is null or a.run_id = $8)
+  and ($9::timestamptz is null or a.at >= $9) and ($10::timestamptz is null or a.at < $10)
+order by case when $3::uuid is null then a.audit_id end desc, a.audit_id
+limit $4;
+
+-- name: page_platform
+-- One page of the platform's log by id, as `page`.
+select a.audit_id, a.at, a.subject, null::text as granted_by, a.action, a.resource, null::uuid as run_id, a.address,
+       a.details::text as details, s.seq, s.mac, s.key_id, s.sealed_at
+from platform_audit a
+left join platform_audit_seal s on s.audit_id = a.audit_id
+where $1::bigint = 0 and case when $3::uuid is null then a.audit_id < $2::uuid else a.audit_id > $3::uuid end
+  and ($5::text is null or a.subject = $5) and ($6::text is null or starts_with(a.action, $6))
+  and ($7::text is null or a.resource = $7) and $8::uuid is null
+  and ($9::timestamptz is null or a.at >= $9) and ($10::timestamptz is null or a.at < $10)
+order by case when $3::uuid is null then a.audit_id end desc, a.audit_id
+limit $4;
