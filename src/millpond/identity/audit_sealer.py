@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -162,7 +162,7 @@ class Sealer:
 
 async def head_of(con: Connection, org_id: int) -> Head | None:
     """Return how far a log is sealed."""
-    row: Mapping[str, Any] | None = await con.fetchrow(statement("head", org_id), org_id)
+    row = await con.fetchrow(statement("head", org_id), org_id)
     return None if row is None else Head(org_id=org_id, **row)
 
 
