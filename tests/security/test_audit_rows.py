@@ -135,6 +135,8 @@ async def done(bench: Bench, route: str) -> list[str]:
     method, path = route.split(" ", 1)
     world = bench.world
     wish = await FACTORIES[method, path](bench)
+    if route == "POST /v1/runs/bulk":
+        wish.json["dry_run"] = False
     declared = needed(world.front, method, path)
     if declared.is_of_platform:
         person = await world.person(is_operator=True)

@@ -191,23 +191,43 @@ async def a_question(at: Bench) -> Wish:
     return Wish(path={"request_id": page["data"][0]["id"]}, json={"answer": {}})
 
 
-@thing("GET /v1/flows/{name}", "POST /v1/flows/{name}/pause", "POST /v1/flows/{name}/resume")
+@thing("GET /v1/flows/{name}", "POST /v1/flows/{name}/pause")
 async def a_flow(at: Bench) -> Wish:
     await at.world.front.publish("echo")
     return Wish(path={"name": "echo"})
 
 
-@thing("POST /v1/queues/{name}/pause", "POST /v1/queues/{name}/resume")
+@thing("POST /v1/flows/{name}/resume")
+async def a_paused_flow(at: Bench) -> Wish:
+    await at.world.front.publish("echo")
+    await sent(at.client, "/v1/flows/echo/pause")
+    return Wish(path={"name": "echo"})
+
+
+@thing("POST /v1/queues/{name}/pause")
 async def a_queue(at: Bench) -> Wish:
     await queued(at)
     return Wish(path={"name": "default"})
 
 
-@thing("GET /v1/pauses", "POST /v1/org/pause", "POST /v1/org/resume")
+@thing("POST /v1/queues/{name}/resume")
+async def a_paused_queue(at: Bench) -> Wish:
+    await queued(at)
+    await sent(at.client, "/v1/queues/default/pause")
+    return Wish(path={"name": "default"})
+
+
+@thing("GET /v1/pauses", "POST /v1/org/pause")
 async def a_pause(at: Bench) -> Wish:
     await at.world.front.publish("of-one-org")
     await sent(at.client, "/v1/flows/of-one-org/pause")
     return Wish(makes=("of-one-org",))
+
+
+@thing("POST /v1/org/resume")
+async def a_paused_org(at: Bench) -> Wish:
+    await sent(at.client, "/v1/org/pause")
+    return Wish()
 
 
 async def schedule(at: Bench) -> str:

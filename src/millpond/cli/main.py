@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from millpond.cli import (
+    audit,
     catalog,
     doctor,
     events,
@@ -76,6 +77,7 @@ reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
 app.command()(catalog.workers)

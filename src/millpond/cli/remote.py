@@ -93,6 +93,20 @@ class Remote:
         """POST a JSON document, or raw `content`, and return the JSON that comes back."""
         return _json(await self.post_raw(path, document, content, params, headers))
 
+    async def download(
+        self, path: str, params: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[bytes, None]:
+        """GET `path` and yield the bytes that come, as they come."""
+        try:
+            async with self._client.stream("GET", path, params=_given(params or {})) as response:
+                if response.is_error:
+                    await response.aread()
+                    raise problem(response)
+                async for part in response.aiter_bytes():
+                    yield part
+        except httpx2.TransportError as error:
+            raise _away(self._client, error) from error
+
     async def delete(self, path: str) -> None:
         """DELETE `path`."""
         await self._request("DELETE", path)

@@ -36,8 +36,8 @@ UNSET: Final = Unset.UNSET
 class Call(Generic[T]):
     """One request; `read` makes the result of the decoded JSON that answers it.
 
-    `is_same_twice` says that a second time changes nothing more than the first, though it is no GET
-    and carries no key.
+    `is_text` says that the answer is no JSON: `read` gets its text. `is_same_twice` says that a second time
+    changes nothing more than the first, though it is no GET and carries no key.
     """
 
     method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
@@ -48,6 +48,7 @@ class Call(Generic[T]):
     content: bytes | None = None
     idempotency_key: str | None = None
     is_same_twice: bool = False
+    is_text: bool = False
 
     @property
     def is_repeatable(self) -> bool:
@@ -63,6 +64,11 @@ def reader(kind: Any) -> Callable[[Any], Any]:
 
 def read_nothing(document: Any) -> None:
     """Read an answer that has no body."""
+
+
+def read_text(text: str) -> str:
+    """Read an answer that is no JSON."""
+    return text
 
 
 def get(path: str, kind: Any, **params: Any) -> Call[Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Generic
 
 from millpond.client.calls import (
+    audit,
     control,
     events,
     inputs,
@@ -219,6 +220,15 @@ class Grants(Group[Kind]):
     end = method(orgs.end_grant)
 
 
+class Audit(Group[Kind]):
+    """What was done in the organization, by whom."""
+
+    list = listing(audit.list_audit)
+    page = method(audit.list_audit)
+    verify = method(audit.verify_audit)
+    export = method(audit.export_audit)
+
+
 class Platform(Group[Kind]):
     """The platform itself, for its operators."""
 
@@ -230,6 +240,8 @@ class Platform(Group[Kind]):
     operators = listing(platform.list_operators)
     add_operator = method(platform.add_operator)
     remove_operator = method(platform.remove_operator)
+    audit_entries = listing(audit.list_platform_audit)
+    audit_page = method(audit.list_platform_audit)
 
 
 class Groups(Generic[Kind]):
@@ -255,4 +267,5 @@ class Groups(Generic[Kind]):
         self.events: Events[Kind] = Events(client)
         self.auth: Auth[Kind] = Auth(client)
         self.me: Me[Kind] = Me(client)
+        self.audit: Audit[Kind] = Audit(client)
         self.knowledge: Knowledge[Kind] = Knowledge(client)

@@ -77,6 +77,8 @@ def result_of(call: Call[T], response: httpx2.Response) -> T:
     """Return what a call gives, or raise what its answer says."""
     if response.is_error:
         raise refused(response)
+    if call.is_text:
+        return call.read(response.text)
     return call.read(_json(response) if response.content else None)
 
 

@@ -7,16 +7,20 @@ those after it, since the chain is followed by the seals as they are stored.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any
 
+import orjson
+
 from millpond.db.pool import Connection
-from millpond.errors import Permanent
+from millpond.errors import InvalidInput, Permanent
 from millpond.identity.audit_chain import PURPOSE, START, Head, Keys, entry_of, mac_of
 from millpond.identity.audit_heads import Heads
 from millpond.identity.audit_sealer import head_of, statement
+from millpond.types import NO_ORG
 
 Open = Callable[[], AbstractAsyncContextManager[Connection]]
 
@@ -109,6 +113,44 @@ class Auditor:
         return report
 
 
+def verify_lines(keys: Keys, lines: Iterable[bytes]) -> Report:
+    """Verify an export (NDJSON); one that begins amid a chain is taken from its first row on.
+
+    Raises InvalidInput for a line that is none of an export.
+    """
+    walk: _Walk | None = None
+    report = Report(org_id=NO_ORG)
+    for number, text in enumerate(lines, 1):
+        row = _row_of(text, number)
+        if row["seq"] is None:
+            report.unsealed += 1
+            continue
+        if walk is None:
+            report.org_id, report.last_seq = row["org"], row["seq"] - 1
+            walk = _Walk(keys, report)
+            if row["seq"] > 1:
+                walk.take(row)
+                continue
+        walk.step(row)
+    return report
+
+
+def _row_of(text: bytes, number: int) -> dict[str, Any]:
+    try:
+        row: dict[str, Any] = orjson.loads(text)
+        row["audit_id"] = uuid.UUID(row["audit_id"])
+        row["run_id"] = None if row["run_id"] is None else uuid.UUID(row["run_id"])
+        row["at"] = datetime.fromisoformat(row["at"])
+        if row["seq"] is not None:
+            row["sealed_at"] = datetime.fromisoformat(row["sealed_at"])
+            row["mac"] = bytes.fromhex(row["mac"])
+        row["has_row"] = True
+        entry_of(row)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InvalidInput(f"line {number} is not of an export as NDJSON", param="file") from error
+    return row
+
+
 class _Walk:
     """One way along a chain, seal after seal, with the published heads beside."""
 
@@ -129,6 +171,10 @@ class _Walk:
         if mac is None:
             self._fault("seal_removed", f"there is no seal {after}", seq=after)
         self._previous = mac or START
+
+    def take(self, row: Any) -> None:
+        """Take a seal as given."""
+        self._previous, self.report.last_seq = row["mac"], row["seq"]
 
     def follow(self, published: Iterator[Head]) -> None:
         """Hold the seals that come against these heads."""

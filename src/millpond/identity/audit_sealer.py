@@ -103,16 +103,9 @@ class Sealer:
 
     async def publish_all(self) -> None:
         """Publish what a process that was killed had sealed and not published."""
-        last = NO_ORG
         await self._publish_log(NO_ORG)
-        while True:
-            async with self._db.globals() as con:
-                rows = await con.fetch(_SQL["all_orgs"], last, _ORGS)
-            for row in rows:
-                last = row["org_id"]
-                await self._publish_log(last)
-            if len(rows) < _ORGS:
-                return
+        async for org_id, _ in orgs(self._db):
+            await self._publish_log(org_id)
 
     async def _publish_log(self, org_id: int) -> None:
         async with opened(self._db, org_id) as con:
@@ -158,6 +151,19 @@ class Sealer:
 
     async def _publish(self, head: Head) -> None:
         await asyncio.to_thread(self._heads.publish, head)
+
+
+async def orgs(db: Database) -> AsyncIterator[tuple[int, str]]:
+    """Yield id and slug of every org."""
+    last = NO_ORG
+    while True:
+        async with db.globals() as con:
+            rows = await con.fetch(_SQL["all_orgs"], last, _ORGS)
+        for row in rows:
+            yield row["org_id"], row["slug"]
+        if len(rows) < _ORGS:
+            return
+        last = rows[-1]["org_id"]
 
 
 async def head_of(con: Connection, org_id: int) -> Head | None:

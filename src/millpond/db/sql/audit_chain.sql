@@ -8,7 +8,7 @@ select exists (select from platform_audit_unsealed);
 
 -- name: all_orgs
 -- Reads the next orgs by id.
-select org_id from org where org_id > $1 order by org_id limit $2;
+select org_id, slug from org where org_id > $1 order by org_id limit $2;
 
 -- name: lock
 -- Lets one process at a time seal a log, until the transaction ends; false where another does.

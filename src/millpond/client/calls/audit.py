@@ -1,0 +1,79 @@
+"""Calls about the audit log, and the platform's own."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from millpond.client.call import Call, Id, get, given, id_text, path_of, read_text, time_text
+from millpond.client.models import Page
+from millpond.client.models_audit import AuditEntry, AuditVerification
+
+
+def list_audit(
+    *,
+    subject: str | None = None,
+    action: str | None = None,
+    resource: str | None = None,
+    run_id: Id | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int | None = None,
+    after: Id | None = None,
+    before: Id | None = None,
+) -> Call[Page[AuditEntry]]:
+    """What was done in the organization, newest first; `action` is how it begins, such as `member.`."""
+    return get(
+        path_of("audit"),
+        Page[AuditEntry],
+        subject=subject,
+        action=action,
+        resource=resource,
+        run_id=id_text(run_id),
+        since=time_text(since),
+        until=time_text(until),
+        limit=limit,
+        after=id_text(after),
+        before=id_text(before),
+    )
+
+
+def list_platform_audit(
+    *,
+    subject: str | None = None,
+    action: str | None = None,
+    resource: str | None = None,
+    run_id: Id | None = None,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    limit: int | None = None,
+    after: Id | None = None,
+    before: Id | None = None,
+) -> Call[Page[AuditEntry]]:
+    """What was done on the platform itself, newest first; for operators."""
+    return get(
+        path_of("platform", "audit"),
+        Page[AuditEntry],
+        subject=subject,
+        action=action,
+        resource=resource,
+        run_id=id_text(run_id),
+        since=time_text(since),
+        until=time_text(until),
+        limit=limit,
+        after=id_text(after),
+        before=id_text(before),
+    )
+
+
+def verify_audit(*, after: int | None = None, limit: int | None = None) -> Call[AuditVerification]:
+    """Verify a part of the log, from a place of its chain on."""
+    return get(path_of("audit", "verification"), AuditVerification, after=after, limit=limit)
+
+
+def export_audit(
+    *, format: str | None = None, after: int | None = None, limit: int | None = None
+) -> Call[str]:
+    """Return the log with its seals as NDJSON or CSV; a long one in parts: `limit` rows `after` a place."""
+    params = given({"format": format, "after": after, "limit": limit})
+    path = path_of("audit", "export")
+    return Call(method="GET", path=path, read=read_text, params=params, is_text=True)
