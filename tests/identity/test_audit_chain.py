@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
 from millpond.errors import MillpondError, Permanent
 from millpond.identity import audit
-from millpond.identity.audit_chain import START
+from millpond.identity.audit_chain import START, Head
 from millpond.identity.audit_check import Auditor, Report
 from millpond.identity.audit_heads import Heads
 from millpond.identity.audit_sealer import Sealer, opened, sealing
@@ -509,6 +510,16 @@ async def test_heads_are_private_and_only_rise(pond: Pond) -> None:
     early = next(pond.heads.read(pond.org_id))
     assert not pond.heads.publish(early)
     assert len(path.read_bytes().splitlines()) == 3
+
+
+def test_heads_above_a_place_are_found_in_a_long_file(tmp_path: Path) -> None:
+    heads = Heads(tmp_path)
+    at = datetime(2026, 1, 1, tzinfo=UTC)
+    for seq in range(2, 1202, 2):
+        heads.publish(Head(org_id=1, seq=seq, mac=bytes(32), key_id="k", sealed_at=at))
+    for after in (0, 1, 2, 3, 599, 600, 1199, 1200, 1201):
+        found = [head.seq for head in heads.read(1, after=after)]
+        assert found == [seq for seq in range(2, 1202, 2) if seq > after], after
 
 
 async def test_a_torn_line_of_heads_is_passed_over(pond: Pond) -> None:

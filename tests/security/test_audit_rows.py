@@ -55,7 +55,7 @@ TOLD: dict[str, tuple[str, ...]] = {
     "POST /v1/runs/bulk": ("runs.cancelled", "runs.rerun"),
     "POST /v1/runs/{run_id}/cancel": ("run.cancelled",),
     "POST /v1/runs/{run_id}/release": ("run.released",),
-    "POST /v1/runs/{run_id}/rerun": ("run.rerun",),
+    "POST /v1/runs/{run_id}/rerun": ("rerun.accepted",),
     "POST /v1/runs/{run_id}/resume": ("run.resumed",),
     "POST /v1/schedules": ("schedule.created",),
     "PATCH /v1/schedules/{schedule_id}": ("schedule.changed",),

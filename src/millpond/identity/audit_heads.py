@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
+from typing import BinaryIO
 
 import orjson
 
@@ -21,6 +22,7 @@ from millpond.types import NO_ORG
 _MODE = 0o600
 # More than a line has.
 _TAIL_BYTES = 4096
+_NEAR_BYTES = 16 * 1024
 
 
 class Heads:
@@ -64,7 +66,10 @@ class Heads:
         except FileNotFoundError:
             return
         with file:
-            left = os.fstat(file.fileno()).st_size
+            size = os.fstat(file.fileno()).st_size
+            begin = _find(file, size, after)
+            file.seek(begin)
+            left = size - begin
             while left > 0 and (line := file.readline(left)):
                 left -= len(line)
                 head = _read(line)
@@ -101,6 +106,24 @@ def _read(line: bytes) -> Head | None:
         )
     except (ValueError, KeyError, TypeError):
         return None
+
+
+def _find(file: BinaryIO, size: int, after: int) -> int:
+    """Return where a line begins that is not far before the first place above `after`: places only rise."""
+    low, high = 0, size
+    while high - low > _NEAR_BYTES:
+        middle = (low + high) // 2
+        file.seek(middle)
+        file.readline()
+        begin = file.tell()
+        head = _read(file.readline())
+        if head is None:
+            return low
+        if head.seq > after:
+            high = middle
+        else:
+            low = begin
+    return low
 
 
 def _last(tail: bytes) -> Head | None:

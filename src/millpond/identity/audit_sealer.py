@@ -49,6 +49,7 @@ class Sealer:
         self._keys = keys
         self._heads = heads
         self._poll_s = poll_s
+        self._halted: str | None = None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Seal until `stop` is set, then once more."""
@@ -59,8 +60,9 @@ class Sealer:
                 if not is_published:
                     await self.publish_all()
                     is_published = True
+                self._halted = None
             except MillpondError as error:
-                _log.warning("audit.halted", code=error.code)
+                self._tell_halted(error.code)
             except Exception:  # noqa: BLE001 - a top-level loop; the log tells
                 _log.exception("audit.halted", code="unexpected")
             with contextlib.suppress(TimeoutError):
@@ -70,6 +72,12 @@ class Sealer:
                 await self.seal_all()
         except (MillpondError, OSError) as error:  # a timeout is one of these
             _log.warning("audit.left_unsealed", reason=getattr(error, "code", type(error).__name__))
+
+    def _tell_halted(self, code: str) -> None:
+        """Say once why nothing is sealed, until that changes."""
+        if code != self._halted:
+            _log.warning("audit.halted", code=code)
+        self._halted = code
 
     async def seal_all(self) -> int:
         """Seal every row that waits in a log that nobody else is at; returns how many."""
@@ -181,4 +189,9 @@ async def sealing(sealer: Sealer) -> AsyncIterator[None]:
         yield
     finally:
         stop.set()
-        await working
+        # A database that is away must not hold the end of the process.
+        _, late = await asyncio.wait({working}, timeout=_DRAIN_S + 1)
+        if late:
+            working.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await working

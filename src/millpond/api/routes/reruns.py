@@ -164,7 +164,7 @@ async def _accept(
             await reruns.note_release(con, intent, caller.principal.subject, reason or "")
         await caller.tell(
             con,
-            "run.released" if repeat.keeps_all else "run.rerun",
+            "run.released" if repeat.keeps_all else "rerun.accepted",
             f"run:{source.run_id}",
             details={
                 "new_run": str(intent.run_id),

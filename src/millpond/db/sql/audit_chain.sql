@@ -125,8 +125,7 @@ where $1::bigint = 0
 limit 1;
 
 -- name: page
--- One page of an org's log by id, newest first: below $2, or above $3 where given; $5 subject, $6 how the action begins,
--- $7 resource, $8 run, $9 from, $10 to.
+-- One page of an org's log by id: below $2, or above $3 where given; $5 to $10 are the members of the filter.
 select a.audit_id, a.at, a.subject, a.granted_by, a.action, a.resource, a.run_id, a.address, a.details::text as details,
        s.seq, s.mac, s.key_id, s.sealed_at
 from audit a
