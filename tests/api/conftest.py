@@ -28,6 +28,7 @@ from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
 from millpond.identity.gate import Gate
+from millpond.identity.rights import CurrentRights
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
 from millpond.knowledge.store import KnowledgeStore
@@ -161,6 +162,7 @@ class Front:
             resources=resources,
             lease_s=2.0,
             drain_s=5.0,
+            rights=CurrentRights(self.engine_db),
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))

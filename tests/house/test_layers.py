@@ -81,6 +81,7 @@ ENGINE = [
     "waits",
     "answers",
     "history",
+    "rights",
     "claim",
     "admission",
     "why",

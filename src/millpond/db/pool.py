@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
@@ -211,6 +211,21 @@ class Database(_Pool):
         begin = f"{_SNAPSHOT if is_snapshot else 'begin'}; set local millpond.org = '{org}'"
         if principal.standing is not None:
             begin += f"; select {_refuse_stale(principal.subject, principal.standing)}"
+        async with self._transaction(begin, "org") as con:
+            yield con
+
+    @asynccontextmanager
+    async def org_for(
+        self, org_id: int, callers: Iterable[tuple[str, Standing]]
+    ) -> AsyncIterator[Connection]:
+        """Open a transaction in an org in which several callers' wishes are done together.
+
+        Raises as `of` when the rights of one of them are no more what they were.
+        """
+        calls = sorted({_refuse_stale(subject, standing) for subject, standing in callers})
+        begin = f"begin; set local millpond.org = '{int(org_id)}'"
+        if calls:
+            begin += f"; select {', '.join(calls)}"
         async with self._transaction(begin, "org") as con:
             yield con
 
