@@ -79,6 +79,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.engine.hints import Hints
     from millpond.engine.registry import REGISTRY
     from millpond.engine.worker import Worker
+    from millpond.identity.current_rights import CurrentRights
 
     slots, labels = queue_slots(settings), worker_labels(settings)
     databases = find_databases(settings)
@@ -110,6 +111,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             alone=alone,
             alone_command=alone_command(settings, name),
             keep=keep(settings),
+            rights=CurrentRights(engine),
         )
         await made.run(stop)
     if alone and not made.has_worked:
