@@ -57,8 +57,8 @@ ROLE_SETTINGS: dict[str, dict[str, str]] = {
         "cpu_operator_cost": "0.1",
     },
 }
-# Whether the current role could get at what row-level security keeps from it: by itself, by what it owns, or by a role that
-# it is in. The engine's role is let in by policies, so nothing but itself may be in it.
+# Whether the current role could get at what row-level security keeps from it: by itself, by what it owns, or by a role
+# that it is in. The engine's role is let in by policies, so nothing but itself may be in it.
 _UNBOUND = """
 with mine as (
   select oid, rolname, rolsuper, rolbypassrls, rolcreaterole from pg_roles
