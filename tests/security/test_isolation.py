@@ -271,8 +271,10 @@ TOO_MUCH = {
         "revoke millpond_engine from millpond_app",
     ),
     "in a role that owns a table": (
-        "create role pond_keeper; alter table millpond.run owner to pond_keeper;"
-        "grant pond_keeper to millpond_app",
+        (
+            "create role pond_keeper; alter table millpond.run owner to pond_keeper;"
+            "grant pond_keeper to millpond_app"
+        ),
         "alter table millpond.run owner to millpond_owner; drop owned by pond_keeper; drop role pond_keeper",
     ),
     "in a lending role": (
