@@ -87,6 +87,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stop = stack.enter_context(stop_event())
         await check_schema(engine_url)
+        await check_schema(databases.app)
         flows = load_flows(settings)
         app = await Database.connect(databases.app, name="millpond-steps", min_size=0)
         stack.push_async_callback(app.close)

@@ -11,7 +11,7 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import orjson
 
@@ -155,7 +155,7 @@ def right_of(asking: Asking, claimed: Claimed) -> Right | None:
     return None if backing is None else Right(asking, claimed, backing)
 
 
-def backing_of(row: Record | Mapping[str, Any]) -> Backing | None:
+def backing_of(row: Record) -> Backing | None:
     """Return the backing that stands in columns of a run; None where it has none."""
     if row["stamp"] is None:
         return None
