@@ -175,7 +175,7 @@ async def _in_time(con: Connection) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _bare(db: Database) -> AsyncIterator[Any]:
+async def _bare(db: Database) -> AsyncIterator[Connection]:
     """Lend a connection as it is between two transactions."""
     con = await db._lending.lend()
     try:
