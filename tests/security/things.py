@@ -502,7 +502,12 @@ async def a_grant(at: Bench) -> Wish:
     return Wish(path={"grant_id": await grant(at)}, also=ROLES["owner"])
 
 
-@thing("GET /v1/platform/orgs", "GET /v1/platform/operators")
+@thing("GET /v1/audit", "GET /v1/audit/export", "GET /v1/audit/verification")
+async def a_log(at: Bench) -> Wish:
+    return Wish(makes=(await grant(at),))
+
+
+@thing("GET /v1/platform/orgs", "GET /v1/platform/operators", "GET /v1/platform/audit")
 async def platform(at: Bench) -> Wish:
     return Wish()
 

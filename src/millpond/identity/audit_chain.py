@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hmac
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -60,7 +59,7 @@ class Head:
     sealed_at: datetime
 
 
-def entry_of(row: Record | Mapping[str, Any]) -> Entry:
+def entry_of(row: Any) -> Entry:
     """Return a row as read by the statements of `audit_chain.sql`."""
     run_id = row["run_id"]
     return Entry(

@@ -164,19 +164,15 @@ class _Walk:
 
     def end(self) -> None:
         """Say what was published of the chain beyond its end."""
-        if self._awaited is None:
+        last = self._awaited
+        if last is None:
             return
+        for head in self._published:
+            last = head
+        self.report.published_seq = last.seq
         missing = self.report.last_seq + 1
-        last = max(self._rest())
-        self._fault(
-            "tail_cut", f"seals {missing} to {last} were published and are missing", seq=missing
-        )
-
-    def _rest(self) -> Iterator[int]:
-        """Yield the places that were published and not met."""
-        while self._awaited is not None:
-            yield self._awaited.seq
-            self._await_next()
+        text = f"seals {missing} to {last.seq} were published and are missing"
+        self._fault("tail_cut", text, seq=missing)
 
     def _hold_against_published(self, seq: int, mac: bytes, audit_id: uuid.UUID) -> None:
         while self._awaited is not None and self._awaited.seq < seq:

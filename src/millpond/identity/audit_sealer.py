@@ -163,7 +163,7 @@ class Sealer:
 async def head_of(con: Connection, org_id: int) -> Head | None:
     """Return how far a log is sealed."""
     row = await con.fetchrow(statement("head", org_id), org_id)
-    return None if row is None else Head(org_id=org_id, **dict(row))
+    return None if row is None else Head(org_id=org_id, **row)
 
 
 @contextlib.asynccontextmanager
