@@ -21,13 +21,17 @@ from millpond.api.app import create_app
 from millpond.api.server import ApiServer
 from millpond.db.embedded import Urls
 from millpond.db.migrate import check_schema
-from millpond.db.pool import Database, EngineDatabase
+from millpond.db.pool import Connection, Database, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
 from millpond.identity.gate import Gate
+from millpond.identity.invitations import Mail
+from millpond.identity.key_reader import KeyReader
+from millpond.identity.lending import Lending
+from millpond.identity.permissions import PERMISSIONS
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
 from millpond.knowledge.store import KnowledgeStore
@@ -37,33 +41,19 @@ from millpond.types import FINAL_STATES, Principal
 from .conformity import Conformity
 
 DEADLINE_S = 20.0
-ALL = frozenset(
-    {
-        "runs:start",
-        "runs:read",
-        "runs:cancel",
-        "runs:signal",
-        "runs:operate",
-        "inputs:read",
-        "inputs:resolve",
-        "flows:read",
-        "queues:read",
-        "knowledge:read",
-        "knowledge:write",
-        "schedules:read",
-        "schedules:write",
-        "triggers:read",
-        "triggers:write",
-        "events:send",
-        "events:read",
-        "queues:operate",
-        "flows:operate",
-        "org:operate",
-        "platform:operate",
-        "workers:read",
-    }
-)
+ALL = frozenset(PERMISSIONS)
 Client = httpx2.AsyncClient
+
+
+@dataclass
+class Letters:
+    """Keeps the mails that were handed over, by address."""
+
+    kept: dict[str, list[str]] = field(default_factory=dict)
+
+    async def invite(self, con: Connection, to: str, subject: str, text: str) -> None:
+        """Keep one mail."""
+        self.kept.setdefault(to, []).append(f"{subject}\n\n{text}")
 
 
 @dataclass
@@ -145,6 +135,11 @@ class Front:
         options.setdefault("permission", "runs:start")
         name = options.pop("name", function.__name__)
         return flow(name, registry=self.registry, **options)(function)
+
+    def letters(self, to: str) -> list[str]:
+        """Return the mails to an address, oldest first."""
+        outbox: Letters = self.app.state.ports.mail.outbox
+        return outbox.kept.get(to, [])
 
     @asynccontextmanager
     async def worker(
@@ -237,16 +232,19 @@ async def opened(
     hints = await Hints.connect(urls.app)
     feed = await Feed.connect(urls.app)
     keyring = await Keyring.open(db, Seal(bytes(KEY_BYTES)))
+    reader = KeyReader(db)
     try:
         yield create_app(
             db=db,
-            gate=Gate(keyring),
+            gate=Gate(keyring, readers=[reader], lending=Lending(db)),
             hints=hints,
             feed=feed,
             check_schema=lambda: check_schema(urls.app),
             knowledge=knowledge,
+            mail=Mail(outbox=Letters()),
         )
     finally:
+        await reader.close()
         await feed.close()
         await hints.close()
 

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
-from millpond.api.auth import PUBLIC, Requires
+from millpond.api.auth import PUBLIC, SIGNED_IN, Requires
 
 from .conftest import ALL, Client, Front
 
@@ -46,7 +46,7 @@ def calls(app: FastAPI) -> list[tuple[str, str, str]]:
     return [
         (method, route.path, permissions(route.dependant)[0])
         for route in api_routes(app)
-        if isinstance(route, APIRoute) and route.path not in PUBLIC
+        if isinstance(route, APIRoute) and route.path not in PUBLIC | SIGNED_IN
         for method in sorted(route.methods)
     ]
 
@@ -62,11 +62,11 @@ async def test_every_route_declares_one_permission_or_is_public(front: Front) ->
     for route in api_routes(front.app):
         seen.add(route.path)
         declared = permissions(route.dependant) if isinstance(route, APIRoute) else []
-        if route.path in PUBLIC:
+        if route.path in PUBLIC | SIGNED_IN:
             assert declared == [], route.path
         else:
             assert len(declared) == 1, f"{route.path} declares {declared}"
-    assert seen >= PUBLIC
+    assert seen >= PUBLIC | SIGNED_IN
     assert seen >= set(front.app.openapi()["paths"])
 
 
@@ -81,6 +81,15 @@ async def test_every_route_refuses_a_caller_without_a_token(front: Front) -> Non
         assert response.status_code == 401, path
         assert response.headers["www-authenticate"] == 'Bearer realm="millpond"'
         assert response.json()["code"] == "token_missing"
+
+
+async def test_routes_for_people_refuse_who_is_not_signed_in(front: Front) -> None:
+    nobody, machine = await front.client(token=""), await front.client()
+    for path in SIGNED_IN:
+        missing = await nobody.post(path, content=b"{not json")
+        assert (missing.status_code, missing.json()["code"]) == (401, "token_missing")
+        refused = await machine.post(path, content=b"{not json")
+        assert (refused.status_code, refused.json()["code"]) == (403, "person_needed")
 
 
 async def test_every_route_refuses_a_caller_without_its_permission(front: Front) -> None:
