@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 from pydantic import Field, SecretStr
@@ -83,6 +84,35 @@ class Settings(BaseSettings):
     )
     token_issuer: str = Field("millpond", description="`iss` of the tokens made here.")
     token_audience: str = Field("millpond", description="`aud` that tokens must name.")
+    registration: Literal["closed", "invited", "open"] = Field(
+        "invited",
+        description="Who may make an account: nobody by themselves (`closed`), who was invited, or anybody (`open`).",
+    )
+    access_token_s: float = Field(
+        900.0, description="How long an access token of somebody signed in lasts.", ge=30, le=86_400
+    )
+    session_idle_days: float = Field(
+        14.0, description="How long a session lives without being renewed.", gt=0, le=3650
+    )
+    session_days: float = Field(
+        90.0, description="How long a session lives at most.", gt=0, le=3650
+    )
+    public_url: str = Field(
+        "",
+        description="Address under which people reach this installation; mailed links begin with it. Unset: that of "
+        "the API.",
+    )
+    smtp_url: SecretStr | None = Field(
+        None,
+        description="Mail server: `smtp://user:password@host:port` (STARTTLS), `smtps://…` (TLS), or on this machine "
+        "`smtp+plain://…`.",
+    )
+    mail_from: str = Field("", description="Address that mail is from; needed with a mail server.")
+    mail_file: Path | None = Field(
+        None,
+        description="File (0600) that mail is written to instead of being sent; only behind a loopback address. "
+        "`millpond up` with its own database sets it.",
+    )
     llm: str = Field(
         "",
         description="Model for text as `provider:name` (openai, anthropic, google, ollama, local).",

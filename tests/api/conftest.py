@@ -10,6 +10,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -21,16 +22,20 @@ from millpond.api.app import create_app
 from millpond.api.server import ApiServer
 from millpond.db.embedded import Urls
 from millpond.db.migrate import check_schema
-from millpond.db.pool import Connection, Database, EngineDatabase
+from millpond.db.pool import Database, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
+from millpond.identity.current_rights import CurrentRights
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
 from millpond.identity.key_reader import KeyReader
 from millpond.identity.lending import Lending
+from millpond.identity.mailing import Outbox
+from millpond.identity.passwords import Passwords
+from millpond.identity.people import People
 from millpond.identity.permissions import PERMISSIONS
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
@@ -43,17 +48,6 @@ from .conformity import Conformity
 DEADLINE_S = 20.0
 ALL = frozenset(PERMISSIONS)
 Client = httpx2.AsyncClient
-
-
-@dataclass
-class Letters:
-    """Keeps the mails that were handed over, by address."""
-
-    kept: dict[str, list[str]] = field(default_factory=dict)
-
-    async def invite(self, con: Connection, to: str, subject: str, text: str) -> None:
-        """Keep one mail."""
-        self.kept.setdefault(to, []).append(f"{subject}\n\n{text}")
 
 
 @dataclass
@@ -136,11 +130,6 @@ class Front:
         name = options.pop("name", function.__name__)
         return flow(name, registry=self.registry, **options)(function)
 
-    def letters(self, to: str) -> list[str]:
-        """Return the mails to an address, oldest first."""
-        outbox: Letters = self.app.state.ports.mail.outbox
-        return outbox.kept.get(to, [])
-
     @asynccontextmanager
     async def worker(
         self, resources: Mapping[type, object] | None = None, **slots: int
@@ -156,6 +145,7 @@ class Front:
             resources=resources,
             lease_s=2.0,
             drain_s=5.0,
+            rights=CurrentRights(self.engine_db),
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
@@ -224,6 +214,12 @@ async def served(app: FastAPI, *, grace_s: float = 5.0) -> AsyncIterator[str]:
         await serving
 
 
+@cache
+def quick_passwords() -> Passwords:
+    """Passwords whose hashes take a millisecond, for tests that do not ask how strong they are."""
+    return Passwords(memory_kib=64, rounds=1)
+
+
 @asynccontextmanager
 async def opened(
     urls: Urls, db: Database, knowledge: KnowledgeStore | None = None
@@ -231,17 +227,20 @@ async def opened(
     """Make an app with everything it needs."""
     hints = await Hints.connect(urls.app)
     feed = await Feed.connect(urls.app)
-    keyring = await Keyring.open(db, Seal(bytes(KEY_BYTES)))
+    seal = Seal(bytes(KEY_BYTES))
+    keyring = await Keyring.open(db, seal)
     reader = KeyReader(db)
+    people = People(db=db, keyring=keyring, seal=seal, passwords=quick_passwords())
     try:
         yield create_app(
             db=db,
             gate=Gate(keyring, readers=[reader], lending=Lending(db)),
             hints=hints,
             feed=feed,
+            people=people,
+            mail=Mail(outbox=Outbox(seal, ttl_s=3600)),
             check_schema=lambda: check_schema(urls.app),
             knowledge=knowledge,
-            mail=Mail(outbox=Letters()),
         )
     finally:
         await reader.close()

@@ -15,7 +15,15 @@ from typing import Any
 import pytest
 from tests.api.conftest import Front
 
-from millpond.client import Client, models, models_calendar, models_control, models_knowledge
+from millpond.client import (
+    Client,
+    models,
+    models_calendar,
+    models_control,
+    models_knowledge,
+    models_orgs,
+    models_people,
+)
 from millpond.client.call import Call
 from millpond.client.calls.events import EventWish
 from millpond.client.calls.runs import RunWish
@@ -32,6 +40,7 @@ SAME_TWICE = {
     "POST /v1/runs/{run_id}/cancel",
     "POST /v1/runs/bulk",  # the dry run; the other carries a key
     "POST /v1/events/batch",
+    "POST /v1/auth/sign-out",
     "POST /v1/knowledge-bases/{name}/search",
 }
 # What the server answers, and what the client makes of it.
@@ -61,6 +70,27 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "InboundEventOut": models_calendar.InboundEvent,
     "InboundEvents": models_calendar.InboundEvents,
     "StartedRun": models_calendar.StartedRun,
+    "SignedInOut": models_people.SignedIn,
+    "UserOut": models_people.User,
+    "SeatOut": models_people.SeatInOrg,
+    "CreatedUser": models_people.CreatedUser,
+    "MailedOut": models_people.Mailed,
+    "MeOut": models_people.Me,
+    "SessionOut": models_people.MySession,
+    "PolicyOut": models_orgs.Policy,
+    "OrgOut": models_orgs.Organization,
+    "MemberOut": models_orgs.Member,
+    "RoleListing": models_orgs.Roles,
+    "RoleOut": models_orgs.Role,
+    "InvitationOut": models_orgs.Invitation,
+    "AcceptedInvitation": models_orgs.Joined,
+    "ServicePrincipalOut": models_orgs.ServicePrincipal,
+    "ApiKeyOut": models_orgs.ApiKey,
+    "NewApiKey": models_orgs.NewApiKey,
+    "GrantOut": models_orgs.Grant,
+    "PlatformOrgOut": models_orgs.PlatformOrganization,
+    "CreatedOrg": models_orgs.CreatedOrganization,
+    "OperatorOut": models_orgs.Operator,
     "KnowledgeBaseOut": models_knowledge.KnowledgeBase,
     "DocumentOut": models_knowledge.Document,
     "PassageOut": models_knowledge.Passage,

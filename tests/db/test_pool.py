@@ -120,6 +120,40 @@ async def test_a_connection_lost_in_a_transaction_is_unavailable_and_replaced(
     await db.close()
 
 
+async def test_a_connection_lost_while_idle_is_replaced_unnoticed(
+    urls: Urls, admin_url: str
+) -> None:
+    db = await Database.connect(urls.app, max_size=1)
+    admin = await asyncpg.connect(admin_url)
+    async with db.globals() as con:
+        pid = await con.fetchval(OWN_PID)
+        lost = asyncio.Event()
+        con.add_termination_listener(lambda _: lost.set())
+    await admin.execute("select pg_terminate_backend($1, 5000)", pid)
+    async with asyncio.timeout(20):
+        await lost.wait()
+    async with db.globals() as con:
+        assert await con.fetchval(OWN_PID) != pid
+    await admin.close()
+    await db.close()
+
+
+async def test_a_connection_goes_to_whoever_waits_for_one(urls: Urls) -> None:
+    db = await Database.connect(urls.app, max_size=1)
+
+    async def own_pid() -> int:
+        async with db.globals() as con:
+            return int(await con.fetchval(OWN_PID))
+
+    async with db.globals() as con:
+        pid = await con.fetchval(OWN_PID)
+        waiting = [asyncio.create_task(own_pid()) for _ in range(5)]
+        await con.fetchval("select 1")
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*waiting) == [pid] * 5
+    await db.close()
+
+
 async def test_a_taken_key_is_a_conflict(db: Database) -> None:
     with pytest.raises(Conflict) as caught:
         async with db.globals() as con:

@@ -29,6 +29,10 @@ GLOBAL_TABLES = {
     "account",
     "login_session",
     "platform_audit",
+    "refresh_token",
+    "single_use_token",
+    "auth_brake",
+    "mail_outbox",
 }
 IN_ORG = "(org_id = (NULLIF(current_setting('millpond.org'::text, true), ''::text))::bigint)"
 A_VALUE = {

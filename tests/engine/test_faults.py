@@ -195,6 +195,25 @@ def _step(lease: Lease, output: str = "1", key: str = "s:0") -> StepWrite:
     )
 
 
+async def test_a_value_with_a_separator_fails_alone(pond: Pond) -> None:
+    async with _lease(pond, 3) as (leases, committer):
+        outputs = ["1", '"a\x1eb"', "3"]
+        ends = await asyncio.gather(
+            *(
+                committer.record(_step(lease, output))
+                for lease, output in zip(leases, outputs, strict=True)
+            ),
+            return_exceptions=True,
+        )
+    assert [type(end) for end in ends] == [type(None), InvalidInput, type(None)]
+    async with pond.engine_db.duty("test") as con:
+        rows = await con.fetch("select run_id, output from step")
+    assert {row["run_id"]: row["output"] for row in rows} == {
+        leases[0].run_id: "1",
+        leases[2].run_id: "3",
+    }
+
+
 async def test_a_stale_attempt_cannot_write(pond: Pond) -> None:
     async with _lease(pond) as ([lease], committer):
         stale = lease._replace(token=uuid.uuid4())

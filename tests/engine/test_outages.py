@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 from tests.engine.conftest import Pond
 
-from millpond.engine import commit as commit_module
 from millpond.engine import history as history_module
+from millpond.engine import storing
 from millpond.engine import worker as worker_module
 from millpond.engine.claim import Claimer
 from millpond.engine.context import Context
@@ -239,7 +239,7 @@ async def test_a_full_worker_sleeps_through_hints(
 async def test_an_odd_error_in_a_commit_ends_neither_the_commits_nor_the_worker(
     pond: Pond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = commit_module._finish
+    real = storing.finish
     failures = 0
 
     async def odd(*args: Any) -> Any:
@@ -249,7 +249,7 @@ async def test_an_odd_error_in_a_commit_ends_neither_the_commits_nor_the_worker(
             raise RuntimeError("a bug in the block")
         return await real(*args)
 
-    monkeypatch.setattr(commit_module, "_finish", odd)
+    monkeypatch.setattr(storing, "finish", odd)
 
     async def quick(ctx: Context, n: int) -> int:
         return n

@@ -14,6 +14,7 @@ from typing import Any
 from tests.api.conftest import Client, until
 from tests.security.conftest import World
 
+from millpond.identity.permissions import ROLES
 from millpond.knowledge.flows import ingest
 from millpond.knowledge.store import KnowledgeStore
 
@@ -343,3 +344,191 @@ async def a_document(at: Bench) -> Wish:
     return Wish(
         path={"name": "shop-of-one-org"}, params={"filename": "other.md"}, content=b"# Other\n"
     )
+
+
+async def joined(at: Bench, role: str = "viewer") -> str:
+    """Seat somebody in the org."""
+    return str((await at.world.member(role)).user_id)
+
+
+@thing("GET /v1/org")
+async def the_org(at: Bench) -> Wish:
+    return Wish()
+
+
+@thing("PATCH /v1/org")
+async def a_changed_org(at: Bench) -> Wish:
+    return Wish(json={"name": "Pond of one org"})
+
+
+@thing("GET /v1/members")
+async def members(at: Bench) -> Wish:
+    return Wish(makes=(await joined(at),))
+
+
+@thing("GET /v1/members/{user_id}", "DELETE /v1/members/{user_id}")
+async def a_member(at: Bench) -> Wish:
+    also = ROLES["viewer"] | {"members:write"}
+    return Wish(path={"user_id": await joined(at)}, also=also)
+
+
+@thing("PATCH /v1/members/{user_id}")
+async def a_promoted_member(at: Bench) -> Wish:
+    also = ROLES["support"]
+    return Wish(path={"user_id": await joined(at)}, json={"role": "support"}, also=also)
+
+
+@thing("GET /v1/roles")
+async def roles(at: Bench) -> Wish:
+    await _role(at)
+    return Wish(makes=("reader-of-one-org",))
+
+
+@thing("PUT /v1/roles/{name}")
+async def a_new_role(at: Bench) -> Wish:
+    body = {"permissions": ["runs:read"]}
+    return Wish(path={"name": "other"}, json=body, also=frozenset({"runs:read"}))
+
+
+@thing("DELETE /v1/roles/{name}")
+async def a_role(at: Bench) -> Wish:
+    await _role(at)
+    return Wish(path={"name": "reader-of-one-org"}, also=frozenset({"runs:read"}))
+
+
+async def _role(at: Bench) -> None:
+    response = await at.client.put(
+        "/v1/roles/reader-of-one-org", json={"permissions": ["runs:read"]}
+    )
+    assert response.status_code < 300, response.text
+
+
+async def invitation(at: Bench) -> str:
+    body = {"email": "new@x.example", "role": "viewer"}
+    made: str = (await sent(at.client, "/v1/invitations", **body))["id"]
+    return made
+
+
+@thing("GET /v1/invitations")
+async def invitations(at: Bench) -> Wish:
+    return Wish(makes=(await invitation(at), "new@x.example"))
+
+
+@thing("POST /v1/invitations")
+async def a_new_invitation(at: Bench) -> Wish:
+    body = {"email": "other@x.example", "role": "viewer"}
+    return Wish(json=body, also=ROLES["viewer"])
+
+
+@thing(
+    "GET /v1/invitations/{invitation_id}",
+    "DELETE /v1/invitations/{invitation_id}",
+    "POST /v1/invitations/{invitation_id}/resend",
+)
+async def an_invitation(at: Bench) -> Wish:
+    return Wish(path={"invitation_id": await invitation(at)}, also=ROLES["viewer"])
+
+
+async def service(at: Bench) -> str:
+    body = {"name": "bot-of-one-org", "role": "viewer"}
+    made: str = (await sent(at.client, "/v1/service-principals", **body))["id"]
+    return made
+
+
+@thing("GET /v1/service-principals")
+async def services(at: Bench) -> Wish:
+    return Wish(makes=(await service(at), "bot-of-one-org"))
+
+
+@thing("POST /v1/service-principals")
+async def a_new_service(at: Bench) -> Wish:
+    return Wish(json={"name": "other", "role": "viewer"}, also=ROLES["viewer"])
+
+
+@thing("GET /v1/service-principals/{service_id}")
+async def a_service(at: Bench) -> Wish:
+    return Wish(path={"service_id": await service(at)})
+
+
+@thing("PATCH /v1/service-principals/{service_id}")
+async def a_changed_service(at: Bench) -> Wish:
+    made = await service(at)
+    return Wish(path={"service_id": made}, json={"is_disabled": True}, also=ROLES["viewer"])
+
+
+async def api_key(at: Bench) -> str:
+    body = {"name": "key-of-one-org", "scopes": ["runs:read"]}
+    made: str = (await sent(at.client, "/v1/api-keys", **body))["id"]
+    return made
+
+
+@thing("GET /v1/api-keys")
+async def api_keys(at: Bench) -> Wish:
+    return Wish(makes=(await api_key(at), "key-of-one-org"))
+
+
+@thing("POST /v1/api-keys")
+async def a_new_key(at: Bench) -> Wish:
+    body = {"name": "other", "scopes": ["runs:read"]}
+    return Wish(json=body, also=frozenset({"runs:read"}))
+
+
+@thing("GET /v1/api-keys/{key_id}", "DELETE /v1/api-keys/{key_id}")
+async def a_key(at: Bench) -> Wish:
+    return Wish(path={"key_id": await api_key(at)})
+
+
+async def grant(at: Bench) -> str:
+    operator = await at.world.person(is_operator=True)
+    body = {"operator_email": operator.email, "reason": "a look at one org", "hours": 1}
+    made: str = (await sent(at.client, "/v1/grants", **body))["id"]
+    return made
+
+
+@thing("GET /v1/grants")
+async def grants(at: Bench) -> Wish:
+    return Wish(makes=(await grant(at), "a look at one org"))
+
+
+@thing("POST /v1/grants")
+async def a_new_grant(at: Bench) -> Wish:
+    operator = await at.world.person(is_operator=True)
+    body = {"operator_email": operator.email, "reason": "a look", "hours": 1}
+    return Wish(json=body, also=ROLES["owner"])
+
+
+@thing("GET /v1/grants/{grant_id}", "DELETE /v1/grants/{grant_id}")
+async def a_grant(at: Bench) -> Wish:
+    return Wish(path={"grant_id": await grant(at)}, also=ROLES["owner"])
+
+
+@thing("GET /v1/platform/orgs", "GET /v1/platform/operators")
+async def platform(at: Bench) -> Wish:
+    return Wish()
+
+
+@thing("POST /v1/platform/orgs")
+async def a_new_org(at: Bench) -> Wish:
+    return Wish(json={"slug": "brook", "name": "Brook"})
+
+
+@thing("GET /v1/platform/orgs/{org_id}")
+async def an_org(at: Bench) -> Wish:
+    return Wish(path={"org_id": str(at.world.org_id)})
+
+
+@thing("PATCH /v1/platform/orgs/{org_id}")
+async def a_renamed_org(at: Bench) -> Wish:
+    return Wish(path={"org_id": str(at.world.org_id)}, json={"name": "Pond"})
+
+
+@thing("POST /v1/platform/operators")
+async def a_new_operator(at: Bench) -> Wish:
+    return Wish(json={"email": (await at.world.person()).email})
+
+
+@thing("DELETE /v1/platform/operators/{user_id}")
+async def an_operator(at: Bench) -> Wish:
+    await at.world.person(is_operator=True)
+    operator = await at.world.person(is_operator=True)
+    return Wish(path={"user_id": str(operator.user_id)})

@@ -37,6 +37,17 @@ from millpond.api.models_orgs import (
     CreateServicePrincipal,
     PutRole,
 )
+from millpond.api.models_people import (
+    ChangeMe,
+    ChangePassword,
+    ClaimOperator,
+    ConfirmRegistration,
+    ConfirmReset,
+    Refresh,
+    Register,
+    RequestReset,
+    SignIn,
+)
 from millpond.api.models_platform import AddOperator, ChangePlatformOrg, CreateOrg
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_signals import SendSignal
@@ -54,6 +65,7 @@ from millpond.api.routes import (
     invitations,
     keys,
     knowledge_bases,
+    me,
     members,
     organization,
     pauses,
@@ -65,6 +77,7 @@ from millpond.api.routes import (
     runs,
     schedules,
     service_principals,
+    sign_in,
     signals,
     triggers,
     why,
@@ -75,6 +88,7 @@ from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
+from millpond.identity.people import People
 from millpond.knowledge.store import KnowledgeStore
 
 _DESCRIPTION = """\
@@ -103,6 +117,15 @@ _REFERRED = (
     PauseWork,
     PauseQueue,
     ResumeQueue,
+    SignIn,
+    Refresh,
+    Register,
+    ConfirmRegistration,
+    RequestReset,
+    ConfirmReset,
+    ClaimOperator,
+    ChangeMe,
+    ChangePassword,
     ChangeOrg,
     ChangeMember,
     PutRole,
@@ -142,6 +165,8 @@ _ROOMS = (
     grants,
     platform,
     keys,
+    sign_in,
+    me,
     health,
 )
 
@@ -173,6 +198,7 @@ def create_app(
     gate: Gate,
     hints: Hints,
     feed: Feed,
+    people: People,
     check_schema: SchemaCheck | None = None,
     knowledge: KnowledgeStore | None = None,
     mail: Mail | None = None,
@@ -199,6 +225,7 @@ def create_app(
         catalog=Catalog(db),
         batches=Batches(db),
         readiness=Readiness(db, check_schema),
+        people=people,
         knowledge=knowledge,
         mail=mail,
     )

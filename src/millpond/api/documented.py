@@ -34,6 +34,7 @@ _WORDS = {
     413: "The body is too large.",
     415: "The body is of another type than expected.",
     422: "A field is not valid; `error.param` and `errors` name it.",
+    429: "Too many tries; `Retry-After` says when the next one is let through.",
     500: "Something went wrong here; the log has more under the request id.",
     503: "The database cannot be reached; nothing was accepted for sure. Retry as `Retry-After` says.",
 }

@@ -20,6 +20,7 @@ from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
+from millpond.identity.people import People
 from millpond.knowledge.store import KnowledgeStore
 
 
@@ -34,6 +35,7 @@ class Ports:
     catalog: Catalog
     batches: Batches
     readiness: Readiness
+    people: People
     knowledge: KnowledgeStore | None = None
     mail: Mail | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

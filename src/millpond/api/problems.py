@@ -54,12 +54,14 @@ _KINDS: tuple[tuple[type[MillpondError], Kind], ...] = (
     (Transient, Kind(503, "unavailable_error", "Unavailable for now")),
     (SchemaMismatch, Kind(503, "unavailable_error", "Unavailable for now")),
 )
+_TOO_MANY = Kind(429, "rate_limit_error", "Too many requests")
 _INTERNAL = Kind(500, "server_error", "Internal error")
 _STATUS_OF_CODE = {
     "malformed_body": 400,
     "malformed_header": 400,
     "too_large": 413,
     "unsupported_media_type": 415,
+    "rate_limited": 429,
 }
 _KIND_OF_STATUS = {kind.status: kind for _, kind in _KINDS}
 
@@ -73,6 +75,7 @@ def problem(error: MillpondError, request_id: str) -> Response:
         )
         return _internal(request_id)
     status = _STATUS_OF_CODE.get(error.code, kind.status)
+    kind = _TOO_MANY if status == _TOO_MANY.status else kind
     return _document(
         status,
         kind,

@@ -1,7 +1,8 @@
 """Server-sent events: a run's events as a stream that resumes by number.
 
 Called by the events route. Invariants: every event goes out once and in order with `id:` = its
-number; a stream ends after the final event, when the client has gone, or when the server stops;
+number; a stream ends after the final event, when the client has gone, when the server stops, or with a
+message `closed` when the caller's token has expired or what it may has changed;
 whatever ends it, nothing of it is left running.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
 import structlog
 from fastapi import Response
@@ -22,6 +23,8 @@ from millpond.errors import NotFound, Transient
 
 MEDIA_TYPE = "text/event-stream"
 KEEP_ALIVE_S = 15.0
+# So often an open stream asks whether its caller may still see it.
+CHECK_S = 5.0
 _RETRY_MS = 1000  # how long a client waits before it comes back
 _HEADERS = {
     "Content-Type": MEDIA_TYPE,
@@ -31,6 +34,7 @@ _HEADERS = {
 _log = structlog.get_logger("millpond.api.sse")
 
 Open = Callable[[int], AsyncIterator[Event]]
+IsOver = Callable[[], Awaitable[str | None]]
 
 
 class EventStream(Response):
@@ -45,6 +49,8 @@ class EventStream(Response):
         after: int,
         stopping: asyncio.Event,
         keep_alive_s: float = KEEP_ALIVE_S,
+        is_over: IsOver | None = None,
+        check_s: float = CHECK_S,
     ) -> None:
         super().__init__(None, 200, _HEADERS)
         del self.headers["content-length"]
@@ -52,6 +58,8 @@ class EventStream(Response):
         self._after = after
         self._stopping = stopping
         self._keep_alive_s = keep_alive_s
+        self._is_over = is_over
+        self._check_s = check_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; returns when it is over for whatever reason."""
@@ -61,12 +69,22 @@ class EventStream(Response):
             pump = tasks.create_task(self._pump(send), name="sse.pump")
             gone = tasks.create_task(_until_gone(receive), name="sse.gone")
             stop = tasks.create_task(self._stopping.wait(), name="sse.stop")
-            await asyncio.wait({pump, gone, stop}, return_when=asyncio.FIRST_COMPLETED)
+            watch = tasks.create_task(self._watch(), name="sse.watch")
+            every = {pump, gone, stop, watch}
+            await asyncio.wait(every, return_when=asyncio.FIRST_COMPLETED)
             is_here = not gone.done()
-            for task in (pump, gone, stop):
+            last = closed(watch.result()) if watch.done() and not pump.done() else b""
+            for task in every:
                 task.cancel()
         if is_here:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _watch(self) -> str:
+        """Return why the caller may see no more, once that is so."""
+        while True:
+            await asyncio.sleep(self._check_s)
+            if self._is_over is not None and (why := await self._is_over()) is not None:
+                return why
 
     async def _pump(self, send: Send) -> None:
         chunks = self._chunks()
@@ -109,6 +127,11 @@ class EventStream(Response):
             except Transient as error:
                 _log.warning("sse.interrupted", code=error.code)
                 await asyncio.sleep(error.retry_after_s or 1.0)
+
+
+def closed(why: str) -> bytes:
+    """Return the last word of a stream that ends before its run: no event, so it has no number."""
+    return b'event: closed\ndata: {"reason":"%s"}\n\n' % why.encode()
 
 
 def frame(event: Event) -> bytes:

@@ -13,6 +13,7 @@ from millpond.cli.config import Databases, open_seal
 from millpond.cli.remote import DEV_FILE
 from millpond.cli.running import write_private
 from millpond.db.pool import Database
+from millpond.identity import permissions
 from millpond.identity.orgs import ensure_org
 from millpond.identity.tokens import Keyring
 from millpond.settings import Settings
@@ -21,33 +22,8 @@ from millpond.types import Principal
 LIFETIME_S = 8 * 3600
 ORG_SLUG = "dev"
 SUBJECT = "user:developer"
-PERMISSIONS = frozenset(
-    {
-        "runs:start",
-        "runs:read",
-        "runs:cancel",
-        "runs:signal",
-        "runs:operate",
-        "inputs:read",
-        "inputs:resolve",
-        "flows:read",
-        "queues:read",
-        "knowledge:read",
-        "knowledge:write",
-        "schedules:read",
-        "schedules:write",
-        "triggers:read",
-        "triggers:write",
-        "events:send",
-        "events:read",
-        "queues:operate",
-        "flows:operate",
-        "org:operate",
-        "platform:operate",
-        "workers:read",
-    }
-)
-ROLES = frozenset({"owner", "admin", "builder", "analyst", "operator", "support", "viewer"})
+# An owner of the org `dev` who is an operator besides.
+ROLES = frozenset(permissions.ROLES) | {"operator"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +48,9 @@ async def mint_dev_token(settings: Settings, databases: Databases) -> DevToken:
         )
     finally:
         await db.close()
-    principal = Principal(org_id=org_id, subject=SUBJECT, permissions=PERMISSIONS, roles=ROLES)
+    principal = Principal(
+        org_id=org_id, subject=SUBJECT, permissions=frozenset(permissions.PERMISSIONS), roles=ROLES
+    )
     text = keyring.mint(principal, ORG_SLUG, LIFETIME_S)
     path = settings.data_dir / DEV_FILE
     write_private(path, text + "\n")

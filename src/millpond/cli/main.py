@@ -18,6 +18,9 @@ from millpond.cli import (
     flows,
     inputs,
     kb,
+    keys,
+    operator,
+    orgs,
     pauses,
     prune,
     reruns,
@@ -74,6 +77,10 @@ app.add_typer(events.app, name="events")
 reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
+app.add_typer(keys.app, name="keys")
+app.add_typer(operator.app, name="operator")
+for name, group in orgs.GROUPS.items():
+    app.add_typer(group, name=name)
 app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
 app.command()(catalog.workers)

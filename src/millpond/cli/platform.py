@@ -44,6 +44,7 @@ _SQL = queries("status")
 
 API_GRACE_S = 8.0
 _READY_S = 90.0
+MAIL_FILE = "mail.txt"
 _POLL_S = 0.05
 
 
@@ -114,10 +115,19 @@ async def _prepare_embedded(
         _log.info("migrated", revisions=applied)
     made = await _prepare(settings, databases, stack, log_file)
     made.server = server
+    made.api.environment = {**made.api.environment, **_local_mail(settings, made.url)}
     made.token = await mint_dev_token(settings, databases)
     note_running(settings.data_dir, made.url, databases)
     stack.callback(forget_running, settings.data_dir)
     return made
+
+
+def _local_mail(settings: Settings, url: str) -> dict[str, str]:
+    """Return what lets the API write mail to a file of this folder, unless a mail server is set."""
+    named = {"MILLPOND_PUBLIC_URL": settings.public_url or url}
+    if settings.smtp_url is None:
+        named["MILLPOND_MAIL_FILE"] = str(settings.mail_file or settings.data_dir / MAIL_FILE)
+    return named
 
 
 async def _prepare(

@@ -93,6 +93,10 @@ class Remote:
         """POST a JSON document, or raw `content`, and return the JSON that comes back."""
         return _json(await self.post_raw(path, document, content, params, headers))
 
+    async def patch(self, path: str, document: Json) -> Json:
+        """PATCH `path` with a JSON document and return the JSON that comes back."""
+        return _json(await self._request("PATCH", path, json=document))
+
     async def delete(self, path: str) -> None:
         """DELETE `path`."""
         await self._request("DELETE", path)

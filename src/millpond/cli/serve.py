@@ -72,6 +72,7 @@ async def _compose(
     """Connect and return the app; `stack` closes the connections again."""
     from millpond.api.app import create_app
     from millpond.cli.config import open_seal
+    from millpond.cli.people import open_invitations, open_mailer, open_people
     from millpond.cli.resources import open_knowledge
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database
@@ -80,6 +81,7 @@ async def _compose(
     from millpond.identity.gate import Gate
     from millpond.identity.key_reader import KeyReader
     from millpond.identity.lending import Lending
+    from millpond.identity.mailing import Postman, delivering
     from millpond.identity.tokens import Keyring
 
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
@@ -88,9 +90,14 @@ async def _compose(
     stack.push_async_callback(hints.close)
     feed = await Feed.connect(databases.app_listen)
     stack.push_async_callback(feed.close)
+    seal = open_seal(settings)
     keyring = await Keyring.open(
-        db, open_seal(settings), issuer=settings.token_issuer, audience=settings.token_audience
+        db, seal, issuer=settings.token_issuer, audience=settings.token_audience
     )
+    people = open_people(settings, db, keyring, seal)
+    stack.callback(people.passwords.close)
+    postman = Postman(db, seal, open_mailer(settings))
+    await stack.enter_async_context(delivering(postman))
     reader = KeyReader(db)
     stack.push_async_callback(reader.close)
     return create_app(
@@ -98,6 +105,8 @@ async def _compose(
         gate=Gate(keyring, readers=[reader], lending=Lending(db)),
         hints=hints,
         feed=feed,
+        people=people,
+        mail=open_invitations(settings, seal),
         check_schema=lambda: check_schema(databases.app),
         knowledge=open_knowledge(settings, db, stack),
     )

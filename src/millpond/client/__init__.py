@@ -50,6 +50,8 @@ from millpond.client.models_calendar import (
 )
 from millpond.client.models_control import Flow, Pause, Queue, Resumed, Why, WhyReason, Worker
 from millpond.client.models_knowledge import Document, KnowledgeBase, Passage, SearchResult
+from millpond.client.models_people import Me, MySession, SignedIn, User
+from millpond.client.renewing import OnRenewed
 from millpond.client.sending import Patience
 from millpond.client.synchronous import Client
 
@@ -72,7 +74,10 @@ __all__ = [
     "InputRequest",
     "InvalidRequest",
     "KnowledgeBase",
+    "Me",
+    "MySession",
     "NotFound",
+    "OnRenewed",
     "Page",
     "Passage",
     "Patience",
@@ -88,11 +93,13 @@ __all__ = [
     "Schedule",
     "SearchResult",
     "Signal",
+    "SignedIn",
     "StartedRun",
     "Step",
     "Trigger",
     "Unauthenticated",
     "Unavailable",
+    "User",
     "WaitTimeout",
     "Waiting",
     "Why",

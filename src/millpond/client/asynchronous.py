@@ -15,11 +15,12 @@ from typing import Any, Self, TypeVar
 import httpx2
 
 from millpond.client.call import Call, Id, next_page, path_of
-from millpond.client.errors import ApiError, Unavailable
+from millpond.client.errors import ApiError, Unauthenticated, Unavailable
 from millpond.client.following import Following
 from millpond.client.groups import Groups
 from millpond.client.handles import AsyncRun
 from millpond.client.models import Event, Page, RunData
+from millpond.client.renewing import OnRenewed, Tokens
 from millpond.client.sending import (
     Patience,
     headers_of,
@@ -43,6 +44,8 @@ class AsyncClient(Groups[Later]):
         url: str = "http://127.0.0.1:8080",
         *,
         token: str | None = None,
+        refresh_token: str | None = None,
+        on_renewed: OnRenewed | None = None,
         timeout_s: float = 30.0,
         patience: Patience | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
@@ -53,6 +56,8 @@ class AsyncClient(Groups[Later]):
             timeout=httpx2.Timeout(timeout_s, connect=10.0),
             transport=transport,
         )
+        self._tokens = Tokens(token, refresh_token, on_renewed)
+        self._renewing = asyncio.Lock()
         self._patience = patience or Patience()
         self._open(self)
 
@@ -73,17 +78,40 @@ class AsyncClient(Groups[Later]):
 
     async def send(self, call: Call[T]) -> T:
         """Do a call, again while that is safe and worth it; raises ApiError."""
-        began, tries = time.monotonic(), 0
+        began, tries, may_renew = time.monotonic(), 0, True
         while True:
             tries += 1
+            used = self._tokens.access
             try:
                 return result_of(call, await self._request(call))
             except ApiError as error:
+                if may_renew and await self._renew(error, used):
+                    may_renew = False
+                    continue
                 elapsed_s = time.monotonic() - began
                 delay_s = self._patience.delay_s(error, tries=tries, elapsed_s=elapsed_s)
                 if delay_s is None or not may_repeat(call, error):
                     raise
             await asyncio.sleep(delay_s)
+
+    async def _renew(self, error: ApiError, used: str | None) -> bool:
+        """Trade the refresh token for new tokens when that is what an error asks for; False when not."""
+        if not self._tokens.is_too_old(error):
+            return False
+        async with self._renewing:
+            if self._tokens.access == used:
+                if not self._tokens.can_renew:
+                    return False
+                call = self._tokens.call()
+                self._tokens.take(call.read(await self._checked(call)))
+                self._http.headers["Authorization"] = f"Bearer {self._tokens.access}"
+        return True
+
+    async def _checked(self, call: Call[Any]) -> Any:
+        response = await self._request(call)
+        if response.is_error:
+            raise refused(response)
+        return response.json()
 
     async def _request(self, call: Call[Any]) -> httpx2.Response:
         try:
@@ -113,6 +141,7 @@ class AsyncClient(Groups[Later]):
         """
         following = Following(after=after)
         while True:
+            used = self._tokens.access
             broken: ApiError | None = None
             try:
                 async with self._http.sse(
@@ -136,6 +165,11 @@ class AsyncClient(Groups[Later]):
                 broken = unreachable(error, self._http.base_url)
             except Unavailable as error:
                 broken = error
+            except Unauthenticated as error:
+                if not following.may_renew or not await self._renew(error, used):
+                    raise
+                following.may_renew = False
+                continue
             pause_s = following.next_pause_s()
             if pause_s is None:
                 raise broken or Unavailable(f"the events of run {run_id} ended early")

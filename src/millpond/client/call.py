@@ -40,7 +40,7 @@ class Call(Generic[T]):
     and carries no key.
     """
 
-    method: Literal["GET", "POST", "PATCH", "DELETE"]
+    method: Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
     path: str
     read: Callable[[Any], T]
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -24,6 +24,7 @@ class Following:
     patience_s: float = 60.0
     pause_s: float = _FIRST_PAUSE_S
     away_s: float = 0.0
+    may_renew: bool = True
 
     def take(self, message: httpx2.ServerSentEvent) -> Event | None:
         """Return the event of a message, None for one that was given already or is no event."""

@@ -14,6 +14,9 @@ from millpond.client.calls import (
     inputs,
     knowledge,
     many_runs,
+    orgs,
+    people,
+    platform,
     runs,
     schedules,
     triggers,
@@ -68,8 +71,10 @@ class Queues(Group[Kind]):
 
 
 class Org(Group[Kind]):
-    """All work of the caller's org."""
+    """The caller's org: what it is called and decides, and all of its work."""
 
+    get = method(orgs.get_org)
+    change = method(orgs.change_org)
     pause = method(control.pause_org)
     resume = method(control.resume_org)
 
@@ -131,6 +136,102 @@ class Knowledge(Group[Kind]):
     search = method(knowledge.search_knowledge_base)
 
 
+class Auth(Group[Kind]):
+    """Signing in and out, accounts and links; needs no token."""
+
+    sign_in = method(people.sign_in)
+    refresh = method(people.refresh_session)
+    sign_out = method(people.sign_out)
+    register = method(people.register_account)
+    confirm_registration = method(people.confirm_registration)
+    request_password_reset = method(people.request_password_reset)
+    confirm_password_reset = method(people.confirm_password_reset)
+    claim_operator = method(people.claim_operator)
+
+
+class Me(Group[Kind]):
+    """Whoever calls."""
+
+    get = method(people.get_me)
+    change = method(people.change_me)
+    list_sessions = listing(people.list_my_sessions)
+    revoke_session = method(people.revoke_my_session)
+    change_password = method(people.change_my_password)
+
+
+class Members(Group[Kind]):
+    """Who is in the caller's org, and who was asked to join."""
+
+    list = listing(orgs.list_members)
+    page = method(orgs.list_members)
+    get = method(orgs.get_member)
+    change = method(orgs.change_member)
+    remove = method(orgs.remove_member)
+
+
+class Roles(Group[Kind]):
+    """Roles: built in, and of the org's own."""
+
+    list = method(orgs.list_roles)
+    put = method(orgs.put_role)
+    delete = method(orgs.delete_role)
+
+
+class Invitations(Group[Kind]):
+    """Invitations into the caller's org; `accept` is for whoever was invited."""
+
+    list = listing(orgs.list_invitations)
+    page = method(orgs.list_invitations)
+    create = method(orgs.create_invitation)
+    get = method(orgs.get_invitation)
+    resend = method(orgs.resend_invitation)
+    revoke = method(orgs.revoke_invitation)
+    accept = method(orgs.accept_invitation)
+
+
+class ServicePrincipals(Group[Kind]):
+    """Programs that act in the org as themselves."""
+
+    list = listing(orgs.list_service_principals)
+    page = method(orgs.list_service_principals)
+    create = method(orgs.create_service_principal)
+    get = method(orgs.get_service_principal)
+    change = method(orgs.change_service_principal)
+
+
+class ApiKeys(Group[Kind]):
+    """API keys of the org."""
+
+    list = listing(orgs.list_api_keys)
+    page = method(orgs.list_api_keys)
+    create = method(orgs.create_api_key)
+    get = method(orgs.get_api_key)
+    revoke = method(orgs.revoke_api_key)
+
+
+class Grants(Group[Kind]):
+    """Operators whom the org's owners let in."""
+
+    list = listing(orgs.list_grants)
+    page = method(orgs.list_grants)
+    create = method(orgs.create_grant)
+    get = method(orgs.get_grant)
+    end = method(orgs.end_grant)
+
+
+class Platform(Group[Kind]):
+    """The platform itself, for its operators."""
+
+    orgs = listing(platform.list_orgs)
+    org_page = method(platform.list_orgs)
+    create_org = method(platform.create_org)
+    get_org = method(platform.get_platform_org)
+    change_org = method(platform.change_platform_org)
+    operators = listing(platform.list_operators)
+    add_operator = method(platform.add_operator)
+    remove_operator = method(platform.remove_operator)
+
+
 class Groups(Generic[Kind]):
     """All groups of a client of one kind."""
 
@@ -140,9 +241,18 @@ class Groups(Generic[Kind]):
         self.flows: Flows[Kind] = Flows(client)
         self.queues: Queues[Kind] = Queues(client)
         self.org: Org[Kind] = Org(client)
+        self.members: Members[Kind] = Members(client)
+        self.roles: Roles[Kind] = Roles(client)
+        self.invitations: Invitations[Kind] = Invitations(client)
+        self.service_principals: ServicePrincipals[Kind] = ServicePrincipals(client)
+        self.api_keys: ApiKeys[Kind] = ApiKeys(client)
+        self.grants: Grants[Kind] = Grants(client)
+        self.platform: Platform[Kind] = Platform(client)
         self.pauses: Pauses[Kind] = Pauses(client)
         self.workers: Workers[Kind] = Workers(client)
         self.schedules: Schedules[Kind] = Schedules(client)
         self.triggers: Triggers[Kind] = Triggers(client)
         self.events: Events[Kind] = Events(client)
+        self.auth: Auth[Kind] = Auth(client)
+        self.me: Me[Kind] = Me(client)
         self.knowledge: Knowledge[Kind] = Knowledge(client)

@@ -58,8 +58,9 @@ SERVER_OPTIONS: Mapping[str, str] = {
     "fsync": "on",
     "synchronous_commit": "on",
     "full_page_writes": "on",
-    # A queue rewrites the same few pages: few checkpoints, spread out, keep full-page images rare.
-    "wal_compression": "on",
+    # A queue rewrites the same few pages: few checkpoints, spread out, keep full-page images rare. Compressing
+    # those costs more (by pglz, all that this build has) than writing them.
+    "wal_compression": "off",
     "max_wal_size": "4GB",
     "min_wal_size": "512MB",
     "wal_buffers": "16MB",

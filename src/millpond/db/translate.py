@@ -109,19 +109,26 @@ def _from_driver(error: asyncpg.InterfaceError) -> MillpondError:
     return Unavailable("The database connection was closed.", retry_after_s=1.0)
 
 
-@contextmanager
-def translated(*, connecting: bool = False) -> Iterator[None]:
-    """Raise Millpond's error in place of the driver's.
+def in_our_words(error: BaseException, *, connecting: bool) -> BaseException:
+    """Return Millpond's error for a driver's, or the error itself when it is not a driver's.
 
     While `connecting`, an operating system's error or a timeout means that Postgres is away; inside
     a transaction such an error is the block's own and passes as it is.
     """
+    if not isinstance(error, Exception):
+        return error
+    ours = translate(error)
+    if ours is None and connecting and isinstance(error, OSError):
+        return Unavailable("The database is not reachable.", retry_after_s=1.0)
+    return error if ours is None else ours
+
+
+@contextmanager
+def translated(*, connecting: bool = False) -> Iterator[None]:
+    """Raise Millpond's error in place of the driver's; see `in_our_words`."""
     try:
         yield
     except Exception as error:
-        ours = translate(error)
-        if ours is None and connecting and isinstance(error, OSError):
-            ours = Unavailable("The database is not reachable.", retry_after_s=1.0)
-        if ours is None:
+        if (ours := in_our_words(error, connecting=connecting)) is error:
             raise
         raise ours from error

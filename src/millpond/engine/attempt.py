@@ -18,6 +18,7 @@ from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.registry import Flow
+from millpond.engine.slots import Slot
 from millpond.errors import InvalidInput, LeaseLost, Transient
 
 R = TypeVar("R")
@@ -28,7 +29,7 @@ class Attempt:
     """A claimed run with its code; `context` is the one that its code uses now, to be ended from outside.
 
     `is_ending` says that how the run ends is decided, so that a cancel changes nothing any more; `ended` is
-    why nothing more may be begun under this attempt.
+    why nothing more may be begun under this attempt. `slot` is that of a worker which counts them.
     """
 
     claimed: Claimed
@@ -36,6 +37,7 @@ class Attempt:
     context: Context
     is_ending: bool = False
     ended: str | None = None
+    slot: Slot | None = None
 
     @property
     def capability(self) -> str:

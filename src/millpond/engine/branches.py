@@ -12,6 +12,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from millpond.engine.history import Recorded
@@ -106,6 +107,7 @@ def forked_from(path: str) -> tuple[str, int] | None:
     return None if found is None else (found[1], int(found[2]))
 
 
+@lru_cache(maxsize=1024)
 def _check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise InvalidInput(

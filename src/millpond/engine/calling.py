@@ -13,7 +13,7 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches
 from millpond.engine.claim import Claimed
 from millpond.engine.performing import Performer, Scope
-from millpond.engine.registry import Step, meets
+from millpond.engine.registry import Step, meets, place_of
 from millpond.engine.remote import Sent, send
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.errors import InvalidInput
@@ -99,6 +99,8 @@ class Caller:
         self, function: Callable[..., Any], args: tuple[Any, ...]
     ) -> Awaitable[Any]:
         """Call a step's function that is not registered: on the loop, or a plain one in a thread."""
+        if place_of(function) == "loop":
+            return function(*args)  # type: ignore[no-any-return]
         return self._scope.placing.call(function, args, {}, keeps=self._keeps)
 
     def _keeps(self) -> bool:

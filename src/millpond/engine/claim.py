@@ -15,7 +15,9 @@ from typing import NamedTuple
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_over
+from millpond.engine.columns import plain
 from millpond.errors import LeaseLost
+from millpond.types import Backing
 
 _SQL = queries("claim")
 _COMMIT = queries("commit")
@@ -65,6 +67,17 @@ class Claimed(NamedTuple):
     duties: int = 0
     kind: str = "run"
     step_key: str | None = None
+    stamp: int | None = None
+    permission: str | None = None
+    lent: uuid.UUID | None = None
+    granted_by: str | None = None
+
+    @property
+    def backing(self) -> Backing | None:
+        """What the run's rights stand on; None where nothing is to be asked."""
+        if self.stamp is None:
+            return None
+        return Backing(self.stamp, self.permission, self.lent, self.granted_by)
 
 
 async def hold(con: Connection, lease: Lease) -> bool:
@@ -136,10 +149,10 @@ class Claimer:
             whole.has_more = decision.has_more
             got = await self._take(con, shares, decision)
             claimed += got
+            if len(got) == len(decision.picks):
+                break
             taken = {(one.lease.org_id, one.lease.item_id) for one in got}
             skipped = [one for one in decision.picks if (one.org_id, one.item_id) not in taken]
-            if not skipped:
-                break
             missed += skipped
             pass_over(shares, skipped)
             for one in got:
@@ -172,15 +185,18 @@ class Claimer:
         picks = decision.picks
         rows = await con.fetch(
             _SQL["take"],
-            [pick.org_id for pick in picks],
-            [pick.lane_id for pick in picks],
-            [pick.rank for pick in picks],
-            [pick.item_id for pick in picks],
+            plain([pick.org_id for pick in picks]),
+            plain([pick.lane_id for pick in picks]),
+            plain([pick.rank for pick in picks]),
+            plain([pick.item_id for pick in picks]),
             self._worker_id,
             uuid.uuid4(),
             *_settled(shares, decision),
         )
-        return [Claimed(Lease(*row[:5]), *row[5:]) for row in rows]
+        # One token object for all of them: the driver's ids keep their text once it was asked for.
+        return [
+            Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows
+        ]
 
     def _adapt(self, slots: int, lanes: int) -> None:
         """Read next time about twice what each lane can be expected to give."""

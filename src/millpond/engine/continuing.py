@@ -15,12 +15,13 @@ from pydantic import TypeAdapter
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
+from millpond.engine.batches import FinishWrite
 from millpond.engine.branches import Unwind
 from millpond.engine.children import Children, encode_input, published
 from millpond.engine.claim import Claimed, hold
-from millpond.engine.commit import FinishWrite, finish_with_duties
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
+from millpond.engine.storing import finish_with_duties
 from millpond.engine.submit import submit
 from millpond.engine.waits import Readied
 from millpond.errors import Permanent
@@ -116,6 +117,7 @@ async def _successor(
         dedup_key=lineage["dedup_key"],
         parent=_parent(lineage),
         origin=Origin(run_id=claimed.lease.run_id, kind="continued"),
+        backing=claimed.backing,
     )
 
 

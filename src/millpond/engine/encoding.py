@@ -20,6 +20,7 @@ from millpond.types import Json
 
 _MAX_MESSAGE = 2000
 _outputs: WeakKeyDictionary[Callable[..., Any], TypeAdapter[Any] | None] = WeakKeyDictionary()
+_UNKNOWN: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
@@ -75,8 +76,9 @@ def output_of(function: Callable[..., Any]) -> TypeAdapter[Any] | None:
     if getattr(function, "__annotations__", {}).get("return") is None:
         return None
     try:
-        if function not in _outputs:
-            _outputs[function] = _declared_output(function)
+        if (known := _outputs.get(function, _UNKNOWN)) is not _UNKNOWN:
+            return known
+        _outputs[function] = _declared_output(function)
         return _outputs[function]
     except TypeError:  # it cannot be referred to weakly
         return _declared_output(function)

@@ -58,6 +58,8 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
             return await _unwound(attempt, scope, unwind.reason, began)
         except Exception as error:
             return await _failed(attempt, scope, error)
+        if attempt.slot is not None:
+            attempt.slot.hand_over()
         data = f'{{"duration_s":{time.monotonic() - began:.6f}}}'
         await scope.committer.finish(
             FinishWrite(lease=claimed.lease, outcome="succeeded", output=output, event_data=data)
@@ -217,6 +219,8 @@ async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied
 
 async def _unstorable(attempt: Attempt, scope: Scope, error: MillpondError) -> list[Readied]:
     """Fail a run whose end the database refused to store as it was; if that fails too, block it."""
+    if attempt.slot is not None:
+        attempt.slot.take_again()
     _log.error("run.unstorable", run_id=str(attempt.claimed.lease.run_id), error=error.code)
     try:
         return await _end(attempt, scope, Failure(outcome="failed", error=dump_error(error)))

@@ -1,7 +1,8 @@
 """Slots: how many attempts each queue of this worker may hold, and when it is time to claim again.
 
-Called by the worker's loops, in one event loop. Invariant: a queue that may have more work than it
-had room for is claimed again soon after a slot of it is given back; others wait for a hint.
+Called by the worker's loops, in one event loop. Invariants: never more attempts of a queue execute code than
+it has slots, and never as many again only wait for their end to be stored; a queue that may have more work
+than it had room for is claimed again soon after a slot of it is free; others wait for a hint.
 """
 
 from __future__ import annotations
@@ -12,10 +13,40 @@ from collections.abc import Mapping, Sequence
 
 from millpond.engine.claim import Claimed
 
-# Freed slots gather for this long, so that one claim fills many of them.
+# Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are fewer
+# than one of so many: a claim costs about as much as ten runs.
 _GATHER_S = 0.002
+_PATIENCE = 5
+_MANY = 32
 _FIRST_GUESS_S = 0.05
 _WEIGHT_OF_NEWEST = 0.1
+
+
+class Slot:
+    """The slot of one attempt, from its start until its end is stored."""
+
+    __slots__ = ("_capability", "_queue", "_slots", "is_handed_over")
+
+    def __init__(self, slots: Slots, queue: str, capability: str) -> None:
+        self._slots = slots
+        self._queue = queue
+        self._capability = capability
+        self.is_handed_over = False
+
+    def hand_over(self) -> None:
+        """Let another attempt's code have it: of this attempt nothing is left but to store its end."""
+        self.is_handed_over = True
+        self._slots.hand_over(self._queue)
+
+    def take_again(self) -> None:
+        """Have it after all, even if another has it by now: there is more to execute."""
+        if self.is_handed_over:
+            self.is_handed_over = False
+            self._slots.take_again(self._queue)
+
+    def give(self, used_s: float) -> None:
+        """Give it back; `used_s` is how long the attempt took."""
+        self._slots.give(self._queue, self._capability, used_s, is_handed_over=self.is_handed_over)
 
 
 class Slots:
@@ -24,41 +55,59 @@ class Slots:
     def __init__(self, total: Mapping[str, int]) -> None:
         self.total = {queue: slots for queue, slots in total.items() if slots > 0}
         self._taken: Counter[str] = Counter()
+        self._ending: Counter[str] = Counter()
         self._backlogged: set[str] = set()
         self._averages: dict[str, float] = {}
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
-        self._is_gathering = False
+        self._gathers = 0
 
     def free(self) -> dict[str, int]:
         """Return free slots by queue, queues without any left out."""
-        return {
-            queue: slots - self._taken[queue]
-            for queue, slots in self.total.items()
-            if slots > self._taken[queue]
-        }
+        return {queue: free for queue in self.total if (free := self._free(queue)) > 0}
+
+    def _free(self, queue: str) -> int:
+        total, taken = self.total[queue], self._taken[queue]
+        return min(total - taken, 2 * total - taken - self._ending[queue])
 
     def used(self) -> dict[str, int]:
         """Return the slots in use by queue, queues without any left out."""
         return {queue: taken for queue, taken in self._taken.items() if taken > 0}
 
-    def take(self, queue: str) -> None:
+    def take(self, queue: str, capability: str) -> Slot:
         """Count an attempt in."""
         self._taken[queue] += 1
+        return Slot(self, queue, capability)
 
-    def give(self, queue: str, capability: str, used_s: float) -> None:
-        """Count an attempt out and learn from how long it took."""
+    def hand_over(self, queue: str) -> None:
+        """Count that an attempt has nothing more to execute."""
         self._taken[queue] -= 1
-        self._given.set()
+        self._ending[queue] += 1
+        self._freed(queue)
+
+    def take_again(self, queue: str) -> None:
+        """Count that it has."""
+        self._ending[queue] -= 1
+        self._taken[queue] += 1
+
+    def give(
+        self, queue: str, capability: str, used_s: float, *, is_handed_over: bool = False
+    ) -> None:
+        """Count an attempt out and learn from how long it took."""
+        (self._ending if is_handed_over else self._taken)[queue] -= 1
         before = self._averages.get(capability, used_s)
         self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used_s - before)
+        self._freed(queue)
+
+    def _freed(self, queue: str) -> None:
+        """Kick the claim at once when many slots are free, else after a moment."""
+        self._given.set()
         if queue not in self._backlogged or self._kick.is_set():
             return
-        if 4 * (self.total[queue] - self._taken[queue]) >= self.total[queue]:
+        if 4 * self._free(queue) >= self.total[queue]:
             self._kick.set()
-        elif not self._is_gathering:
-            self._is_gathering = True
-            asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
+        elif not self._gathers:
+            self._gather()
 
     def estimate_s(self, capability: str) -> float:
         """Return the expected service of one work item, in worker-seconds."""
@@ -95,6 +144,13 @@ class Slots:
             await self._given.wait()
         return free
 
+    def _gather(self) -> None:
+        self._gathers += 1
+        asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
+
     def _gathered(self) -> None:
-        self._is_gathering = False
-        self._kick.set()
+        few = all(_MANY * self._free(queue) < self.total[queue] for queue in self._backlogged)
+        if few and self._gathers < _PATIENCE and not self._kick.is_set():
+            return self._gather()
+        self._gathers = 0
+        return self._kick.set()

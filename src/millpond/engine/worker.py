@@ -1,6 +1,6 @@
 """The worker: claims work for its slots, executes it, keeps its session alive, drains.
 
-Composed and run by `cli`. Invariants: never more attempts in a queue than it has slots; a worker whose
+Composed and run by `cli`. Invariants: never more attempts execute code in a queue than it has slots; a worker whose
 session is gone drops its attempts and opens a new session; after `stop` nothing more is claimed.
 """
 
@@ -33,6 +33,7 @@ from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
 from millpond.engine.retention import Keep
+from millpond.engine.rights import Asking, Rights
 from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
@@ -43,6 +44,8 @@ _SQL = queries("maintenance")
 _log = structlog.get_logger("millpond.worker")
 
 _BUSY_POLL_S = 0.1
+# Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
+_CHUNK = 64
 _IDLE_POLL_S = 1.0
 _TICK_S = 0.05
 _PAUSE_S = 0.2
@@ -54,6 +57,7 @@ _STOP_S = 35.0  # above the time limit of the engine's statements
 class Worker:
     """One worker process: its slots per queue, the flows and steps that it has, the resources of its steps.
 
+    Without `rights` it acts for nobody whose rights have to be asked about.
     It publishes all of its flows, and serves those flows and steps whose needs its `labels` meet.
     """
 
@@ -74,7 +78,9 @@ class Worker:
         alone: bool = False,
         alone_command: Sequence[str] = (),
         keep: Keep | None = None,
+        rights: Rights | None = None,
     ) -> None:
+        self._rights = rights
         self._database = database
         self._engine_url = engine_url
         self._listen_url = listen_url
@@ -189,6 +195,7 @@ class Worker:
             worker_id=self.worker_id,
             resources=self._resources,
             labels=self._labels,
+            asking=Asking(self._rights),
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         claiming = self._claim_one(scope, hints, stop) if self._is_alone else None
@@ -222,6 +229,7 @@ class Worker:
                 if isinstance(ended, Exception):
                     _log.error("worker.loop_died", exc_info=ended)
             await listener.close()
+            await scope.asking.close()
             await settler.close()
             await committer.close()
             await hints.close()
@@ -297,12 +305,14 @@ class Worker:
         ]
         orders = await remote.orders(self._database, steps)
         histories = await history.load(self._database, again)
-        for one in claimed:
+        for nth, one in enumerate(claimed, 1):
             if one.lease.is_of_step:
                 self._start(StepAttempt(one, self._steps, orders.get(one.lease)), scope, hints)
             else:
                 recorded = histories.get(one.lease, {})
                 self._start(prepare(one, self._flows, recorded, scope), scope, hints)
+            if nth % _CHUNK == 0:
+                await asyncio.sleep(0)
 
     async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
@@ -343,7 +353,7 @@ class Worker:
 
     def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         self._attempts.add(attempt)
-        self._slots.take(attempt.claimed.queue)
+        attempt.slot = self._slots.take(attempt.claimed.queue, attempt.capability)
         task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -357,8 +367,8 @@ class Worker:
                 tell_readied(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
-            took_s = time.monotonic() - began
-            self._slots.give(attempt.claimed.queue, attempt.capability, took_s)
+            if attempt.slot is not None:
+                attempt.slot.give(time.monotonic() - began)
 
     # Hearing
 

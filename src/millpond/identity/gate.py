@@ -69,6 +69,10 @@ class Gate:
             return await self._lending.admit(passport, wish.org or "")
         return passport.in_org(wish.org)
 
+    def expires_at(self, text: str) -> float | None:
+        """Return when a token that was admitted ends, in seconds since the epoch; None for what does not."""
+        return self.keyring.expires_at(text)
+
     async def anybody(self, text: str, org: str | None) -> Principal:
         """Return who a bearer is, also one who is in no org: a person is not asked for one."""
         for reader in self._readers:

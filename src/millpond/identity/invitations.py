@@ -185,13 +185,14 @@ async def resend(
     policy = await organizations.policy(con, principal.org_id)
     _check_domain(seen.email, policy.email_domains)
     text, bearer = bearers.make(bearers.INVITATION, principal.org_id)
+    is_of_platform = False
     renewed = await con.fetchval(
         _SQL["renew"],
         principal.org_id,
         invitation_id,
         bearer.digest,
         principal.subject,
-        False,
+        is_of_platform,
         policy.invitation_days,
     )
     if renewed is None:
@@ -228,6 +229,18 @@ async def revoke(
         details={"email": seen.email, "role": seen.role},
         address=address,
     )
+
+
+async def address_of(con: Connection, token: str) -> str:
+    """Return whom a token was mailed to, in a transaction that began without an org; raises NotFound."""
+    bearer = bearers.read(bearers.INVITATION, token)
+    if bearer is None:
+        raise _not_good()
+    await enter_org(con, bearer.org_id)
+    email: str | None = await con.fetchval(_SQL["address"], bearer.org_id, bearer.digest)
+    if email is None:
+        raise _not_good()
+    return email
 
 
 async def accept(

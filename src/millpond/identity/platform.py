@@ -153,7 +153,8 @@ async def add_operator(
             advice="let them register first",
         )
     user_id = found["user_id"]
-    if await con.fetchval(_SQL["add_operator"], user_id) is not None:
+    is_operator = True
+    if await con.fetchval(_SQL["set_operator"], user_id, is_operator) is not None:
         await audit.record(con, operator, "operator.added", f"user:{user_id}", address=address)
     return await _operator(con, user_id)
 
@@ -171,7 +172,8 @@ async def remove_operator(
             param="user_id",
             advice="make somebody else an operator first",
         )
-    await con.execute(_SQL["remove_operator"], user_id)
+    is_operator = False
+    await con.fetchval(_SQL["set_operator"], user_id, is_operator)
     await audit.record(con, operator, "operator.removed", f"user:{user_id}", address=address)
 
 

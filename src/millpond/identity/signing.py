@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import orjson
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -16,12 +17,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from millpond.db.pool import Connection, Database, Record
 from millpond.db.queries import queries
 from millpond.errors import Permanent
+from millpond.identity import audit
 from millpond.identity.seal import Seal
-from millpond.types import new_id
+from millpond.types import NO_ORG, Principal, new_id
 
 ALGORITHM = "EdDSA"
 _SQL = queries("identity")
 _PURPOSE = "signing_key"
+# Whoever has the database and the installation's key, at a terminal.
+_HOST = Principal(org_id=NO_ORG, subject="host")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,16 @@ class SigningKey:
     kid: str
     public: Ed25519PublicKey
     jwk: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeyFacts:
+    """What may be told of a key: `state` is current, overlapping (verifies, no longer signs) or ended."""
+
+    kid: str
+    state: str
+    created_at: datetime
+    retired_at: datetime | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,13 +71,30 @@ async def load(db: Database, seal: Seal) -> tuple[Signer, list[SigningKey]]:
     return _signer(rows[0], seal), [_known(row) for row in rows]
 
 
-async def load_public(db: Database) -> list[SigningKey]:
-    """Return all keys to verify with, as they are now."""
+async def rotate(db: Database, seal: Seal, *, at_once: bool = False) -> str:
+    """Sign with a new key from now on; returns its id.
+
+    Tokens of the older keys stay good until the last of them has expired, or with `at_once` are refused as
+    soon as each process has read the keys again (within a minute). One rotation waits for another.
+    """
     async with db.globals() as con:
-        return [_known(row) for row in await con.fetch(_SQL["signing_keys"])]
+        await con.execute(_SQL["lock_signing_keys"])
+        await con.execute(_SQL["retire_signing_keys"])
+        if at_once:
+            await con.execute(_SQL["end_signing_keys"])
+        kid = await _add_key(con, seal)
+        await audit.record(con, _HOST, "signing_key.rotated", f"signing_key:{kid}")
+    return kid
 
 
-async def _add_key(con: Connection, seal: Seal) -> None:
+async def listed(db: Database) -> list[KeyFacts]:
+    """Return every key that ever signed here, the newest first."""
+    async with db.globals() as con:
+        rows = await con.fetch(_SQL["all_signing_keys"])
+    return [KeyFacts(**dict(row)) for row in rows]
+
+
+async def _add_key(con: Connection, seal: Seal) -> str:
     private = Ed25519PrivateKey.generate()
     kid = new_id().hex
     jwk = {
@@ -76,6 +107,7 @@ async def _add_key(con: Connection, seal: Seal) -> None:
     }
     sealed = seal.seal(private.private_bytes_raw(), _PURPOSE, kid)
     await con.execute(_SQL["add_signing_key"], kid, orjson.dumps(jwk).decode(), sealed, seal.key_id)
+    return kid
 
 
 def _signer(row: Record, seal: Seal) -> Signer:

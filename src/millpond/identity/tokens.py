@@ -20,7 +20,7 @@ from millpond.db.pool import Database
 from millpond.errors import Unauthenticated
 from millpond.identity.passport import Passport, Seat
 from millpond.identity.seal import Seal
-from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load, load_public
+from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load
 from millpond.types import Json, Principal, new_id
 
 _LEEWAY_S = 5.0  # clocks of two hosts may differ by this much
@@ -36,9 +36,16 @@ class Keyring:
     """Mints and verifies the tokens of one installation."""
 
     def __init__(
-        self, db: Database, signer: Signer, known: Iterable[SigningKey], issuer: str, audience: str
+        self,
+        db: Database,
+        seal: Seal,
+        signer: Signer,
+        known: Iterable[SigningKey],
+        issuer: str,
+        audience: str,
     ) -> None:
         self._db = db
+        self._seal = seal
         self._signer = signer
         self._known = {key.kid: key for key in known}
         self._issuer = issuer
@@ -58,7 +65,7 @@ class Keyring:
     ) -> Keyring:
         """Load the installation's keys, making the first at the first start."""
         signer, known = await load(db, seal)
-        return cls(db, signer, known, issuer, audience)
+        return cls(db, seal, signer, known, issuer, audience)
 
     @property
     def age_s(self) -> float:
@@ -66,13 +73,13 @@ class Keyring:
         return time.monotonic() - self._refreshed_at
 
     async def refresh(self) -> None:
-        """Read the known keys again, at most every 5 s; those who ask meanwhile wait for it."""
+        """Read the keys again, that to sign with too, at most every 5 s; those who ask meanwhile wait for it."""
         async with self._reading:
             if self.age_s < _REFRESH_S:
                 return
-            known = {key.kid: key for key in await load_public(self._db)}
+            self._signer, known = await load(self._db, self._seal)
             self._refreshed_at = time.monotonic()
-            self._known = known
+            self._known = {key.kid: key for key in known}
             self._verified.clear()
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
@@ -127,9 +134,10 @@ class Keyring:
         """Return the principal of a token that speaks for one org; raises as `read` and `Passport.in_org`."""
         return self.read(token).in_org()
 
-    def expires_at(self, token: str) -> float:
-        """Return when a token that was read ends, in seconds since the epoch."""
-        return self._verified[token][1]
+    def expires_at(self, token: str) -> float | None:
+        """Return when a token that was read ends, in seconds since the epoch; None for another text."""
+        remembered = self._verified.get(token)
+        return None if remembered is None else remembered[1]
 
     def read(self, token: str) -> Passport:
         """Return who a token speaks for; raises Unauthenticated saying what is wrong with it.

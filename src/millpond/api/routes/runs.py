@@ -251,6 +251,7 @@ async def _stream(caller: Caller, run_id: uuid.UUID, after: int) -> Response:
         lambda number: events.tail(ports.db, ports.feed, org_id, run_id, after=number),
         after=after,
         stopping=ports.stopping,
+        is_over=caller.is_over,
     )
 
 

@@ -7,7 +7,9 @@ from claim_heads($1, $2, $3::text[], $4::int[], $5::text[], $6);
 -- Moves picked ready rows to leases (a row whose item is locked or changed is left); stores where that leaves lanes and shares.
 with free as materialized (
   select p.org_id, p.lane_id, p.rank, p.item_id
-  from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::uuid[]) as p(org_id, lane_id, rank, item_id)
+  from unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::bigint[],
+              string_to_array($3, chr(30))::bigint[], string_to_array($4, chr(30))::uuid[])
+    as p(org_id, lane_id, rank, item_id)
   cross join lateral (
     select from item i where i.org_id = p.org_id and i.item_id = p.item_id
       and i.state = 'queued' and i.rank = p.rank and i.lane_id = p.lane_id
@@ -62,7 +64,7 @@ clocks as (
 )
 select t.org_id, t.item_id, t.run_id, t.attempt, $6::uuid, t.deaths, t.tries, t.cancel_requested,
        r.flow, r.version, coalesce(t.queue, r.queue), case when t.kind = 'run' then r.input end, r.subject, r.timeout_s,
-       r.deadline_at, r.rerun_of is not null, t.duties, t.kind, t.step_key
+       r.deadline_at, r.rerun_of is not null, t.duties, t.kind, t.step_key, r.stamp, r.permission, r.lent, r.granted_by
 from taken t join run r on r.org_id = t.org_id and r.run_id = t.run_id;
 
 -- name: step_back

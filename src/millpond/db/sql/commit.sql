@@ -1,9 +1,12 @@
 -- name: record
--- Stores steps and events, at most one of each run, where the lease still holds; only those are returned.
+-- Stores steps and events, at most one of each run, where the lease still holds; only those are returned. Columns are joined.
 with held as (
   update item i set event_no = i.event_no + 1
-  from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-              $9::text[], $10::int[], $11::float8[], $12::text[], $13::text[], $14::int[])
+  from unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::uuid[], string_to_array($3, chr(30))::uuid[],
+              string_to_array($4, chr(30)), string_to_array($5, chr(30)), string_to_array($6, chr(30)),
+              string_to_array($7, chr(30), ''), string_to_array($8, chr(30), ''), string_to_array($9, chr(30), ''),
+              string_to_array($10, chr(30))::int[], string_to_array($11, chr(30))::float8[], string_to_array($12, chr(30)),
+              string_to_array($13, chr(30)), string_to_array($14, chr(30), '')::int[])
     with ordinality as u(org_id, item_id, token, step_key, name, kind, state, output, error, tries, duration_s,
                          event_kind, event_data, seq, ord)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
@@ -33,7 +36,9 @@ select ord, cancel_requested from held;
 -- Ends runs without duties whose lease still holds: live row and lease go, the outcome and the final event are stored.
 with held as (
   delete from item i
-  using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
+  using unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::uuid[], string_to_array($3, chr(30))::uuid[],
+               string_to_array($4, chr(30)), string_to_array($5, chr(30), ''), string_to_array($6, chr(30), ''),
+               string_to_array($7, chr(30)))
     with ordinality as u(org_id, item_id, token, outcome, output, error, event_data, ord)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token and i.duties = 0
   returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, u.outcome, u.output, u.error, u.event_data,
@@ -57,7 +62,9 @@ select ord from held;
 -- As finish, of runs with whatever duties; tells which they have.
 with held as (
   delete from item i
-  using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[])
+  using unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::uuid[], string_to_array($3, chr(30))::uuid[],
+               string_to_array($4, chr(30)), string_to_array($5, chr(30), ''), string_to_array($6, chr(30), ''),
+               string_to_array($7, chr(30)))
     with ordinality as u(org_id, item_id, token, outcome, output, error, event_data, ord)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
   returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, u.outcome, u.output, u.error, u.event_data,

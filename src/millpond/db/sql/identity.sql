@@ -23,3 +23,19 @@ order by retired_at is null desc, created_at desc, kid;
 -- Stores a new key.
 insert into signing_key (kid, algorithm, public_jwk, private_sealed, seal_key_id)
 values ($1, 'EdDSA', $2::json, $3, $4);
+
+-- name: retire_signing_keys
+-- Lets no present key sign any more.
+update signing_key set retired_at = clock_timestamp() where retired_at is null;
+
+-- name: end_signing_keys
+-- Ends the overlap of keys that no longer sign: their tokens are refused.
+update signing_key set retired_at = retired_at - interval '1 day'
+where retired_at > clock_timestamp() - interval '1 day';
+
+-- name: all_signing_keys
+-- Lists keys without what they are made of.
+select kid, created_at, retired_at,
+       case when retired_at is null then 'current'
+            when retired_at > clock_timestamp() - interval '1 day' then 'overlapping' else 'ended' end as state
+from signing_key order by created_at desc, kid;

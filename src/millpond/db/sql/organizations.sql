@@ -58,13 +58,9 @@ select user_id, email, name, created_at, disabled_at from account where user_id 
 -- The account of an address that can sign in.
 select user_id, is_operator from account where email = $1 and disabled_at is null;
 
--- name: add_operator
--- Makes an account an operator's; what was signed before is stale.
-update account set is_operator = true, version = version + 1 where user_id = $1 and not is_operator returning user_id;
-
--- name: remove_operator
--- Makes an account an operator's no more; what was signed before is stale.
-update account set is_operator = false, version = version + 1 where user_id = $1 and is_operator;
+-- name: set_operator
+-- Makes an account an operator's, or no more; what was signed before is stale.
+update account set is_operator = $2, version = version + 1 where user_id = $1 and is_operator <> $2 returning user_id;
 
 -- name: other_operators
 -- Counts the operators besides one who can sign in.

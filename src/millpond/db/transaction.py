@@ -1,0 +1,136 @@
+"""Transactions: blocks on a lent connection that begin with one message and end with their block.
+
+Made by `pool`. Invariants: a block that raises is rolled back, and its connection discarded when it was
+cancelled; the probe, where there is one, hears of every commit just before it is sent and just after it
+was acknowledged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import TypeAlias
+
+from millpond.db.lending import Connection, Lending, Lent, is_rolled_back
+from millpond.db.translate import in_our_words
+from millpond.errors import Permanent
+
+# Called with `before:NAME` and `after:NAME` of each commit; crash tests end the process in it.
+Probe: TypeAlias = Callable[[str], Awaitable[None]]
+
+
+class Transaction:
+    """One transaction, begun by `begin`, a message that may also set what holds until its end."""
+
+    __slots__ = ("_begin", "_con", "_is_engine", "_lending", "_name", "_probe")
+    _con: Lent
+
+    def __init__(
+        self, lending: Lending, probe: Probe | None, *, name: str, begin: str, is_engine: bool
+    ) -> None:
+        self._lending = lending
+        self._probe = probe
+        self._name = name
+        self._begin = begin
+        self._is_engine = is_engine
+
+    async def __aenter__(self) -> Connection:
+        con = self._lending.at_hand() or await self._lending.lend()
+        try:
+            await con.execute(self._begin)
+        except BaseException as error:
+            await _give_up(self._lending, con, error)
+            if (ours := in_our_words(error, connecting=True)) is error:
+                raise
+            raise ours from error
+        self._con = con
+        return con
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is None:
+            return await self._commit()
+        await _give_up(self._lending, self._con, error)
+        # The engine's blocks do nothing but talk to the database: a timeout in one is its.
+        if (ours := in_our_words(error, connecting=self._is_engine)) is not error:
+            raise ours from error
+        return None
+
+    async def _commit(self) -> None:
+        con, probe = self._con, self._probe
+        try:
+            if probe is not None:
+                await probe(f"before:{self._name}")
+            _refuse_rolled_back(await con.execute("commit"))
+            if probe is not None:
+                await probe(f"after:{self._name}")
+        except BaseException as error:
+            await _give_up(self._lending, con, error)
+            if (ours := in_our_words(error, connecting=True)) is error:
+                raise
+            raise ours from error
+        await self._lending.take_back(con, is_clean=True)
+
+
+class Statement:
+    """A block of one statement, which is a durable transaction by itself."""
+
+    __slots__ = ("_con", "_lending", "_name", "_probe")
+    _con: Lent
+
+    def __init__(self, lending: Lending, probe: Probe | None, *, name: str) -> None:
+        self._lending = lending
+        self._probe = probe
+        self._name = name
+
+    async def __aenter__(self) -> Connection:
+        con = self._lending.at_hand() or await self._lending.lend()
+        self._con = con
+        if self._probe is not None:
+            await self._tell("before")
+        return con
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            await _give_up(self._lending, self._con, error)
+            if (ours := in_our_words(error, connecting=True)) is not error:
+                raise ours from error
+            return
+        if self._probe is not None:
+            await self._tell("after")
+        await self._lending.take_back(self._con, is_clean=True)
+
+    async def _tell(self, when: str) -> None:
+        assert self._probe is not None
+        try:
+            await self._probe(f"{when}:{self._name}")
+        except BaseException as error:
+            await _give_up(self._lending, self._con, error)
+            raise
+
+
+async def _give_up(lending: Lending, con: Lent, error: BaseException) -> None:
+    """Roll back and give the connection back; one whose task was cancelled is not fit for more."""
+    is_clean = False
+    try:
+        is_clean = isinstance(error, Exception) and await is_rolled_back(con)
+    finally:
+        await lending.take_back(con, is_clean=is_clean)
+
+
+def _refuse_rolled_back(status: str) -> None:
+    """Raise when Postgres answered a commit by rolling back: a statement's error was swallowed."""
+    if status != "COMMIT":
+        raise Permanent(
+            "The transaction was rolled back, because a statement in it had failed.",
+            code="transaction_aborted",
+        )

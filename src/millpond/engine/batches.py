@@ -1,0 +1,166 @@
+"""Batches: the writes that wait for a group commit, and how they are parted and put in order. Pure.
+
+Called by `commit` and `storing`. Invariant: whatever a batch is parted into, the writes of one run keep
+their order: steps go before ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from millpond.engine.claim import Lease
+from millpond.engine.payloads import is_big
+
+# Small enough that the disk works on one batch while the event loop makes the next.
+MAX_WRITES = 100
+_MAX_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(kw_only=True, slots=True)
+class StepWrite:
+    """A step's record and its event; without `state` the event alone. JSON fields are text.
+
+    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch.
+    """
+
+    lease: Lease
+    step_key: str
+    name: str
+    event_kind: str
+    event_data: str
+    kind: str = "step"
+    state: str | None = None
+    output: str | None = None
+    error: str | None = None
+    tries: int = 1
+    duration_s: float = 0.0
+    seq: int | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class FinishWrite:
+    """A run's end: `outcome` is succeeded, failed or cancelled."""
+
+    lease: Lease
+    outcome: str
+    event_data: str
+    output: str | None = None
+    error: str | None = None
+
+
+W = TypeVar("W", StepWrite, FinishWrite)
+
+
+@dataclass(slots=True)
+class Pending(Generic[W]):
+    """A write and the future of whoever waits for it."""
+
+    write: W
+    done: asyncio.Future[None]
+
+
+Steps = Sequence[tuple[int, StepWrite]]
+Ends = Sequence[tuple[int, FinishWrite]]
+
+
+@dataclass(slots=True)
+class Batch:
+    """Writes that are committed together."""
+
+    steps: list[Pending[StepWrite]] = field(default_factory=list)
+    ends: list[Pending[FinishWrite]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.steps) + len(self.ends)
+
+    @property
+    def has_big(self) -> bool:
+        """Whether a value needs a row of its own."""
+        return any(is_big(one.write.output) for one in self.steps) or any(
+            is_big(one.write.output) for one in self.ends
+        )
+
+    @property
+    def numbered_ends(self) -> Ends:
+        """The ends with their ordinals."""
+        return [(nth, one.write) for nth, one in enumerate(self.ends, 1)]
+
+    def fail(self, error: Exception) -> None:
+        """Tell whoever waits that nothing of it is stored."""
+        for step in self.steps:
+            settle(step.done, error)
+        for end in self.ends:
+            settle(end.done, error)
+
+    def sort(self) -> None:
+        """Order writes by lease, which is the order in which their rows are locked."""
+        self.steps.sort(key=_order)
+        self.ends.sort(key=_order)
+
+    def split(self) -> tuple[Batch, Batch]:
+        """Take the first writes off; returns them and the rest."""
+        steps, weight = _fitting(self.steps, MAX_WRITES, 0)
+        ends, _ = _fitting(self.ends, MAX_WRITES - steps, weight)
+        return (
+            Batch(self.steps[:steps], self.ends[:ends]),
+            Batch(self.steps[steps:], self.ends[ends:]),
+        )
+
+    def parts(self) -> list[Batch]:
+        """Part steps from ends: each is stored by one statement, which is a transaction by itself."""
+        if self.steps and self.ends:
+            return [Batch(steps=self.steps), Batch(ends=self.ends)]
+        return [self]
+
+    def halves(self) -> list[Batch]:
+        """Part a batch that was refused."""
+        if self.steps and self.ends:
+            return self.parts()
+        middle_s, middle_e = (len(self.steps) + 1) // 2, (len(self.ends) + 1) // 2
+        return [
+            Batch(self.steps[:middle_s], self.ends[:middle_e]),
+            Batch(self.steps[middle_s:], self.ends[middle_e:]),
+        ]
+
+    def layers(self, stored: Mapping[int, bool]) -> list[Steps]:
+        """Part the steps that are not stored, numbered, so that each layer has one of a run at most."""
+        layers: list[list[tuple[int, StepWrite]]] = []
+        depth: dict[tuple[int, uuid.UUID], int] = {}
+        for nth, one in enumerate(self.steps, 1):
+            if nth in stored:
+                continue
+            item = one.write.lease[:2]
+            level = depth.get(item, 0)
+            depth[item] = level + 1
+            if level == len(layers):
+                layers.append([])
+            layers[level].append((nth, one.write))
+        return list(layers)
+
+
+def _fitting(pending: Sequence[Pending[W]], most: int, weight: int) -> tuple[int, int]:
+    """Count the first writes that fit in `most` and `_MAX_BYTES`, at least one of a batch."""
+    for nth, one in enumerate(pending):
+        weight += len(one.write.output or "") + len(one.write.event_data)
+        if nth >= most or (weight > _MAX_BYTES and nth > 0):
+            return nth, weight
+    return len(pending), weight
+
+
+def _order(one: Pending[StepWrite] | Pending[FinishWrite]) -> str:
+    return str(one.write.lease.item_id)
+
+
+def settle(done: asyncio.Future[None], error: Exception | None) -> None:
+    """Tell whoever waits how its write went, unless nobody waits any more."""
+    if done.done():
+        return
+    if error is None:
+        done.set_result(None)
+    else:
+        done.set_exception(error)
+        done.exception()  # read here, so that a write nobody waits for is not reported as forgotten

@@ -1,0 +1,127 @@
+"""Storing: the statements of a group commit, each for many runs at once.
+
+Called by `commit` and `continuing`, in their transactions. Invariant: a statement stores what its lease
+still allows, and tells which writes those were by their ordinals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from millpond.db.pool import Connection, Record
+from millpond.db.queries import queries
+from millpond.engine.batches import Batch, Ends, FinishWrite, Steps, StepWrite, W
+from millpond.engine.columns import optional, plain, texts
+from millpond.engine.duties import Duty
+from millpond.engine.endings import Ended, see_to
+from millpond.engine.payloads import OUTPUT, Payload, inline, is_big, keep, slot_of_step
+from millpond.engine.waits import Readied
+
+_SQL = queries("commit")
+
+
+async def record(con: Connection, layer: Steps) -> dict[int, bool]:
+    """Store steps; returns the ordinals stored, with whether the run was asked to cancel."""
+    writes = [write for _, write in layer]
+    rows = await con.fetch(
+        _SQL["record"],
+        plain([write.lease.org_id for write in writes]),
+        plain([write.lease.item_id for write in writes]),
+        plain([write.lease.token for write in writes]),
+        texts([write.step_key for write in writes]),
+        texts([write.name for write in writes]),
+        texts([write.kind for write in writes]),
+        optional([write.state for write in writes]),
+        optional([inline(write.output) for write in writes]),
+        optional([write.error for write in writes]),
+        plain([write.tries for write in writes]),
+        plain([f"{write.duration_s:.6f}" for write in writes]),
+        texts([write.event_kind for write in writes]),
+        texts([write.event_data for write in writes]),
+        plain(["" if write.seq is None else write.seq for write in writes]),
+    )
+    await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
+    return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
+
+
+async def finish(con: Connection, ends: Ends) -> set[int]:
+    """End runs without duties; returns the ordinals stored."""
+    rows = await con.fetch(_SQL["finish"], *_columns(ends))
+    await _keep(con, [(write, OUTPUT) for write in _big([write for _, write in ends], rows)])
+    return {ends[row[0] - 1][0] for row in rows}
+
+
+async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], list[Readied]]:
+    """End runs and see to their duties; returns the ordinals stored and runs that may go on."""
+    rows = await con.fetch(_SQL["finish_with_duties"], *_columns(ends))
+    await _keep(con, [(write, OUTPUT) for write in _big([write for _, write in ends], rows)])
+    ended = [
+        Ended(org_id=org_id, run_id=run_id, duties=Duty(duties), outcome=outcome)
+        for _, org_id, run_id, duties, outcome in rows
+    ]
+    return {ends[row[0] - 1][0] for row in rows}, await see_to(con, ended)
+
+
+def _columns(ends: Ends) -> list[str]:
+    writes = [write for _, write in ends]
+    return [
+        plain([write.lease.org_id for write in writes]),
+        plain([write.lease.item_id for write in writes]),
+        plain([write.lease.token for write in writes]),
+        texts([write.outcome for write in writes]),
+        optional([inline(write.output) for write in writes]),
+        optional([write.error for write in writes]),
+        texts([write.event_data for write in writes]),
+    ]
+
+
+def _big(writes: Sequence[W], rows: Sequence[Record]) -> list[W]:
+    """Return the writes that were stored and whose values need rows of their own."""
+    if not any(is_big(write.output) for write in writes):
+        return []
+    return [write for row in rows if is_big((write := writes[row[0] - 1]).output)]
+
+
+async def _keep(
+    con: Connection, big: Sequence[tuple[StepWrite, str] | tuple[FinishWrite, str]]
+) -> None:
+    """Store big values of writes that took effect in this transaction, each in its slot."""
+    if big:
+        await keep(
+            con,
+            [
+                Payload(write.lease.org_id, write.lease.run_id, slot, write.output or "")
+                for write, slot in big
+            ],
+        )
+
+
+async def find_own(con: Connection, batch: Batch) -> tuple[dict[int, bool], set[int]]:
+    """Find what this attempt had stored before the connection broke: it counts as stored.
+
+    The live rows are locked first, since the first commit may still be under way. An event without
+    a step leaves nothing to find and may be stored twice.
+    """
+    leases = [*(step.write.lease for step in batch.steps), *(end.write.lease for end in batch.ends)]
+    leases.sort(key=lambda lease: lease.item_id.bytes)
+    await con.fetch(
+        _SQL["lock_live"], [lease.org_id for lease in leases], [lease.item_id for lease in leases]
+    )
+    steps = [(nth, one.write) for nth, one in enumerate(batch.steps, 1) if one.write.state]
+    step_rows = await con.fetch(
+        _SQL["own_steps"],
+        [write.lease.org_id for _, write in steps],
+        [write.lease.run_id for _, write in steps],
+        [write.step_key for _, write in steps],
+        [write.lease.attempt for _, write in steps],
+        [write.tries for _, write in steps],
+        [write.state for _, write in steps],
+    )
+    ends = [one.write.lease for one in batch.ends]
+    end_rows = await con.fetch(
+        _SQL["own_ends"],
+        [lease.org_id for lease in ends],
+        [lease.run_id for lease in ends],
+        [lease.attempt for lease in ends],
+    )
+    return {steps[row[0] - 1][0]: False for row in step_rows}, {row[0] for row in end_rows}

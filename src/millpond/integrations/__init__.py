@@ -1,0 +1,1 @@
+"""Ways out to other systems: mail so far."""
