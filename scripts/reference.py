@@ -96,7 +96,9 @@ def routes() -> str:
 
     none: Any = None
     some: Any = object()
-    app = create_app(db=none, gate=none, hints=none, feed=none, people=none, knowledge=some)
+    app = create_app(
+        db=none, gate=none, hints=none, feed=none, people=none, auditor=none, knowledge=some
+    )
     needed = dict(_permissions(app.routes))
     lines = ["| route | what it does | permission | answers |", "|---|---|---|---|"]
     for path, methods in app.openapi()["paths"].items():

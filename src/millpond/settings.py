@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         None,
         description="Base64 of 32 bytes that seal stored secrets. Unset: a 0600 file in `data_dir`.",
     )
+    audit_heads_dir: Path | None = Field(
+        None,
+        description="Folder where the heads of audit logs are published; best on another machine's disk. "
+        "Unset: `audit-heads` in `data_dir`.",
+    )
     token_issuer: str = Field("millpond", description="`iss` of the tokens made here.")
     token_audience: str = Field("millpond", description="`aud` that tokens must name.")
     registration: Literal["closed", "invited", "open"] = Field(

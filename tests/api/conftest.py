@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -28,6 +29,8 @@ from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
+from millpond.identity.audit_check import Auditor
+from millpond.identity.audit_heads import Heads
 from millpond.identity.current_rights import CurrentRights
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
@@ -222,7 +225,10 @@ def quick_passwords() -> Passwords:
 
 @asynccontextmanager
 async def opened(
-    urls: Urls, db: Database, knowledge: KnowledgeStore | None = None
+    urls: Urls,
+    db: Database,
+    knowledge: KnowledgeStore | None = None,
+    heads_dir: Path | None = None,
 ) -> AsyncIterator[FastAPI]:
     """Make an app with everything it needs."""
     hints = await Hints.connect(urls.app)
@@ -238,6 +244,7 @@ async def opened(
             hints=hints,
             feed=feed,
             people=people,
+            auditor=Auditor(seal, Heads(heads_dir or Path("/nonexistent"))),
             mail=Mail(outbox=Outbox(seal, ttl_s=3600)),
             check_schema=lambda: check_schema(urls.app),
             knowledge=knowledge,
@@ -256,11 +263,20 @@ def embedder() -> Embedder:
 
 @pytest.fixture
 async def front(
-    urls: Urls, db: Database, engine_db: EngineDatabase, org: int, embedder: Embedder
+    urls: Urls,
+    db: Database,
+    engine_db: EngineDatabase,
+    org: int,
+    embedder: Embedder,
+    tmp_path: Path,
 ) -> AsyncIterator[Front]:
     """An API on a fresh database, with no flow published and no worker."""
     store = KnowledgeStore(db, embedder)
-    async with opened(urls, db, store) as app, served(app) as url, AsyncExitStack() as closing:
+    async with (
+        opened(urls, db, store, tmp_path / "heads") as app,
+        served(app) as url,
+        AsyncExitStack() as closing,
+    ):
         yield Front(url, urls, db, engine_db, org, app.state.ports.gate.keyring, app, closing)
 
 

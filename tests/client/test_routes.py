@@ -18,6 +18,7 @@ from tests.api.conftest import Front
 from millpond.client import (
     Client,
     models,
+    models_audit,
     models_calendar,
     models_control,
     models_knowledge,
@@ -34,6 +35,7 @@ WITHOUT_A_CALL = {
     "GET /healthz",
     "GET /readyz",
     "GET /.well-known/jwks.json",
+    "GET /v1/audit/export",  # a stream of lines
 }
 ID = "018f0000-0000-7000-8000-000000000000"
 SAME_TWICE = {
@@ -77,6 +79,11 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "MailedOut": models_people.Mailed,
     "MeOut": models_people.Me,
     "SessionOut": models_people.MySession,
+    "AuditEntry": models_audit.AuditEntry,
+    "SealOut": models_audit.AuditSeal,
+    "AuditHead": models_audit.AuditSeal,
+    "AuditFault": models_audit.AuditFault,
+    "AuditVerification": models_audit.AuditVerification,
     "PolicyOut": models_orgs.Policy,
     "OrgOut": models_orgs.Organization,
     "MemberOut": models_orgs.Member,

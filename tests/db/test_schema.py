@@ -33,6 +33,8 @@ GLOBAL_TABLES = {
     "single_use_token",
     "auth_brake",
     "mail_outbox",
+    "platform_audit_seal",
+    "platform_audit_unsealed",
 }
 IN_ORG = "(org_id = (NULLIF(current_setting('millpond.org'::text, true), ''::text))::bigint)"
 A_VALUE = {
@@ -187,6 +189,8 @@ async def test_functions_with_lent_rights_are_closed_and_fix_their_path(
 async def fill(admin: asyncpg.Connection, orgs: tuple[int, int]) -> list[str]:
     """Put one row per org in every tenant table of this throwaway database."""
     await admin.execute("set search_path = millpond, public")
+    # Without triggers, which would put rows of their own beside these.
+    await admin.execute("set session_replication_role = replica")
     for row in await admin.fetch(CONSTRAINTS):
         await admin.execute(
             f'alter table {row["table"]} drop constraint "{row["conname"]}" cascade'

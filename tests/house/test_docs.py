@@ -18,7 +18,7 @@ KIND = re.compile(r"(run|step|sleep|input|signal|child|value|state)\.[a-z_]+")
 # Their kinds are put together from the state in which a run rests.
 RESTING = {"run.waiting", "run.awaiting_input"}
 # Told in the audit log, not to those who follow a run.
-AUDITED = {"run.refused"}
+AUDITED = {"run.refused", "run.rerun"}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email import message_from_bytes, policy
 from typing import Any
@@ -60,11 +60,11 @@ async def smtp(box: Box, port: int, **options: Any) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def port() -> Iterator[int]:
+def port() -> int:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
-        free = taken.getsockname()[1]
-    yield free
+        free: int = taken.getsockname()[1]
+    return free
 
 
 @pytest.fixture

@@ -502,7 +502,12 @@ async def a_grant(at: Bench) -> Wish:
     return Wish(path={"grant_id": await grant(at)}, also=ROLES["owner"])
 
 
-@thing("GET /v1/platform/orgs", "GET /v1/platform/operators")
+@thing("GET /v1/audit", "GET /v1/audit/export", "GET /v1/audit/verification")
+async def a_log(at: Bench) -> Wish:
+    return Wish(makes=(await grant(at),))
+
+
+@thing("GET /v1/platform/orgs", "GET /v1/platform/operators", "GET /v1/platform/audit")
 async def platform(at: Bench) -> Wish:
     return Wish()
 
@@ -532,3 +537,14 @@ async def an_operator(at: Bench) -> Wish:
     await at.world.person(is_operator=True)
     operator = await at.world.person(is_operator=True)
     return Wish(path={"user_id": str(operator.user_id)})
+
+
+@thing("GET /v1/audit", "GET /v1/audit/export", "GET /v1/audit/verification")
+async def an_audit_log(at: Bench) -> Wish:
+    await _role(at)
+    return Wish(makes=("reader-of-one-org",))
+
+
+@thing("GET /v1/platform/audit")
+async def the_platforms_log(at: Bench) -> Wish:
+    return Wish()

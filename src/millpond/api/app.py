@@ -55,6 +55,7 @@ from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
     api_keys,
+    audit,
     blocked,
     bulk,
     flows,
@@ -86,6 +87,7 @@ from millpond.api.routes import (
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
+from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
 from millpond.identity.people import People
@@ -164,6 +166,7 @@ _ROOMS = (
     api_keys,
     grants,
     platform,
+    audit,
     keys,
     sign_in,
     me,
@@ -199,6 +202,7 @@ def create_app(
     hints: Hints,
     feed: Feed,
     people: People,
+    auditor: Auditor,
     check_schema: SchemaCheck | None = None,
     knowledge: KnowledgeStore | None = None,
     mail: Mail | None = None,
@@ -226,6 +230,7 @@ def create_app(
         batches=Batches(db),
         readiness=Readiness(db, check_schema),
         people=people,
+        auditor=auditor,
         knowledge=knowledge,
         mail=mail,
     )

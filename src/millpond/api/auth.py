@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,11 @@ from fastapi.security import HTTPBearer
 from millpond.api.ports import Ports
 from millpond.db.pool import Connection
 from millpond.errors import Forbidden, Transient, Unauthenticated
+from millpond.identity import audit
 from millpond.identity.gate import Wish
 from millpond.identity.passport import ORG_HEADER
 from millpond.identity.sessions import Device
-from millpond.types import Principal
+from millpond.types import Json, Principal
 
 PUBLIC = frozenset(
     {
@@ -65,9 +67,29 @@ class Caller:
         """The org of the caller's token: the only one that exists for this request."""
         return self.principal.org_id
 
-    def org(self, *, is_snapshot: bool = False) -> AbstractAsyncContextManager[Connection]:
+    def org(self, *, is_snapshot: bool = False) -> AbstractAsyncContextManager[Connection, None]:
         """Open a transaction in the caller's org; it is refused once the caller's rights have changed."""
         return self.ports.db.of(self.principal, is_snapshot=is_snapshot)
+
+    async def tell(
+        self,
+        con: Connection,
+        action: str,
+        resource: str,
+        *,
+        details: Mapping[str, Json] | None = None,
+        run_id: uuid.UUID | None = None,
+    ) -> None:
+        """Write a row of the audit log in the transaction of the deed that it tells of."""
+        await audit.record(
+            con,
+            self.principal,
+            action,
+            resource,
+            details=details,
+            run_id=run_id,
+            address=self.address,
+        )
 
     async def is_over(self) -> str | None:
         """Return why the caller may see no more of an open stream, None while it may: the code of an error."""

@@ -92,6 +92,11 @@ def open_seal(settings: Settings) -> Seal:
     return Seal.from_text(key) if key else Seal.from_file(settings.data_dir / SEAL_FILE)
 
 
+def audit_heads_dir(settings: Settings) -> Path:
+    """Return the folder in which the heads of audit logs are published."""
+    return settings.audit_heads_dir or settings.data_dir / "audit-heads"
+
+
 def flow_modules(settings: Settings) -> list[str]:
     """Return the modules that register flows: Millpond's own, then the operator's."""
     return [*BUILT_IN_FLOWS, *_words(settings.flows)]
@@ -155,6 +160,8 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         "MILLPOND_IDEMPOTENCY_HOURS": str(settings.idempotency_hours),
         "MILLPOND_INBOUND_EVENT_DAYS": str(settings.inbound_event_days),
     }
+    if settings.audit_heads_dir is not None:
+        named["MILLPOND_AUDIT_HEADS_DIR"] = str(settings.audit_heads_dir)
     environment.update({name: value for name, value in named.items() if value is not None})
     return environment
 

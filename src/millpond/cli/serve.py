@@ -71,13 +71,16 @@ async def _compose(
 ) -> FastAPI:
     """Connect and return the app; `stack` closes the connections again."""
     from millpond.api.app import create_app
-    from millpond.cli.config import open_seal
+    from millpond.cli.config import audit_heads_dir, open_seal
     from millpond.cli.people import open_invitations, open_mailer, open_people
     from millpond.cli.resources import open_knowledge
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
+    from millpond.identity.audit_check import Auditor
+    from millpond.identity.audit_heads import Heads
+    from millpond.identity.audit_sealer import Sealer, sealing
     from millpond.identity.gate import Gate
     from millpond.identity.key_reader import KeyReader
     from millpond.identity.lending import Lending
@@ -98,6 +101,8 @@ async def _compose(
     stack.callback(people.passwords.close)
     postman = Postman(db, seal, open_mailer(settings))
     await stack.enter_async_context(delivering(postman))
+    heads = Heads(audit_heads_dir(settings))
+    await stack.enter_async_context(sealing(Sealer(db, seal, heads)))
     reader = KeyReader(db)
     stack.push_async_callback(reader.close)
     return create_app(
@@ -106,6 +111,7 @@ async def _compose(
         hints=hints,
         feed=feed,
         people=people,
+        auditor=Auditor(seal, heads),
         mail=open_invitations(settings, seal),
         check_schema=lambda: check_schema(databases.app),
         knowledge=open_knowledge(settings, db, stack),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Generic
 
 from millpond.client.calls import (
+    audit,
     control,
     events,
     inputs,
@@ -219,9 +220,19 @@ class Grants(Group[Kind]):
     end = method(orgs.end_grant)
 
 
+class Audit(Group[Kind]):
+    """Who did what; `export` is a stream and no call."""
+
+    list = listing(audit.list_audit)
+    page = method(audit.list_audit)
+    verify = method(audit.verify_audit)
+
+
 class Platform(Group[Kind]):
     """The platform itself, for its operators."""
 
+    audit_log = listing(audit.list_platform_audit)
+    audit_page = method(audit.list_platform_audit)
     orgs = listing(platform.list_orgs)
     org_page = method(platform.list_orgs)
     create_org = method(platform.create_org)
@@ -247,6 +258,7 @@ class Groups(Generic[Kind]):
         self.service_principals: ServicePrincipals[Kind] = ServicePrincipals(client)
         self.api_keys: ApiKeys[Kind] = ApiKeys(client)
         self.grants: Grants[Kind] = Grants(client)
+        self.audit: Audit[Kind] = Audit(client)
         self.platform: Platform[Kind] = Platform(client)
         self.pauses: Pauses[Kind] = Pauses(client)
         self.workers: Workers[Kind] = Workers(client)

@@ -21,7 +21,7 @@ from millpond.types import NO_ORG, Principal, Standing
 __all__ = ["Connection", "Database", "EngineDatabase", "Probe", "Record"]
 
 Record = asyncpg.Record
-Block: TypeAlias = AbstractAsyncContextManager[Connection]
+Block: TypeAlias = AbstractAsyncContextManager[Connection, None]
 
 SCHEMA = "millpond"
 _SNAPSHOT = "begin isolation level repeatable read, read only"

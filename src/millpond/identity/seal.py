@@ -19,6 +19,8 @@ from pathlib import Path
 import orjson
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from millpond.errors import InvalidInput, Permanent
 
@@ -36,6 +38,7 @@ class Seal:
                 f"the secret key has {len(key)} bytes; it needs {KEY_BYTES}",
                 param="MILLPOND_SECRET_KEY",
             )
+        self._key = key
         self._cipher = AESGCM(key)
         self.key_id = hashlib.sha256(b"millpond seal\x00" + key).hexdigest()[:16]
 
@@ -92,6 +95,20 @@ class Seal:
                 code="seal_broken",
                 details={"seal_key_id": self.key_id},
             ) from error
+
+    def derive(self, purpose: str, key_id: str) -> bytes:
+        """Return the key for one purpose, such as chaining the audit log; raises Permanent for an unknown id.
+
+        By HKDF (RFC 5869): it tells nothing of the installation's key, nor of other purposes' keys.
+        """
+        if key_id != self.key_id:
+            raise Permanent(
+                f"the key {key_id} is not known here",
+                code="seal_key_unknown",
+                details={"seal_key_id": key_id},
+            )
+        info = b"millpond\x00" + purpose.encode()
+        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=info).derive(self._key)
 
     def _bound(self, associated: tuple[str, ...]) -> bytes:
         return orjson.dumps([self.key_id, *associated])

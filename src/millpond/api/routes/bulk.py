@@ -13,7 +13,7 @@ from fastapi import APIRouter, Request, Response
 from millpond.api.accept import (
     IdempotencyKey,
     Traceparent,
-    accept,
+    accept_with,
     accepted_headers,
     accepted_json,
     digest_of,
@@ -29,6 +29,7 @@ from millpond.api.models_reruns import BulkAction, BulkPreview, RunsFilter
 from millpond.api.reply import reply
 from millpond.api.shapes import run_json
 from millpond.api.texts import moment
+from millpond.db.pool import Connection
 from millpond.engine import bulk, views
 from millpond.engine.bulk import BulkFilter, BulkWish
 from millpond.engine.registry import capability
@@ -41,6 +42,7 @@ router = APIRouter(prefix="/v1/runs", tags=["runs"])
 Reader = Annotated[Caller, requires("runs:read")]
 _ROUTE = "POST /v1/runs/bulk"
 _NEEDS = {"cancel": "runs:cancel", "rerun": "runs:start"}
+_TOLD = {"cancel": "cancelled", "rerun": "rerun"}
 _COUNT_MAX = 10_000
 _EXAMPLES = 5
 
@@ -99,7 +101,20 @@ async def act_on_runs(
         backing=caller.principal.backing(_NEEDS[wish.action]),
     )
     promise = promised(key, _ROUTE, lambda: digest_of(wish.model_dump(mode="json")))
-    accepted = await accept(caller, intent, promise)
+
+    async def make(_: Connection) -> Intent:
+        return intent
+
+    async def follow(con: Connection, _: Intent) -> None:
+        await caller.tell(
+            con,
+            f"runs.{_TOLD[wish.action]}",
+            f"run:{intent.run_id}",
+            details={"filter": wanted.model_dump(mode="json"), "reason": wish.reason},
+            run_id=intent.run_id,
+        )
+
+    accepted = await accept_with(caller, make, promise, follow=follow)
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
 
 

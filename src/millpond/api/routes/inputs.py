@@ -6,6 +6,7 @@ the other is told so.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from typing import Annotated, Literal
 
@@ -85,7 +86,18 @@ async def resolve_input_request(
             con, org_id, request_id, caller.principal, wish.answer, digest
         )
         resolved = await views.get_request(con, org_id, request_id)
+        await caller.tell(
+            con,
+            "input.resolved",
+            f"input_request:{request_id}",
+            details={"digest": resolved.digest.hex(), "answer_sha256": _digest(resolved.answer)},
+            run_id=resolved.run_id,
+        )
     if readied.queue:
         caller.ports.hints.wake([readied.queue])
     caller.ports.hints.changed([readied.run_id])
     return reply(request_json(resolved))
+
+
+def _digest(answer: str | None) -> str:
+    return hashlib.sha256((answer or "").encode()).hexdigest()

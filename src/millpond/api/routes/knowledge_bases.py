@@ -95,7 +95,7 @@ async def add_document(
     store = _store(caller.ports)
 
     async def make(con: Connection) -> Intent:
-        _, intent = await store.add_document(
+        document_id, intent = await store.add_document(
             con,
             caller.org_id,
             name,
@@ -103,6 +103,17 @@ async def add_document(
             content,
             caller.principal.subject,
             caller.principal.backing("knowledge:write"),
+        )
+        await caller.tell(
+            con,
+            "document.added",
+            f"document:{document_id}",
+            details={
+                "base": name,
+                "filename": filename,
+                "sha256": hashlib.sha256(content).hexdigest(),
+            },
+            run_id=intent.run_id,
         )
         return intent
 

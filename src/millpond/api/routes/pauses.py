@@ -5,6 +5,7 @@ Called by clients. Invariant: holding a queue for every org needs the operator's
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
@@ -17,8 +18,10 @@ from millpond.api.models_control import PauseQueue, PauseWork, ResumedOut, Resum
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_control import OPERATE, pause_json
 from millpond.api.texts import Word
+from millpond.db.pool import Connection
 from millpond.engine import pauses
 from millpond.engine.pauses import Scope
+from millpond.types import NO_ORG, Json
 
 router = APIRouter(prefix="/v1", tags=["pauses"])
 
@@ -118,12 +121,28 @@ async def _pause(caller: Caller, scope: Scope, reason: str) -> Response:
     principal = caller.principal
     async with caller.org() as con:
         held = await pauses.pause(con, caller.org_id, scope, principal.subject, reason)
+        await _tell(caller, con, scope, "paused", {"reason": reason})
     return reply(pause_json(held, principal))
+
+
+async def _tell(
+    caller: Caller, con: Connection, scope: Scope, verb: str, details: dict[str, Json]
+) -> None:
+    """Tell the org, and the platform too of what holds for every org."""
+    kind = "queue" if scope.queue else "flow" if scope.flow else "org"
+    action, resource = f"{kind}.{verb}", f"{kind}:{scope.queue or scope.flow or caller.org_id}"
+    told = {**details, "everyone": scope.is_for_everyone}
+    await caller.tell(con, action, resource, details=told)
+    if scope.is_for_everyone:
+        of_platform = replace(caller, principal=replace(caller.principal, org_id=NO_ORG))
+        await of_platform.tell(con, action, resource, details={**told, "org": caller.org_id})
 
 
 async def _resume(caller: Caller, scope: Scope) -> Response:
     async with caller.org() as con:
         resumed = await pauses.resume(con, caller.org_id, scope)
+        if resumed.was_paused:
+            await _tell(caller, con, scope, "resumed", {})
     caller.ports.hints.wake(resumed.queues)
     return reply(
         {

@@ -164,6 +164,17 @@ async def _accept(
         await reruns.mark(con, source, intent)
         if repeat.keeps_all:
             await reruns.note_release(con, intent, caller.principal.subject, reason or "")
+        await caller.tell(
+            con,
+            "run.released" if repeat.keeps_all else "run.rerun",
+            f"run:{source.run_id}",
+            details={
+                "new_run": str(intent.run_id),
+                "from_step": repeat.from_step,
+                "reason": reason,
+            },
+            run_id=source.run_id,
+        )
 
     return await accept_with(caller, make, promise, follow=follow, is_delayed=source.is_poison)
 

@@ -231,6 +231,8 @@ async def cancel_run(request: Request, caller: Canceller, run_id: uuid.UUID) -> 
             skip_endings=wish.skip_endings,
         )
         run = await views.get_run(con, org_id, run_id)
+        details = {"reason": wish.reason, "skip_endings": wish.skip_endings}
+        await caller.tell(con, "run.cancelled", f"run:{run_id}", details=details, run_id=run_id)
     if run.state is RunState.QUEUED:
         caller.ports.hints.wake([run.queue])
     caller.ports.hints.cancelled([run_id])

@@ -86,6 +86,7 @@ async def create_schedule(request: Request, caller: Writer) -> Response:
     await _check(caller, draft)
     async with caller.org() as con:
         made = await schedules.create(con, caller.org_id, draft, caller.principal.subject)
+        await _tell(caller, con, "created", made.schedule_id, draft)
     headers = {"Location": f"/v1/schedules/{made.schedule_id}"}
     return reply(schedule_json(made), status=201, headers=headers)
 
@@ -119,6 +120,7 @@ async def change_schedule(request: Request, caller: Writer, schedule_id: uuid.UU
     await _check(caller, draft)
     async with caller.org() as con:
         changed = await schedules.change(con, caller.org_id, seen, draft)
+        await _tell(caller, con, "changed", schedule_id, draft)
     return reply(schedule_json(changed))
 
 
@@ -135,6 +137,7 @@ async def delete_schedule(caller: Writer, schedule_id: uuid.UUID) -> Response:
     """Remove a schedule; its runs stay."""
     async with caller.org() as con:
         await schedules.delete(con, caller.org_id, schedule_id)
+        await caller.tell(con, "schedule.deleted", f"schedule:{schedule_id}")
     return Response(status_code=204)
 
 
@@ -223,9 +226,18 @@ async def _check(caller: Caller, draft: Draft) -> FlowView:
     return flow
 
 
+async def _tell(
+    caller: Caller, con: Connection, verb: str, schedule_id: uuid.UUID, draft: Draft
+) -> None:
+    details = {"name": draft.name, "flow": draft.flow}
+    await caller.tell(con, f"schedule.{verb}", f"schedule:{schedule_id}", details=details)
+
+
 async def _set_paused(caller: Caller, schedule_id: uuid.UUID, *, is_paused: bool) -> Response:
     async with caller.org() as con:
         changed = await schedules.set_paused(con, caller.org_id, schedule_id, is_paused=is_paused)
+        verb = "paused" if is_paused else "resumed"
+        await _tell(caller, con, verb, schedule_id, changed.draft)
     return reply(schedule_json(changed))
 
 

@@ -22,6 +22,7 @@ from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import trigger_detail_json, trigger_json
 from millpond.api.texts import Word
+from millpond.db.pool import Connection
 from millpond.engine import triggers
 from millpond.engine.triggers import Draft
 
@@ -64,6 +65,7 @@ async def create_trigger(request: Request, caller: Writer) -> Response:
     await _check(caller, draft)
     async with caller.org() as con:
         made = await triggers.create(con, caller.org_id, draft, caller.principal.subject)
+        await _tell(caller, con, "created", made.trigger_id, draft)
     headers = {"Location": f"/v1/triggers/{made.trigger_id}"}
     return reply(trigger_json(made), status=201, headers=headers)
 
@@ -96,6 +98,7 @@ async def change_trigger(request: Request, caller: Writer, trigger_id: uuid.UUID
     await _check(caller, draft)
     async with caller.org() as con:
         changed = await triggers.change(con, caller.org_id, seen, draft)
+        await _tell(caller, con, "changed", trigger_id, draft)
     return reply(trigger_json(changed))
 
 
@@ -112,6 +115,7 @@ async def delete_trigger(caller: Writer, trigger_id: uuid.UUID) -> Response:
     """Remove a trigger with what waits for it; its runs stay."""
     async with caller.org() as con:
         await triggers.delete(con, caller.org_id, trigger_id)
+        await caller.tell(con, "trigger.deleted", f"trigger:{trigger_id}")
     return Response(status_code=204)
 
 
@@ -147,7 +151,16 @@ async def _check(caller: Caller, draft: Draft) -> None:
     triggers.check_flow(draft, flow.input_schema)
 
 
+async def _tell(
+    caller: Caller, con: Connection, verb: str, trigger_id: uuid.UUID, draft: Draft
+) -> None:
+    details = {"name": draft.name, "flow": draft.flow}
+    await caller.tell(con, f"trigger.{verb}", f"trigger:{trigger_id}", details=details)
+
+
 async def _set_paused(caller: Caller, trigger_id: uuid.UUID, *, is_paused: bool) -> Response:
     async with caller.org() as con:
         changed = await triggers.set_paused(con, caller.org_id, trigger_id, is_paused=is_paused)
+        verb = "paused" if is_paused else "resumed"
+        await _tell(caller, con, verb, trigger_id, changed.draft)
     return reply(trigger_json(changed))

@@ -1,0 +1,178 @@
+"""The sealer: chains rows of audit logs after their commit, in an order that is given when they are sealed.
+
+Run by every API process; `cli` composes it. Invariants: one process at a time seals a log; a row is sealed once and
+its mark goes in the same transaction; a head is published only after the seals that it tells of are committed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import structlog
+
+from millpond.db.pool import Connection, Database
+from millpond.db.queries import queries
+from millpond.errors import MillpondError
+from millpond.identity.audit_chain import PURPOSE, START, Head, Keys, entry_of, mac_of
+from millpond.identity.audit_heads import Heads
+from millpond.types import NO_ORG
+
+_SQL = queries("audit_chain")
+_log = structlog.get_logger("millpond.audit")
+_POLL_S = 0.5
+_AT_MOST = 500
+_AT_ONCE = 4
+# How long the end of the process waits for what its last requests told of.
+_DRAIN_S = 2.0
+_ORGS = 200
+
+
+def statement(name: str, org_id: int) -> str:
+    """Return a statement for an org's log, or its twin for the platform's."""
+    return _SQL[f"{name}_platform" if org_id == NO_ORG else name]
+
+
+def opened(db: Database, org_id: int) -> AbstractAsyncContextManager[Connection]:
+    """Open a transaction in which a log can be read and sealed."""
+    return db.globals() if org_id == NO_ORG else db.org(org_id)
+
+
+class Sealer:
+    """Seals what waits and publishes how far each chain is; several processes share the work."""
+
+    def __init__(self, db: Database, keys: Keys, heads: Heads, *, poll_s: float = _POLL_S) -> None:
+        self._db = db
+        self._keys = keys
+        self._heads = heads
+        self._poll_s = poll_s
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Seal until `stop` is set, then once more."""
+        is_published = False
+        while not stop.is_set():
+            try:
+                await self.seal_all()
+                if not is_published:
+                    await self.publish_all()
+                    is_published = True
+            except MillpondError as error:
+                _log.warning("audit.halted", code=error.code)
+            except Exception:  # noqa: BLE001 - a top-level loop; the log tells
+                _log.exception("audit.halted", code="unexpected")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self._poll_s)
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                await self.seal_all()
+        except (MillpondError, OSError) as error:  # a timeout is one of these
+            _log.warning("audit.left_unsealed", reason=getattr(error, "code", type(error).__name__))
+
+    async def seal_all(self) -> int:
+        """Seal every row that waits in a log that nobody else is at; returns how many."""
+        async with self._db.globals() as con:
+            logs = [row["org_id"] for row in await con.fetch(_SQL["orgs"])]
+            if await con.fetchval(_SQL["has_unsealed_platform"]):
+                logs.append(NO_ORG)
+        places = asyncio.Semaphore(_AT_ONCE)
+
+        async def seal(org_id: int) -> int:
+            async with places:
+                return await self.seal_log(org_id)
+
+        sealed = await asyncio.gather(*map(seal, logs), return_exceptions=True)
+        for one in sealed:
+            if isinstance(one, BaseException):
+                raise one
+        return sum(one for one in sealed if isinstance(one, int))
+
+    async def seal_log(self, org_id: int) -> int:
+        """Seal what waits in one log and publish its head; returns how many rows."""
+        total = 0
+        while True:
+            count, head = await self._seal_some(org_id)
+            if count:
+                assert head is not None
+                await self._publish(head)
+            total += count
+            if count < _AT_MOST:
+                return total
+
+    async def publish_all(self) -> None:
+        """Publish what a process that was killed had sealed and not published."""
+        last = NO_ORG
+        await self._publish_log(NO_ORG)
+        while True:
+            async with self._db.globals() as con:
+                rows = await con.fetch(_SQL["all_orgs"], last, _ORGS)
+            for row in rows:
+                last = row["org_id"]
+                await self._publish_log(last)
+            if len(rows) < _ORGS:
+                return
+
+    async def _publish_log(self, org_id: int) -> None:
+        async with opened(self._db, org_id) as con:
+            head = await head_of(con, org_id)
+        if head is not None:
+            await self._publish(head)
+        seen = await asyncio.to_thread(self._heads.last, org_id)
+        if seen is not None and (head is None or head.seq < seen.seq):
+            _log.error("audit.behind_published", org_id=org_id, published_seq=seen.seq)
+
+    async def _seal_some(self, org_id: int) -> tuple[int, Head | None]:
+        async with opened(self._db, org_id) as con:
+            if not await con.fetchval(_SQL["lock"], org_id):
+                return 0, None
+            # Statements see what is committed when they begin: the chain as whoever had the lock left it.
+            head = await head_of(con, org_id)
+            rows = await con.fetch(statement("unsealed", org_id), org_id, _AT_MOST)
+            if not rows:
+                return 0, head
+            return len(rows), await self._seal(con, org_id, head, rows)
+
+    async def _seal(self, con: Connection, org_id: int, head: Head | None, rows: list[Any]) -> Head:
+        key_id, sealed_at = self._keys.key_id, rows[0]["now"]
+        key = self._keys.derive(PURPOSE, key_id)
+        seq, mac = (head.seq, head.mac) if head is not None else (0, START)
+        places, macs = [], []
+        for row in rows:
+            seq += 1
+            mac = mac_of(
+                key,
+                mac,
+                entry_of(row),
+                org_id=org_id,
+                seq=seq,
+                key_id=key_id,
+                sealed_at=sealed_at,
+            )
+            places.append(seq)
+            macs.append(mac)
+        ids = [row["audit_id"] for row in rows]
+        await con.execute(statement("seal", org_id), org_id, places, ids, macs, key_id, sealed_at)
+        return Head(org_id=org_id, seq=seq, mac=mac, key_id=key_id, sealed_at=sealed_at)
+
+    async def _publish(self, head: Head) -> None:
+        await asyncio.to_thread(self._heads.publish, head)
+
+
+async def head_of(con: Connection, org_id: int) -> Head | None:
+    """Return how far a log is sealed."""
+    row = await con.fetchrow(statement("head", org_id), org_id)
+    return None if row is None else Head(org_id=org_id, **row)
+
+
+@contextlib.asynccontextmanager
+async def sealing(sealer: Sealer) -> AsyncIterator[None]:
+    """Let a sealer work until the block ends, and a last time then."""
+    stop = asyncio.Event()
+    working = asyncio.create_task(sealer.run(stop), name="audit.sealer")
+    try:
+        yield
+    finally:
+        stop.set()
+        await working
