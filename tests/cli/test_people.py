@@ -88,6 +88,39 @@ def test_a_platform_gets_an_operator_an_owner_and_a_member(cli, cli_json, up):
     assert cli(*grant).exit_code == 0
 
 
+def test_an_owner_sets_policy_roles_and_programs_by_command(cli, cli_json, up):
+    ann = ("--token", signed_in(up, "ann@acme.example"))
+    changed = cli_json("org", "set", "--invitation-days", "3", "--domain", "acme.example", *ann)
+    assert changed["policy"]["email_domains"] == ["acme.example"]
+    assert "invitation_days" in cli("org", "show", *ann).stdout
+    assert cli("invitations", "send", "z@other.example", *ann).exit_code == 2
+    assert cli_json("org", "set", "--any-domain", *ann)["policy"]["email_domains"] == []
+
+    made = cli_json("invitations", "send", "zoe@acme.example", *ann)
+    first = mailed(up, "zoe@acme.example")
+    assert "another link" in cli("invitations", "resend", made["id"], *ann).stdout
+    assert mailed(up, "zoe@acme.example", after=first) != first
+
+    put = cli("roles", "put", "reader", "--permission", "runs:read", *ann)
+    assert "reader may runs:read" in put.stdout
+    bot = cli_json("service-principals", "create", "bot", "--role", "reader", *ann)
+    assert cli("roles", "delete", "reader", *ann).exit_code != 0
+    change = ("service-principals", "change", bot["id"], *ann)
+    assert "bot is enabled, as viewer" in cli(*change, "--role", "viewer").stdout
+    assert "disabled" in cli(*change, "--disable").stdout
+    assert cli("roles", "delete", "reader", *ann).exit_code == 0
+
+
+def test_operators_are_made_and_one_stays(cli, cli_json, up):
+    operator = ("--token", signed_in(up, "op@pond.example"))
+    added = cli_json("operators", "add", "ann@acme.example", *operator)
+    assert "ann@acme.example" in cli("operators", "list", *operator).stdout
+    assert cli("operators", "remove", added["id"], *operator).exit_code == 0
+    (last,) = cli_json("operators", "list", *operator)["data"]
+    refused = cli("operators", "remove", last["id"], *operator)
+    assert "last one" in refused.stderr
+
+
 def test_signing_keys_are_rotated_and_listed(cli, cli_json):
     rotated = cli_json("keys", "rotate")["id"]
     keys = cli_json("keys", "list")["data"]

@@ -20,6 +20,7 @@ from millpond.cli import (
     kb,
     keys,
     operator,
+    org,
     orgs,
     pauses,
     prune,
@@ -79,7 +80,7 @@ app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.add_typer(keys.app, name="keys")
 app.add_typer(operator.app, name="operator")
-for name, group in orgs.GROUPS.items():
+for name, group in {**org.GROUPS, **orgs.GROUPS}.items():
     app.add_typer(group, name=name)
 app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
