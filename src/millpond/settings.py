@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     token_issuer: str = Field("millpond", description="`iss` of the tokens made here.")
     token_audience: str = Field("millpond", description="`aud` that tokens must name.")
     registration: Literal["closed", "invited", "open"] = Field(
-        "closed",
+        "invited",
         description="Who may make an account: nobody by themselves (`closed`), who was invited, or anybody (`open`).",
     )
     access_token_s: float = Field(

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 # JSON as `orjson` reads and writes it; `Any` where a reader must narrow it first.
 Json = Any
@@ -65,6 +65,19 @@ class Standing:
 NO_ORG = 0
 
 
+class Backing(NamedTuple):
+    """What a run's rights stand on, asked again before every step with an effect.
+
+    `stamp` is the version of the subject's rights at the start, `permission` what starting it took (words with
+    spaces between), `lent` the grant under which an operator started it and `granted_by` who gave that.
+    """
+
+    stamp: int
+    permission: str | None = None
+    lent: uuid.UUID | None = None
+    granted_by: str | None = None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Principal:
     """Who acts, in which org, with which permissions and roles.
@@ -84,6 +97,17 @@ class Principal:
     def may(self, permission: str) -> bool:
         """Whether this principal holds `permission`, by name or by the wildcard `*`."""
         return permission in self.permissions or "*" in self.permissions
+
+    def backing(self, *permissions: str | None) -> Backing | None:
+        """Return what a run stands on that took these permissions to start; None without a standing."""
+        if self.standing is None:
+            return None
+        return Backing(
+            stamp=self.standing.stamp,
+            permission=" ".join(sorted({one for one in permissions if one})) or None,
+            lent=self.standing.grant_id,
+            granted_by=None if self.standing.grant_id is None else self.granted_by,
+        )
 
 
 ClosePolicy = Literal["cancel", "abandon", "wait"]
@@ -113,9 +137,8 @@ class Intent:
 
     `delay_s` and `deadline_s` count from submit on the database's clock; a higher `priority` goes
     earlier. `input` is JSON text in UTF-8, already validated. `dedup_key` is the live key that the
-    caller took for it; `duties` are bits of `engine.duties` beside those that follow from the rest. `stamp`
-    is the version of the subject's rights and `permission` what starting it took: both are asked again before
-    every step with an effect; without a `stamp` there is nothing to ask.
+    caller took for it; `duties` are bits of `engine.duties` beside those that follow from the rest. Without a
+    `backing` there is nothing to ask before its steps.
     """
 
     org_id: int
@@ -136,5 +159,4 @@ class Intent:
     parent: Parent | None = None
     origin: Origin | None = None
     duties: int = 0
-    stamp: int | None = None
-    permission: str | None = None
+    backing: Backing | None = None

@@ -31,6 +31,7 @@ from millpond.engine.registry import Flow, Registry
 from millpond.engine.worker import Worker
 from millpond.identity.audit_check import Auditor
 from millpond.identity.audit_heads import Heads
+from millpond.identity.current_rights import CurrentRights
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
 from millpond.identity.key_reader import KeyReader
@@ -147,6 +148,7 @@ class Front:
             resources=resources,
             lease_s=2.0,
             drain_s=5.0,
+            rights=CurrentRights(self.engine_db),
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))

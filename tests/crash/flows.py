@@ -161,6 +161,12 @@ async def together(ctx: Context, _: None) -> list[str]:
     return ["together"]
 
 
+@flow("crash.revoked", registry=REGISTRY)
+async def revoked(ctx: Context, _: None) -> list[str]:
+    """Take a step for somebody who may nothing any more, so that it is refused and audited."""
+    return [await take(ctx, "revoked")]
+
+
 @flow("crash.holds", registry=REGISTRY)
 async def holds(ctx: Context, _: None) -> list[str]:
     """Stay in a step until the gate opens, or until it is cancelled or drained."""

@@ -97,7 +97,8 @@ def _check_outputs(runs: list[Record]) -> None:
     for run in runs:
         if run["outcome"] == "failed":
             error = orjson.loads(run["error"])
-            assert "Permanent" in (error["class"], error.get("cause")), run
+            meant = "Forbidden" if run["flow"] == "crash.revoked" else "Permanent"
+            assert meant in (error["class"], error.get("cause")), run
         if run["outcome"] == "succeeded" and run["continued_to"] is None:
             assert orjson.loads(run["output"]), run
 

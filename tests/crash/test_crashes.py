@@ -71,6 +71,11 @@ async def test_a_worker_killed_there_loses_and_repeats_nothing(
         if promise is not None:
             await _until_kept(pond, *promise)
     await check(pond.engine_db, sink, people.accepted)
+    async with pond.db.org(people.org_id) as con:
+        refused = await con.fetchval("select count(*) from audit where action = 'run.refused'")
+        assert refused == await con.fetchval(
+            "select count(*) from run where flow = 'crash.revoked'"
+        )
 
 
 async def _until_kept(pond: Pond, condition: str, expected: int) -> None:

@@ -23,6 +23,7 @@ from millpond.db.pool import EngineDatabase, Probe
 from millpond.engine.retention import Keep
 from millpond.engine.worker import Worker
 from millpond.errors import Unavailable
+from millpond.identity.current_rights import CurrentRights
 
 # What is over for a week is deleted; keys and received events too.
 KEEP = Keep(runs_s=7 * 86_400.0, keys_s=7 * 86_400.0, inbound_s=7 * 86_400.0)
@@ -70,6 +71,7 @@ async def main() -> None:
         lease_s=orders["lease_s"],
         drain_s=0.3,
         keep=KEEP,
+        rights=CurrentRights(database),
         # There are no suspects here; it is asked about them all the same.
         alone_command=[sys.executable, "-c", ""],
     )

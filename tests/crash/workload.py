@@ -30,7 +30,7 @@ from millpond.engine.signals import send
 from millpond.engine.submit import submit
 from millpond.engine.waits import resolve
 from millpond.errors import Conflict, MillpondError, NotFound
-from millpond.types import Intent, Principal
+from millpond.types import Backing, Intent, Principal
 
 HUMAN = Principal(org_id=0, subject="user:kim", roles=frozenset({"support", "operator"}))
 # Flow, input and further fields of one round of intents.
@@ -58,6 +58,7 @@ MIX: Sequence[tuple[str, Any, dict[str, Any]]] = (
     ("crash.elsewhere", None, {}),
     ("crash.elsewhere", None, {"labels": {"cancel": "yes"}}),
     ("crash.abandons", None, {"labels": {"cancel": "yes"}}),
+    ("crash.revoked", None, {"backing": Backing(1, "runs:start")}),
 )
 
 

@@ -20,6 +20,7 @@ from millpond.engine.registry import Flow, Registry, Step
 from millpond.engine.retention import Keep
 from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
+from millpond.identity.current_rights import CurrentRights
 from millpond.types import Intent
 
 DEADLINE_S = 40.0
@@ -141,6 +142,7 @@ class Pond:
             lease_s=lease_s,
             drain_s=drain_s,
             keep=keep,
+            rights=CurrentRights(self.engine_db),
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))

@@ -83,6 +83,7 @@ ENGINE = [
     "history",
     "slots",
     "batches",
+    "rights",
     "claim",
     "admission",
     "why",

@@ -557,3 +557,14 @@ async def an_operator(at: Bench) -> Wish:
     await at.world.person(is_operator=True)
     operator = await at.world.person(is_operator=True)
     return Wish(path={"user_id": str(operator.user_id)})
+
+
+@thing("GET /v1/audit", "GET /v1/audit/export", "GET /v1/audit/verification")
+async def an_audit_log(at: Bench) -> Wish:
+    await _role(at)
+    return Wish(makes=("reader-of-one-org",))
+
+
+@thing("GET /v1/platform/audit")
+async def the_platforms_log(at: Bench) -> Wish:
+    return Wish()

@@ -90,6 +90,7 @@ def intent_of(
         labels=wish.labels,
         deadline_s=deadline_of(flow.deadline_s, given_s=wish.deadline_s, delay_s=wish.delay_s),
         dedup_key=wish.dedup_key,
+        backing=caller.principal.backing("runs:start", flow.permission),
     )
 
 
@@ -110,7 +111,7 @@ async def accept(
     """
     is_delayed = intent.delay_s > 0
     try:
-        is_stored = await caller.ports.batches.submit(intent, promise)
+        is_stored = await caller.ports.batches.submit(intent, promise, caller.principal.standing)
     except KeyHeld:
         return await _settle(caller, intent, promise, on_duplicate)
     if not is_stored:

@@ -67,7 +67,7 @@ class Caller:
         """The org of the caller's token: the only one that exists for this request."""
         return self.principal.org_id
 
-    def org(self, *, is_snapshot: bool = False) -> AbstractAsyncContextManager[Connection]:
+    def org(self, *, is_snapshot: bool = False) -> AbstractAsyncContextManager[Connection, None]:
         """Open a transaction in the caller's org; it is refused once the caller's rights have changed."""
         return self.ports.db.of(self.principal, is_snapshot=is_snapshot)
 

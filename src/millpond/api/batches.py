@@ -18,7 +18,7 @@ from millpond.db.queries import queries
 from millpond.engine import dedup
 from millpond.engine.submit import submit
 from millpond.errors import MillpondError, Transient, Unavailable
-from millpond.types import Intent
+from millpond.types import Intent, Standing
 
 _SQL = queries("accept")
 _MAX_RUNS = 64
@@ -54,6 +54,7 @@ class KeyHeld(MillpondError):
 class _Entry:
     intent: Intent
     promise: Promise | None
+    standing: Standing | None
     is_stored: asyncio.Future[bool]
 
 
@@ -99,13 +100,16 @@ class Batches:
         self._waiting_bytes: Counter[int] = Counter()
         self._senders: set[asyncio.Task[None]] = set()
 
-    async def submit(self, intent: Intent, promise: Promise | None = None) -> bool:
+    async def submit(
+        self, intent: Intent, promise: Promise | None = None, standing: Standing | None = None
+    ) -> bool:
         """Return True once the run is durable, False when its promise's key stands for another.
 
+        `standing` is what the rights of the intent's subject stand on: refused where they have changed.
         Raises KeyHeld when its deduplication key belongs to a live run, and what its submit raises.
         """
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        entry = _Entry(intent=intent, promise=promise, is_stored=future)
+        entry = _Entry(intent=intent, promise=promise, standing=standing, is_stored=future)
         org_id = intent.org_id
         line = org_id, intent.dedup_key is not None
         waiting = self._waiting.get(line)
@@ -160,7 +164,8 @@ class Batches:
     ) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
         """Store the runs whose keys are free; returns their ids, and those without a live key."""
         free = {entry.intent.run_id for entry in batch if entry.promise is None}
-        async with self._db.org(org_id) as con:
+        callers = [(one.intent.subject, one.standing) for one in batch if one.standing is not None]
+        async with self._db.org_for(org_id, callers) as con:
             wanted = [(entry.intent, entry.promise) for entry in batch if entry.promise is not None]
             if wanted:
                 free |= await claim_keys(con, org_id, wanted)

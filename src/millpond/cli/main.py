@@ -20,6 +20,9 @@ from millpond.cli import (
     inputs,
     kb,
     keys,
+    operator,
+    org,
+    orgs,
     pauses,
     prune,
     reruns,
@@ -78,6 +81,9 @@ app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.add_typer(operator.app, name="operator")
+for name, group in {**org.GROUPS, **orgs.GROUPS}.items():
+    app.add_typer(group, name=name)
 app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
 app.command()(catalog.workers)

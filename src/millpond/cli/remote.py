@@ -107,6 +107,14 @@ class Remote:
         except httpx2.TransportError as error:
             raise _away(self._client, error) from error
 
+    async def patch(self, path: str, document: Json) -> Json:
+        """PATCH `path` with a JSON document and return the JSON that comes back."""
+        return _json(await self._request("PATCH", path, json=document))
+
+    async def put(self, path: str, document: Json) -> Json:
+        """PUT a JSON document and return the JSON that comes back."""
+        return _json(await self._request("PUT", path, json=document))
+
     async def delete(self, path: str) -> None:
         """DELETE `path`."""
         await self._request("DELETE", path)

@@ -79,6 +79,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.engine.hints import Hints
     from millpond.engine.registry import REGISTRY
     from millpond.engine.worker import Worker
+    from millpond.identity.current_rights import CurrentRights
 
     slots, labels = queue_slots(settings), worker_labels(settings)
     databases = find_databases(settings)
@@ -86,6 +87,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stop = stack.enter_context(stop_event())
         await check_schema(engine_url)
+        await check_schema(databases.app)
         flows = load_flows(settings)
         app = await Database.connect(databases.app, name="millpond-steps", min_size=0)
         stack.push_async_callback(app.close)
@@ -110,6 +112,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             alone=alone,
             alone_command=alone_command(settings, name),
             keep=keep(settings),
+            rights=CurrentRights(engine),
         )
         await made.run(stop)
     if alone and not made.has_worked:

@@ -232,6 +232,8 @@ class Audit(Group[Kind]):
 class Platform(Group[Kind]):
     """The platform itself, for its operators."""
 
+    audit_log = listing(audit.list_platform_audit)
+    audit_page = method(audit.list_platform_audit)
     orgs = listing(platform.list_orgs)
     org_page = method(platform.list_orgs)
     create_org = method(platform.create_org)
@@ -240,8 +242,6 @@ class Platform(Group[Kind]):
     operators = listing(platform.list_operators)
     add_operator = method(platform.add_operator)
     remove_operator = method(platform.remove_operator)
-    audit_entries = listing(audit.list_platform_audit)
-    audit_page = method(audit.list_platform_audit)
 
 
 class Groups(Generic[Kind]):

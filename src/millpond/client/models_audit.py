@@ -13,7 +13,7 @@ from millpond.client.models import Answer
 
 
 class AuditSeal(Answer):
-    """A place in the chain."""
+    """A row's place in the chain; of a head, how far the chain is."""
 
     seq: int
     mac: str
@@ -37,7 +37,7 @@ class AuditEntry(Answer):
 
 
 class AuditFault(Answer):
-    """What does not fit, and where."""
+    """What does not fit."""
 
     kind: str
     text: str
@@ -46,7 +46,7 @@ class AuditFault(Answer):
 
 
 class AuditVerification(Answer):
-    """What verifying a part of the log found; go on `after` its `last_seq` while there `has_more`."""
+    """What verifying the log, or a part of it, found."""
 
     is_intact: bool
     sealed: int

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
@@ -20,7 +21,7 @@ from millpond.types import NO_ORG, Principal, Standing
 __all__ = ["Connection", "Database", "EngineDatabase", "Probe", "Record"]
 
 Record = asyncpg.Record
-Block: TypeAlias = AbstractAsyncContextManager[Connection]
+Block: TypeAlias = AbstractAsyncContextManager[Connection, None]
 
 SCHEMA = "millpond"
 _SNAPSHOT = "begin isolation level repeatable read, read only"
@@ -88,6 +89,17 @@ class Database(_Pool):
         begin = f"{_SNAPSHOT if is_snapshot else 'begin'}; set local millpond.org = '{org}'"
         if principal.standing is not None:
             begin += f"; select {_refuse_stale(principal.subject, principal.standing)}"
+        return self._transaction(begin, "org")
+
+    def org_for(self, org_id: int, callers: Iterable[tuple[str, Standing]]) -> Block:
+        """Open a transaction in an org in which several callers' wishes are done together.
+
+        Raises as `of` when the rights of one of them are no more what they were.
+        """
+        calls = sorted({_refuse_stale(subject, standing) for subject, standing in callers})
+        begin = f"begin; set local millpond.org = '{int(org_id)}'"
+        if calls:
+            begin += f"; select {', '.join(calls)}"
         return self._transaction(begin, "org")
 
     def globals(self) -> Block:

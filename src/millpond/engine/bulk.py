@@ -23,9 +23,10 @@ from millpond.engine.context import Context, StepContext
 from millpond.engine.hints import Hints
 from millpond.engine.registry import capability, flow, step
 from millpond.engine.reruns import Repeat
+from millpond.engine.rights import backing_of
 from millpond.engine.views import FlowView, PageOf, RunFilter, find_runs, list_flows
 from millpond.errors import Conflict, MillpondError, NotFound, Transient
-from millpond.types import RunState, new_id
+from millpond.types import Backing, RunState, new_id
 
 FLOW = "millpond.bulk"
 VERSION = 1
@@ -145,7 +146,7 @@ async def find(
 async def act(step: StepContext, wish: BulkWish, page: Page, before: BulkResult) -> BulkResult:
     """Act on each run of a page, and tell how far it is."""
     made = BulkResult(matched=len(page.runs))
-    hand = _Hand(step.get(Operator), step.org_id, step.subject, wish)
+    hand = _Hand(step.get(Operator), step.org_id, step.run_id, step.subject, wish)
     if wish.action == "rerun":
         await hand.read_flows()
     for found in page.runs:
@@ -184,9 +185,13 @@ async def bulk(ctx: Context, wish: BulkWish) -> BulkResult:
 class _Hand:
     """Acts on one run at a time, each in a transaction of its own."""
 
-    def __init__(self, operator: Operator, org_id: int, subject: str, wish: BulkWish) -> None:
+    def __init__(
+        self, operator: Operator, org_id: int, run_id: uuid.UUID, subject: str, wish: BulkWish
+    ) -> None:
         self._operator = operator
         self._org_id = org_id
+        self._run_id = run_id
+        self._backing: Backing | None = None
         self._subject = subject
         self._wish = wish
         self._flows: Mapping[str, Sequence[FlowView]] = {}
@@ -197,7 +202,9 @@ class _Hand:
         async with self._operator.db.org(self._org_id) as con:
             for one in await list_flows(con):
                 flows[one.name].append(one)
+            made = await con.fetchrow(_SQL["made_at"], self._org_id, self._run_id)
         self._flows = flows
+        self._backing = None if made is None else backing_of(made)
 
     async def cancel(self, found: Found) -> bool:
         """Cancel a run; False when it has ended otherwise meanwhile, or is gone."""
@@ -239,7 +246,14 @@ class _Hand:
                 subject=self._subject,
                 input=source.input,
                 run_id=found.repeat_id,
+                backing=self._backing and _needing(self._backing, code.permission),
             )
             intent = await reruns.rerun(con, source, repeat)
         self._operator.hints.wake([intent.queue])
         return True
+
+
+def _needing(backing: Backing, permission: str | None) -> Backing:
+    """Return the backing of a repeat that a caller with this one starts."""
+    words = {"runs:start", *([permission] if permission else [])}
+    return backing._replace(permission=" ".join(sorted(words)))

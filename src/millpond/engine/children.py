@@ -27,8 +27,9 @@ from millpond.engine.encoding import dump, dump_error, load
 from millpond.engine.events import Fact, append
 from millpond.engine.fanning import fan
 from millpond.engine.history import Recorded, just
-from millpond.engine.performing import StepFailed
+from millpond.engine.performing import StepFailed, failure
 from millpond.engine.registry import Flow
+from millpond.engine.rights import backing_of
 from millpond.engine.submit import deadline_of, submit
 from millpond.errors import InvalidInput, NotFound, Permanent
 from millpond.types import ClosePolicy, Intent, Json, Parent, new_id
@@ -131,7 +132,10 @@ class Children(Checkpoints):
         )
         key = self._branches.here().key(name or wish.flow)
         recorded = self._lookup(key, "child")
+        if recorded is not None and recorded.state == "failed":
+            raise failure(name or wish.flow, orjson.loads(recorded.error or "{}"))
         if recorded is None:
+            await self._permit(key, name or wish.flow)
             place = self._branches.place(key)
             run_id, woken = await self._performer.persist(
                 lambda: _record_child(
@@ -153,6 +157,19 @@ class Children(Checkpoints):
         if close == "wait":
             self._unjoined[key] = child
         return child
+
+    async def _permit(self, key: str, name: str) -> None:
+        """Record a refusal and raise it where the run may not start a child for its subject any more."""
+        refused = await self._performer.refusal(key, name)
+        if refused is None:
+            return
+        described = dump_error(refused, name)
+        text = orjson.dumps(described).decode()
+        data = {"name": name, "tries": 1, "error": described}
+        await self._performer.record(
+            key, name, "step.failed", data, kind="child", state="failed", error=text
+        )
+        raise failure(name, described) from refused
 
     async def join(self, child: Child) -> Any:
         """Wait, holding nothing, for a child's end and return its output; raises ChildFailed.
@@ -280,6 +297,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         run_id=child_id(lease.org_id, lease.run_id, step_key),
         deadline_s=deadline_s,
         parent=Parent(run_id=lease.run_id, step_key=step_key, close_policy=wish.close),
+        backing=backing_of(basis),
     )
 
 

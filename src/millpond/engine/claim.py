@@ -17,6 +17,7 @@ from millpond.db.queries import queries
 from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_over
 from millpond.engine.columns import plain
 from millpond.errors import LeaseLost
+from millpond.types import Backing
 
 _SQL = queries("claim")
 _COMMIT = queries("commit")
@@ -66,6 +67,17 @@ class Claimed(NamedTuple):
     duties: int = 0
     kind: str = "run"
     step_key: str | None = None
+    stamp: int | None = None
+    permission: str | None = None
+    lent: uuid.UUID | None = None
+    granted_by: str | None = None
+
+    @property
+    def backing(self) -> Backing | None:
+        """What the run's rights stand on; None where nothing is to be asked."""
+        if self.stamp is None:
+            return None
+        return Backing(self.stamp, self.permission, self.lent, self.granted_by)
 
 
 async def hold(con: Connection, lease: Lease) -> bool:

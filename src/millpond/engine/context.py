@@ -36,6 +36,7 @@ from millpond.engine.performing import (
     failure,
 )
 from millpond.engine.registry import Step
+from millpond.engine.rights import right_of
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
 from millpond.engine.step_context import StepContext, resource
 from millpond.engine.values import Values
@@ -96,6 +97,8 @@ class Context(Fanning, Signals, Continuing, Values):
             scope,
             self._branches,
             is_obliged=claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties),
+            # Endings undo what was done: they need no right.
+            right=right_of(scope.asking, claimed) if heeds_cancel else None,
         )
         self._caller = Caller(claimed, scope, self._performer, self._branches)
         self.org_id = claimed.lease.org_id
@@ -174,6 +177,8 @@ class Context(Fanning, Signals, Continuing, Values):
                 is_once=step.effect == "once",
                 ask_role=step.ask_role,
                 undo=undo,
+                acts=step.acts,
+                permission=step.permission,
             )
 
             def call(try_number: int) -> Awaitable[Any]:

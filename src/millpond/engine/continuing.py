@@ -117,6 +117,7 @@ async def _successor(
         dedup_key=lineage["dedup_key"],
         parent=_parent(lineage),
         origin=Origin(run_id=claimed.lease.run_id, kind="continued"),
+        backing=claimed.backing,
     )
 
 

@@ -30,9 +30,10 @@ from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
 from millpond.engine.placing import Placing
 from millpond.engine.registry import ASK_ROLE, Step
+from millpond.engine.rights import Asking, Right
 from millpond.engine.settling import Settler
 from millpond.engine.waking import Mixed
-from millpond.errors import LeaseLost, NotDone, Transient
+from millpond.errors import Forbidden, LeaseLost, NotDone, Transient
 from millpond.retry import Retry, backoff_s, classify, retry_after_s
 from millpond.types import Json
 
@@ -74,6 +75,7 @@ class Scope:
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
     timed: set[Timed] = field(default_factory=set)
+    asking: Asking = field(default_factory=lambda: Asking(None))
     mixed: Mixed = field(default_factory=Mixed)
 
 
@@ -105,7 +107,8 @@ def announce(under_way: deque[UnderWay], now: float) -> None:
 class Plan:
     """How one step is to be performed; `current_try` is 0 while none is running.
 
-    `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails.
+    `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
+    needs the run's rights, and `permission` too.
     """
 
     name: str
@@ -116,6 +119,8 @@ class Plan:
     is_once: bool = False
     ask_role: str = ASK_ROLE
     undo: Step[Any, Any] | None = None
+    acts: bool = True
+    permission: str | None = None
     current_try: int = 0
 
     def result_of(self, recorded: Recorded) -> Any:
@@ -129,9 +134,16 @@ class Performer:
     """Performs and records the steps of one attempt."""
 
     def __init__(
-        self, lease: Lease, scope: Scope, branches: Branches, *, is_obliged: bool = False
+        self,
+        lease: Lease,
+        scope: Scope,
+        branches: Branches,
+        *,
+        is_obliged: bool = False,
+        right: Right | None = None,
     ) -> None:
         self._lease = lease
+        self._right = right
         self._database = scope.database
         self._committer = scope.committer
         self._branches = branches
@@ -162,6 +174,10 @@ class Performer:
         while recorded is None or recorded.state not in ("done", "failed"):
             tries += 1
             try_began = now()
+            if self._right is not None and plan.acts:
+                refused = await self.refusal(plan.key, plan.name, plan.permission)
+                if refused is not None:
+                    await self._failed_try(plan, refused, tries, now() - began)
             if plan.is_once:
                 await self._mark(plan, tries, now() - began)
             try:
@@ -185,6 +201,20 @@ class Performer:
             else:
                 await self.own(asyncio.sleep(delay_s))
         return plan.result_of(recorded)
+
+    async def refusal(self, key: str, name: str, permission: str | None = None) -> Forbidden | None:
+        """Return why the run may not act for its subject any more, which is audited then; None where it may.
+
+        Waits while that cannot be known.
+        """
+        right = self._right
+        if right is None:
+            return None
+        refused = await self.persist(lambda: right.refusal(permission))
+        if refused is not None:
+            tell = partial(right.tell, self._database, key, name, refused)
+            await self.persist(tell)
+        return refused
 
     async def _try(
         self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int

@@ -73,7 +73,8 @@ class Step(Generic[P, R]):
 
     `place` is where it executes; in a `queue` of its own, workers of that queue execute it; `needs` are
     labels that a worker must have for it. `ask_role` is who decides where the outcome of a step with
-    effect `once` is unknown.
+    effect `once` is unknown. `permission` is what the run's subject must hold when it acts, besides what starting
+    the run took.
     """
 
     name: str
@@ -86,6 +87,12 @@ class Step(Generic[P, R]):
     place: Place = "loop"
     queue: str | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
+    permission: str | None = None
+
+    @property
+    def acts(self) -> bool:
+        """Whether it has an effect, for which the run's subject needs a right."""
+        return self.effect != "pure"
 
     @property
     def capability(self) -> str:
@@ -218,6 +225,7 @@ def step(
     runs_in: Place | None = None,
     queue: str | None = None,
     needs: Mapping[str, str] | None = None,
+    permission: str | None = None,
     registry: Registry = REGISTRY,
 ) -> Register:
     """Register a function `(step: StepContext, …)` as a step for any flow to use.
@@ -228,6 +236,9 @@ def step(
     An async function executes on the worker's event loop, a plain one in a thread, or with
     `runs_in="process"` in a child process. With a `queue` or `needs`, workers of that queue or with
     these labels execute it, as a work item of its own.
+
+    Before each try of a step that is not `pure`, whoever the run acts for is looked up again: they need what
+    starting the run took, and `permission` (`noun:verb`) where given.
     """
 
     def register(function: Callable[..., Any]) -> Step[Any, Any]:
@@ -243,6 +254,7 @@ def step(
             place=runs_in or place_of(function),
             queue=queue,
             needs=dict(needs or {}),
+            permission=permission,
         )
         registry.add_step(made)
         return made

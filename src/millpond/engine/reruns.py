@@ -19,10 +19,11 @@ from millpond.db.queries import queries
 from millpond.engine import dedup, poison
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import SUSPECT_DEATHS
+from millpond.engine.rights import backing_of
 from millpond.engine.submit import submit
 from millpond.engine.views import FlowView
 from millpond.errors import Conflict, InvalidInput, NotFound
-from millpond.types import Intent, Origin, new_id
+from millpond.types import Backing, Intent, Origin, new_id
 
 _SQL = queries("reruns")
 # A suspect's way to its lane is that of a delayed start: it must not be ready before it is marked.
@@ -48,6 +49,7 @@ class Source:
     is_poison: bool
     deadline_s: float | None
     dedup_key: str | None
+    backing: Backing | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,7 @@ class Repeat:
     keeps_all: bool = False
     traceparent: str | None = None
     run_id: uuid.UUID | None = None
+    backing: Backing | None = None
 
 
 async def read(con: Connection, org_id: int, run_id: uuid.UUID) -> Source:
@@ -87,6 +90,7 @@ async def read(con: Connection, org_id: int, run_id: uuid.UUID) -> Source:
         is_poison=row["outcome"] == "failed" and row["error_code"] == poison.CODE,
         deadline_s=row["deadline_s"],
         dedup_key=row["dedup_key"],
+        backing=backing_of(row),
     )
 
 
@@ -147,6 +151,7 @@ def intent_of(source: Source, repeat: Repeat) -> Intent:
         deadline_s=source.deadline_s,
         dedup_key=source.dedup_key,
         origin=Origin(run_id=source.run_id, kind="rerun", from_step=repeat.from_step),
+        backing=repeat.backing,
     )
 
 

@@ -22,6 +22,7 @@ from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.performing import ANNOUNCE_S, HOLD_S, Scope, Timed, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
+from millpond.engine.rights import right_of
 from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.waits import Readied
@@ -134,6 +135,7 @@ class _Performance:
         while True:
             one = _Try(tries := tries + 1, now())
             try:
+                await self._permit()
                 text = await self._result(one)
                 await self._own(self._done(one, text, now() - one.began))
             except LeaseLost:
@@ -145,6 +147,20 @@ class _Performance:
             if delay_s is None:
                 return
             await self._own(asyncio.sleep(delay_s))
+
+    async def _permit(self) -> None:
+        """Raise Forbidden, audited, where the run may not act for its subject any more."""
+        step, claimed = self._attempt.step, self._attempt.claimed
+        right = right_of(self._scope.asking, claimed)
+        if right is None or (step is not None and not step.acts):
+            return
+        permission = None if step is None else step.permission
+        refused = await self._own(_insist(lambda: right.refusal(permission)))
+        if refused is not None:
+            key, name = claimed.step_key or "", self._order.name
+            database = self._scope.database
+            await self._own(_insist(lambda: right.tell(database, key, name, refused)))
+            raise refused
 
     async def _result(self, one: _Try) -> str:
         """Execute the function once; returns its result as JSON text that reads back as declared."""

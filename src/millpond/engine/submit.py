@@ -19,7 +19,7 @@ from millpond.engine.lanes import KEY_SEPARATOR, lane_id, offset_us
 from millpond.engine.payloads import INLINE_BYTES, INPUT, Payload, check_size, keep
 from millpond.engine.registry import capability
 from millpond.errors import InvalidInput
-from millpond.types import Intent, Json
+from millpond.types import Backing, Intent, Json
 
 _SQL = queries("submit")
 _MAX_DELAY_S = 10 * 366 * 86_400.0
@@ -124,6 +124,15 @@ def _more(intent: Intent) -> str | None:
             more["rerun_from"] = intent.origin.from_step
         else:
             more["continued_from"] = str(intent.origin.run_id)
+    if intent.backing is not None:
+        more |= _backing(intent.backing)
     if duties:
         more["duties"] = int(duties)
     return orjson.dumps(more).decode() if more else None
+
+
+def _backing(backing: Backing) -> dict[str, Json]:
+    more: dict[str, Json] = {"stamp": backing.stamp, "permission": backing.permission}
+    if backing.lent is not None:
+        more |= {"lent": str(backing.lent), "granted_by": backing.granted_by}
+    return more

@@ -278,6 +278,7 @@ async def resolve(
         raise NotFound(f"input request {request_id} does not exist", param="request_id")
     if not principal.roles & {request["role"], "owner", "admin"}:
         raise Forbidden(f"deciding this needs the role {request['role']}", param="role")
+    await _four_eyes(con, org_id, request["run_id"], principal)
     if digest is not None and digest != request["digest"]:
         raise Conflict("what is to be approved is not what this decision names", param="digest")
     _fits(request["form"], answer)
@@ -297,6 +298,21 @@ async def resolve(
     data = {"name": name, "request_id": str(request_id), "resolved_by": principal.subject}
     facts = [Fact("input.resolved", step_key, data), *facts]
     return await wake_waiting(con, org_id, run_id, *facts)
+
+
+async def _four_eyes(con: Connection, org_id: int, run_id: uuid.UUID, principal: Principal) -> None:
+    """Raise Forbidden for a run that the principal, or who stands behind it, started, unless the org allows that.
+
+    One without a standing is made on the machine itself, for itself alone: there is no second pair of eyes.
+    """
+    if principal.standing is None:
+        return
+    if await con.fetchval(_SQL["is_own_run"], org_id, run_id, principal.subject):
+        raise Forbidden(
+            f"run {run_id} was started by you, or by a program of yours: somebody else decides on it",
+            code="own_run",
+            advice="ask a colleague, or have the organization's policy changed",
+        )
 
 
 async def wake_waiting(con: Connection, org_id: int, run_id: uuid.UUID, *facts: Fact) -> Readied:

@@ -33,6 +33,7 @@ from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
 from millpond.engine.retention import Keep
+from millpond.engine.rights import Asking, Rights
 from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
@@ -56,6 +57,7 @@ _STOP_S = 35.0  # above the time limit of the engine's statements
 class Worker:
     """One worker process: its slots per queue, the flows and steps that it has, the resources of its steps.
 
+    Without `rights` it acts for nobody whose rights have to be asked about.
     It publishes all of its flows, and serves those flows and steps whose needs its `labels` meet.
     """
 
@@ -76,7 +78,9 @@ class Worker:
         alone: bool = False,
         alone_command: Sequence[str] = (),
         keep: Keep | None = None,
+        rights: Rights | None = None,
     ) -> None:
+        self._rights = rights
         self._database = database
         self._engine_url = engine_url
         self._listen_url = listen_url
@@ -191,6 +195,7 @@ class Worker:
             worker_id=self.worker_id,
             resources=self._resources,
             labels=self._labels,
+            asking=Asking(self._rights),
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         claiming = self._claim_one(scope, hints, stop) if self._is_alone else None
@@ -224,6 +229,7 @@ class Worker:
                 if isinstance(ended, Exception):
                     _log.error("worker.loop_died", exc_info=ended)
             await listener.close()
+            await scope.asking.close()
             await settler.close()
             await committer.close()
             await hints.close()

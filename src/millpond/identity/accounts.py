@@ -11,7 +11,7 @@ import uuid
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.errors import Conflict, Forbidden, InvalidInput, Unauthenticated
-from millpond.identity import audit, letters, sessions
+from millpond.identity import audit, bearers, invitations, letters, sessions
 from millpond.identity.addresses import parse_address
 from millpond.identity.brake import ADDRESS, MAIL, PAIR, brake, key_of
 from millpond.identity.mailing import post
@@ -52,13 +52,7 @@ async def register(people: People, email: str, name: str, device: Device) -> Non
     Raises Forbidden where the policy is not `open`.
     """
     if people.registration != "open":
-        raise Forbidden(
-            "Accounts are made by invitation here."
-            if people.registration == "invited"
-            else "Nobody can register here.",
-            code="registration_closed",
-            advice="ask an administrator to invite you",
-        )
+        raise _closed(is_by_invitation=people.registration == "invited")
     email = parse_address(email)
     await _brake_mail(people, "register", email, device)
     async with people.db.globals() as con:
@@ -78,10 +72,17 @@ async def confirm_registration(
 ) -> uuid.UUID:
     """Make the account of a mailed link, with the password of who has it; raises InvalidInput or Conflict.
 
-    A link that is refused for its password stays good.
+    A link that is refused for its password stays good. An invitation is a link too, unless the policy is
+    `closed`: it proves the address, and is accepted by itself once somebody is signed in.
     """
     hashed = await _hashed(people, password, device)
     async with people.db.globals() as con:
+        if bearers.read(bearers.INVITATION, token) is not None:
+            if people.registration == "closed":
+                raise _closed()
+            email = await invitations.address_of(con, token)
+            check_password(password, email)
+            return await create_account(con, email, "", hashed, address=device.address)
         spent = await spend(con, token, "register")
         assert spent.email is not None
         check_password(password, spent.email)
@@ -167,6 +168,16 @@ async def rename(people: People, principal: Principal, name: str) -> None:
     user_id = uuid.UUID(principal.subject.removeprefix("user:"))
     async with people.db.of(principal) as con:
         await con.execute(_SQL["set_name"], user_id, name)
+
+
+def _closed(*, is_by_invitation: bool = False) -> Forbidden:
+    return Forbidden(
+        "Accounts are made by invitation here."
+        if is_by_invitation
+        else "Nobody can register here.",
+        code="registration_closed",
+        advice="ask an administrator to invite you",
+    )
 
 
 async def _hashed(people: People, password: str, device: Device) -> str:

@@ -231,6 +231,18 @@ async def revoke(
     )
 
 
+async def address_of(con: Connection, token: str) -> str:
+    """Return whom a token was mailed to, in a transaction that began without an org; raises NotFound."""
+    bearer = bearers.read(bearers.INVITATION, token)
+    if bearer is None:
+        raise _not_good()
+    await enter_org(con, bearer.org_id)
+    email: str | None = await con.fetchval(_SQL["address"], bearer.org_id, bearer.digest)
+    if email is None:
+        raise _not_good()
+    return email
+
+
 async def accept(
     con: Connection, person: Principal, token: str, *, address: str | None = None
 ) -> Accepted:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import orjson
@@ -22,7 +22,7 @@ from millpond.knowledge import retrieval
 from millpond.knowledge.media import check_filename, media_type
 from millpond.knowledge.records import Base, BaseSummary, Document, Passage, SearchResult
 from millpond.models.port import Embedder
-from millpond.types import Intent, new_id
+from millpond.types import Backing, Intent, new_id
 
 _SQL = queries("knowledge")
 _BASE_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
@@ -82,6 +82,7 @@ class KnowledgeStore:
         filename: str,
         content: bytes,
         subject: str,
+        backing: Backing | None = None,
     ) -> tuple[uuid.UUID, Intent]:
         """Store an upload and return its document's id and the intent to ingest it.
 
@@ -109,7 +110,8 @@ class KnowledgeStore:
         assert row is not None
         document_id: uuid.UUID = row["document_id"]
         await con.execute(_SQL["store_content"], org_id, document_id, row["version"], content)
-        return document_id, _ingest_intent(org_id, document_id, subject, intent_id)
+        intent = _ingest_intent(org_id, document_id, subject, intent_id)
+        return document_id, replace(intent, backing=backing)
 
     async def documents(self, org_id: int, base: str) -> list[Document]:
         """List the documents of a base by file name; raises NotFound for an unknown base."""

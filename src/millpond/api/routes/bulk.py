@@ -98,6 +98,7 @@ async def act_on_runs(
         input=body.model_dump_json().encode(),
         subject=caller.principal.subject,
         traceparent=wellformed(traceparent),
+        backing=caller.principal.backing(_NEEDS[wish.action]),
     )
     promise = promised(key, _ROUTE, lambda: digest_of(wish.model_dump(mode="json")))
 

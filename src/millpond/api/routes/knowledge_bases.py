@@ -96,7 +96,13 @@ async def add_document(
 
     async def make(con: Connection) -> Intent:
         document_id, intent = await store.add_document(
-            con, caller.org_id, name, filename, content, caller.principal.subject
+            con,
+            caller.org_id,
+            name,
+            filename,
+            content,
+            caller.principal.subject,
+            caller.principal.backing("knowledge:write"),
         )
         await caller.tell(
             con,

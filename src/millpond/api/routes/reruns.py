@@ -86,6 +86,7 @@ async def rerun_run(
             subject=caller.principal.subject,
             input=input_text,
             from_step=wish.from_step,
+            backing=caller.principal.backing("runs:start", flow.permission),
             traceparent=wellformed(traceparent),
         )
         accepted = await _accept(caller, source, repeat, promise)
@@ -121,6 +122,7 @@ async def release_run(
             subject=source.subject,
             input=source.input,
             keeps_all=True,
+            backing=source.backing,
         )
         accepted = await _accept(caller, source, repeat, promise, reason=wish.reason)
     return _reply(accepted, source, None)

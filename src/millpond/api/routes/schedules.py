@@ -203,6 +203,7 @@ def _intent(caller: Caller, schedule: Schedule, flow: FlowView) -> Intent:
         timeout_s=flow.timeout_s,
         deadline_s=deadline_of(flow.deadline_s),
         labels={**draft.labels, LABEL: draft.name},
+        backing=caller.principal.backing("runs:start", flow.permission),
     )
 
 

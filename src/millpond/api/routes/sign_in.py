@@ -97,7 +97,7 @@ async def register(request: Request, ports: Wired) -> Response:
     responses={201: {"model": CreatedUser}, **failures(409, *_REFUSALS)},
 )
 async def confirm_registration(request: Request, ports: Wired) -> Response:
-    """Make the account of a mailed link, with a password."""
+    """Make the account of a mailed link or invitation, with a password."""
     wish = await read_json(request, ConfirmRegistration, max_bytes=_MAX_BYTES)
     user_id = await accounts.confirm_registration(
         ports.people, wish.token, wish.password, device_of(request)

@@ -18,7 +18,7 @@ alter table run
   add check ((parent_id is null) = (close_policy is null));
 -- Each page keeps room for the second version of every row on it, since rows of one page are claimed and ended together:
 -- then no update needs a new entry in an index (HOT).
-alter table run set (fillfactor = 50);
+alter table run set (fillfactor = 60);
 alter table item set (fillfactor = 45);
 create index run_by_parent on run (org_id, parent_id, run_id) where parent_id is not null;
 create index run_by_origin on run (org_id, rerun_of, run_id) where rerun_of is not null;

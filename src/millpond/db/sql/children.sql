@@ -8,7 +8,7 @@ with recursive up as (
   select r.parent_id, up.generations + 1 from up join run r on r.org_id = $1 and r.run_id = up.parent_id
   where up.generations < $3::int
 )
-select r.subject, r.priority, r.labels, r.traceparent, (select max(generations) from up) as generations
+select r.subject, r.priority, r.labels, r.traceparent, r.stamp, r.permission, r.lent, r.granted_by, (select max(generations) from up) as generations
 from run r where r.org_id = $1 and r.run_id = $2;
 
 -- name: published

@@ -64,7 +64,7 @@ clocks as (
 )
 select t.org_id, t.item_id, t.run_id, t.attempt, $6::uuid, t.deaths, t.tries, t.cancel_requested,
        r.flow, r.version, coalesce(t.queue, r.queue), case when t.kind = 'run' then r.input end, r.subject, r.timeout_s,
-       r.deadline_at, r.rerun_of is not null, t.duties, t.kind, t.step_key
+       r.deadline_at, r.rerun_of is not null, t.duties, t.kind, t.step_key, r.stamp, r.permission, r.lent, r.granted_by
 from taken t join run r on r.org_id = t.org_id and r.run_id = t.run_id;
 
 -- name: step_back

@@ -53,13 +53,18 @@ select g.org_id, g.trigger_id, g.group_key, g.events, g.dropped, g.first_at, g.d
        t.name, t.flow, t.version, t.queue, t.priority, t.labels, t.mode, t.last_error, t.is_paused
 from trigger_group g
 left join trigger t on t.org_id = g.org_id and t.trigger_id = g.trigger_id
-where g.due_at <= clock_timestamp() and ($2::text is null or g.trigger_id = $3::uuid and g.group_key = $2)
+where g.due_at <= clock_timestamp()
+  and not exists (select from org o where o.org_id = g.org_id and o.suspended_at is not null)
+  and ($2::text is null or g.trigger_id = $3::uuid and g.group_key = $2)
 order by g.due_at limit $1
 for update of g skip locked;
 
 -- name: due_groups
 -- Names groups whose time has come, earliest first, each with how many events end with it.
-select org_id, trigger_id, group_key, json_array_length(events) + dropped as events from trigger_group where due_at <= clock_timestamp() order by due_at limit $1;
+select org_id, trigger_id, group_key, json_array_length(events) + dropped as events from trigger_group g
+where due_at <= clock_timestamp()
+  and not exists (select from org o where o.org_id = g.org_id and o.suspended_at is not null)
+order by due_at limit $1;
 
 -- name: park_groups
 -- Puts locked groups of paused triggers off for a while; the end of the pause, if not seen here, makes them due earlier.

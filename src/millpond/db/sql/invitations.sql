@@ -58,3 +58,8 @@ returning invitation_id;
 -- name: account_email
 -- The address of an account that can sign in.
 select email from account where user_id = $1 and disabled_at is null;
+
+-- name: address
+-- Reads whom an open invitation is for.
+select email from invitation
+where org_id = $1 and digest = $2 and accepted_at is null and revoked_at is null and expires_at > clock_timestamp();

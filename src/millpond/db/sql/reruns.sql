@@ -4,7 +4,7 @@
 -- Reads what a repeat of a run needs; a large input stands apart.
 select r.flow, r.version, r.queue, r.subject, r.priority, r.keys, r.labels, coalesce(r.input, p.body) as input, r.outcome,
        case when strpos(r.error::text, '\u0000') = 0 then r.error->>'code' end as error_code,
-       extract(epoch from r.deadline_at - r.created_at)::float8 as deadline_s, r.dedup_key
+       extract(epoch from r.deadline_at - r.created_at)::float8 as deadline_s, r.dedup_key, r.stamp, r.permission, r.lent, r.granted_by
 from run r left join payload p on p.org_id = r.org_id and p.run_id = r.run_id and p.slot = 'input' and r.input is null
 where r.org_id = $1 and r.run_id = $2;
 
@@ -57,4 +57,4 @@ update item set deaths = $3 where org_id = $1 and item_id = $2 and state = 'sche
 
 -- name: made_at
 -- Tells when a run was made; nothing comes back when there is none.
-select created_at from run where org_id = $1 and run_id = $2;
+select created_at, stamp, permission, lent, granted_by from run where org_id = $1 and run_id = $2;

@@ -62,7 +62,9 @@ left join lateral (
   )
   select run_id from chain where continued_to is null
 ) last on true
-where not s.is_paused and s.next_due_at <= clock_timestamp() and ($2::uuid is null or s.schedule_id = $2)
+where not s.is_paused and s.next_due_at <= clock_timestamp()
+  and not exists (select from org o where o.org_id = s.org_id and o.suspended_at is not null)
+  and ($2::uuid is null or s.schedule_id = $2)
   and (s.next_due_at < clock_timestamp() - $3 * interval '1 second'
          and coalesce(s.last_error, '') not like 'flow\_not\_served%'
        or exists (select from worker w, unnest(w.capabilities) as c(name)
@@ -94,7 +96,9 @@ where s.org_id = u.org_id and s.schedule_id = u.schedule_id;
 
 -- name: due_ids
 -- Names schedules whose time has come, earliest first.
-select org_id, schedule_id from schedule where not is_paused and next_due_at <= clock_timestamp() order by next_due_at limit $1;
+select org_id, schedule_id from schedule s where not is_paused and next_due_at <= clock_timestamp()
+  and not exists (select from org o where o.org_id = s.org_id and o.suspended_at is not null)
+order by next_due_at limit $1;
 
 -- name: note_failure
 -- Stops a schedule that cannot be fired, with the reason, until a person changes or resumes it.

@@ -186,3 +186,29 @@ join step s on s.org_id = u.org_id and s.run_id = u.run_id
 left join timer t on t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key
 left join payload p on s.output is null and s.state = 'done' and p.org_id = s.org_id and p.run_id = s.run_id
   and p.slot = 'step:' || s.step_key;
+
+-- name: is_own_run
+-- Whether the same person stands behind a run and behind $3, by themselves, a key or a program, and the org forbids that.
+with recursive behind as (
+  select 'run' as side, subject from run where org_id = $1 and run_id = $2
+  union all
+  select 'me', $3::text
+  union
+  -- A key is its owner's, a service its maker's, a schedule's or trigger's run its maker's.
+  select b.side, o.subject
+  from behind b
+  cross join lateral (
+    select k.owner as subject from api_key k where k.org_id = $1 and b.subject = 'key:' || k.key_id
+    union all
+    select k.created_by from api_key k where k.org_id = $1 and b.subject = 'key:' || k.key_id
+    union all
+    select s.created_by from service_principal s where s.org_id = $1 and b.subject = 'service:' || s.service_id
+    union all
+    select c.created_by from schedule c where c.org_id = $1 and b.subject = 'service:schedule:' || c.name
+    union all
+    select t.created_by from trigger t where t.org_id = $1 and b.subject = 'service:trigger:' || t.name
+  ) o
+)
+select not may_resolve_own() and exists (
+  select from behind r join behind m on m.subject = r.subject where r.side = 'run' and m.side = 'me'
+);

@@ -1,0 +1,113 @@
+"""Nobody decides on a run that they started, by themselves or through a key or program of theirs."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import replace
+
+import asyncpg
+import pytest
+from pydantic import BaseModel
+
+from millpond.engine.context import Context
+from millpond.engine.submit import submit
+from millpond.engine.waits import resolve
+from millpond.errors import Forbidden
+from millpond.types import Principal, Standing, new_id
+
+from .conftest import Pond
+
+ANN, BOB, KEY, ROBOT, ROBOTS_KEY = (new_id() for _ in range(5))
+SUBJECTS = {
+    "ann": f"user:{ANN}",
+    "bob": f"user:{BOB}",
+    "ann's key": f"key:{KEY}",
+    "ann's robot": f"service:{ROBOT}",
+    "her robot's key": f"key:{ROBOTS_KEY}",
+    "ann's schedule": "service:schedule:nightly",
+}
+
+
+class Approval(BaseModel):
+    """A decision."""
+
+    approved: bool
+
+
+async def asked(pond: Pond, starter: str) -> uuid.UUID:
+    """Start a run that asks, for one of them, and return the id of its question."""
+
+    async def approve(ctx: Context, _: None) -> None:
+        await ctx.ask_human("approve", role="support", form=Approval)
+
+    flow = pond.flow(approve)
+    async with pond.db.org(pond.org_id) as con:
+        await con.execute(
+            f"""
+            insert into service_principal (org_id, service_id, name, role, created_by)
+              values ({pond.org_id}, '{ROBOT}', 'robot', 'builder', 'user:{ANN}');
+            insert into api_key (org_id, key_id, name, prefix, digest, owner, scopes, created_by) values
+              ({pond.org_id}, '{KEY}', 'k', 'a', 'd', 'user:{ANN}', '{{}}', 'user:{ANN}'),
+              ({pond.org_id}, '{ROBOTS_KEY}', 'r', 'b', 'd', 'service:{ROBOT}', '{{}}', 'service:{ROBOT}');
+            insert into schedule (org_id, schedule_id, name, flow, input, cron, time_zone, created_by)
+              values ({pond.org_id}, gen_random_uuid(), 'nightly', 'x', 'null', '0 0 * * *', 'UTC', 'user:{ANN}');
+            """
+        )
+        intent = replace(pond.intent(flow), subject=SUBJECTS[starter])
+        await submit(con, [intent])
+    async with pond.worker():
+        await pond.until(intent.run_id, "run.awaiting_input")
+    async with pond.db.org(pond.org_id) as con:
+        request_id: uuid.UUID = await con.fetchval("select request_id from input_request")
+    return request_id
+
+
+async def decide(pond: Pond, request_id: uuid.UUID, who: str, *, is_fixed: bool = False) -> None:
+    principal = Principal(
+        org_id=pond.org_id,
+        subject=SUBJECTS[who],
+        roles=frozenset({"support"}),
+        standing=None if is_fixed else Standing(stamp=1),
+    )
+    async with pond.db.org(pond.org_id) as con:
+        await resolve(con, pond.org_id, request_id, principal, {"approved": True})
+
+
+OWN = [
+    ("ann", "ann"),
+    ("ann's key", "ann"),
+    ("ann", "ann's key"),
+    ("ann's robot", "ann"),
+    ("ann", "ann's robot"),
+    ("her robot's key", "ann"),
+    ("ann's key", "her robot's key"),
+    ("ann's schedule", "ann"),
+]
+
+
+@pytest.mark.parametrize(("starter", "decider"), OWN)
+async def test_nobody_decides_on_their_own_run(pond: Pond, starter: str, decider: str) -> None:
+    request_id = await asked(pond, starter)
+    with pytest.raises(Forbidden) as caught:
+        await decide(pond, request_id, decider)
+    assert caught.value.code == "own_run"
+    await decide(pond, request_id, "bob")
+
+
+async def test_a_fixed_token_of_the_machine_decides_on_its_own_run(pond: Pond) -> None:
+    await decide(pond, await asked(pond, "ann"), "ann", is_fixed=True)
+
+
+async def test_the_policy_of_the_org_may_allow_it(pond: Pond, admin_url: str) -> None:
+    request_id = await asked(pond, "ann")
+    admin = await asyncpg.connect(admin_url)
+    await admin.execute(
+        "create table if not exists millpond.org_policy"
+        " (org_id bigint primary key, may_resolve_own boolean not null);"
+        "grant select on millpond.org_policy to millpond_app"
+    )
+    await admin.execute(
+        "insert into millpond.org_policy (org_id, may_resolve_own) values ($1, true)", pond.org_id
+    )
+    await admin.close()
+    await decide(pond, request_id, "ann")

@@ -1,0 +1,146 @@
+"""Mail through a real SMTP server on loopback: delivered once, kept while the server is down, given up when refused."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from email import message_from_bytes, policy
+from typing import Any
+
+import pytest
+import structlog
+from aiosmtpd.smtp import SMTP, AuthResult, Envelope
+
+from millpond.db.pool import Database
+from millpond.errors import Transient
+from millpond.identity.mailing import Mail, Postman, delivering, post
+from millpond.identity.seal import Seal
+from millpond.integrations.mail import SmtpMailer, SmtpServer
+
+REFUSED = "nobody@example.org"
+
+
+class Box:
+    """Takes mail as an aiosmtpd handler, and says when one arrived or was refused."""
+
+    def __init__(self) -> None:
+        self.mails: list[Any] = []
+        self.arrived = asyncio.Event()
+        self.refused = 0
+
+    async def handle_RCPT(
+        self, server: Any, session: Any, envelope: Envelope, address: str, options: list[str]
+    ) -> str:
+        if address == REFUSED:
+            self.refused += 1
+            return "550 no such mailbox"
+        envelope.rcpt_tos.append(address)
+        return "250 OK"
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Envelope) -> str:
+        content = envelope.content
+        assert isinstance(content, bytes)
+        self.mails.append(message_from_bytes(content, policy=policy.default))
+        self.arrived.set()
+        return "250 OK"
+
+
+@asynccontextmanager
+async def smtp(box: Box, port: int, **options: Any) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(lambda: SMTP(box, **options), "127.0.0.1", port)
+    try:
+        yield
+    finally:
+        server.close()
+        await server.wait_closed()
+
+
+@pytest.fixture
+def port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        free: int = taken.getsockname()[1]
+    return free
+
+
+@pytest.fixture
+def seal() -> Seal:
+    return Seal(secrets.token_bytes(32))
+
+
+def mailer(port: int, login: str = "") -> SmtpMailer:
+    url = f"smtp+plain://{login}127.0.0.1:{port}"
+    return SmtpMailer(SmtpServer.of_url(url), "millpond@example.org", timeout_s=5)
+
+
+async def put(db: Database, seal: Seal, to: str = "ann@example.org") -> None:
+    async with db.globals() as con:
+        await post(con, seal, Mail(to=to, subject="Hello", text="A text."), ttl_s=600)
+
+
+async def waiting(db: Database) -> int:
+    async with db.globals() as con:
+        return int(await con.fetchval("select count(*) from mail_outbox"))
+
+
+async def until_empty(db: Database) -> None:
+    async with asyncio.timeout(20):
+        while await waiting(db):
+            await asyncio.sleep(0.02)
+
+
+async def test_two_postmen_deliver_a_mail_once(db: Database, seal: Seal, port: int) -> None:
+    box = Box()
+    await put(db, seal)
+    async with smtp(box, port):
+        one, other = (Postman(db, seal, mailer(port), poll_s=0.02) for _ in range(2))
+        async with delivering(one), delivering(other):
+            await until_empty(db)
+    assert [mail["To"] for mail in box.mails] == ["ann@example.org"]
+    assert box.mails[0].get_content().strip() == "A text."
+
+
+async def test_mail_waits_for_a_server_that_is_down(db: Database, seal: Seal, port: int) -> None:
+    box = Box()
+    await put(db, seal)
+    with structlog.testing.capture_logs() as logs:
+        postman = Postman(db, seal, mailer(port), poll_s=0.02, first_delay_s=0.02)
+        assert await postman.send_one(mailer(port))
+        assert [one["event"] for one in logs] == ["mail.postponed"]
+        assert await waiting(db) == 1
+        async with smtp(box, port), delivering(postman):
+            await until_empty(db)
+    assert len(box.mails) == 1
+
+
+async def test_refused_address_is_given_up_and_told_without_the_address(
+    db: Database, seal: Seal, port: int
+) -> None:
+    box = Box()
+    await put(db, seal, REFUSED)
+    async with smtp(box, port):
+        with structlog.testing.capture_logs() as logs:
+            assert await Postman(db, seal, None).send_one(mailer(port))
+    assert (box.refused, box.mails, await waiting(db)) == (1, [], 0)
+    assert [(one["event"], one["code"]) for one in logs] == [("mail.refused", "mail_refused")]
+    assert REFUSED not in str(logs)
+
+
+async def test_login_is_made_and_a_wrong_one_is_tried_again_later(port: int) -> None:
+    box, password = Box(), secrets.token_hex(8)
+
+    def check(server: Any, session: Any, envelope: Any, mechanism: str, data: Any) -> AuthResult:
+        return AuthResult(success=data.password == password.encode(), handled=False)
+
+    mail = Mail(to="ann@example.org", subject="Hello", text="A text.")
+    options = {"authenticator": check, "auth_required": True, "auth_require_tls": False}
+    async with smtp(box, port, **options):
+        with pytest.raises(Transient) as refused:
+            await mailer(port, "me:wrong@").send(mail)
+        assert refused.value.code == "mail_login"
+        await mailer(port, f"me:{password}@").send(mail)
+    assert len(box.mails) == 1
