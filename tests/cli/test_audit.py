@@ -43,6 +43,16 @@ def test_an_untouched_log_verifies(log, cli_json):
     assert cli_json("audit", "verify", "--org", org["log"])["data"][0]["log"] == org["log"]
 
 
+def test_a_log_whose_published_heads_are_gone_says_so(log, up, cli):
+    (heads,) = (up.data_dir / "audit-heads").glob("org-*.jsonl")
+    aside = heads.rename(heads.with_suffix(".aside"))
+    try:
+        result = cli("audit", "verify")
+    finally:
+        aside.rename(heads)
+    assert "no published head was at hand" in " ".join(result.stdout.split())
+
+
 def test_an_unknown_org_is_not_found(up, cli):
     assert cli("audit", "verify", "--org", "nowhere").exit_code == 3
 
@@ -66,6 +76,7 @@ def test_an_export_verifies_and_a_changed_one_does_not(log, cli, tmp_path):
     assert cli("audit", "export", "--to", str(path)).exit_code == 0
     result = cli("audit", "verify", "--file", str(path))
     assert result.exit_code == 0, result.stdout
+    assert "no published head was at hand" in " ".join(result.stdout.split())
     lines = path.read_text().splitlines()
     changed = json.loads(lines[0]) | {"subject": "user:somebody-else"}
     path.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")

@@ -197,6 +197,8 @@ def _print(reports: dict[str, Report]) -> None:
     columns = ["log", "seals", "published", "unsealed", "oldest", "found"]
     print_table(columns, rows, empty="There are no logs.")
     for name, report in reports.items():
+        if report.sealed and report.published_seq is None:
+            out().print(plain(f"{name}: no published head was at hand: a cut end would not show"))
         for fault in report.faults:
             where = [f"seal {fault.seq}"] if fault.seq is not None else []
             where += [f"row {fault.audit_id}"] if fault.audit_id is not None else []

@@ -73,20 +73,26 @@ async def export(
     while left is None or left > 0:
         wanted = _PAGE if left is None else min(_PAGE, left)
         async with transaction() as con:
+            # What waits is read first: a row that is sealed meanwhile is then read twice, and never missed.
+            waiting = await con.fetch(statement("unsealed", org_id), org_id, wanted)
             rows = await con.fetch(statement("links", org_id), org_id, last, wanted)
-            waiting = []
-            if len(rows) < wanted:
-                at_most = wanted - len(rows)
-                waiting = await con.fetch(statement("unsealed", org_id), org_id, at_most)
         for row in rows:
             if row["has_row"]:
                 yield line_of(_told(row, org_id), org_id)
-        for row in waiting:
+        for row in _still_waiting(waiting, rows, wanted):
             yield line_of(Told(entry=entry_of(row), seal=None), org_id)
         if len(rows) < wanted:
             return
         last = rows[-1]["seq"]
         left = None if left is None else left - len(rows)
+
+
+def _still_waiting(waiting: list[Any], rows: list[Any], wanted: int) -> list[Any]:
+    """Return what waits for a seal beside the last seals of a log: nothing until these are read."""
+    if len(rows) >= wanted:
+        return []
+    sealed = {row["audit_id"] for row in rows}
+    return [row for row in waiting if row["audit_id"] not in sealed][: wanted - len(rows)]
 
 
 def line_of(told: Told, org_id: int) -> dict[str, Any]:
