@@ -34,6 +34,7 @@ ONLY_BY_CLI = {"settings"}
 # The engine's rooms from the top down: each may import those after it.
 ENGINE = [
     "worker",
+    "watching",
     "upkeep",
     "quarantine",
     "bulk",
@@ -54,6 +55,8 @@ ENGINE = [
     "calling",
     "performing",
     "once",
+    "scope",
+    "plans",
     "waking",
     "settling",
     "placing",

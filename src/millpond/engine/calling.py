@@ -12,9 +12,10 @@ from typing import Any
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches
 from millpond.engine.claim import Claimed
-from millpond.engine.performing import Performer, Scope
+from millpond.engine.performing import Performer
 from millpond.engine.registry import Step, meets, place_of
 from millpond.engine.remote import Sent, send
+from millpond.engine.scope import Scope
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.errors import InvalidInput
 

@@ -19,9 +19,10 @@ from millpond.engine import history
 from millpond.engine.claim import Claimed, Lease
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History, Mismatch
-from millpond.engine.performing import Scope, StepFailed
+from millpond.engine.plans import StepFailed
 from millpond.engine.registry import Flow
 from millpond.engine.replaying import Rehearsal
+from millpond.engine.scope import Scope
 
 _SQL = queries("checking")
 _BATCH = 20

@@ -13,7 +13,8 @@ from collections.abc import Awaitable, Callable
 from millpond.engine.branches import Branches
 from millpond.engine.claim import Claimed, Lease
 from millpond.engine.history import History, Recorded
-from millpond.engine.performing import Performer, Scope
+from millpond.engine.performing import Performer
+from millpond.engine.scope import Scope
 from millpond.errors import Permanent
 
 # A longer history would make every replay slow; `continue_as` begins a new one.

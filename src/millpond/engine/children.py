@@ -27,7 +27,7 @@ from millpond.engine.encoding import dump, dump_error, load
 from millpond.engine.events import Fact, append
 from millpond.engine.fanning import fan
 from millpond.engine.history import Recorded, just
-from millpond.engine.performing import StepFailed, failure
+from millpond.engine.plans import StepFailed, failure
 from millpond.engine.registry import Flow
 from millpond.engine.rights import backing_of
 from millpond.engine.submit import deadline_of, submit

@@ -26,17 +26,11 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, output_of
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
-from millpond.engine.performing import (
-    HOLD_S,
-    InputExpired,
-    Performer,
-    Plan,
-    Scope,
-    StepFailed,
-    failure,
-)
+from millpond.engine.performing import HOLD_S, Performer
+from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
 from millpond.engine.registry import Step
 from millpond.engine.rights import right_of
+from millpond.engine.scope import Scope
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
 from millpond.engine.step_context import StepContext, resource
 from millpond.engine.values import Values

@@ -23,8 +23,8 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History
-from millpond.engine.performing import Scope
 from millpond.engine.replaying import Findings, Rehearsal, Undo
+from millpond.engine.scope import Scope
 from millpond.types import Json
 
 KEY = "!ending"

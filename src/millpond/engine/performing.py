@@ -9,125 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import random
-import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import orjson
-from pydantic import TypeAdapter
 
-from millpond.db.pool import EngineDatabase
 from millpond.engine import once, waits
 from millpond.engine.branches import Branch, Branches, Unwind
 from millpond.engine.claim import Lease
-from millpond.engine.commit import Committer, StepWrite
+from millpond.engine.commit import StepWrite
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, read_back
-from millpond.engine.hints import Hints
 from millpond.engine.history import Recorded
-from millpond.engine.placing import Placing
-from millpond.engine.registry import ASK_ROLE, Step
-from millpond.engine.rights import Asking, Right
-from millpond.engine.settling import Settler
-from millpond.engine.waking import Mixed
+from millpond.engine.plans import Plan, failure
+from millpond.engine.rights import Right
+from millpond.engine.scope import Scope, Timed, UnderWay
 from millpond.errors import Forbidden, LeaseLost, NotDone, Transient
-from millpond.retry import Retry, backoff_s, classify, retry_after_s
+from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
 
 R = TypeVar("R")
 
 # A backoff or sleep above this is a wait: recorded, and the slot is given back.
 HOLD_S = 1.0
-# A step that lasts longer is announced by an event of its own.
-ANNOUNCE_S = 0.05
-
-
-class StepFailed(Exception):
-    """A step ended in failure after its last try; raised in the flow, also on replay."""
-
-    def __init__(self, step: str, *, error_class: str, code: str, message: str) -> None:
-        super().__init__(f"step {step} failed: {error_class}: {message}")
-        self.step = step
-        self.error_class = error_class
-        self.code = code
-        self.message = message
-
-
-class InputExpired(StepFailed):
-    """Nobody decided in time, and the question had no default."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scope:
-    """What one worker gives to all its attempts. `resources` are instances by their type."""
-
-    database: EngineDatabase
-    committer: Committer
-    hints: Hints
-    settler: Settler
-    placing: Placing
-    worker_id: uuid.UUID
-    resources: Mapping[type, object]
-    labels: Mapping[str, str] = field(default_factory=dict)
-    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    under_way: deque[UnderWay] = field(default_factory=deque)
-    timed: set[Timed] = field(default_factory=set)
-    asking: Asking = field(default_factory=lambda: Asking(None))
-    mixed: Mixed = field(default_factory=Mixed)
-
-
-@dataclass(eq=False, slots=True)
-class Timed:
-    """A step under way with a time limit: `deadline` is on the loop's clock."""
-
-    deadline: float
-
-
-class UnderWay(NamedTuple):
-    """A try that has begun, on the loop's clock; the oldest is first in its queue."""
-
-    began: float
-    performer: Performer
-    plan: Plan
-    tries: int
-
-
-def announce(under_way: deque[UnderWay], now: float) -> None:
-    """Tell of tries that have lasted a while; called now and then, so that short ones cost nothing."""
-    while under_way and now - under_way[0].began >= ANNOUNCE_S:
-        one = under_way.popleft()
-        if one.plan.current_try == one.tries:
-            one.performer.tell_started(one.plan)
-
-
-@dataclass(slots=True)
-class Plan:
-    """How one step is to be performed; `current_try` is 0 while none is running.
-
-    `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
-    needs the run's rights, and `permission` too.
-    """
-
-    name: str
-    key: str
-    retry: Retry
-    timeout_s: float | None
-    output: TypeAdapter[Any] | None
-    is_once: bool = False
-    ask_role: str = ASK_ROLE
-    undo: Step[Any, Any] | None = None
-    acts: bool = True
-    permission: str | None = None
-    current_try: int = 0
-
-    def result_of(self, recorded: Recorded) -> Any:
-        """Return the result of a step that is over; raises StepFailed where it failed."""
-        if recorded.state == "failed":
-            raise failure(self.name, orjson.loads(recorded.error or "{}"))
-        return None if recorded.output is None else read_back(self.output, recorded.output)
 
 
 class Performer:
@@ -222,7 +127,7 @@ class Performer:
         """Execute a step's function once, within its time limit."""
         began = self._loop.time()
         if not plan.is_once:  # the marker has told of it
-            self._under_way.append(UnderWay(began, self, plan, tries))
+            self._under_way.append(UnderWay(began, self.tell_started, plan, tries))
         plan.current_try = tries
         branch.is_in_step = True
         limit = timed = None
@@ -468,14 +373,3 @@ def raise_stray(error: BaseException, what: str) -> NoReturn:
     raise Transient(
         f"{what} was ended by a {type(error).__name__} from inside", code="stray_exit"
     ) from error
-
-
-def failure(step: str, described: Mapping[str, Json]) -> StepFailed:
-    """Make the exception of a recorded failure."""
-    kind = InputExpired if described.get("class") == "InputExpired" else StepFailed
-    return kind(
-        step,
-        error_class=str(described.get("class", "")),
-        code=str(described.get("code", "")),
-        message=str(described.get("message", "")),
-    )

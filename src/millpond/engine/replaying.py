@@ -19,8 +19,10 @@ from millpond.engine.branches import Branch, Unwind, forked_from
 from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
 from millpond.engine.history import History, Mismatch, Places, Recorded, unmet
-from millpond.engine.performing import Performer, Plan, Scope
+from millpond.engine.performing import Performer
+from millpond.engine.plans import Plan
 from millpond.engine.registry import Flow, Step
+from millpond.engine.scope import Scope
 
 R = TypeVar("R")
 Outcome = Literal["open", "returned", "raised", "ended"]

@@ -25,7 +25,7 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump_error
 from millpond.engine.events import Fact, append
 from millpond.engine.history import Recorded, just
-from millpond.engine.performing import StepFailed
+from millpond.engine.plans import StepFailed
 from millpond.engine.waits import Readied
 from millpond.errors import Conflict, InvalidInput, NotFound, Permanent
 from millpond.types import Json

@@ -19,10 +19,11 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error, read_back
-from millpond.engine.performing import ANNOUNCE_S, HOLD_S, Scope, Timed, raise_stray
+from millpond.engine.performing import HOLD_S, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
 from millpond.engine.rights import right_of
+from millpond.engine.scope import ANNOUNCE_S, Scope, Timed
 from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.waits import Readied

@@ -21,14 +21,13 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import heartbeat, history, inputs, remote, waits, waking
+from millpond.engine import heartbeat, history, inputs, remote, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
 from millpond.engine.executor import execute, prepare
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
-from millpond.engine.performing import announce
 from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
@@ -38,6 +37,7 @@ from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
 from millpond.engine.upkeep import Upkeep, tell_readied
+from millpond.engine.watching import Watch, tick
 from millpond.errors import LeaseLost, MillpondError, Transient
 
 _SQL = queries("maintenance")
@@ -47,9 +47,7 @@ _BUSY_POLL_S = 0.1
 # Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
 _CHUNK = 64
 _IDLE_POLL_S = 1.0
-_TICK_S = 0.05
 _PAUSE_S = 0.2
-_WATCH_S = 1.0
 _UNWIND_S = 10.0
 _STOP_S = 35.0  # above the time limit of the engine's statements
 
@@ -101,7 +99,6 @@ class Worker:
         self._lost = asyncio.Event()
         self._look = asyncio.Event()
         self._stopping = asyncio.Event()
-        self._noted_use: dict[str, int] = {}
         self.worker_id = uuid.uuid4()
         self._quarantine = Quarantine(
             database,
@@ -158,7 +155,6 @@ class Worker:
     async def _session(self, stop: asyncio.Event) -> None:
         """Work under one worker id until told to stop or until its session is gone."""
         self.worker_id = uuid.uuid4()
-        self._noted_use = {}
         async with self._database.duty("register") as con:
             await con.execute(
                 _SQL["register_worker"],
@@ -198,11 +194,20 @@ class Worker:
             asking=Asking(self._rights),
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
+        watch = Watch(
+            self._database,
+            hints,
+            self._slots,
+            worker_id=self.worker_id,
+            attempts=self._attempts,
+            look=self._look,
+            lost=self._lost,
+        )
         claiming = self._claim_one(scope, hints, stop) if self._is_alone else None
         loops = [
             asyncio.create_task(claiming or self._claim_all(scope, hints), name="claim"),
-            asyncio.create_task(self._watch(hints), name="watch"),
-            asyncio.create_task(self._tick(beat, pulse, scope), name="tick"),
+            asyncio.create_task(watch.run(), name="watch"),
+            asyncio.create_task(tick(beat, pulse, scope, self._lost), name="tick"),
             asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
         ]
         if not self._is_alone:
@@ -221,7 +226,7 @@ class Worker:
                 await self._unwind_all("lost")
             else:
                 await self._drain()
-                await self._leave_nothing(hints)
+                await self._leave_nothing(watch)
         finally:
             for loop in loops:
                 loop.cancel()
@@ -242,9 +247,9 @@ class Worker:
         self._slots.wake()
         await asyncio.wait({claiming}, timeout=_STOP_S)
 
-    async def _leave_nothing(self, hints: Hints) -> None:
+    async def _leave_nothing(self, watch: Watch) -> None:
         with contextlib.suppress(MillpondError):
-            await self._hand_back_unknown(hints, await self._hand_back_unknown(hints, set()))
+            await watch.hand_back_unknown(await watch.hand_back_unknown(set()))
 
     async def _close_session(self, beat: asyncio.subprocess.Process) -> None:
         if beat.stdin is not None:
@@ -336,21 +341,6 @@ class Worker:
             await _first(self._stopping.wait(), also=list(self._tasks))
         stop.set()
 
-    async def _hand_back_unknown(self, hints: Hints, suspects: set[Lease]) -> set[Lease]:
-        """Release leases that stood without an attempt before and still do; returns the new ones.
-
-        They come from claims and commits of unknown outcome. With no `suspects` all are new.
-        """
-        async with self._database.duty("reconcile") as con:
-            rows = await con.fetch(_SQL["own_leases"], self.worker_id)
-        unknown = {Lease(*row) for row in rows} - {one.claimed.lease for one in self._attempts}
-        for lease in unknown & suspects:
-            _log.warning("lease.handed_back", run_id=str(lease.run_id))
-            with contextlib.suppress(LeaseLost):
-                give_back = remote.release if lease.is_of_step else waits.release
-                tell_readied(hints, await give_back(self._database, lease, reason="no attempt"))
-        return unknown - suspects
-
     def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         self._attempts.add(attempt)
         attempt.slot = self._slots.take(attempt.claimed.queue, attempt.capability)
@@ -384,51 +374,6 @@ class Worker:
         for attempt in list(self._attempts):
             if attempt.claimed.lease == lease:
                 attempt.unwind(reason)
-
-    # Watching
-
-    async def _tick(
-        self, beat: asyncio.subprocess.Process, pulse: heartbeat.Pulse, scope: Scope
-    ) -> None:
-        """Tell the heartbeat that the loop runs, and of long steps; waits for nothing but time."""
-        loop = asyncio.get_running_loop()
-        while beat.returncode is None:
-            announce(scope.under_way, loop.time())
-            deadlines = [one.deadline for one in scope.timed]
-            first = min(deadlines, default=None)
-            pulse.write(time.monotonic(), first)
-            await asyncio.sleep(_TICK_S)
-        self._lost.set()
-
-    async def _watch(self, hints: Hints) -> None:
-        """Notice a lost session, runs that shall stop, and leases that no attempt stands for."""
-        suspects: set[Lease] = set()
-        looked_at = 0.0
-        while True:
-            self._look.clear()
-            try:
-                await self._check_session()
-                if time.monotonic() - looked_at >= _WATCH_S:
-                    looked_at = time.monotonic()
-                    suspects = await self._hand_back_unknown(hints, suspects)
-            except MillpondError as error:
-                _log.warning("watch.failed", error=error.code)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), _WATCH_S)
-
-    async def _check_session(self) -> None:
-        async with self._database.duty("watch") as con:
-            if not await con.fetchval(_SQL["is_alive"], self.worker_id):
-                self._lost.set()
-                return
-            rows = await con.fetch(_SQL["cancel_requested"], self.worker_id)
-            if (used := self._slots.used()) != self._noted_use:
-                await con.execute(_SQL["note_use"], self.worker_id, orjson.dumps(used).decode())
-                self._noted_use = used
-        asked = {(row["org_id"], row["item_id"]) for row in rows}
-        for attempt in list(self._attempts):
-            if (attempt.claimed.lease.org_id, attempt.claimed.lease.item_id) in asked:
-                attempt.unwind("cancelled")
 
     # Ending
 

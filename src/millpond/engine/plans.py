@@ -1,0 +1,73 @@
+"""Plans: how one step is to be performed, and what its recorded outcome means to the flow. Pure.
+
+Made by `context` and `replaying`, followed by `performing`. Invariant: a recorded failure is raised again as the
+exception that it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+from pydantic import TypeAdapter
+
+from millpond.engine.encoding import read_back
+from millpond.engine.history import Recorded
+from millpond.engine.registry import ASK_ROLE, Step
+from millpond.retry import Retry
+from millpond.types import Json
+
+
+class StepFailed(Exception):
+    """A step ended in failure after its last try; raised in the flow, also on replay."""
+
+    def __init__(self, step: str, *, error_class: str, code: str, message: str) -> None:
+        super().__init__(f"step {step} failed: {error_class}: {message}")
+        self.step = step
+        self.error_class = error_class
+        self.code = code
+        self.message = message
+
+
+class InputExpired(StepFailed):
+    """Nobody decided in time, and the question had no default."""
+
+
+@dataclass(slots=True)
+class Plan:
+    """How one step is to be performed; `current_try` is 0 while none is running.
+
+    `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
+    needs the run's rights, and `permission` too.
+    """
+
+    name: str
+    key: str
+    retry: Retry
+    timeout_s: float | None
+    output: TypeAdapter[Any] | None
+    is_once: bool = False
+    ask_role: str = ASK_ROLE
+    undo: Step[Any, Any] | None = None
+    acts: bool = True
+    permission: str | None = None
+    current_try: int = 0
+
+    def result_of(self, recorded: Recorded) -> Any:
+        """Return the result of a step that is over; raises StepFailed where it failed."""
+        if recorded.state == "failed":
+            raise failure(self.name, orjson.loads(recorded.error or "{}"))
+        return None if recorded.output is None else read_back(self.output, recorded.output)
+
+
+def failure(step: str, described: Mapping[str, Json]) -> StepFailed:
+    """Make the exception of a recorded failure."""
+    kind = InputExpired if described.get("class") == "InputExpired" else StepFailed
+    return kind(
+        step,
+        error_class=str(described.get("class", "")),
+        code=str(described.get("code", "")),
+        message=str(described.get("message", "")),
+    )

@@ -1,0 +1,68 @@
+"""Scope: what one worker gives to all its attempts, and what it knows of their steps under way.
+
+Made by `worker`. Invariant: what stands here belongs to one session of one worker.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from millpond.db.pool import EngineDatabase
+from millpond.engine.commit import Committer
+from millpond.engine.hints import Hints
+from millpond.engine.placing import Placing
+from millpond.engine.plans import Plan
+from millpond.engine.rights import Asking
+from millpond.engine.settling import Settler
+from millpond.engine.waking import Mixed
+
+# A step that lasts longer is announced by an event of its own.
+ANNOUNCE_S = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """What one worker gives to all its attempts. `resources` are instances by their type."""
+
+    database: EngineDatabase
+    committer: Committer
+    hints: Hints
+    settler: Settler
+    placing: Placing
+    worker_id: uuid.UUID
+    resources: Mapping[type, object]
+    labels: Mapping[str, str] = field(default_factory=dict)
+    loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
+    under_way: deque[UnderWay] = field(default_factory=deque)
+    timed: set[Timed] = field(default_factory=set)
+    asking: Asking = field(default_factory=lambda: Asking(None))
+    mixed: Mixed = field(default_factory=Mixed)
+
+
+@dataclass(eq=False, slots=True)
+class Timed:
+    """A step under way with a time limit: `deadline` is on the loop's clock."""
+
+    deadline: float
+
+
+class UnderWay(NamedTuple):
+    """A try that has begun, on the loop's clock; the oldest is first in its queue."""
+
+    began: float
+    tell_started: Callable[[Plan], None]
+    plan: Plan
+    tries: int
+
+
+def announce(under_way: deque[UnderWay], now: float) -> None:
+    """Tell of tries that have lasted a while; called now and then, so that short ones cost nothing."""
+    while under_way and now - under_way[0].began >= ANNOUNCE_S:
+        one = under_way.popleft()
+        if one.plan.current_try == one.tries:
+            one.tell_started(one.plan)
