@@ -9,6 +9,7 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
@@ -176,7 +177,7 @@ async def _verify(
         if not logs:
             raise NotFound(f"there is no org {slug!r}", param="--org")
         for name, org_id in logs:
-            reports[name] = await auditor.verify(lambda log=org_id: opened(db, log), org_id)  # type: ignore[misc]
+            reports[name] = await auditor.verify(partial(opened, db, org_id), org_id)
     finally:
         await db.close()
     return reports

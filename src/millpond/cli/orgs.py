@@ -6,7 +6,7 @@ Called by `main`. Invariant: the text of a key is printed once, by the command t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -40,25 +40,27 @@ GROUPS: Mapping[str, typer.Typer] = {
 }
 
 
-def _list(
-    path: str,
-    columns: Sequence[str],
-    *,
-    empty: str,
-    as_json: bool,
-    url: str,
-    token: str | None,
-    **params: Any,
-) -> None:
-    """Print a page of a list by the members named as columns."""
-    page = call(url, token, lambda remote: remote.get(path, params))
-    if as_json:
-        print_json(page)
-        return
-    rows = [[one.get(column) for column in columns] for one in page["data"]]
-    print_table([column.replace("_", " ") for column in columns], rows, empty=empty)
-    if page.get("has_more"):
-        err().print(f"more: --after {page['last_id']}", style="dim")
+def _listed(app: typer.Typer, path: str, columns: Sequence[str], *, says: str, empty: str) -> None:
+    """Give a group its command `list`, which prints a page of `path` by the members named as columns."""
+
+    def command(
+        limit: Limit = 50,
+        after: After = None,
+        as_json: AsJson = False,
+        url: Url = DEFAULT_URL,
+        token: Token = None,
+    ) -> None:
+        params = {"limit": limit, "after": after}
+        page = call(url, token, lambda remote: remote.get(path, params))
+        if as_json:
+            print_json(page)
+            return
+        rows = [[one.get(column) for column in columns] for one in page["data"]]
+        print_table([column.replace("_", " ") for column in columns], rows, empty=empty)
+        if page.get("has_more"):
+            err().print(f"more: --after {page['last_id']}", style="dim")
+
+    app.command("list", help=says)(command)
 
 
 def _told(document: Json, text: str, *, as_json: bool) -> None:
@@ -68,26 +70,13 @@ def _told(document: Json, text: str, *, as_json: bool) -> None:
         out().print(plain(text))
 
 
-@orgs.command("list")
-def list_orgs(
-    limit: Limit = 20,
-    after: After = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-    token: Token = None,
-) -> None:
-    """List organizations, newest first; nothing of what they hold."""
-    columns = ["id", "slug", "name", "created_at", "suspended_reason"]
-    _list(
-        "/v1/platform/orgs",
-        columns,
-        empty="No organizations.",
-        as_json=as_json,
-        url=url,
-        token=token,
-        limit=limit,
-        after=after,
-    )
+_listed(
+    orgs,
+    "/v1/platform/orgs",
+    ["id", "slug", "name", "created_at", "suspended_reason"],
+    says="List organizations, newest first; nothing of what they hold.",
+    empty="No organizations.",
+)
 
 
 @orgs.command("create")
@@ -133,25 +122,13 @@ def _change_org(org_id: str, body: Json, as_json: bool, url: str, token: str | N
     _told(changed, f"organization {changed['slug']} is {state}", as_json=as_json)
 
 
-@members.command("list")
-def list_members(
-    limit: Limit = 50,
-    after: After = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-    token: Token = None,
-) -> None:
-    """List who is in the organization."""
-    _list(
-        "/v1/members",
-        ["id", "email", "name", "role", "created_at"],
-        empty="No members: invite somebody with `millpond invitations send`.",
-        as_json=as_json,
-        url=url,
-        token=token,
-        limit=limit,
-        after=after,
-    )
+_listed(
+    members,
+    "/v1/members",
+    ["id", "email", "name", "role", "created_at"],
+    says="List who is in the organization.",
+    empty="No members: invite somebody with `millpond invitations send`.",
+)
 
 
 @members.command("role")
@@ -170,25 +147,13 @@ def remove_member(user_id: Id, url: Url = DEFAULT_URL, token: Token = None) -> N
     call(url, token, lambda remote: remote.delete(f"/v1/members/{user_id}"))
 
 
-@invitations.command("list")
-def list_invitations(
-    limit: Limit = 50,
-    after: After = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-    token: Token = None,
-) -> None:
-    """List who was asked to join."""
-    _list(
-        "/v1/invitations",
-        ["id", "email", "role", "state", "expires_at"],
-        empty="Nobody was invited.",
-        as_json=as_json,
-        url=url,
-        token=token,
-        limit=limit,
-        after=after,
-    )
+_listed(
+    invitations,
+    "/v1/invitations",
+    ["id", "email", "role", "state", "expires_at"],
+    says="List who was asked to join.",
+    empty="Nobody was invited.",
+)
 
 
 @invitations.command("send")
@@ -225,25 +190,13 @@ def list_roles(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = N
     print_table(["role", "built in", "permissions"], rows, empty="No roles.", whole=("role",))
 
 
-@services.command("list")
-def list_services(
-    limit: Limit = 50,
-    after: After = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-    token: Token = None,
-) -> None:
-    """List programs that act as themselves."""
-    _list(
-        "/v1/service-principals",
-        ["id", "name", "role", "is_disabled", "created_at"],
-        empty="No service principals.",
-        as_json=as_json,
-        url=url,
-        token=token,
-        limit=limit,
-        after=after,
-    )
+_listed(
+    services,
+    "/v1/service-principals",
+    ["id", "name", "role", "is_disabled", "created_at"],
+    says="List programs that act as themselves.",
+    empty="No service principals.",
+)
 
 
 @services.command("create")
@@ -260,25 +213,13 @@ def create_service(
     _told(made, f"{made['name']} acts as {made['subject']}", as_json=as_json)
 
 
-@apikeys.command("list")
-def list_keys(
-    limit: Limit = 50,
-    after: After = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-    token: Token = None,
-) -> None:
-    """List API keys, without their texts."""
-    _list(
-        "/v1/api-keys",
-        ["id", "name", "prefix", "owner", "scopes", "expires_at", "used_at", "revoked_at"],
-        empty="No API keys.",
-        as_json=as_json,
-        url=url,
-        token=token,
-        limit=limit,
-        after=after,
-    )
+_listed(
+    apikeys,
+    "/v1/api-keys",
+    ["id", "name", "prefix", "owner", "scopes", "expires_at", "used_at", "revoked_at"],
+    says="List API keys, without their texts.",
+    empty="No API keys.",
+)
 
 
 @apikeys.command("create")
@@ -307,25 +248,13 @@ def revoke_key(key_id: Id, url: Url = DEFAULT_URL, token: Token = None) -> None:
     call(url, token, lambda remote: remote.delete(f"/v1/api-keys/{key_id}"))
 
 
-@grants.command("list")
-def list_grants(
-    limit: Limit = 50,
-    after: After = None,
-    as_json: AsJson = False,
-    url: Url = DEFAULT_URL,
-    token: Token = None,
-) -> None:
-    """List operators who were let in."""
-    _list(
-        "/v1/grants",
-        ["id", "operator_email", "reason", "read_only", "is_open", "expires_at"],
-        empty="No operator was let in.",
-        as_json=as_json,
-        url=url,
-        token=token,
-        limit=limit,
-        after=after,
-    )
+_listed(
+    grants,
+    "/v1/grants",
+    ["id", "operator_email", "reason", "read_only", "is_open", "expires_at"],
+    says="List operators who were let in.",
+    empty="No operator was let in.",
+)
 
 
 @grants.command("open")
