@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     )
     token_issuer: str = Field("millpond", description="`iss` of the tokens made here.")
     token_audience: str = Field("millpond", description="`aud` that tokens must name.")
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses or networks of proxies before the API, separated by commas: only from these is "
+        "`X-Forwarded-For` believed.",
+    )
     registration: Literal["closed", "invited", "open"] = Field(
         "invited",
         description="Who may make an account: nobody by themselves (`closed`), who was invited, or anybody (`open`).",

@@ -138,7 +138,8 @@ class Intent:
     `delay_s` and `deadline_s` count from submit on the database's clock; a higher `priority` goes
     earlier. `input` is JSON text in UTF-8, already validated. `dedup_key` is the live key that the
     caller took for it; `duties` are bits of `engine.duties` beside those that follow from the rest. Without a
-    `backing` there is nothing to ask before its steps.
+    `backing` there is nothing to ask before its steps. `behind` are those by whom a run that a schedule or an event
+    started came to be: they count as its starters.
     """
 
     org_id: int
@@ -160,3 +161,4 @@ class Intent:
     origin: Origin | None = None
     duties: int = 0
     backing: Backing | None = None
+    behind: Sequence[str] = ()

@@ -224,3 +224,28 @@ async def test_an_invitation_by_who_is_no_operator_any_more_makes_no_owner(
     await world.owner.execute("update account set is_operator = false")
     caller = await world.client(ann)
     assert await refusal(caller, letters.token(ann.email)) == (403, "inviter_rights")
+
+
+async def test_an_invitation_makes_no_account_that_it_would_not_let_in(
+    world: World, letters: Letters
+) -> None:
+    boss = await world.owner_of(world.org_id)
+    people = world.front.app.state.ports.people
+    object.__setattr__(people, "registration", "invited")
+    assert (
+        await boss.post(URL, json={"email": "new@x.example", "role": "viewer"})
+    ).status_code == 201
+    nobody = await world.front.client(token="")
+    body = {"token": letters.token("new@x.example"), "password": "a pass phrase of the test"}
+    await world.owner.execute("update org set suspended_at = now(), suspended_reason = 'x'")
+    refused = await nobody.post("/v1/auth/register/confirm", json=body)
+    assert (refused.status_code, refused.json()["code"]) == (403, "org_suspended")
+    await world.owner.execute("update org set suspended_at = null, suspended_reason = null")
+    assert (await nobody.post("/v1/auth/register/confirm", json=body)).status_code == 201
+
+
+@pytest.mark.parametrize("email", ["_@[.!", "x,boss@corp.example", "evil<boss@corp.example>"])
+async def test_what_mail_programs_read_otherwise_is_no_address(world: World, email: str) -> None:
+    boss = await world.owner_of(world.org_id)
+    response = await boss.post(URL, json={"email": email, "role": "viewer"})
+    assert (response.status_code, response.json()["error"]["param"]) == (422, "email")

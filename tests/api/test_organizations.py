@@ -154,3 +154,18 @@ async def test_changes_are_told_in_the_audit_log_by_who_made_them(world: World) 
     rows = await world.owner.fetch("select subject, action, resource from audit order by at")
     assert {row["subject"] for row in rows} == {person.subject}
     assert [row["action"] for row in rows] == ["role.created", "member.role_changed"]
+
+
+async def test_queued_work_of_a_suspended_org_waits_and_its_own_pause_stays(world: World) -> None:
+    boss = await world.owner_of(world.org_id)
+    operator = await world.client(await world.person(is_operator=True))
+    path = f"/v1/platform/orgs/{world.org_id}"
+    suspended = {"is_suspended": True, "reason": "unpaid"}
+    await operator.patch(path, json=suspended)
+    assert await world.count("pause", org_id=world.org_id, paused_by="platform:suspension") == 1
+    await operator.patch(path, json={"is_suspended": False})
+    assert await world.count("pause", org_id=world.org_id) == 0
+    assert (await boss.post("/v1/org/pause", json={})).status_code == 200
+    await operator.patch(path, json=suspended)
+    await operator.patch(path, json={"is_suspended": False})
+    assert await world.count("pause", org_id=world.org_id) == 1

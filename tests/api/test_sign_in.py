@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import httpx2
@@ -360,3 +361,23 @@ async def test_no_password_and_no_token_is_stored_as_it_is(
         assert secret not in text
         assert secret.encode().hex() not in text
     assert "argon2id" in text
+
+
+async def test_no_renewal_survives_a_change_of_the_password_at_the_same_time(front: Front) -> None:
+    nobody = await front.client(token="")
+    words = [f"a pass phrase {uuid.uuid4()}" for _ in range(6)]
+    await made(front, words[0])
+    for old, new in pairwise(words):
+        held = await signed_in(nobody, old)
+        caller = await front.client(token=held["access_token"])
+        changed, _ = await asyncio.gather(
+            caller.post("/v1/me/password", json={"old_password": old, "new_password": new}),
+            post(nobody, "auth/refresh", refresh_token=held["refresh_token"]),
+        )
+        assert changed.status_code == 200, changed.text
+        async with front.db.globals() as con:
+            good = await con.fetchval(
+                "select count(*) from refresh_token where session_id = $1 and used_at is null",
+                held["session_id"],
+            )
+        assert good == 1

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.registry import Flow
+from millpond.engine.submit import submit
+from millpond.errors import Permanent
+from millpond.identity.current_rights import CurrentRights
 from millpond.types import Backing, new_id
 
 from .conftest import Pond
@@ -287,3 +290,63 @@ async def test_a_run_without_a_stamp_asks_nobody(pond: Pond) -> None:
     async with pond.worker():
         run_id = await pond.submit(flow)
         assert (await pond.ended(run_id))["outcome"] == "succeeded"
+
+
+async def test_what_was_done_is_undone_in_another_queue_too_when_the_right_is_gone(
+    pond: Pond, cast: Cast
+) -> None:
+    gate = Gate()
+
+    async def give(step: StepContext) -> str:
+        gate.reached.set()
+        await gate.opened.wait()
+        return "given"
+
+    async def take_back(step: StepContext, what: str) -> None:
+        gate.effects.append(f"undone {what}")
+
+    async def more(step: StepContext) -> None:
+        gate.effects.append("more")
+
+    given, undo, third = pond.step(give), pond.step(take_back, queue="else"), pond.step(more)
+
+    async def parent(ctx: Context, _: None) -> None:
+        await ctx.step(given, undo=undo)
+        await ctx.step(third)
+
+    row = await changed_between(cast, pond.flow(parent), gate, "user", "delete from membership")
+    assert row["outcome"] == "failed"
+    assert gate.effects == ["undone given"]
+    assert len(await cast.audited()) == 1
+
+
+async def test_a_scheduled_run_gets_no_permission_that_a_step_needs(pond: Pond, cast: Cast) -> None:
+    gate = Gate()
+    gate.opened.set()
+    flow = two_effects(pond, gate, permission="members:write")
+    intent = replace(pond.intent(flow), subject="service:schedule:nightly")
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [intent])
+    async with pond.worker():
+        row = await pond.ended(intent.run_id)
+    assert (row["outcome"], gate.effects) == ("failed", ["before"])
+    (told,) = await cast.audited()
+    assert "nobody_behind" in told["details"]
+
+
+async def test_steps_wait_while_rights_cannot_be_known_for_whatever_reason(
+    pond: Pond, cast: Cast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [Permanent("no privilege", code="database_privilege"), RuntimeError("odd")]
+    held = CurrentRights.held
+
+    async def failing(self: Any, holders: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await held(self, holders)
+
+    monkeypatch.setattr(CurrentRights, "held", failing)
+    gate = Gate()
+    gate.opened.set()
+    row = await changed_between(cast, two_effects(pond, gate), gate, "user", None)
+    assert (row["outcome"], gate.effects, failures) == ("succeeded", ["before", "after"], [])

@@ -305,13 +305,13 @@ async def test_a_paused_schedule_starts_nothing_and_makes_up_for_nothing(reporti
     await back(reporting, schedule, hours=1)
     async with reporting.db.org(reporting.org_id) as con:
         paused = await schedules.set_paused(
-            con, reporting.org_id, schedule.schedule_id, is_paused=True
+            con, reporting.org_id, schedule.schedule_id, "user:bob", is_paused=True
         )
     assert paused.next_due_at is None
     assert await firing.fire(reporting.engine_db) == []
     async with reporting.db.org(reporting.org_id) as con:
         resumed = await schedules.set_paused(
-            con, reporting.org_id, schedule.schedule_id, is_paused=False
+            con, reporting.org_id, schedule.schedule_id, "user:bob", is_paused=False
         )
     assert resumed.next_due_at is not None
     assert resumed.next_due_at > datetime.now(UTC) - timedelta(seconds=5)
@@ -375,11 +375,13 @@ async def test_a_change_made_meanwhile_is_not_overwritten(reporting: Pond) -> No
     schedule = await make(reporting)
     org_id = reporting.org_id
     async with reporting.db.org(org_id) as con:
-        await schedules.change(con, org_id, schedule, Draft(name="a", flow="report", cron="@daily"))
+        await schedules.change(
+            con, org_id, schedule, Draft(name="a", flow="report", cron="@daily"), "user:bob"
+        )
     with pytest.raises(Conflict) as caught:
         async with reporting.db.org(org_id) as con:
             draft = Draft(name="b", flow="report", cron="@hourly")
-            await schedules.change(con, org_id, schedule, draft)
+            await schedules.change(con, org_id, schedule, draft, "user:bob")
     assert caught.value.code == "changed_meanwhile"
 
 
@@ -387,7 +389,7 @@ async def test_a_changed_expression_counts_from_now(reporting: Pond) -> None:
     schedule = await make(reporting, cron="0 0 1 1 *")
     async with reporting.db.org(reporting.org_id) as con:
         draft = Draft(name="nightly", flow="report", cron="* * * * *")
-        changed = await schedules.change(con, reporting.org_id, schedule, draft)
+        changed = await schedules.change(con, reporting.org_id, schedule, draft, "user:bob")
     assert changed.next_due_at is not None
     assert changed.next_due_at - datetime.now(UTC) < timedelta(minutes=2)
 

@@ -281,11 +281,11 @@ async def test_a_paused_trigger_takes_nothing_and_keeps_what_it_held(shop: Pond)
     trigger = await make(shop, mode="debounce", period_s=3600.0)
     await send(shop, {"amount": 1})
     async with shop.db.org(shop.org_id) as con:
-        await triggers.set_paused(con, shop.org_id, trigger.trigger_id, is_paused=True)
+        await triggers.set_paused(con, shop.org_id, trigger.trigger_id, "user:bob", is_paused=True)
     await send(shop, {"amount": 2})
     assert await let_lapse(shop) == 0
     async with shop.db.org(shop.org_id) as con:
-        await triggers.set_paused(con, shop.org_id, trigger.trigger_id, is_paused=False)
+        await triggers.set_paused(con, shop.org_id, trigger.trigger_id, "user:bob", is_paused=False)
     assert len(await inbound.lapse(shop.engine_db)) == 1
     assert await amounts(shop) == [1]
 
@@ -294,11 +294,13 @@ async def test_the_end_of_a_pause_misses_no_group_that_is_put_off_meanwhile(shop
     trigger = await make(shop, mode="debounce", period_s=3600.0)
     await send(shop, {"amount": 1})
     async with shop.db.org(shop.org_id) as con:
-        await triggers.set_paused(con, shop.org_id, trigger.trigger_id, is_paused=True)
+        await triggers.set_paused(con, shop.org_id, trigger.trigger_id, "user:bob", is_paused=True)
 
     async def go_on() -> None:
         async with shop.db.org(shop.org_id) as con:
-            await triggers.set_paused(con, shop.org_id, trigger.trigger_id, is_paused=False)
+            await triggers.set_paused(
+                con, shop.org_id, trigger.trigger_id, "user:bob", is_paused=False
+            )
 
     async with shop.engine_db.duty("test") as con:
         await con.execute("update trigger_group set due_at = clock_timestamp()")

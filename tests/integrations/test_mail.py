@@ -15,10 +15,11 @@ import structlog
 from aiosmtpd.smtp import SMTP, AuthResult, Envelope
 
 from millpond.db.pool import Database
-from millpond.errors import Transient
+from millpond.errors import InvalidInput, Permanent, Transient
+from millpond.identity.addresses import parse_address
 from millpond.identity.mailing import Mail, Postman, delivering, post
 from millpond.identity.seal import Seal
-from millpond.integrations.mail import SmtpMailer, SmtpServer
+from millpond.integrations.mail import SmtpMailer, SmtpServer, message_of
 
 REFUSED = "nobody@example.org"
 
@@ -144,3 +145,61 @@ async def test_login_is_made_and_a_wrong_one_is_tried_again_later(port: int) -> 
         assert refused.value.code == "mail_login"
         await mailer(port, f"me:{password}@").send(mail)
     assert len(box.mails) == 1
+
+
+ODD = [
+    "_@[.!",
+    "x,boss@corp.example",
+    "evil<boss@corp.example>",
+    "g:boss@corp.example;",
+    "=?utf-8?q?a?=@corp.example",
+    "a@b.example\r\nBcc: c@d.example",
+]
+# The standard library's parser of addresses fails at these.
+UNREADABLE = {"_@[.!"}
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_what_is_no_plain_address_is_refused_where_it_is_given(text: str) -> None:
+    with pytest.raises(InvalidInput):
+        parse_address(text)
+
+
+@pytest.mark.parametrize("text", ODD)
+@pytest.mark.parametrize("part", ["to", "subject"])
+def test_no_text_makes_a_header_or_ends_the_mailer(text: str, part: str) -> None:
+    parts = {"to": "a@b.example", "subject": "plain", part: text}
+    mail = Mail(text="body", **parts)
+    if "=?" in text or "\n" in text or (part == "to" and text in UNREADABLE):
+        with pytest.raises(Permanent):
+            message_of(mail, "millpond@x.example")
+        return
+    message = message_of(mail, "millpond@x.example")
+    found = message_from_bytes(message.as_bytes())
+    assert found.keys() == message.keys()
+    assert "Bcc" not in found
+    assert found.get_payload() == "body\n"
+
+
+def test_an_encoded_word_cannot_bring_a_header_of_its_own() -> None:
+    name = "=?utf-8?q?X=0D=0AContent-Type:_text/html=0D=0A=0D=0A<a>Sign_in</a>?="
+    with pytest.raises(Permanent):
+        message_of(Mail(to="a@b.example", subject=name, text="body"), "millpond@x.example")
+
+
+async def test_a_mailer_that_fails_unexpectedly_does_not_keep_other_mail(
+    db: Database, seal: Seal
+) -> None:
+    sent = asyncio.Event()
+
+    class Odd:
+        async def send(self, mail: Mail) -> None:
+            if mail.to == "first@x.example":
+                raise AttributeError("as a parser of headers may")
+            sent.set()
+
+    async with db.globals() as con:
+        for to in ("first@x.example", "second@x.example"):
+            await post(con, seal, Mail(to=to, subject="s", text="t"), ttl_s=60)
+    async with delivering(Postman(db, seal, Odd(), poll_s=0.01)):
+        await asyncio.wait_for(sent.wait(), 20)

@@ -117,11 +117,29 @@ async def test_a_route_answers_each_caller_as_it_should(
         refused = await asked(await world.client(lower), method, path, wish)
         assert (refused.status_code, refused.json()["code"]) == (403, "permission_missing")
 
+        await _asked_by_who_was_signed_out(world, declared, method, path, wish)
+
         good = await asked(await world.client(right), method, path, wish)
         assert 200 <= good.status_code < 300, good.text
         if method == "GET":  # else the other org's answer would prove nothing
             assert all(secret in good.text for secret in wish.makes), good.text
     assert [log for log in logs if log["event"] in {"request.failed", "request.crashed"}] == []
+
+
+async def _asked_by_who_was_signed_out(
+    world: World, declared: Requires, method: str, path: str, wish: Wish
+) -> None:
+    """Ask with a token that is good by itself, of a session that was ended."""
+    if declared.is_of_platform:
+        person = await world.person(is_operator=True)
+    else:
+        person = await world.member("owner")
+    await world.owner.execute(
+        "update login_session set revoked_at = now(), revoked_why = 'test' where session_id = $1",
+        person.session_id,
+    )
+    stale = await asked(await world.client(person), method, path, wish)
+    assert (stale.status_code, stale.json()["code"]) == (401, "token_stale")
 
 
 async def _asked_from_elsewhere(world: World, method: str, path: str, wish: Wish) -> None:

@@ -1,7 +1,8 @@
 """The server: uvicorn around the app, that ends open streams before it waits for requests.
 
 Called by `cli`, which owns the signals, and by the tests. Invariant: after `stop` is set no new
-connection is taken, streams end at once, requests in flight get `grace_s`.
+connection is taken, streams end at once, requests in flight get `grace_s`. A client's address is that of its
+connection, or what one of `trusted_proxies` forwards.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from fastapi import FastAPI
@@ -18,7 +19,9 @@ from fastapi import FastAPI
 class ApiServer(uvicorn.Server):
     """Serves an app on sockets that the caller has bound."""
 
-    def __init__(self, app: FastAPI, *, grace_s: float = 5.0) -> None:
+    def __init__(
+        self, app: FastAPI, *, grace_s: float = 5.0, trusted_proxies: Sequence[str] = ()
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -26,7 +29,8 @@ class ApiServer(uvicorn.Server):
                 log_config=None,
                 access_log=False,
                 server_header=False,
-                proxy_headers=False,
+                proxy_headers=bool(trusted_proxies),
+                forwarded_allow_ips=list(trusted_proxies),
                 ws="none",
                 timeout_keep_alive=15,
                 timeout_graceful_shutdown=max(1, round(grace_s)),

@@ -63,7 +63,9 @@ async def _serve(settings: Settings, socket_fd: int | None) -> None:
         await check_schema(databases.app)
         app = await _compose(settings, databases, stack)
         listener = stack.enter_context(await _listen(settings, socket_fd))
-        await ApiServer(app, grace_s=_CLOSE_S).run_until(stop, [listener])
+        proxies = [one.strip() for one in settings.trusted_proxies.split(",") if one.strip()]
+        server = ApiServer(app, grace_s=_CLOSE_S, trusted_proxies=proxies)
+        await server.run_until(stop, [listener])
 
 
 async def _compose(

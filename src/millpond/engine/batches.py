@@ -104,7 +104,10 @@ class Batch:
     def split(self) -> tuple[Batch, Batch]:
         """Take the first writes off; returns them and the rest."""
         steps, weight = _fitting(self.steps, MAX_WRITES, 0)
-        ends, _ = _fitting(self.ends, MAX_WRITES - steps, weight)
+        if steps < len(self.steps):
+            ends = 0  # they wait for the steps: those of their own runs may be among the rest
+        else:
+            ends, _ = _fitting(self.ends, MAX_WRITES - steps, weight)
         return (
             Batch(self.steps[:steps], self.ends[:ends]),
             Batch(self.steps[steps:], self.ends[ends:]),

@@ -29,7 +29,7 @@ from millpond.engine.fanning import fan
 from millpond.engine.history import Recorded, just
 from millpond.engine.plans import StepFailed, failure
 from millpond.engine.registry import Flow
-from millpond.engine.rights import backing_of
+from millpond.engine.rights import ENDINGS, backing_of
 from millpond.engine.submit import deadline_of, submit
 from millpond.errors import InvalidInput, NotFound, Permanent
 from millpond.types import ClosePolicy, Intent, Json, Parent, new_id
@@ -297,7 +297,9 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         run_id=child_id(lease.org_id, lease.run_id, step_key),
         deadline_s=deadline_s,
         parent=Parent(run_id=lease.run_id, step_key=step_key, close_policy=wish.close),
-        backing=backing_of(basis),
+        # What an ending starts is part of it, and needs no right either.
+        backing=None if step_key.startswith(ENDINGS) else backing_of(basis),
+        behind=basis["behind"] or (),
     )
 
 

@@ -21,7 +21,10 @@ def plain(values: Iterable[object]) -> str:
 
 
 def texts(values: Sequence[str]) -> str:
-    """Join texts; raises InvalidInput where one holds the separator."""
+    """Join texts; raises InvalidInput where one holds the separator.
+
+    A single empty one would come out as null, so none may be empty where it is not to be.
+    """
     joined = SEPARATOR.join(values)
     if joined.count(SEPARATOR) != max(0, len(values) - 1):
         raise InvalidInput("A value holds the control character 30.", code="unstorable_value")

@@ -118,6 +118,7 @@ async def _successor(
         parent=_parent(lineage),
         origin=Origin(run_id=claimed.lease.run_id, kind="continued"),
         backing=claimed.backing,
+        behind=lineage["behind"] or (),
     )
 
 

@@ -159,6 +159,7 @@ def _intent(row: Record, target: Target, due_at: datetime) -> Intent:
         queue=row["queue"] or target.queue,
         input=row["input"].encode(),
         subject=f"service:schedule:{row['name']}",
+        behind=[row["created_by"], *row["changed_by"]],
         priority=row["priority"],
         timeout_s=target.timeout_s,
         deadline_s=deadline_of(target.deadline_s),

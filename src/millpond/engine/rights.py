@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import orjson
+import structlog
 
 from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
@@ -22,7 +23,11 @@ from millpond.errors import Forbidden, Transient
 from millpond.types import Backing
 
 _SQL = queries("current_rights")
+_log = structlog.get_logger("millpond.rights")
+_BY_ITSELF = ("service:schedule:", "service:trigger:")
 CODE = "right_revoked"
+# How keys of what is undone and done on failure begin: names of steps hold no `!`, so that no flow can forge it.
+ENDINGS = ("!undo/", "!failure/")
 # What one question carries; those that wait meanwhile go with the next.
 _MAX_BATCH = 256
 
@@ -94,7 +99,10 @@ class Asking:
 async def _answer(rights: Rights, batch: Mapping[Holder, asyncio.Future[Held]]) -> None:
     try:
         answers = await rights.held(list(batch))
-    except Exception as error:  # noqa: BLE001 - goes to the steps that asked
+    except Exception as error:  # noqa: BLE001 - who cannot be asked about waits
+        if not isinstance(error, Transient):
+            _log.error("rights.unknown", error=type(error).__name__)
+            error = Transient("rights cannot be asked about now", code="rights_unknown")
         for asked in batch.values():
             _fail(asked, error)
         return
@@ -108,9 +116,9 @@ def _fail(asked: asyncio.Future[Held], error: Exception) -> None:
 
 
 class Right:
-    """The right by which one attempt's steps act."""
+    """The right by which one attempt's steps act; without a backing, none that a step itself needs."""
 
-    def __init__(self, asking: Asking, claimed: Claimed, backing: Backing) -> None:
+    def __init__(self, asking: Asking, claimed: Claimed, backing: Backing | None) -> None:
         self._asking = asking
         self._claimed = claimed
         self._backing = backing
@@ -121,6 +129,8 @@ class Right:
         Raises Transient when that cannot be known.
         """
         backing, claimed = self._backing, self._claimed
+        if backing is None:
+            return (permission and _refusal(claimed.subject, "nobody_behind", permission)) or None
         holder = Holder(claimed.lease.org_id, claimed.subject, backing.lent)
         held = await self._asking.held(holder)
         if held.denied is not None:
@@ -142,7 +152,7 @@ class Right:
                 lease.org_id,
                 uuid.uuid5(lease.run_id, f"refused:{lease.org_id}:{step_key}"),
                 self._claimed.subject,
-                self._backing.granted_by,
+                self._backing.granted_by if self._backing is not None else None,
                 f"run:{lease.run_id}",
                 lease.run_id,
                 orjson.dumps(details).decode(),
@@ -150,9 +160,14 @@ class Right:
 
 
 def right_of(asking: Asking, claimed: Claimed) -> Right | None:
-    """Return the right by which the steps of a run act; None where there is nothing to ask."""
-    backing = claimed.backing
-    return None if backing is None else Right(asking, claimed, backing)
+    """Return the right by which the steps of a run act; None where there is nothing to ask.
+
+    Runs of schedules and triggers have nobody whose rights could be asked: their steps get no permission.
+    """
+    is_by_itself = claimed.subject.startswith(_BY_ITSELF)
+    if claimed.backing is None and not is_by_itself:
+        return None
+    return Right(asking, claimed, claimed.backing)
 
 
 def backing_of(row: Record) -> Backing | None:
@@ -175,6 +190,7 @@ def _refusal(subject: str, reason: str, permission: str | None) -> Forbidden:
 
 
 _REASONS: Mapping[str, str] = {
+    "nobody_behind": "acts for nobody who could have the permission",
     "permission_gone": "does not have the permission any more:",
     "not_a_member": "is not a member of the organization any more",
     "account_disabled": "has a disabled account",

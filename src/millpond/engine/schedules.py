@@ -83,7 +83,9 @@ async def create(con: Connection, org_id: int, draft: Draft, created_by: str) ->
     return await get(con, org_id, schedule_id)
 
 
-async def change(con: Connection, org_id: int, seen: Schedule, draft: Draft) -> Schedule:
+async def change(
+    con: Connection, org_id: int, seen: Schedule, draft: Draft, changed_by: str
+) -> Schedule:
     """Replace the draft of a schedule as it was seen; raises Conflict when it was changed meanwhile.
 
     A new expression, zone or pause counts the next due time anew, so that nothing of the time before
@@ -98,6 +100,7 @@ async def change(con: Connection, org_id: int, seen: Schedule, draft: Draft) -> 
         await _next_due(con, draft),
         seen.updated_at,
         not same_times or seen.next_due_at is None,
+        changed_by,
     )
     if changed is None:
         await get(con, org_id, seen.schedule_id)
@@ -110,13 +113,13 @@ async def change(con: Connection, org_id: int, seen: Schedule, draft: Draft) -> 
 
 
 async def set_paused(
-    con: Connection, org_id: int, schedule_id: uuid.UUID, *, is_paused: bool
+    con: Connection, org_id: int, schedule_id: uuid.UUID, changed_by: str, *, is_paused: bool
 ) -> Schedule:
     """Pause a schedule, or let it go on with the next due time from now."""
     seen = await get(con, org_id, schedule_id)
     if seen.draft.is_paused == is_paused and (is_paused or seen.next_due_at is not None):
         return seen
-    return await change(con, org_id, seen, replace(seen.draft, is_paused=is_paused))
+    return await change(con, org_id, seen, replace(seen.draft, is_paused=is_paused), changed_by)
 
 
 async def delete(con: Connection, org_id: int, schedule_id: uuid.UUID) -> None:

@@ -78,6 +78,7 @@ async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> lis
     rows = [start.row for start in outcome.starts]
     found = await targets.find(con, [(row["flow"], row["version"]) for row in rows])
     known = {_of(row): row["last_error"] for row in rows}
+    senders = await _senders(con, outcome.starts)
     intents: list[Intent] = []
     runs: dict[tuple[int, str], list[Json]] = defaultdict(list)
     for start in outcome.starts:
@@ -87,7 +88,7 @@ async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> lis
         if target is None or misfit is not None:
             outcome.drop(row, len(start.fire))
         else:
-            intent = _intent(start, target, document)
+            intent = _intent(start, target, document, senders)
             intents.append(intent)
             told = {"run_id": str(intent.run_id), "trigger": row["name"]}
             for held in start.fire:
@@ -151,8 +152,20 @@ def group_columns(
     )
 
 
-def _intent(start: Start, target: Target, document: Json) -> Intent:
+async def _senders(con: Connection, starts: Sequence[Start]) -> dict[tuple[int, str], str]:
+    """Return who sent the events of runs that are to start."""
+    events = {(one.row["org_id"], held.document["id"]) for one in starts for held in one.fire}
+    if not events:
+        return {}
+    rows = await con.fetch(_SQL["senders"], [one for one, _ in events], [one for _, one in events])
+    return {(row["org_id"], row["event_id"]): row["sent_by"] for row in rows}
+
+
+def _intent(
+    start: Start, target: Target, document: Json, senders: Mapping[tuple[int, str], str]
+) -> Intent:
     row = start.row
+    sent_by = {senders.get((row["org_id"], held.document["id"])) for held in start.fire}
     labels = {**orjson.loads(row["labels"]), LABEL: row["name"]}
     if len(start.fire) == 1:
         labels[EVENT_LABEL] = start.fire[0].document["id"]
@@ -164,6 +177,7 @@ def _intent(start: Start, target: Target, document: Json) -> Intent:
         queue=row["queue"] or target.queue,
         input=orjson.dumps(document),
         subject=f"service:trigger:{row['name']}",
+        behind=sorted({row["created_by"], *row["changed_by"], *filter(None, sent_by)}),
         priority=row["priority"],
         timeout_s=target.timeout_s,
         deadline_s=deadline_of(target.deadline_s),

@@ -22,7 +22,7 @@ from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.performing import HOLD_S, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
-from millpond.engine.rights import right_of
+from millpond.engine.rights import ENDINGS, right_of
 from millpond.engine.scope import ANNOUNCE_S, Scope, Timed
 from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
@@ -152,6 +152,8 @@ class _Performance:
     async def _permit(self) -> None:
         """Raise Forbidden, audited, where the run may not act for its subject any more."""
         step, claimed = self._attempt.step, self._attempt.claimed
+        if (claimed.step_key or "").startswith(ENDINGS):
+            return  # endings undo what was done: they need no right
         right = right_of(self._scope.asking, claimed)
         if right is None or (step is not None and not step.acts):
             return

@@ -124,6 +124,8 @@ def _more(intent: Intent) -> str | None:
             more["rerun_from"] = intent.origin.from_step
         else:
             more["continued_from"] = str(intent.origin.run_id)
+    if intent.behind:
+        more["behind"] = list(intent.behind)
     if intent.backing is not None:
         more |= _backing(intent.backing)
     if duties:

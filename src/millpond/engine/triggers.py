@@ -184,14 +184,16 @@ async def create(con: Connection, org_id: int, draft: Draft, created_by: str) ->
     return await get(con, org_id, trigger_id)
 
 
-async def change(con: Connection, org_id: int, seen: Trigger, draft: Draft) -> Trigger:
+async def change(
+    con: Connection, org_id: int, seen: Trigger, draft: Draft, changed_by: str
+) -> Trigger:
     """Replace the draft of a trigger as it was seen; raises Conflict when it was changed meanwhile.
 
     What waits goes on waiting for the time that it was given.
     """
     check(draft)
     if await con.fetchval(
-        _SQL["change"], org_id, seen.trigger_id, *_columns(draft), seen.updated_at
+        _SQL["change"], org_id, seen.trigger_id, *_columns(draft), seen.updated_at, changed_by
     ):
         return await get(con, org_id, seen.trigger_id)
     await get(con, org_id, seen.trigger_id)
@@ -203,13 +205,13 @@ async def change(con: Connection, org_id: int, seen: Trigger, draft: Draft) -> T
 
 
 async def set_paused(
-    con: Connection, org_id: int, trigger_id: uuid.UUID, *, is_paused: bool
+    con: Connection, org_id: int, trigger_id: uuid.UUID, changed_by: str, *, is_paused: bool
 ) -> Trigger:
     """Pause a trigger, which then takes no events and starts nothing, or let it go on."""
     seen = await get(con, org_id, trigger_id)
     if seen.draft.is_paused == is_paused:
         return seen
-    changed = await change(con, org_id, seen, replace(seen.draft, is_paused=is_paused))
+    changed = await change(con, org_id, seen, replace(seen.draft, is_paused=is_paused), changed_by)
     if not is_paused:
         await con.execute(_SQL["wake_groups"], org_id, trigger_id)
     return changed

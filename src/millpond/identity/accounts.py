@@ -83,6 +83,8 @@ async def confirm_registration(
             email = await invitations.address_of(con, token)
             check_password(password, email)
             return await create_account(con, email, "", hashed, address=device.address)
+        if people.registration != "open":
+            raise _closed(is_by_invitation=people.registration == "invited")
         spent = await spend(con, token, "register")
         assert spent.email is not None
         check_password(password, spent.email)
@@ -149,6 +151,8 @@ async def change_password(
     hashed = await people.passwords.hash(new)
     async with people.db.of(principal) as con:
         known = account.password_hash
+        # Before what renews it is removed: a renewal under way has stored its successor by then, or waits.
+        await con.execute(_SQL["hold_session"], standing.session_id)
         if await con.fetchval(_SQL["set_password"], user_id, hashed, known) is None:
             raise Unauthenticated("The password was changed meanwhile.", code="token_stale")
         await con.execute(_SQL["drop_tokens_of_user"], user_id)

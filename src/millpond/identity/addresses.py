@@ -19,6 +19,9 @@ _QUOTING = frozenset('",:;<>()[]\\')
 def parse_address(text: str, *, param: str = "email") -> str:
     """Return an address in lower case; raises InvalidInput for what cannot be one."""
     address = text.strip().lower()
-    if len(address) > MAX_CHARS or not _FORM.fullmatch(address) or _QUOTING & set(address):
+    is_odd = (
+        _QUOTING & set(address) or "=?" in address
+    )  # what mail programs decode is not as it looks
+    if len(address) > MAX_CHARS or not _FORM.fullmatch(address) or is_odd:
         raise InvalidInput("This is not an email address.", code="email_malformed", param=param)
     return address

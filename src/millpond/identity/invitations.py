@@ -19,6 +19,7 @@ from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import Conflict, Forbidden, InvalidInput, NotFound
 from millpond.identity import audit, bearers, members, organizations
+from millpond.identity.addresses import parse_address
 from millpond.identity.permissions import OWNER
 from millpond.identity.rights import (
     absent,
@@ -123,7 +124,7 @@ async def create(
     check_signed_in(principal, "Inviting")
     await take_turn(con, principal)
     await check_role(con, principal, role, param="role")
-    to = read_email(email)
+    to = parse_address(email)
     policy = await organizations.policy(con, principal.org_id)
     _check_domain(to, policy.email_domains)
     if principal.may("members:read") and await members.is_member(con, principal.org_id, to):
@@ -232,14 +233,20 @@ async def revoke(
 
 
 async def address_of(con: Connection, token: str) -> str:
-    """Return whom a token was mailed to, in a transaction that began without an org; raises NotFound."""
+    """Return whom a token was mailed to, in a transaction that began without an org.
+
+    Raises NotFound, and Forbidden or InvalidInput where it could not be accepted now.
+    """
     bearer = bearers.read(bearers.INVITATION, token)
     if bearer is None:
         raise _not_good()
     await enter_org(con, bearer.org_id)
-    email: str | None = await con.fetchval(_SQL["address"], bearer.org_id, bearer.digest)
-    if email is None:
+    found = await con.fetchrow(_SQL["address"], bearer.org_id, bearer.digest)
+    if found is None:
         raise _not_good()
+    email: str = found["email"]
+    org = await organizations.get(con, bearer.org_id)
+    await _check_still_given(con, org, email, found)
     return email
 
 
@@ -277,16 +284,6 @@ async def accept(
     return Accepted(
         org_id=org.org_id, slug=org.slug, name=org.name, user_id=user_id, role=found["role"]
     )
-
-
-def read_email(text: str) -> str:
-    """Return an address as accounts have it; raises InvalidInput for what cannot be one."""
-    email = text.strip().lower()
-    name, _, domain = email.rpartition("@")
-    is_one = name and "@" not in name and "." in domain.strip(".") and email.isprintable()
-    if not is_one or any(sign.isspace() for sign in email) or len(email) > 254:
-        raise InvalidInput(f"{text!r} is no email address", param="email")
-    return email
 
 
 async def _check_still_given(
@@ -340,7 +337,8 @@ async def _send(
         f"Sign in (or register) with this address, {to}, and open:\n\n{mail.link}{token}\n\n"
         f"The link is good once, for {days} days. If you expected no invitation, do nothing.\n"
     )
-    await mail.outbox.invite(con, to, f"Invitation to {name}", text)
+    # What a tenant calls itself stands in the text alone: no header is made of it.
+    await mail.outbox.invite(con, to, "You are invited to an organization on Millpond", text)
 
 
 def _over(seen: Invitation) -> Conflict:

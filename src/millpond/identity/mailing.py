@@ -101,6 +101,8 @@ class Postman:
                     pass
             except MillpondError as error:
                 _log.warning("mail.halted", code=error.code)
+            except Exception as error:  # noqa: BLE001 - a top-level loop: other mails go on
+                _log.error("mail.halted", code="unexpected", error=type(error).__name__)
             await asyncio.sleep(self._poll_s)
 
     async def send_one(self, mailer: Mailer) -> bool:

@@ -98,7 +98,14 @@ ROLES: Mapping[str, frozenset[str]] = {
 # What an operator may in an org that let them in: to look, or to do what a builder does; never to open
 # secrets, mint keys or approve.
 LENT_READ = _VIEWER | {"audit:read"}
-LENT_WRITE = (_BUILDER | {"audit:read"}) - {"secrets:read", "secrets:write", "services:read"}
+# What acts later by itself would outlast the grant.
+_OUTLASTING = {"schedules:write", "triggers:write"}
+LENT_WRITE = (_BUILDER | {"audit:read"}) - {
+    "secrets:read",
+    "secrets:write",
+    "services:read",
+    *_OUTLASTING,
+}
 
 
 def permissions_of(role: str, custom: Collection[str] | None = None) -> frozenset[str]:

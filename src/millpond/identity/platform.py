@@ -12,15 +12,19 @@ from datetime import datetime
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine import pauses
 from millpond.errors import Conflict, InvalidInput
 from millpond.identity import audit, invitations, organizations
-from millpond.identity.invitations import Invitation, Mail, read_email
+from millpond.identity.addresses import parse_address
+from millpond.identity.invitations import Invitation, Mail
 from millpond.identity.organizations import Organization, Policy
 from millpond.identity.orgs import check_slug
 from millpond.identity.permissions import OWNER
-from millpond.identity.rights import absent, check_signed_in, enter_org
+from millpond.identity.rights import absent, check_signed_in, enter_org, refuse_stale
 from millpond.types import NO_ORG, Principal
 
+# Who holds the work of a suspended org: it stands queued, and goes on when that ends.
+SUSPENSION = "platform:suspension"
 _SQL = queries("organizations")
 _HIGHEST = 2**63 - 1
 
@@ -93,7 +97,7 @@ async def create(
     invitation = await invitations.issue(
         con,
         replace(operator, org_id=org_id),
-        read_email(owner_email),
+        parse_address(owner_email),
         OWNER,
         mail,
         days=Policy().invitation_days,
@@ -126,10 +130,16 @@ async def change(
         await audit.record(con, operator, "org.renamed", resource, details=names, address=address)
     if is_suspended:
         await con.execute(_SQL["suspend"], org_id, reason)
+        await enter_org(con, org_id)
+        await pauses.pause(con, org_id, pauses.Scope(), SUSPENSION, "the organization is suspended")
         why = {"reason": reason}
         await audit.record(con, operator, "org.suspended", resource, details=why, address=address)
     elif is_suspended is False and seen.suspended_at is not None:
         await con.execute(_SQL["unsuspend"], org_id)
+        await enter_org(con, org_id)
+        held = await pauses.list_pauses(con, org_id)
+        if any(one.paused_by == SUSPENSION for one in held):  # a pause of its own stays
+            await pauses.resume(con, org_id, pauses.Scope())
         await audit.record(con, operator, "org.unsuspended", resource, address=address)
     return await organizations.get(con, org_id)
 
@@ -143,8 +153,8 @@ async def add_operator(
     con: Connection, operator: Principal, email: str, *, address: str | None = None
 ) -> Operator:
     """Make an account an operator's; raises InvalidInput when there is no account of that address."""
-    await con.execute(_SQL["lock_operators"])
-    found = await con.fetchrow(_SQL["account_of"], read_email(email))
+    await _take_turn(con, operator)
+    found = await con.fetchrow(_SQL["account_of"], parse_address(email))
     if found is None:
         raise InvalidInput(
             "there is no account of this address",
@@ -163,7 +173,7 @@ async def remove_operator(
     con: Connection, operator: Principal, user_id: uuid.UUID, *, address: str | None = None
 ) -> None:
     """Take the operator's right from an account; raises NotFound, Conflict for the last one."""
-    await con.execute(_SQL["lock_operators"])
+    await _take_turn(con, operator)
     await _operator(con, user_id)
     if not await con.fetchval(_SQL["other_operators"], user_id):
         raise Conflict(
@@ -175,6 +185,12 @@ async def remove_operator(
     is_operator = False
     await con.fetchval(_SQL["set_operator"], user_id, is_operator)
     await audit.record(con, operator, "operator.removed", f"user:{user_id}", address=address)
+
+
+async def _take_turn(con: Connection, operator: Principal) -> None:
+    """Wait until nobody else changes operators; raises when this one's own right changed meanwhile."""
+    await con.execute(_SQL["lock_operators"])
+    await refuse_stale(con, operator)
 
 
 async def _operator(con: Connection, user_id: uuid.UUID) -> Operator:

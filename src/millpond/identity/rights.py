@@ -23,6 +23,11 @@ _HOLDERS = {"user": "of_user", "service": "of_service", "outside": "of_outside"}
 async def take_turn(con: Connection, principal: Principal) -> None:
     """Wait until nobody else changes rights in the principal's org; raises when its own changed meanwhile."""
     await con.execute(_SQL["lock"], principal.org_id)
+    await refuse_stale(con, principal)
+
+
+async def refuse_stale(con: Connection, principal: Principal) -> None:
+    """Raise when the rights of who acts changed since the transaction began."""
     standing = principal.standing
     if standing is not None:
         await con.execute(

@@ -90,6 +90,7 @@ async def use_refresh(
     One that was used before ends its session, audited: the caller commits before it refuses.
     """
     digest = digest_of(secret)
+    await con.execute(_SQL["hold_session_of_refresh"], digest)
     session_id = await con.fetchval(_SQL["use_refresh"], digest)
     if session_id is not None:
         user_id = await con.fetchval(_SQL["touch_session"], session_id)

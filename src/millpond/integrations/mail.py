@@ -10,6 +10,7 @@ import asyncio
 import os
 import ssl
 from dataclasses import dataclass
+from email import message_from_bytes
 from email.message import EmailMessage
 from email.utils import formatdate
 from pathlib import Path
@@ -127,7 +128,22 @@ class FileMailer:
 
 
 def message_of(mail: Mail, sender: str) -> EmailMessage:
-    """Return the mail as a message of plain text that says it is automatic."""
+    """Return the mail as a message of plain text that says it is automatic.
+
+    Raises Permanent for one whose recipient or subject would not stand in its header as given: the standard
+    library's parser decodes some texts there, and fails at others.
+    """
+    try:
+        message = _message(mail, sender)
+        names = [name for name, _ in message_from_bytes(message.as_bytes()).items()]
+    except Exception as error:
+        raise _unfit() from error
+    if "=?" in mail.to or "=?" in mail.subject or names != list(message.keys()):
+        raise _unfit()
+    return message
+
+
+def _message(mail: Mail, sender: str) -> EmailMessage:
     message = EmailMessage()
     message["From"] = sender
     message["To"] = mail.to
@@ -138,6 +154,10 @@ def message_of(mail: Mail, sender: str) -> EmailMessage:
         message["Message-ID"] = f"<{mail.mail_id}@{sender.rpartition('@')[2].strip('>')}>"
     message.set_content(mail.text)
     return message
+
+
+def _unfit() -> Permanent:
+    return Permanent("The mail's recipient or subject is no header.", code="mail_unfit")
 
 
 def _by_code(code: int) -> Transient | Permanent:

@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import PurePosixPath
+from typing import TypeAlias
 
 import orjson
 
-from millpond.db.pool import Connection, Database, Record
+from millpond.db.pool import Block, Connection, Database, Record
 from millpond.db.queries import queries
 from millpond.errors import Conflict, InvalidInput, NotFound
 from millpond.knowledge import retrieval
@@ -26,6 +29,7 @@ from millpond.types import Backing, Intent, new_id
 
 _SQL = queries("knowledge")
 _BASE_NAME = re.compile(r"^[a-z0-9][a-z0-9_-]{0,62}$")
+Opened: TypeAlias = Callable[[], Block]
 INGEST_FLOW = "knowledge.ingest"
 INGEST_VERSION = 1
 INGEST_QUEUE = "index"
@@ -59,9 +63,9 @@ class KnowledgeStore:
             return await self._base(con, org_id, name)
         return _base(row)
 
-    async def bases(self, org_id: int) -> list[BaseSummary]:
-        """List the org's knowledge bases by name."""
-        async with self.db.org(org_id) as con:
+    async def bases(self, org_id: int, *, opened: Opened | None = None) -> list[BaseSummary]:
+        """List the org's knowledge bases by name; `opened` as for `search`."""
+        async with (opened or partial(self.db.org, org_id))() as con:
             rows = await con.fetch(_SQL["bases"], org_id)
         return [
             BaseSummary(
@@ -113,9 +117,14 @@ class KnowledgeStore:
         intent = _ingest_intent(org_id, document_id, subject, intent_id)
         return document_id, replace(intent, backing=backing)
 
-    async def documents(self, org_id: int, base: str) -> list[Document]:
-        """List the documents of a base by file name; raises NotFound for an unknown base."""
-        async with self.db.org(org_id) as con:
+    async def documents(
+        self, org_id: int, base: str, *, opened: Opened | None = None
+    ) -> list[Document]:
+        """List the documents of a base by file name; `opened` as for `search`.
+
+        Raises NotFound for an unknown base.
+        """
+        async with (opened or partial(self.db.org, org_id))() as con:
             found = await self._base(con, org_id, base)
             rows = await con.fetch(_SQL["documents"], org_id, found.id)
         return [_document(row) for row in rows]
@@ -147,20 +156,24 @@ class KnowledgeStore:
         query: str,
         limit: int = 5,
         min_score: float | None = None,
+        *,
+        opened: Opened | None = None,
     ) -> SearchResult:
         """Return the passages that answer `query`, best first, with citations and scores.
 
         Vectors and full text are fused by weight; what stays below `min_score` (by default
-        `retrieval.MIN_SCORE`) is left out, so that nothing may come back. Raises NotFound for an
-        unknown base, Conflict when its vectors come from another embedder.
+        `retrieval.MIN_SCORE`) is left out, so that nothing may come back. `opened` opens transactions in the
+        org as a caller whose rights are asked each time. Raises NotFound for an unknown base, Conflict when its
+        vectors come from another embedder.
         """
+        opened = opened or partial(self.db.org, org_id)
         asked = retrieval.check_query(query, limit)
         cut_off = retrieval.MIN_SCORE if min_score is None else min_score
-        async with self.db.org(org_id) as con:
+        async with opened() as con:
             found = await self._base(con, org_id, base)
         self._check_embedder(found, base)
         vector = retrieval.to_sql((await self.embedder.embed([asked]))[0])
-        async with self.db.org(org_id) as con:
+        async with opened() as con:
             rows = await con.fetch(
                 _SQL["search"],
                 org_id,

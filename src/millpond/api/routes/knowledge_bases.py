@@ -60,7 +60,7 @@ _UPLOAD = {
 )
 async def list_knowledge_bases(caller: Reader) -> Response:
     """List knowledge bases by name."""
-    bases = await _store(caller.ports).bases(caller.org_id)
+    bases = await _store(caller.ports).bases(caller.org_id, opened=caller.org)
     return reply(listing([base_json(base) for base in bases], has_more=False))
 
 
@@ -129,7 +129,7 @@ async def add_document(
 )
 async def list_documents(caller: Reader, name: BaseName) -> Response:
     """List the documents of a knowledge base by file name, with how far their ingestion is."""
-    documents = await _store(caller.ports).documents(caller.org_id, name)
+    documents = await _store(caller.ports).documents(caller.org_id, name, opened=caller.org)
     return reply(listing([document_json(one) for one in documents], has_more=False))
 
 
@@ -145,7 +145,9 @@ async def list_documents(caller: Reader, name: BaseName) -> Response:
 async def search_knowledge_base(request: Request, caller: Reader, name: BaseName) -> Response:
     """Find the passages that answer a question, best first, each with its source."""
     question = await read_json(request, SearchQuestion)
-    found = await _store(caller.ports).search(caller.org_id, name, question.query, question.limit)
+    found = await _store(caller.ports).search(
+        caller.org_id, name, question.query, question.limit, opened=caller.org
+    )
     return reply(search_json(found))
 
 

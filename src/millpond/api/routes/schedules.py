@@ -119,7 +119,7 @@ async def change_schedule(request: Request, caller: Writer, schedule_id: uuid.UU
     draft = replace(seen.draft, **wish.model_dump(exclude_unset=True))
     await _check(caller, draft)
     async with caller.org() as con:
-        changed = await schedules.change(con, caller.org_id, seen, draft)
+        changed = await schedules.change(con, caller.org_id, seen, draft, caller.principal.subject)
         await _tell(caller, con, "changed", schedule_id, draft)
     return reply(schedule_json(changed))
 
@@ -235,7 +235,9 @@ async def _tell(
 
 async def _set_paused(caller: Caller, schedule_id: uuid.UUID, *, is_paused: bool) -> Response:
     async with caller.org() as con:
-        changed = await schedules.set_paused(con, caller.org_id, schedule_id, is_paused=is_paused)
+        changed = await schedules.set_paused(
+            con, caller.org_id, schedule_id, caller.principal.subject, is_paused=is_paused
+        )
         verb = "paused" if is_paused else "resumed"
         await _tell(caller, con, verb, schedule_id, changed.draft)
     return reply(schedule_json(changed))

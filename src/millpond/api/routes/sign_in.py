@@ -94,7 +94,7 @@ async def register(request: Request, ports: Wired) -> Response:
     operation_id="confirm_registration",
     status_code=201,
     openapi_extra=described(ConfirmRegistration),
-    responses={201: {"model": CreatedUser}, **failures(409, *_REFUSALS)},
+    responses={201: {"model": CreatedUser}, **failures(403, 404, 409, *_REFUSALS)},
 )
 async def confirm_registration(request: Request, ports: Wired) -> Response:
     """Make the account of a mailed link or invitation, with a password."""

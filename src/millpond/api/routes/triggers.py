@@ -97,7 +97,7 @@ async def change_trigger(request: Request, caller: Writer, trigger_id: uuid.UUID
     draft = replace(seen.draft, **wish.model_dump(exclude_unset=True))
     await _check(caller, draft)
     async with caller.org() as con:
-        changed = await triggers.change(con, caller.org_id, seen, draft)
+        changed = await triggers.change(con, caller.org_id, seen, draft, caller.principal.subject)
         await _tell(caller, con, "changed", trigger_id, draft)
     return reply(trigger_json(changed))
 
@@ -160,7 +160,9 @@ async def _tell(
 
 async def _set_paused(caller: Caller, trigger_id: uuid.UUID, *, is_paused: bool) -> Response:
     async with caller.org() as con:
-        changed = await triggers.set_paused(con, caller.org_id, trigger_id, is_paused=is_paused)
+        changed = await triggers.set_paused(
+            con, caller.org_id, trigger_id, caller.principal.subject, is_paused=is_paused
+        )
         verb = "paused" if is_paused else "resumed"
         await _tell(caller, con, verb, trigger_id, changed.draft)
     return reply(trigger_json(changed))

@@ -1,8 +1,12 @@
 -- Rights of runs: what a run's rights stand on besides the subject, and the one reader of rights across orgs.
 
 -- An operator who was let in starts runs under a grant: they may do nothing more once it ends, and never open secrets.
-alter table run add column lent uuid, add column granted_by text,
+alter table run add column lent uuid, add column granted_by text, add column behind text[],
   add check ((lent is null) = (granted_by is null)), add check (lent is null or stamp is not null);
+
+-- Who has decided on it besides its maker: they stand behind the runs that it starts.
+alter table schedule add column changed_by text[] not null default '{}';
+alter table trigger add column changed_by text[] not null default '{}';
 
 -- What somebody may now, asked by the engine before a step acts for them. It runs as a role that reads what decides that and
 -- nothing else, that nobody can log in as; the application's role may not ask, since it asks for every org at once.

@@ -8,7 +8,7 @@ with recursive up as (
   select r.parent_id, up.generations + 1 from up join run r on r.org_id = $1 and r.run_id = up.parent_id
   where up.generations < $3::int
 )
-select r.subject, r.priority, r.labels, r.traceparent, r.stamp, r.permission, r.lent, r.granted_by, (select max(generations) from up) as generations
+select r.subject, r.priority, r.labels, r.traceparent, r.stamp, r.permission, r.lent, r.granted_by, r.behind, (select max(generations) from up) as generations
 from run r where r.org_id = $1 and r.run_id = $2;
 
 -- name: published
@@ -52,7 +52,7 @@ where s.org_id = $1 and s.run_id = $2 and s.step_key = $3;
 -- name: lineage
 -- Reads what a run hands on to the one that continues it.
 select flow, queue, subject, priority, keys, timeout_s, traceparent, labels, dedup_key, parent_id, parent_key,
-       close_policy, extract(epoch from deadline_at - clock_timestamp())::float8 as left_s
+       close_policy, behind, extract(epoch from deadline_at - clock_timestamp())::float8 as left_s
 from run where org_id = $1 and run_id = $2;
 
 -- name: hand_on

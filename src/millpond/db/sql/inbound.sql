@@ -18,7 +18,7 @@ where org_id = $1 and event_id = any($2::text[]);
 -- name: listening
 -- Triggers of an org that listen for events of these names, in one order for all.
 select org_id, trigger_id, name, event, filter, flow, version, queue, priority, labels, mode, group_by, period_s,
-       max_wait_s, max_count, last_error
+       max_wait_s, max_count, last_error, created_by, changed_by
 from trigger where org_id = $1 and event = any($2::text[]) and not is_paused
 order by trigger_id;
 
@@ -50,7 +50,7 @@ where g.org_id = u.org_id and g.trigger_id = u.trigger_id and g.group_key = u.gr
 -- name: lapsed
 -- Locks groups whose time has come, earliest first, each with its trigger, if that still is there.
 select g.org_id, g.trigger_id, g.group_key, g.events, g.dropped, g.first_at, g.due_at, clock_timestamp() as now,
-       t.name, t.flow, t.version, t.queue, t.priority, t.labels, t.mode, t.last_error, t.is_paused
+       t.name, t.flow, t.version, t.queue, t.priority, t.labels, t.mode, t.last_error, t.is_paused, t.created_by, t.changed_by
 from trigger_group g
 left join trigger t on t.org_id = g.org_id and t.trigger_id = g.trigger_id
 where g.due_at <= clock_timestamp()
@@ -58,6 +58,12 @@ where g.due_at <= clock_timestamp()
   and ($2::text is null or g.trigger_id = $3::uuid and g.group_key = $2)
 order by g.due_at limit $1
 for update of g skip locked;
+
+-- name: senders
+-- Who sent events.
+select u.org_id, u.event_id, e.sent_by
+from unnest($1::bigint[], $2::text[]) as u(org_id, event_id)
+join inbound_event e on e.org_id = u.org_id and e.event_id = u.event_id;
 
 -- name: due_groups
 -- Names groups whose time has come, earliest first, each with how many events end with it.

@@ -60,6 +60,6 @@ returning invitation_id;
 select email from account where user_id = $1 and disabled_at is null;
 
 -- name: address
--- Reads whom an open invitation is for.
-select email from invitation
+-- Reads whom an open invitation is for, and what it promises.
+select email, role, invited_by, is_of_platform from invitation
 where org_id = $1 and digest = $2 and accepted_at is null and revoked_at is null and expires_at > clock_timestamp();

@@ -32,8 +32,8 @@ where email = $1 returning user_id;
 select exists (select from account where is_operator and disabled_at is null);
 
 -- name: lock_operators
--- Lets one transaction at a time decide who is the first operator.
-select pg_advisory_xact_lock(hashtextextended('millpond.operator', 0));
+-- Lets one transaction at a time decide who is an operator.
+select pg_advisory_xact_lock(hashtextextended('millpond.operators', 0));
 
 -- name: rehash
 -- Keeps the same password under newer parameters.
@@ -61,6 +61,14 @@ values ($1, $2, $3, $4, clock_timestamp() + make_interval(secs => $5));
 insert into refresh_token (digest, session_id, expires_at)
 select $1, s.session_id, least(s.expires_at, clock_timestamp() + make_interval(secs => $3))
 from login_session s where s.session_id = $2;
+
+-- name: hold_session
+-- Lets one transaction at a time renew a session or change what renews it.
+select from login_session where session_id = $1 for update;
+
+-- name: hold_session_of_refresh
+-- The same, by what renews it.
+select from login_session s where s.session_id = (select r.session_id from refresh_token r where r.digest = $1) for update;
 
 -- name: use_refresh
 -- Uses a refresh token; of several at once, one does.

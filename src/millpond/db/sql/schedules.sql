@@ -17,7 +17,8 @@ returning schedule_id;
 update schedule
 set name = $3, flow = $4, version = $5, queue = $6, input = $7, priority = $8, labels = $9, cron = $10, time_zone = $11,
     missed = $12, overlap = $13, is_paused = $14, next_due_at = case when $17 then $15 else next_due_at end,
-    last_error = null, updated_at = clock_timestamp()
+    last_error = null, updated_at = clock_timestamp(),
+    changed_by = case when $18 = created_by or $18 = any(changed_by) then changed_by else changed_by || $18::text end
 where org_id = $1 and schedule_id = $2 and updated_at = $16
 returning schedule_id;
 
@@ -50,7 +51,7 @@ union all
 -- name: take_due
 -- Locks due schedules, earliest first; $2 names one. Those whose flow no live worker has come after $3 seconds, once.
 select s.org_id, s.schedule_id, s.name, s.flow, s.version, s.queue, s.input, s.priority, s.labels, s.cron, s.time_zone,
-       s.missed, s.overlap, s.next_due_at, last.run_id as last_run_id, clock_timestamp() as now,
+       s.missed, s.overlap, s.next_due_at, s.created_by, s.changed_by, last.run_id as last_run_id, clock_timestamp() as now,
        exists (select from item i where i.org_id = s.org_id and i.item_id = last.run_id) as is_last_live
 from schedule s
 -- The last run, or the one that it has continued as in the end.

@@ -17,7 +17,8 @@ returning trigger_id;
 update trigger
 set name = $3, event = $4, filter = $5, flow = $6, version = $7, queue = $8, priority = $9, labels = $10, mode = $11,
     group_by = $12, period_s = $13, max_wait_s = $14, max_count = $15, is_paused = $16, last_error = null,
-    updated_at = clock_timestamp()
+    updated_at = clock_timestamp(),
+    changed_by = case when $18 = created_by or $18 = any(changed_by) then changed_by else changed_by || $18::text end
 where org_id = $1 and trigger_id = $2 and updated_at = $17
 returning trigger_id;
 

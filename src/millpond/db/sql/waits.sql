@@ -190,11 +190,11 @@ left join payload p on s.output is null and s.state = 'done' and p.org_id = s.or
 -- name: is_own_run
 -- Whether the same person stands behind a run and behind $3, by themselves, a key or a program, and the org forbids that.
 with recursive behind as (
-  select 'run' as side, subject from run where org_id = $1 and run_id = $2
-  union all
-  select 'me', $3::text
+  (select 'run' as side, unnest(array_append(behind, subject)) as subject from run where org_id = $1 and run_id = $2
+   union all
+   select 'me', $3::text)
   union
-  -- A key is its owner's, a service its maker's, a schedule's or trigger's run its maker's.
+  -- A key is its owner's, a service its maker's.
   select b.side, o.subject
   from behind b
   cross join lateral (
@@ -203,10 +203,6 @@ with recursive behind as (
     select k.created_by from api_key k where k.org_id = $1 and b.subject = 'key:' || k.key_id
     union all
     select s.created_by from service_principal s where s.org_id = $1 and b.subject = 'service:' || s.service_id
-    union all
-    select c.created_by from schedule c where c.org_id = $1 and b.subject = 'service:schedule:' || c.name
-    union all
-    select t.created_by from trigger t where t.org_id = $1 and b.subject = 'service:trigger:' || t.name
   ) o
 )
 select not may_resolve_own() and exists (
