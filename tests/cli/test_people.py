@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
 
 import httpx2
 import pytest
+from tests.cli.conftest import run_command
 
 pytestmark = pytest.mark.xdist_group("platform")
 PASSWORD = "a pass phrase of the test"
@@ -52,23 +54,28 @@ def joined(up, email):
     return signed_in(up, email)
 
 
-def test_a_platform_gets_an_operator_an_owner_and_a_member(cli, cli_json, up):
-    made = cli_json("operator", "link")
+@pytest.fixture(scope="module")
+def founded(up):
+    """Make the first operator, an org, and its owner."""
+    place = {"MILLPOND_URL": up.url, "MILLPOND_DATA_DIR": str(up.data_dir)}
+    made = json.loads(run_command("operator", "link", "--json", **place).stdout)
     token = Path(made["file"]).read_text().strip()
     assert Path(made["file"]).stat().st_mode & 0o077 == 0
     claim = ("operator", "claim", "op@pond.example", "--token", token, "--password-stdin")
-    assert cli(*claim, stdin=f"{PASSWORD}\n").exit_code == 0
-    assert cli(*claim, stdin=f"{PASSWORD}\n").exit_code != 0
+    assert run_command(*claim, stdin=f"{PASSWORD}\n", **place).exit_code == 0
+    assert run_command(*claim, stdin=f"{PASSWORD}\n", **place).exit_code != 0
+    operator = signed_in(up, "op@pond.example")
+    create = ("orgs", "create", "acme", "Acme", "--owner", "ann@acme.example")
+    assert run_command(*create, "--token", operator, **place).exit_code == 0
+    return operator, joined(up, "ann@acme.example")
+
+
+def test_a_platform_gets_an_operator_an_owner_and_a_member(cli, founded, up):
+    operator, ann = founded
     refused = cli("operator", "link")
     assert "has an operator" in refused.stderr
-    operator = signed_in(up, "op@pond.example")
-
-    create = ("orgs", "create", "acme", "Acme", "--owner", "ann@acme.example")
-    assert cli(*create, "--token", operator).exit_code == 0
     assert "acme" in cli("orgs", "list", "--token", operator).stdout
     assert cli("runs", "list", "--token", operator).exit_code != 0
-
-    ann = joined(up, "ann@acme.example")
     assert "owner" in cli("members", "list", "--token", ann).stdout
     assert cli("orgs", "list", "--token", ann).exit_code != 0
     send = ("invitations", "send", "bob@acme.example", "--role", "support", "--token", ann)
@@ -88,8 +95,8 @@ def test_a_platform_gets_an_operator_an_owner_and_a_member(cli, cli_json, up):
     assert cli(*grant).exit_code == 0
 
 
-def test_an_owner_sets_policy_roles_and_programs_by_command(cli, cli_json, up):
-    ann = ("--token", signed_in(up, "ann@acme.example"))
+def test_an_owner_sets_policy_roles_and_programs_by_command(cli, cli_json, founded, up):
+    ann = ("--token", founded[1])
     changed = cli_json("org", "set", "--invitation-days", "3", "--domain", "acme.example", *ann)
     assert changed["policy"]["email_domains"] == ["acme.example"]
     assert "invitation_days" in cli("org", "show", *ann).stdout
@@ -111,8 +118,8 @@ def test_an_owner_sets_policy_roles_and_programs_by_command(cli, cli_json, up):
     assert cli("roles", "delete", "reader", *ann).exit_code == 0
 
 
-def test_operators_are_made_and_one_stays(cli, cli_json, up):
-    operator = ("--token", signed_in(up, "op@pond.example"))
+def test_operators_are_made_and_one_stays(cli, cli_json, founded):
+    operator = ("--token", founded[0])
     added = cli_json("operators", "add", "ann@acme.example", *operator)
     assert "ann@acme.example" in cli("operators", "list", *operator).stdout
     assert cli("operators", "remove", added["id"], *operator).exit_code == 0

@@ -17,7 +17,7 @@ from millpond.engine.payloads import is_big
 
 # Small enough that the disk works on one batch while the event loop makes the next.
 MAX_WRITES = 100
-_MAX_BYTES = 4 * 1024 * 1024
+MAX_BYTES = 4 * 1024 * 1024
 
 
 @dataclass(kw_only=True, slots=True)
@@ -146,10 +146,10 @@ class Batch:
 
 
 def _fitting(pending: Sequence[Pending[W]], most: int, weight: int) -> tuple[int, int]:
-    """Count the first writes that fit in `most` and `_MAX_BYTES`, at least one of a batch."""
+    """Count the first writes that fit in `most` and `MAX_BYTES`, at least one of a batch."""
     for nth, one in enumerate(pending):
         weight += len(one.write.output or "") + len(one.write.event_data)
-        if nth >= most or (weight > _MAX_BYTES and nth > 0):
+        if nth >= most or (weight > MAX_BYTES and nth > 0):
             return nth, weight
     return len(pending), weight
 

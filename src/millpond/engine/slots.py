@@ -1,8 +1,8 @@
 """Slots: how many attempts each queue of this worker may hold, and when it is time to claim again.
 
-Called by the worker's loops, in one event loop. Invariants: never more attempts of a queue execute code than
-it has slots, and never as many again only wait for their end to be stored; a queue that may have more work
-than it had room for is claimed again soon after a slot of it is free; others wait for a hint.
+Called by the worker's loops, in one event loop. Invariants: no claim lets more attempts of a queue execute code than
+it has slots, nor hold more than twice as many leases (one whose end was refused goes on beside them); a queue
+that may have more work than it had room for is claimed again soon after a slot of it is free; others wait for a hint.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The worker: claims work for its slots, executes it, keeps its session alive, drains.
 
-Composed and run by `cli`. Invariants: never more attempts execute code in a queue than it has slots; a worker whose
-session is gone drops its attempts and opens a new session; after `stop` nothing more is claimed.
+Composed and run by `cli`. Invariants: no claim lets more attempts execute code in a queue than it has slots; a
+worker whose session is gone drops its attempts and opens a new session; after `stop` nothing more is claimed.
 """
 
 from __future__ import annotations
