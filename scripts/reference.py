@@ -97,7 +97,14 @@ def routes() -> str:
     none: Any = None
     some: Any = object()
     app = create_app(
-        db=none, gate=none, hints=none, feed=none, people=none, auditor=none, knowledge=some
+        db=none,
+        gate=none,
+        hints=none,
+        feed=none,
+        people=none,
+        auditor=none,
+        outside=none,
+        knowledge=some,
     )
     needed = dict(_permissions(app.routes))
     lines = ["| route | what it does | permission | answers |", "|---|---|---|---|"]

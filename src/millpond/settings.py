@@ -89,6 +89,11 @@ class Settings(BaseSettings):
     )
     token_issuer: str = Field("millpond", description="`iss` of the tokens made here.")
     token_audience: str = Field("millpond", description="`aud` that tokens must name.")
+    egress_allow: str = Field(
+        "",
+        description="Where requests to addresses that organizations name may go beside the public internet, separated "
+        "by commas: `host-or-network:port`, `*` for any port, `http://` before it where HTTP may be plain.",
+    )
     trusted_proxies: str = Field(
         "",
         description="Addresses or networks of proxies before the API, separated by commas: only from these is "

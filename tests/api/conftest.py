@@ -34,14 +34,18 @@ from millpond.identity.audit_heads import Heads
 from millpond.identity.current_rights import CurrentRights
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
+from millpond.identity.issuer_keys import IssuerKeys, Patience
 from millpond.identity.key_reader import KeyReader
 from millpond.identity.lending import Lending
 from millpond.identity.mailing import Outbox
+from millpond.identity.outside_reader import OutsideReader
 from millpond.identity.passwords import Passwords
 from millpond.identity.people import People
 from millpond.identity.permissions import PERMISSIONS
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
+from millpond.integrations.egress import Egress
+from millpond.integrations.egress_rules import Rules
 from millpond.knowledge.store import KnowledgeStore
 from millpond.models import Embedder, open_embedder
 from millpond.types import FINAL_STATES, Principal
@@ -51,6 +55,8 @@ from .conformity import Conformity
 DEADLINE_S = 20.0
 ALL = frozenset(PERMISSIONS)
 Client = httpx2.AsyncClient
+# How often an issuer may be asked: what a test waits for comes soon.
+QUICK = Patience(fresh_s=0.2, good_s=1.0, pause_s=0.05)
 
 
 @dataclass
@@ -236,20 +242,25 @@ async def opened(
     seal = Seal(bytes(KEY_BYTES))
     keyring = await Keyring.open(db, seal)
     reader = KeyReader(db)
+    egress = Egress(Rules.of_text("http://127.0.0.1:*"))
+    outside = OutsideReader(db, IssuerKeys(egress, QUICK), keyring.issuer)
     people = People(db=db, keyring=keyring, seal=seal, passwords=quick_passwords())
     try:
         yield create_app(
             db=db,
-            gate=Gate(keyring, readers=[reader], lending=Lending(db)),
+            gate=Gate(keyring, readers=[reader, outside], lending=Lending(db)),
             hints=hints,
             feed=feed,
             people=people,
             auditor=Auditor(seal, Heads(heads_dir or Path("/nonexistent"))),
+            outside=outside,
             mail=Mail(outbox=Outbox(seal, ttl_s=3600)),
             check_schema=lambda: check_schema(urls.app),
             knowledge=knowledge,
         )
     finally:
+        await outside.close()
+        await egress.close()
         await reader.close()
         await feed.close()
         await hints.close()

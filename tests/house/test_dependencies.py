@@ -22,7 +22,7 @@ UNIMPORTED = {
     "uvloop": "uvicorn",
 }
 # Released and pinned together with the package that is declared.
-PART_OF = {"pydantic-core": "pydantic"}
+PART_OF = {"pydantic-core": "pydantic", "httpcore2": "httpx2"}
 
 
 @pytest.fixture(scope="module")

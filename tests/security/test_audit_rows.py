@@ -38,6 +38,10 @@ TOLD: dict[str, tuple[str, ...]] = {
     "POST /v1/invitations": ("invitation.created",),
     "DELETE /v1/invitations/{invitation_id}": ("invitation.revoked",),
     "POST /v1/invitations/{invitation_id}/resend": ("invitation.resent",),
+    "POST /v1/issuers": ("issuer.created",),
+    "PATCH /v1/issuers/{issuer_id}": ("issuer.changed",),
+    "DELETE /v1/issuers/{issuer_id}": ("issuer.removed",),
+    "PATCH /v1/outside-identities/{identity_id}": ("identity.disabled", "identity.enabled"),
     "POST /v1/knowledge-bases/{name}/documents": ("document.added",),
     "DELETE /v1/members/{user_id}": ("member.removed", "member.left"),
     "PATCH /v1/members/{user_id}": ("member.role_changed",),
@@ -71,7 +75,15 @@ TOLD: dict[str, tuple[str, ...]] = {
     "POST /v1/triggers/{trigger_id}/resume": ("trigger.resumed",),
 }
 # Written by commands on the machine and by workers, not by a route.
-BY_OTHERS = {"operator.link_made", "operator.reset_link_made", "run.refused", "signing_key.rotated"}
+# `identity.…`: by the first token of somebody, or one that says something else, whatever route it is sent to.
+BY_OTHERS = {
+    "identity.linked",
+    "identity.mapped",
+    "operator.link_made",
+    "operator.reset_link_made",
+    "run.refused",
+    "signing_key.rotated",
+}
 TOLD_OTHERWISE = {
     "POST /v1/runs": "its run row has who started it",
     "POST /v1/runs/batch": "their run rows have who started them",
@@ -80,6 +92,7 @@ TOLD_OTHERWISE = {
     "POST /v1/events": "the received event has who sent it",
     "POST /v1/events/batch": "the received events have who sent them",
     "POST /v1/knowledge-bases/{name}/search": "it reads",
+    "POST /v1/issuers/{issuer_id}/test": "it reads",
     "PATCH /v1/me": "a name that people give themselves decides nothing",
     "POST /v1/auth/password-reset": "nothing has changed until the link is used",
     "POST /v1/auth/register": "nothing has changed until the link is used",

@@ -33,6 +33,8 @@ CLOSED = {
     "api_key",
     "access_grant",
     "outside_identity",
+    "issuer",
+    "issuer_rule",
     "signing_key",
     "knowledge_base",
     "document",

@@ -520,6 +520,70 @@ async def a_key(at: Bench) -> Wish:
     return Wish(path={"key_id": await api_key(at)})
 
 
+async def issuer(at: Bench) -> str:
+    body = {
+        "name": "issuer-of-one-org",
+        "url": "http://127.0.0.1:9/realm-of-one-org",
+        "audiences": ["pond"],
+        "rules": [{"claim": "roles", "values": ["users"], "role": "viewer"}],
+    }
+    made: str = (await sent(at.client, "/v1/issuers", **body))["id"]
+    return made
+
+
+@thing("GET /v1/issuers")
+async def issuers(at: Bench) -> Wish:
+    return Wish(makes=(await issuer(at), "realm-of-one-org"))
+
+
+@thing("POST /v1/issuers")
+async def a_new_issuer(at: Bench) -> Wish:
+    rule = {"claim": "roles", "values": ["users"], "role": "viewer"}
+    body = {"name": "x", "url": "http://127.0.0.1:9/x", "audiences": ["x"], "rules": [rule]}
+    return Wish(json=body, also=ROLES["viewer"])
+
+
+@thing(
+    "GET /v1/issuers/{issuer_id}",
+    "DELETE /v1/issuers/{issuer_id}",
+    "POST /v1/issuers/{issuer_id}/test",
+)
+async def an_issuer(at: Bench) -> Wish:
+    return Wish(path={"issuer_id": await issuer(at)}, also=ROLES["viewer"])
+
+
+@thing("PATCH /v1/issuers/{issuer_id}")
+async def a_changed_issuer(at: Bench) -> Wish:
+    made = await issuer(at)
+    return Wish(path={"issuer_id": made}, json={"is_disabled": True}, also=ROLES["viewer"])
+
+
+async def outside_identity(at: Bench) -> str:
+    identity_id: str = await at.world.owner.fetchval(
+        """insert into outside_identity (org_id, identity_id, issuer, outside_subject, label, role)
+           values ($1, gen_random_uuid(), 'http://127.0.0.1:9/x', 'ann-of-one-org', 'Ann', 'viewer')
+           returning identity_id::text""",
+        at.world.org_id,
+    )
+    return identity_id
+
+
+@thing("GET /v1/outside-identities")
+async def outside_identities(at: Bench) -> Wish:
+    return Wish(makes=(await outside_identity(at), "ann-of-one-org"))
+
+
+@thing("GET /v1/outside-identities/{identity_id}")
+async def an_outside_identity(at: Bench) -> Wish:
+    return Wish(path={"identity_id": await outside_identity(at)})
+
+
+@thing("PATCH /v1/outside-identities/{identity_id}")
+async def a_changed_outside_identity(at: Bench) -> Wish:
+    made = await outside_identity(at)
+    return Wish(path={"identity_id": made}, json={"is_disabled": True}, also=ROLES["viewer"])
+
+
 async def grant(at: Bench) -> str:
     operator = await at.world.person(is_operator=True)
     body = {"operator_email": operator.email, "reason": "a look at one org", "hours": 1}

@@ -26,6 +26,7 @@ from millpond.api.models_calendar import (
     SendEvents,
 )
 from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
+from millpond.api.models_issuers import ChangeIdentity, ChangeIssuer, CreateIssuer
 from millpond.api.models_orgs import (
     AcceptInvitation,
     ChangeMember,
@@ -64,6 +65,7 @@ from millpond.api.routes import (
     inbound_events,
     inputs,
     invitations,
+    issuers,
     keys,
     knowledge_bases,
     me,
@@ -90,6 +92,7 @@ from millpond.engine.hints import Hints
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
+from millpond.identity.outside_reader import OutsideReader
 from millpond.identity.people import People
 from millpond.knowledge.store import KnowledgeStore
 
@@ -137,6 +140,9 @@ _REFERRED = (
     ChangeServicePrincipal,
     CreateApiKey,
     CreateGrant,
+    CreateIssuer,
+    ChangeIssuer,
+    ChangeIdentity,
     CreateOrg,
     ChangePlatformOrg,
     AddOperator,
@@ -164,6 +170,7 @@ _ROOMS = (
     roles,
     service_principals,
     api_keys,
+    issuers,
     grants,
     platform,
     audit,
@@ -203,6 +210,7 @@ def create_app(
     feed: Feed,
     people: People,
     auditor: Auditor,
+    outside: OutsideReader,
     check_schema: SchemaCheck | None = None,
     knowledge: KnowledgeStore | None = None,
     mail: Mail | None = None,
@@ -231,6 +239,7 @@ def create_app(
         readiness=Readiness(db, check_schema),
         people=people,
         auditor=auditor,
+        outside=outside,
         knowledge=knowledge,
         mail=mail,
     )

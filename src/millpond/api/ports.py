@@ -21,6 +21,7 @@ from millpond.engine.hints import Hints
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
+from millpond.identity.outside_reader import OutsideReader
 from millpond.identity.people import People
 from millpond.knowledge.store import KnowledgeStore
 
@@ -38,6 +39,7 @@ class Ports:
     readiness: Readiness
     people: People
     auditor: Auditor
+    outside: OutsideReader
     knowledge: KnowledgeStore | None = None
     mail: Mail | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     from millpond.cli.remote import Remote
 
 T = TypeVar("T")
+# Set once by `main` from the option that stands before every command.
+ORGANIZATION: ContextVar[str | None] = ContextVar("organization", default=None)
 
 
 def call(url: str, token: str | None, talk: Callable[[Remote], Awaitable[T]]) -> T:
@@ -24,7 +27,7 @@ def call(url: str, token: str | None, talk: Callable[[Remote], Awaitable[T]]) ->
     held = find_token(token, url, Settings().data_dir)
 
     async def run() -> T:
-        async with Remote.connect(url, held) as remote:
+        async with Remote.connect(url, held, ORGANIZATION.get()) as remote:
             return await talk(remote)
 
     return asyncio.run(run())

@@ -18,6 +18,7 @@ from millpond.cli import (
     events,
     flows,
     inputs,
+    issuers,
     kb,
     keys,
     operator,
@@ -35,6 +36,7 @@ from millpond.cli import (
     up,
     work,
 )
+from millpond.cli.call import ORGANIZATION
 from millpond.cli.demo import command
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
@@ -80,6 +82,7 @@ reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.add_typer(keys.app, name="keys")
+app.add_typer(issuers.app, name="issuers")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
 for name, group in {**org.GROUPS, **orgs.GROUPS}.items():
@@ -108,8 +111,17 @@ def options(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
+    organization: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MILLPOND_ORGANIZATION",
+            help="Id or slug of the organization, for a token that does not name one alone.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Read the options that stand before a command."""
+    ORGANIZATION.set(organization)
 
 
 def main() -> None:

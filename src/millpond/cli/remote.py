@@ -62,9 +62,13 @@ class Remote:
 
     @classmethod
     @asynccontextmanager
-    async def connect(cls, url: str, token: str | None) -> AsyncIterator[Remote]:
+    async def connect(
+        cls, url: str, token: str | None, organization: str | None = None
+    ) -> AsyncIterator[Remote]:
         """Open a client for the server at `url`; no call is made yet."""
         headers = {"Accept": "application/json"}
+        if organization:
+            headers["X-Organization-Id"] = organization
         if token:
             headers["Authorization"] = f"Bearer {token}"
         timeout = httpx2.Timeout(30.0, connect=5.0)

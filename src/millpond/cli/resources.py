@@ -1,4 +1,4 @@
-"""What steps and routes may ask for: the text model, the embedder, the knowledge store.
+"""What steps and routes may ask for: the text model, the embedder, the knowledge store, the egress guard.
 
 Called by `work` and `serve`. Invariant: a model that cannot be opened is left out with a warning, so
 that whatever does not need it still works.
@@ -15,6 +15,8 @@ from pydantic import SecretStr
 
 from millpond.db.pool import Database
 from millpond.errors import MillpondError
+from millpond.integrations.egress import Egress
+from millpond.integrations.egress_rules import Rules
 from millpond.knowledge.store import KnowledgeStore
 from millpond.models.opening import open_embedder, open_text_model
 from millpond.models.port import Embedder, TextModel
@@ -45,6 +47,13 @@ def open_knowledge(
     """Open the knowledge store with its embedder, or return None when there is no embedder."""
     embedder = _opened("embedder", lambda: _open_embedder(settings), stack)
     return KnowledgeStore(db, embedder) if embedder is not None else None
+
+
+def open_egress(settings: Settings, stack: contextlib.AsyncExitStack) -> Egress:
+    """Open the guard of all that goes to addresses which organizations name; `stack` closes it again."""
+    egress = Egress(Rules.of_text(settings.egress_allow))
+    stack.push_async_callback(egress.close)
+    return egress
 
 
 def _open_text(settings: Settings) -> TextModel:

@@ -75,7 +75,7 @@ async def _compose(
     from millpond.api.app import create_app
     from millpond.cli.config import audit_heads_dir, open_seal
     from millpond.cli.people import open_invitations, open_mailer, open_people
-    from millpond.cli.resources import open_knowledge
+    from millpond.cli.resources import open_egress, open_knowledge
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
@@ -84,9 +84,11 @@ async def _compose(
     from millpond.identity.audit_heads import Heads
     from millpond.identity.audit_sealer import Sealer, sealing
     from millpond.identity.gate import Gate
+    from millpond.identity.issuer_keys import IssuerKeys
     from millpond.identity.key_reader import KeyReader
     from millpond.identity.lending import Lending
     from millpond.identity.mailing import Postman, delivering
+    from millpond.identity.outside_reader import OutsideReader
     from millpond.identity.tokens import Keyring
 
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
@@ -107,13 +109,16 @@ async def _compose(
     await stack.enter_async_context(sealing(Sealer(db, seal, heads)))
     reader = KeyReader(db)
     stack.push_async_callback(reader.close)
+    outside = OutsideReader(db, IssuerKeys(open_egress(settings, stack)), keyring.issuer)
+    stack.push_async_callback(outside.close)
     return create_app(
         db=db,
-        gate=Gate(keyring, readers=[reader], lending=Lending(db)),
+        gate=Gate(keyring, readers=[reader, outside], lending=Lending(db)),
         hints=hints,
         feed=feed,
         people=people,
         auditor=Auditor(seal, heads),
+        outside=outside,
         mail=open_invitations(settings, seal),
         check_schema=lambda: check_schema(databases.app),
         knowledge=open_knowledge(settings, db, stack),

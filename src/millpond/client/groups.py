@@ -13,6 +13,7 @@ from millpond.client.calls import (
     control,
     events,
     inputs,
+    issuers,
     knowledge,
     many_runs,
     orgs,
@@ -220,6 +221,22 @@ class Grants(Group[Kind]):
     end = method(orgs.end_grant)
 
 
+class Issuers(Group[Kind]):
+    """Outside issuers whose tokens the org accepts, and whom they vouch for."""
+
+    list = listing(issuers.list_issuers)
+    page = method(issuers.list_issuers)
+    create = method(issuers.create_issuer)
+    get = method(issuers.get_issuer)
+    change = method(issuers.change_issuer)
+    remove = method(issuers.remove_issuer)
+    test = method(issuers.test_issuer)
+    identities = listing(issuers.list_outside_identities)
+    identity_page = method(issuers.list_outside_identities)
+    get_identity = method(issuers.get_outside_identity)
+    change_identity = method(issuers.change_outside_identity)
+
+
 class Audit(Group[Kind]):
     """What was done in the organization, by whom."""
 
@@ -259,6 +276,7 @@ class Groups(Generic[Kind]):
         self.service_principals: ServicePrincipals[Kind] = ServicePrincipals(client)
         self.api_keys: ApiKeys[Kind] = ApiKeys(client)
         self.grants: Grants[Kind] = Grants(client)
+        self.issuers: Issuers[Kind] = Issuers(client)
         self.platform: Platform[Kind] = Platform(client)
         self.pauses: Pauses[Kind] = Pauses(client)
         self.workers: Workers[Kind] = Workers(client)

@@ -109,11 +109,13 @@ def seconds_of(header: str | None) -> float | None:
         return None
 
 
-def headers_of(token: str | None) -> Mapping[str, str]:
-    """Return the headers of every request."""
+def headers_of(token: str | None, organization: str | None = None) -> Mapping[str, str]:
+    """Return the headers of every request; `organization` is an id or slug."""
     headers = {"Accept": "application/json"}
     if token:
         headers["Authorization"] = f"Bearer {token}"
+    if organization:
+        headers["X-Organization-Id"] = organization
     return headers
 
 

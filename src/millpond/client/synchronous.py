@@ -37,13 +37,17 @@ _STREAM_TIMEOUT = httpx2.Timeout(60.0, connect=10.0)
 
 
 class Client(Groups[Now]):
-    """One server, one token; use it as a context manager or `close` it."""
+    """One server, one token; use it as a context manager or `close` it.
+
+    `organization` (id or slug) is needed by tokens that span several, and by those of outside issuers.
+    """
 
     def __init__(
         self,
         url: str = "http://127.0.0.1:8080",
         *,
         token: str | None = None,
+        organization: str | None = None,
         refresh_token: str | None = None,
         on_renewed: OnRenewed | None = None,
         timeout_s: float = 30.0,
@@ -52,7 +56,7 @@ class Client(Groups[Now]):
     ) -> None:
         self._http = httpx2.Client(
             base_url=url,
-            headers=headers_of(token),
+            headers=headers_of(token, organization),
             timeout=httpx2.Timeout(timeout_s, connect=10.0),
             transport=transport,
         )

@@ -40,6 +40,10 @@ class Reader(Protocol):
         """Return the principal; raises Unauthenticated or Forbidden."""
         ...
 
+    def expires_at(self, text: str) -> float | None:
+        """Return when a text that was admitted ends by itself; None where the database knows that alone."""
+        ...
+
 
 class Gate:
     """Admits bearers; `readers` are asked before the installation's own tokens.
@@ -59,9 +63,8 @@ class Gate:
 
     async def admit(self, text: str, wish: Wish) -> Principal:
         """Return who a bearer is where it wants to go; raises Unauthenticated, Forbidden, InvalidInput."""
-        for reader in self._readers:
-            if reader.reads(text):
-                return await reader.admit(text, wish)
+        if (reader := self._reader_of(text)) is not None:
+            return await reader.admit(text, wish)
         passport = await self.read(text)
         if wish.is_of_platform:
             return passport.on_platform()
@@ -71,15 +74,21 @@ class Gate:
 
     def expires_at(self, text: str) -> float | None:
         """Return when a token that was admitted ends, in seconds since the epoch; None for what does not."""
-        return self.keyring.expires_at(text)
+        reader = self._reader_of(text)
+        return self.keyring.expires_at(text) if reader is None else reader.expires_at(text)
 
     async def anybody(self, text: str, org: str | None) -> Principal:
         """Return who a bearer is, also one who is in no org: a person is not asked for one."""
-        for reader in self._readers:
-            if reader.reads(text):
-                return await reader.admit(text, Wish(org=org))
+        if (reader := self._reader_of(text)) is not None:
+            return await reader.admit(text, Wish(org=org))
         passport = await self.read(text)
         return passport.in_org(org) if passport.fixed is not None else passport.on_platform()
+
+    def _reader_of(self, text: str) -> Reader | None:
+        """Return whose form a text has; None for tokens of ours, the known ones of which are not looked into."""
+        if self.keyring.expires_at(text) is not None:
+            return None
+        return next((one for one in self._readers if one.reads(text)), None)
 
     async def read(self, token: str) -> Passport:
         """Read a token of ours; keys are read again once a minute, and for one signed with an unknown one."""

@@ -111,7 +111,7 @@ async def delete(
             f"the role {name} is held by {holders}",
             code="role_in_use",
             param="name",
-            advice="give its members, service principals and open invitations another role first",
+            advice="give its members, service principals, issuers and open invitations another role first",
         )
     await con.execute(_SQL["delete"], principal.org_id, name)
     await audit.record(con, principal, "role.deleted", f"role:{name}", address=address)

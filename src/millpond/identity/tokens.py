@@ -151,7 +151,7 @@ class Keyring:
             if time.time() < expires_at + _LEEWAY_S:
                 return passport
             del self._verified[token]
-            raise _expired(expires_at)
+            raise expired(expires_at)
         claims = self._claims(token)
         passport = _passport(claims)
         if len(self._verified) >= _MAX_REMEMBERED:
@@ -172,15 +172,15 @@ class Keyring:
                 options={"require": list(_REQUIRED)},
             )
         except jwt.PyJWTError as error:
-            raise _refusal(error, token) from error
+            raise refusal(error, token) from error
 
     def _key_of(self, token: str) -> SigningKey:
         if len(token) > _MAX_TOKEN_CHARS:
-            raise _malformed("it is too long")
+            raise malformed("it is too long")
         try:
             header = jwt.get_unverified_header(token)
         except (jwt.PyJWTError, ValueError) as error:
-            raise _malformed("it is not a signed JSON Web Token") from error
+            raise malformed("it is not a signed JSON Web Token") from error
         if header.get("alg") != ALGORITHM:
             raise Unauthenticated(
                 f"The token is not signed with {ALGORITHM}.", code="token_algorithm"
@@ -197,14 +197,16 @@ class Keyring:
         return key
 
 
-def _malformed(why: str) -> Unauthenticated:
+def malformed(why: str) -> Unauthenticated:
+    """Make the refusal of a token that has not the form of one."""
     return Unauthenticated(f"The token cannot be read: {why}.", code="token_malformed")
 
 
-def _refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
+def refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
+    """Say what is wrong with a token that could not be verified."""
     match error:
         case jwt.ExpiredSignatureError():
-            return _expired(_expiry(token))
+            return expired(_expiry(token))
         case jwt.InvalidIssuerError():
             return Unauthenticated("The token is from another issuer.", code="token_issuer")
         case jwt.InvalidAudienceError():
@@ -212,13 +214,13 @@ def _refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
                 "The token is meant for another audience.", code="token_audience"
             )
         case jwt.MissingRequiredClaimError():
-            return _malformed(f"claim {error.claim} is missing")
+            return malformed(f"claim {error.claim} is missing")
         case jwt.ImmatureSignatureError():
             return Unauthenticated("The token is not valid yet.", code="token_too_early")
         case jwt.InvalidSignatureError():
             return Unauthenticated("The token's signature is wrong.", code="token_signature")
         case _:
-            return _malformed("a part of it has the wrong form")
+            return malformed("a part of it has the wrong form")
 
 
 def _expiry(token: str) -> float:
@@ -226,7 +228,8 @@ def _expiry(token: str) -> float:
     return float(jwt.decode(token, options={"verify_signature": False})["exp"])
 
 
-def _expired(at: float) -> Unauthenticated:
+def expired(at: float) -> Unauthenticated:
+    """Make the refusal of a token that ended, in seconds since the epoch."""
     return Unauthenticated(
         f"The token expired at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC.",
         code="token_expired",
@@ -237,7 +240,7 @@ def _expired(at: float) -> Unauthenticated:
 def _passport(claims: dict[str, Any]) -> Passport:
     subject = claims["sub"]
     if not isinstance(subject, str) or not subject:
-        raise _malformed("claim sub names nobody")
+        raise malformed("claim sub names nobody")
     if "sid" not in claims:
         return Passport(subject=subject, fixed=_principal(claims, subject))
     try:
@@ -249,13 +252,13 @@ def _passport(claims: dict[str, Any]) -> Passport:
             is_operator=claims.get("operator") is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _malformed("the claims of its session have the wrong form") from error
+        raise malformed("the claims of its session have the wrong form") from error
 
 
 def _principal(claims: dict[str, Any], subject: str) -> Principal:
     org_id = claims.get("org")
     if not isinstance(org_id, int) or isinstance(org_id, bool) or not 0 < org_id < 2**63:
-        raise _malformed("claim org is not the id of an org")
+        raise malformed("claim org is not the id of an org")
     return Principal(
         org_id=org_id,
         subject=subject,
@@ -267,5 +270,5 @@ def _principal(claims: dict[str, Any], subject: str) -> Principal:
 def _words(claims: dict[str, Any], claim: str) -> frozenset[str]:
     words = claims.get(claim, [])
     if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-        raise _malformed(f"claim {claim} is not a list of words")
+        raise malformed(f"claim {claim} is not a list of words")
     return frozenset(words)

@@ -41,7 +41,8 @@ left join membership m on m.org_id = k.org_id and split_part(k.owner, ':', 1) = 
 left join service_principal s on s.org_id = k.org_id and split_part(k.owner, ':', 1) = 'service'
   and s.service_id = split_part(k.owner, ':', 2)::uuid and s.disabled_at is null
 left join outside_identity x on x.org_id = k.org_id and split_part(k.owner, ':', 1) = 'outside'
-  and x.identity_id = split_part(k.owner, ':', 2)::uuid and x.disabled_at is null
+  and x.identity_id = split_part(k.owner, ':', 2)::uuid and x.disabled_at is null and x.role is not null
+  and issuer_stands(x.org_id, x.issuer, x.seen_at)
 left join custom_role c on c.org_id = k.org_id and c.role = coalesce(m.role, s.role, x.role)
 where k.org_id = $1 and k.prefix = $2 and k.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp());
 

@@ -32,7 +32,8 @@ where s.org_id = $1 and s.service_id = $2 and s.disabled_at is null;
 select o.role, o.version, c.permissions
 from outside_identity o
 left join custom_role c on c.org_id = o.org_id and c.role = o.role
-where o.org_id = $1 and o.identity_id = $2 and o.disabled_at is null;
+where o.org_id = $1 and o.identity_id = $2 and o.disabled_at is null and o.role is not null
+  and issuer_stands(o.org_id, o.issuer, o.seen_at);
 
 -- name: of_key
 -- The owner and the scopes of a key that is good now.

@@ -34,6 +34,7 @@ update outside_identity set version = nextval('rights_version') where org_id = $
 select (select count(*) from membership where org_id = $1 and role = $2)
      + (select count(*) from service_principal where org_id = $1 and role = $2)
      + (select count(*) from outside_identity where org_id = $1 and role = $2 and disabled_at is null)
+     + (select count(*) from issuer_rule where org_id = $1 and role = $2)
      + (select count(*) from invitation where org_id = $1 and role = $2 and accepted_at is null and revoked_at is null
           and expires_at > clock_timestamp());
 

@@ -1,0 +1,229 @@
+"""The egress guard: the only way to an address that a tenant can name.
+
+Opened by `cli`, called by every room that sends requests to such addresses. Invariants: a name is resolved here and
+the connection is made to the very address that was judged; every redirect is judged anew; no proxy and no unix socket
+is ever used; an answer has a largest size and a longest time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpcore2
+import httpx2
+
+from millpond.errors import InvalidInput, Permanent, Unavailable
+from millpond.integrations.egress_rules import Address, Rules, Target, literal, refused
+
+# Returns the addresses of a name, in the order in which they are to be tried; raises OSError.
+Resolver = Callable[[str, int], Awaitable[Sequence[Address]]]
+
+_CONNECT_S = 5.0
+_MAX_TRIED = 4  # addresses of one name
+_MOVED = frozenset({301, 302, 303, 307, 308})
+_PRIVATE_HEADERS = ("authorization", "cookie", "proxy-authorization")
+
+
+async def resolve(host: str, port: int) -> list[Address]:
+    """Ask the system's resolver."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    addresses = [literal(str(one[4][0])) for one in found]
+    return list(dict.fromkeys(one for one in addresses if one is not None))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caps:
+    """How large an answer may be, how long all of it may take, and how often it may send elsewhere."""
+
+    size_bytes: int = 1 << 20
+    time_s: float = 10.0
+    redirects: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """An answer, read whole; `url` is where it came from in the end."""
+
+    status: int
+    headers: httpx2.Headers
+    body: bytes
+    url: str
+
+
+class GuardedBackend(httpcore2.AsyncNetworkBackend):
+    """Opens connections to addresses that the rules allow, and to nothing else."""
+
+    def __init__(self, rules: Rules, resolver: Resolver) -> None:
+        self._rules = rules
+        self._resolver = resolver
+        self._sockets = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Resolve, judge, connect; raises Permanent (`egress_refused`), or httpcore2's ConnectError."""
+        last: Exception | None = None
+        for address in await self._allowed(host, port):
+            try:
+                return await self._sockets.connect_tcp(
+                    str(address), port, timeout, local_address, socket_options
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout) as error:
+                last = error
+        raise last or httpcore2.ConnectError("the name has no address")
+
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: Iterable[Any] | None = None
+    ) -> httpcore2.AsyncNetworkStream:
+        """Refuse: no tenant's address is one of this machine."""
+        raise refused("sockets of this machine are closed to it")
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait between tries of the pool, of which there are none."""
+        await asyncio.sleep(seconds)
+
+    async def _allowed(self, host: str, port: int) -> list[Address]:
+        name = host.lower().rstrip(".")
+        written = literal(name)
+        if written is not None:
+            found: Sequence[Address] = [written]
+        else:
+            try:
+                found = await self._resolver(name, port)
+            except (OSError, UnicodeError) as error:
+                raise httpcore2.ConnectError("the name cannot be resolved") from error
+        allowed = [one for one in found if self._rules.allows(name, one, port)]
+        if found and not allowed:
+            raise refused("it is not on the public internet")
+        return allowed[:_MAX_TRIED]
+
+
+class GuardedTransport(httpx2.AsyncHTTPTransport):
+    """A transport for any httpx2 client, such as those of other libraries: every connection goes through the guard."""
+
+    def __init__(self, rules: Rules, resolver: Resolver = resolve) -> None:
+        super().__init__(trust_env=False)
+        self._rules = rules
+        self._pool = httpcore2.AsyncConnectionPool(
+            ssl_context=httpx2.create_ssl_context(trust_env=False),
+            max_connections=100,
+            max_keepalive_connections=20,
+            keepalive_expiry=5.0,
+            network_backend=GuardedBackend(rules, resolver),
+        )
+
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Send one request where the rules let it go; raises Permanent (`egress_refused`)."""
+        self._rules.target(str(request.url))
+        return await super().handle_async_request(request)
+
+
+class Egress:
+    """Sends requests to addresses that tenants name; closed by whoever opened it."""
+
+    def __init__(self, rules: Rules, *, resolver: Resolver = resolve) -> None:
+        self._rules = rules
+        self._client = httpx2.AsyncClient(
+            transport=GuardedTransport(rules, resolver), trust_env=False, follow_redirects=False
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._client.aclose()
+
+    def check(self, url: str, *, param: str) -> None:
+        """Raise InvalidInput for an address that could never be asked, before anything is resolved."""
+        try:
+            self._rules.target(url)
+        except Permanent as error:
+            raise InvalidInput(
+                error.message, code=error.code, param=param, advice=error.advice
+            ) from error
+
+    async def get(self, url: str, *, max_bytes: int, timeout_s: float) -> bytes:
+        """Return the body of an answer of 200 to GET, without following redirects.
+
+        Raises Permanent (`egress_refused`, `egress_status`, `egress_too_large`) or Unavailable.
+        """
+        caps = Caps(size_bytes=max_bytes, time_s=timeout_s)
+        reply = await self.request("GET", url, caps=caps)
+        if reply.status != httpx2.codes.OK:
+            raise Permanent(f"it answered {reply.status}", code="egress_status")
+        return reply.body
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        content: bytes | None = None,
+        caps: Caps | None = None,
+    ) -> Reply:
+        """Send a request and read its answer whole; only GET and HEAD follow redirects, as far as `caps` say.
+
+        Raises Permanent (`egress_refused`, `egress_too_large`), or Unavailable when nothing good came in time.
+        """
+        caps = caps or Caps()
+        try:
+            async with asyncio.timeout(caps.time_s):
+                return await self._follow(method, url, dict(headers or {}), content, caps)
+        except TimeoutError as error:
+            raise _unreachable("it took too long") from error
+        except httpx2.InvalidURL as error:
+            raise refused("the address is malformed") from error
+        except httpx2.TransportError as error:
+            raise _unreachable("it cannot be reached") from error
+
+    async def _follow(
+        self, method: str, url: str, headers: dict[str, str], content: bytes | None, caps: Caps
+    ) -> Reply:
+        left = caps.redirects if method in ("GET", "HEAD") else 0
+        while True:
+            target = self._rules.target(url)
+            reply = await self._once(method, url, headers, content, caps.size_bytes)
+            place = reply.headers.get("location")
+            if not left or place is None or reply.status not in _MOVED:
+                return reply
+            left -= 1
+            url = str(httpx2.URL(url).join(place))
+            if _is_elsewhere(target, self._rules.target(url)):
+                headers = {k: v for k, v in headers.items() if k.lower() not in _PRIVATE_HEADERS}
+
+    async def _once(
+        self, method: str, url: str, headers: Mapping[str, str], content: bytes | None, most: int
+    ) -> Reply:
+        # What is packed could unfold to any size.
+        asked = {**headers, "Accept-Encoding": "identity"}
+        timeout = httpx2.Timeout(None, connect=_CONNECT_S, pool=_CONNECT_S)
+        async with self._client.stream(
+            method, url, headers=asked, content=content, timeout=timeout
+        ) as response:
+            body = bytearray()
+            if response.headers.get("content-encoding", "identity").lower() != "identity":
+                raise Permanent("it answered in an encoding not asked for", code="egress_encoding")
+            async for part in response.aiter_raw():
+                body += part
+                if len(body) > most:
+                    raise Permanent(f"it answered more than {most} bytes", code="egress_too_large")
+            return Reply(
+                status=response.status_code, headers=response.headers, body=bytes(body), url=url
+            )
+
+
+def _is_elsewhere(one: Target, other: Target) -> bool:
+    """Whether what was meant for one may not be told the other."""
+    return one != other
+
+
+def _unreachable(why: str) -> Unavailable:
+    return Unavailable(f"The other side did not answer: {why}.", code="egress_failed")
