@@ -86,6 +86,8 @@ async def cast(pond: Pond) -> Cast:
               values ({org}, '{made.grant_id}', '{made.user_id}', 'user:owner', 'look', false, now() + interval '1 h');
             insert into outside_identity (org_id, identity_id, issuer, outside_subject, role)
               values ({org}, '{made.outside_id}', 'https://i.example', 's', 'builder');
+            insert into issuer (org_id, issuer_id, name, url, audiences, algorithms, created_by)
+              values ({org}, '{new_id()}', 'i', 'https://i.example', '{{a}}', '{{RS256}}', 'user:x');
             """
         )
     return made
@@ -156,6 +158,22 @@ TAKEN_AWAY = {
         "update outside_identity set disabled_at = now()",
         "identity_disabled",
     ),
+    "an outside identity without a role any more": (
+        "outside",
+        "update outside_identity set role = null",
+        "identity_disabled",
+    ),
+    "an outside identity not seen for long": (
+        "outside",
+        "update outside_identity set seen_at = now() - interval '31 days'",
+        "identity_disabled",
+    ),
+    "an outside issuer disabled": (
+        "outside",
+        "update issuer set disabled_at = now()",
+        "identity_disabled",
+    ),
+    "an outside issuer removed": ("outside", "delete from issuer", "identity_disabled"),
     "a key revoked": ("key", "update api_key set revoked_at = now()", "key_ended"),
     "a key expired": ("key", "update api_key set expires_at = now() - interval '1 s'", "key_ended"),
     "a key narrowed": ("key", "update api_key set scopes = '{runs:read}'", "permission_gone"),
