@@ -138,7 +138,7 @@ def started(folder: Path) -> Iterator[Callable[..., Up]]:
 def up() -> Iterator[Up]:
     """One `millpond up` that tests share as long as they do not end it."""
     made = make_folder()
-    running = Up.start(made / "data")
+    running = Up.start(made / "data", MILLPOND_EGRESS_ALLOW="http://127.0.0.1:*")
     try:
         yield running
         assert running.stop() == 0

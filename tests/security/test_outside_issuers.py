@@ -416,7 +416,7 @@ async def test_an_issuer_that_is_down_is_unavailable_and_known_keys_last_a_while
     issuer.is_down = True
     caller = await bearer(world, issuer.token())
     response = await caller.get("/v1/runs")
-    assert told(response) == (503, "issuer_invalid")
+    assert told(response) == (503, "issuer_unavailable")
     assert "retry-after" in response.headers
     issuer.is_down = False
     await asyncio.sleep(0.06)

@@ -215,7 +215,7 @@ def _usable_for(jwk: Json) -> Iterator[tuple[tuple[str, str], Any]]:
         return
     try:
         key = jwt.PyJWK({name: jwk[name] for name in _PUBLIC if name in jwk}).key
-    except (jwt.PyJWTError, TypeError, ValueError, KeyError):
+    except (jwt.PyJWTError, TypeError, ValueError, KeyError, AttributeError, ArithmeticError):
         return
     said = jwk.get("alg")
     for one in _algorithms_of(key):

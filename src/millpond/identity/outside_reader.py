@@ -24,7 +24,7 @@ from millpond.identity.tokens import expired
 from millpond.types import Json, Principal
 
 _SQL = queries("grants")
-_MAX_REMEMBERED = 4096
+_MAX_REMEMBERED = 1024
 
 
 class _Good(NamedTuple):

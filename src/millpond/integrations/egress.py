@@ -24,6 +24,7 @@ Resolver = Callable[[str, int], Awaitable[Sequence[Address]]]
 
 _CONNECT_S = 5.0
 _MAX_TRIED = 4  # addresses of one name
+_SERVER_FAULT = 500
 _MOVED = frozenset({301, 302, 303, 307, 308})
 _PRIVATE_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
@@ -156,6 +157,8 @@ class Egress:
         """
         caps = Caps(size_bytes=max_bytes, time_s=timeout_s)
         reply = await self.request("GET", url, caps=caps)
+        if reply.status >= _SERVER_FAULT or reply.status == httpx2.codes.TOO_MANY_REQUESTS:
+            raise _unreachable(f"it answered {reply.status}")
         if reply.status != httpx2.codes.OK:
             raise Permanent(f"it answered {reply.status}", code="egress_status")
         return reply.body
