@@ -34,7 +34,7 @@ from millpond.identity.audit_heads import Heads
 from millpond.identity.current_rights import CurrentRights
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
-from millpond.identity.issuer_keys import IssuerKeys, Patience
+from millpond.identity.issuer_keys import IssuerKeys
 from millpond.identity.key_reader import KeyReader
 from millpond.identity.lending import Lending
 from millpond.identity.mailing import Outbox
@@ -55,8 +55,6 @@ from .conformity import Conformity
 DEADLINE_S = 20.0
 ALL = frozenset(PERMISSIONS)
 Client = httpx2.AsyncClient
-# How often an issuer may be asked: what a test waits for comes soon.
-QUICK = Patience(fresh_s=0.2, good_s=1.0, pause_s=0.05)
 
 
 @dataclass
@@ -243,7 +241,7 @@ async def opened(
     keyring = await Keyring.open(db, seal)
     reader = KeyReader(db)
     egress = Egress(Rules.of_text("http://127.0.0.1:*"))
-    outside = OutsideReader(db, IssuerKeys(egress, QUICK), keyring.issuer)
+    outside = OutsideReader(db, IssuerKeys(egress), keyring.issuer)
     people = People(db=db, keyring=keyring, seal=seal, passwords=quick_passwords())
     try:
         yield create_app(

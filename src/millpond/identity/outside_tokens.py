@@ -74,7 +74,7 @@ def read(text: str) -> Unverified:
     issuer = issuer_of(text)
     try:
         header = jwt.get_unverified_header(text)
-    except (jwt.PyJWTError, ValueError, RecursionError) as error:
+    except (jwt.PyJWTError, ValueError) as error:
         raise malformed("it is not a signed JSON Web Token") from error
     if issuer is None:
         raise malformed("it names no issuer")
@@ -101,7 +101,7 @@ def verify(text: str, seen: Unverified, key: Any) -> Mapping[str, Json]:
             leeway=LEEWAY_S,
             options=_OPTIONS,
         )
-    except (jwt.PyJWTError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+    except (jwt.PyJWTError, TypeError, ValueError, ArithmeticError) as error:
         known = error if isinstance(error, jwt.PyJWTError) else jwt.InvalidTokenError()
         raise refusal(known, text) from error
     _check_form(claims)
