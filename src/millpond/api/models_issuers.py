@@ -29,7 +29,7 @@ _ORG_CLAIM = (
     "Null: every token is of yours."
 )
 _ORG_VALUES = "Which values of that claim are your organization."
-_TRUST_DAYS = "So many days after somebody's last token, their API keys and runs may nothing more."
+_TRUST_DAYS = "So many days after somebody's last token, their runs may nothing more."
 
 
 class RuleIn(OrgWish):

@@ -44,7 +44,7 @@ OrgIs = Annotated[
 ]
 TrustDays = Annotated[
     int | None,
-    typer.Option(help="Days after the last token that keys and runs go on.", min=1, max=365),
+    typer.Option(help="Days after somebody's last token that their runs go on.", min=1, max=365),
 ]
 
 

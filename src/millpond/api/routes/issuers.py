@@ -171,7 +171,7 @@ async def get_outside_identity(caller: Reader, identity_id: uuid.UUID) -> Respon
 async def change_outside_identity(
     request: Request, caller: Writer, identity_id: uuid.UUID
 ) -> Response:
-    """Disable or enable an outside identity; disabled, its tokens, keys and runs may nothing more."""
+    """Disable or enable an outside identity; disabled, its tokens and runs may nothing more."""
     wish = await read_json(request, ChangeIdentity)
     async with caller.org() as con:
         changed = await outside_identities.disable(
