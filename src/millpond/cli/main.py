@@ -30,6 +30,7 @@ from millpond.cli import (
     schedules,
     schema,
     serve,
+    sign_in,
     tokens,
     triggers,
     up,
@@ -70,6 +71,9 @@ app.command()(work.worker)
 app.command()(schema.migrate)
 app.command()(doctor.doctor)
 app.command()(prune.prune)
+app.command()(sign_in.login)
+app.command()(sign_in.logout)
+app.command()(sign_in.whoami)
 app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
@@ -108,6 +112,14 @@ def options(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
+    org: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MILLPOND_ORG",
+            help="Organization to work in, by name or id. Unset: the one chosen by `millpond org use`.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Read the options that stand before a command."""
 
