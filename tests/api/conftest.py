@@ -41,6 +41,7 @@ from millpond.identity.passwords import Passwords
 from millpond.identity.people import People
 from millpond.identity.permissions import PERMISSIONS
 from millpond.identity.seal import KEY_BYTES, Seal
+from millpond.identity.seating import Seating
 from millpond.identity.tokens import Keyring
 from millpond.knowledge.store import KnowledgeStore
 from millpond.models import Embedder, open_embedder
@@ -240,7 +241,7 @@ async def opened(
     try:
         yield create_app(
             db=db,
-            gate=Gate(keyring, readers=[reader], lending=Lending(db)),
+            gate=Gate(keyring, readers=[reader], lending=Lending(db), seating=Seating(db)),
             hints=hints,
             feed=feed,
             people=people,

@@ -87,6 +87,7 @@ async def _compose(
     from millpond.identity.key_reader import KeyReader
     from millpond.identity.lending import Lending
     from millpond.identity.mailing import Postman, delivering
+    from millpond.identity.seating import Seating
     from millpond.identity.tokens import Keyring
 
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
@@ -109,7 +110,7 @@ async def _compose(
     stack.push_async_callback(reader.close)
     return create_app(
         db=db,
-        gate=Gate(keyring, readers=[reader], lending=Lending(db)),
+        gate=Gate(keyring, readers=[reader], lending=Lending(db), seating=Seating(db)),
         hints=hints,
         feed=feed,
         people=people,
