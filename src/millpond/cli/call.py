@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -27,7 +27,7 @@ class Caller:
     """Who a command calls as, and how it came by that: a `token`, or `auth` for a kept session in `org`."""
 
     how: str
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     auth: httpx2.Auth | None = None
     org: str | None = None
 

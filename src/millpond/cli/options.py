@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +27,7 @@ Url = Annotated[
 class Bearer:
     """What a command was given to call with: a token, and the org of the option before the command."""
 
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     org: str | None = None
 
 
