@@ -195,7 +195,7 @@ async def _runs(up: Any, org: Marked) -> None:
     async with await _member(up, org) as member:
         answer = {"answer": {"text": word("answer")}}
         decided = await member.post(f"/v1/input-requests/{mine}/resolve", json=answer)
-        assert decided.status_code == 200, decided.text
+        assert decided.status_code < 300, decided.text
     await org.until(asking, "succeeded")
     wrong = await org.client.post(
         "/v1/runs", json={"flow": "canary.work", "input": {"given": [word("misfit")]}}

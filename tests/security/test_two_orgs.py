@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -70,12 +69,12 @@ async def read_all(org: Marked, other: Marked) -> AsyncIterator[tuple[str, str]]
                     yield place, without(text, named)
     for run in [*org.ids["run_id"], *other.ids["run_id"]]:
         yield f"stream of {run}", without(await streamed(org, run), [run])
-    for run in org.runs.values():
-        yield f"run {run} by its words", (await org.client.get("/v1/runs", params={"q": run})).text
+    place = f"/v1/knowledge-bases/{org.word('base')}/search"
+    yield place, str(await org.sent("POST", place, json={"query": "What is a kettle?"}))
 
 
 async def pages(org: Marked, place: str) -> AsyncIterator[str]:
-    """Yield the answers of a list, page after page of three, or the one answer."""
+    """Yield the answers of a list, page after page, or the one answer."""
     params: dict[str, Any] = {}
     while True:
         answer = await org.client.get(place, params=params)
@@ -131,7 +130,7 @@ async def tried(org: Marked, other: Marked) -> AsyncIterator[tuple[str, str]]:
             answer = await org.client.get(path, params=params)
             assert answer.status_code == 200, answer.text
             assert answer.json()["data"] == [], f"{path} {params}"
-    asked = {"query": f"A kettle is {other.word('document')}", "limit": 20}
+    asked = {"query": f"A kettle is {other.word('document')}"}
     base = org.word("base")
     answer = await org.client.post(f"/v1/knowledge-bases/{base}/search", json=asked)
     assert answer.status_code == 200, answer.text
@@ -199,6 +198,6 @@ async def test_nothing_of_one_org_is_found_in_what_the_other_can_read_nor_in_log
     assert up.stop() == 0
     written = list(logs(up))
     assert len(written) >= 2
-    assert "run.failed" in written[0][1] or json.dumps("") != written[0][1]
+    assert written[0][1]
     for name, text in written:
         assert found_in(text, words) == [], name
