@@ -31,19 +31,19 @@ class Marked:
             self.words[what] = f"{self.animal}{what}{secrets.token_hex(4)}"
         return self.words[what]
 
-    async def sent(self, method: str, path: str, **request: Any) -> Any:
+    async def sent(self, method: str, path: str, /, **request: Any) -> Any:
         """Ask for something that has to be done, and return the answer."""
         answer = await self.client.request(method, path, **request)
         assert answer.status_code < 300, f"{method} {path}: {answer.text}"
         return answer.json() if answer.content else None
 
-    async def made(self, name: str, path: str, **body: Any) -> str:
+    async def made(self, name: str, path: str, /, **body: Any) -> str:
         """Make a thing, and note its id under its name in paths."""
         identity = str((await self.sent("POST", path, json=body))["id"])
         self.ids[name].append(identity)
         return identity
 
-    async def started(self, flow: str, **body: Any) -> str:
+    async def started(self, flow: str, /, **body: Any) -> str:
         """Start a run, noted by the name of its flow."""
         run = await self.made("run_id", "/v1/runs", flow=flow, **body)
         self.runs[flow] = run
