@@ -43,6 +43,7 @@ from millpond.identity.passwords import Passwords
 from millpond.identity.people import People
 from millpond.identity.permissions import PERMISSIONS
 from millpond.identity.seal import KEY_BYTES, Seal
+from millpond.identity.seating import Seating
 from millpond.identity.tokens import Keyring
 from millpond.integrations.egress import Egress
 from millpond.integrations.egress_rules import Rules
@@ -246,7 +247,7 @@ async def opened(
     try:
         yield create_app(
             db=db,
-            gate=Gate(keyring, readers=[reader, outside], lending=Lending(db)),
+            gate=Gate(keyring, readers=[reader, outside], lending=Lending(db), seating=Seating(db)),
             hints=hints,
             feed=feed,
             people=people,

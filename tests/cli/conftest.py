@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.cli.founding import found
 from typer.testing import CliRunner, Result
 
 from millpond.cli.main import app
@@ -47,11 +48,11 @@ class Up:
     api_pid: int = 0
 
     @classmethod
-    def start(cls, data_dir: Path, **environment: str) -> Up:
+    def start(cls, data_dir: Path, *, flows: str = FLOWS, **environment: str) -> Up:
         """Start it on a free port and return when it is ready."""
         log = data_dir.parent / "up.log"
         command = [sys.executable, "-m", "millpond.cli", "up", "--json", "--port", "0"]
-        command += ["--data-dir", str(data_dir), "--flows", FLOWS]
+        command += ["--data-dir", str(data_dir), "--flows", flows]
         with log.open("a") as stderr:
             process = subprocess.Popen(
                 command,
@@ -152,7 +153,8 @@ def run_command(*arguments: str, stdin: str | None = None, **environment: str) -
     cleared: dict[str, str | None] = {
         name: None for name in os.environ if name.startswith("MILLPOND_")
     }
-    given = {**cleared, "NO_COLOR": "1", **environment}
+    nowhere = {"XDG_CONFIG_HOME": "/nonexistent"}  # no session of whoever runs the tests
+    given = {**cleared, **nowhere, "NO_COLOR": "1", **environment}
     return CliRunner().invoke(app, list(arguments), input=stdin, env=given)
 
 
@@ -183,3 +185,10 @@ def cli_json(cli: Callable[..., Result]) -> Callable[..., Any]:
         return json.loads(result.stdout)
 
     return run
+
+
+@pytest.fixture(scope="package")
+def founded(up: Up) -> tuple[str, str]:
+    """The first operator's token, and that of the owner of the org acme, on the shared server."""
+    operator, owner = found(up, run_command)
+    return operator, owner

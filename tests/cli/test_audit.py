@@ -48,9 +48,15 @@ def test_a_log_whose_published_heads_are_gone_says_so(log, up, cli):
     aside = heads.rename(heads.with_suffix(".aside"))
     try:
         result = cli("audit", "verify")
+        allowed = cli("audit", "verify", "--allow-no-heads")
+        platform = cli("audit", "verify", "--platform", "--json")
     finally:
         aside.rename(heads)
     assert "no published head was at hand" in " ".join(result.stdout.split())
+    assert result.exit_code == 8
+    assert allowed.exit_code == 0
+    assert platform.exit_code == 0  # has its own heads, or nothing to show
+    assert cli("audit", "verify").exit_code == 0
 
 
 def test_an_unknown_org_is_not_found(up, cli):
@@ -75,17 +81,18 @@ def test_an_export_verifies_and_a_changed_one_does_not(log, cli, tmp_path):
     path = tmp_path / "log.ndjson"
     assert cli("audit", "export", "--to", str(path)).exit_code == 0
     result = cli("audit", "verify", "--file", str(path))
-    assert result.exit_code == 0, result.stdout
+    assert result.exit_code == 8, result.stdout
+    assert cli("audit", "verify", "--file", str(path), "--allow-no-heads").exit_code == 0
     assert "no published head was at hand" in " ".join(result.stdout.split())
     lines = path.read_text().splitlines()
     changed = json.loads(lines[0]) | {"subject": "user:somebody-else"}
     path.write_text("\n".join([json.dumps(changed), *lines[1:]]) + "\n")
-    result = cli("audit", "verify", "--file", str(path))
+    result = cli("audit", "verify", "--file", str(path), "--allow-no-heads")
     assert result.exit_code == 1
     assert "row_changed at seal 1" in " ".join(result.stdout.split())
     part = tmp_path / "part.ndjson"
     assert cli("audit", "export", "--after", "1", "--to", str(part)).exit_code == 0
-    assert cli("audit", "verify", "--file", str(part)).exit_code == 0
+    assert cli("audit", "verify", "--file", str(part)).exit_code == 8
     part.write_text("no export\n")
     assert cli("audit", "verify", "--file", str(part)).exit_code == 2
 

@@ -53,14 +53,14 @@ def test_an_owner_registers_an_issuer_and_its_tokens_work_at_the_command_line(
 
     outside = ("--token", issuer.token(tid="acme", name="Ann"))
     assert "organization" in cli("runs", "list", *outside).stderr
-    assert cli("--organization", "acme", "runs", "list", *outside).exit_code == 0
-    named = cli("runs", "list", *outside, MILLPOND_ORGANIZATION="acme")
+    assert cli("--org", "acme", "runs", "list", *outside).exit_code == 0
+    named = cli("runs", "list", *outside, MILLPOND_ORG="acme")
     assert named.exit_code == 0, named.stderr
     (seen,) = cli_json("issuers", "identities", *ann)["data"]
     assert (seen["label"], seen["role"]) == ("Ann", "viewer")
 
     assert "disabled" in cli("issuers", "disable", seen["id"], *ann).stdout
-    refused = cli("--organization", "acme", "runs", "list", *outside)
+    refused = cli("--org", "acme", "runs", "list", *outside)
     assert "disabled" in refused.stderr
     assert "enabled" in cli("issuers", "enable", seen["id"], *ann).stdout
     change = ("issuers", "change", made["id"], *ann)

@@ -129,7 +129,7 @@ async def test_a_problem_document_becomes_the_error_of_its_status(status, kind):
             await remote.get("/v1/runs")
     error = caught.value
     assert (error.message, error.code) == ("it is so", "so_it_is")
-    assert error.advice == ("do this" if status != 401 else remote_module._ADVICE[401])
+    assert error.advice == ("do this" if status != 401 else remote_module._SIGN_IN)
     assert error.param == "input.x"
 
 

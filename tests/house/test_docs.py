@@ -127,6 +127,10 @@ def misfit(page: str, words: list[str]) -> str | None:
     rest = list(words)
     while hasattr(command, "commands") and rest:
         name = rest.pop(0)
+        option = next((item for item in command.params if name in item.opts), None)
+        if option is not None:  # stands before the command
+            rest = rest if option.is_flag else rest[1:]
+            continue
         if name not in command.commands:
             return f"{page}: {' '.join(words)}: no command {name}"
         command = command.commands[name]

@@ -123,10 +123,20 @@ def verify(
         Path | None,
         typer.Option("--file", help="An export (NDJSON) in place of the database."),
     ] = None,
+    allow_no_heads: Annotated[
+        bool,
+        typer.Option(
+            "--allow-no-heads",
+            help="End with 0 also where no published head is at hand, as for a file.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compute every seal again, and hold the log against what was published; exits with 1 when anything is found."""
+    """Compute every seal again, and hold the log against what was published.
+
+    Exits with 1 when anything is found, with 8 when nothing is but a log has no published head: its end may be cut off.
+    """
     from millpond.cli.config import read_settings
 
     settings = read_settings(data_dir=data_dir)
@@ -140,6 +150,13 @@ def verify(
         _print(reports)
     if not all(report.is_intact for report in reports.values()):
         raise typer.Exit(ExitCode.FAILED)
+    if not allow_no_heads and any(_is_unproven(report) for report in reports.values()):
+        raise typer.Exit(ExitCode.UNPROVEN)
+
+
+def _is_unproven(report: Report) -> bool:
+    """Whether a log has seals and nothing outside of it tells how many."""
+    return report.sealed > 0 and report.published_seq is None
 
 
 def _verify_file(settings: Settings, path: Path) -> Report:
@@ -198,7 +215,7 @@ def _print(reports: dict[str, Report]) -> None:
     columns = ["log", "seals", "published", "unsealed", "oldest", "found"]
     print_table(columns, rows, empty="There are no logs.")
     for name, report in reports.items():
-        if report.sealed and report.published_seq is None:
+        if _is_unproven(report):
             out().print(plain(f"{name}: no published head was at hand: a cut end would not show"))
         for fault in report.faults:
             where = [f"seal {fault.seq}"] if fault.seq is not None else []

@@ -30,6 +30,7 @@ class ExitCode(IntEnum):
     UNAVAILABLE = 5
     CONFLICT = 6
     TIMED_OUT = 7
+    UNPROVEN = 8
     INTERRUPTED = 130
 
 
@@ -42,6 +43,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.UNAVAILABLE: "the server or the database cannot be reached, or is too busy",
     ExitCode.CONFLICT: "the state does not allow it: already finished, already running, old schema",
     ExitCode.TIMED_OUT: "--timeout passed before the run finished; the run goes on",
+    ExitCode.UNPROVEN: "nothing wrong was found, but an audit log has no published head that would show a cut end",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C",
 }
 

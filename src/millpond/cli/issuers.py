@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from millpond.cli.call import call
-from millpond.cli.options import DEFAULT_URL, AsJson, Limit, Token, Url
+from millpond.cli.options import DEFAULT_URL, AsJson, Bearer, Limit, Token, Url
 from millpond.cli.output import err, out, plain, print_fields, print_json, print_table
 from millpond.errors import InvalidInput, Unavailable
 from millpond.types import Json
@@ -178,7 +178,7 @@ def enable_identity(
     _set(identity_id, {"is_disabled": False}, as_json, url, token)
 
 
-def _set(identity_id: str, body: Json, as_json: bool, url: str, token: str | None) -> None:
+def _set(identity_id: str, body: Json, as_json: bool, url: str, token: Bearer | None) -> None:
     path = f"{_IDENTITIES}/{identity_id}"
     changed = call(url, token, lambda remote: remote.patch(path, body))
     if as_json:
@@ -194,7 +194,7 @@ def _list(
     params: dict[str, Any],
     as_json: bool,
     url: str,
-    token: str | None,
+    token: Bearer | None,
     empty: str,
 ) -> None:
     page = call(url, token, lambda remote: remote.get(path, params))

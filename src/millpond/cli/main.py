@@ -31,12 +31,12 @@ from millpond.cli import (
     schedules,
     schema,
     serve,
+    sign_in,
     tokens,
     triggers,
     up,
     work,
 )
-from millpond.cli.call import ORGANIZATION
 from millpond.cli.demo import command
 from millpond.cli.exit import MEANINGS, exit_code
 from millpond.cli.output import print_error
@@ -72,6 +72,9 @@ app.command()(work.worker)
 app.command()(schema.migrate)
 app.command()(doctor.doctor)
 app.command()(prune.prune)
+app.command()(sign_in.login)
+app.command()(sign_in.logout)
+app.command()(sign_in.whoami)
 app.command()(tokens.token)
 app.command()(command.demo)
 app.add_typer(runs.app, name="runs")
@@ -111,17 +114,16 @@ def options(
             "--version", callback=_print_version, is_eager=True, help="Print the version."
         ),
     ] = False,
-    organization: Annotated[
+    org: Annotated[
         str | None,
         typer.Option(
-            envvar="MILLPOND_ORGANIZATION",
-            help="Id or slug of the organization, for a token that does not name one alone.",
+            envvar="MILLPOND_ORG",
+            help="Organization to work in, by name or id. Unset: the one chosen by `millpond org use`.",
             show_default=False,
         ),
     ] = None,
 ) -> None:
     """Read the options that stand before a command."""
-    ORGANIZATION.set(organization)
 
 
 def main() -> None:

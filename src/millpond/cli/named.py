@@ -9,6 +9,7 @@ import uuid
 from typing import TYPE_CHECKING
 
 from millpond.cli.call import call
+from millpond.cli.options import Bearer
 from millpond.errors import NotFound
 from millpond.types import Json
 
@@ -27,7 +28,7 @@ async def path_of(remote: Remote, collection: str, which: str) -> str:
     return f"{collection}/{page['data'][0]['id']}"
 
 
-def act(url: str, token: str | None, collection: str, which: str, verb: str) -> Json:
+def act(url: str, token: Bearer | None, collection: str, which: str, verb: str) -> Json:
     """POST a verb to what a collection has under an id or a name; returns the answer."""
 
     async def talk(remote: Remote) -> Json:

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from millpond.cli.call import call
+from millpond.cli.call import NOBODY, call_as
 from millpond.cli.options import DEFAULT_URL, AsJson, DataDir, Url
 from millpond.cli.output import out, plain, print_json
 
@@ -52,7 +52,7 @@ def claim(
     else:
         password = typer.prompt("password", hide_input=True, confirmation_prompt=True)
     body = {"token": given, "email": email, "name": name, "password": password}
-    made = call(url, None, lambda remote: remote.post("/v1/auth/operator", body))
+    made = call_as(NOBODY, url, lambda remote: remote.post("/v1/auth/operator", body))
     if as_json:
         print_json(made)
     else:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -20,12 +21,29 @@ Url = Annotated[
     str,
     typer.Option(envvar="MILLPOND_URL", help="Address of the server.", show_default=True),
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """What a command was given to call with: a token, and the org of the option before the command."""
+
+    token: str | None = field(default=None, repr=False)
+    org: str | None = None
+
+
+def _with_org(context: typer.Context, given: Bearer | None) -> Bearer:
+    return Bearer(given.token if given else None, context.find_root().params.get("org"))
+
+
 Token = Annotated[
-    str | None,
+    Bearer | None,
     typer.Option(
         envvar="MILLPOND_TOKEN",
-        help="Bearer token. Unset: the development token that `millpond up` left.",
+        help="Bearer token. Unset: the session of `millpond login`, else `millpond up`'s development token.",
         show_default=False,
+        parser=Bearer,
+        metavar="TEXT",
+        callback=_with_org,
     ),
 ]
 DataDir = Annotated[

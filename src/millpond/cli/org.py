@@ -6,13 +6,14 @@ Called by `main`; the other commands of those groups are in `orgs`. Invariant: w
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 from urllib.parse import quote
 
 import typer
 
-from millpond.cli.call import call
-from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url
+from millpond.cli.call import call, call_as, find_caller
+from millpond.cli.options import DEFAULT_URL, AsJson, Bearer, Token, Url
 from millpond.cli.orgs import Email, Id, invitations, roles, services
 from millpond.cli.output import out, plain, print_fields, print_json, print_table
 from millpond.types import Json
@@ -32,6 +33,29 @@ Name = Annotated[str, typer.Argument(help="Name of the role.", show_default=Fals
 def show_org(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None) -> None:
     """Show the organization with its policy."""
     _print_org(call(url, token, lambda remote: remote.get("/v1/org")), as_json=as_json)
+
+
+@org.command("use")
+def use_org(
+    name: Annotated[
+        str | None, typer.Argument(help="Name or id. Unset: none is chosen.", show_default=False)
+    ] = None,
+    url: Url = DEFAULT_URL,
+) -> None:
+    """Choose the organization that the commands of this session work in; `millpond --org NAME` wins over it."""
+    from millpond.cli.kept import SessionFile
+    from millpond.cli.sign_in import place_of
+    from millpond.settings import Settings
+
+    chosen = None
+    if name is not None:
+        # Without the org chosen now: a place in that one may be gone.
+        caller = replace(find_caller(Bearer(), url, Settings().data_dir), org=None)
+        me = call_as(caller, url, lambda remote: remote.get("/v1/me"))
+        chosen = place_of(me["organizations"], name)["slug"]
+    SessionFile(url).choose(chosen)
+    text = "No organization is chosen." if chosen is None else f"Commands work in {chosen}."
+    out().print(plain(text), soft_wrap=True)
 
 
 @org.command("set")

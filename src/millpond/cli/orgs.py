@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from millpond.cli.call import call
-from millpond.cli.options import DEFAULT_URL, AsJson, Limit, Token, Url
+from millpond.cli.options import DEFAULT_URL, AsJson, Bearer, Limit, Token, Url
 from millpond.cli.output import err, out, plain, print_json, print_table
 from millpond.types import Json
 
@@ -115,7 +115,7 @@ def unsuspend_org(
     _change_org(org_id, {"is_suspended": False}, as_json, url, token)
 
 
-def _change_org(org_id: str, body: Json, as_json: bool, url: str, token: str | None) -> None:
+def _change_org(org_id: str, body: Json, as_json: bool, url: str, token: Bearer | None) -> None:
     path = f"/v1/platform/orgs/{org_id}"
     changed = call(url, token, lambda remote: remote.patch(path, body))
     state = "suspended" if changed["is_suspended"] else "open"

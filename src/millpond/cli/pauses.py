@@ -11,7 +11,7 @@ from urllib.parse import quote
 import typer
 
 from millpond.cli.call import call
-from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url
+from millpond.cli.options import DEFAULT_URL, AsJson, Bearer, Token, Url
 from millpond.cli.output import out, plain, print_json, print_table
 from millpond.types import Json
 
@@ -108,7 +108,7 @@ def pauses(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None)
     print_table(["what", "name", "by", "since", "why"], rows, empty="Nothing is paused.")
 
 
-def _post(url: str, token: str | None, path: str, body: Json = None) -> Json:
+def _post(url: str, token: Bearer | None, path: str, body: Json = None) -> Json:
     return call(url, token, lambda remote: remote.post(path, body or {}))
 
 

@@ -34,9 +34,15 @@ FINAL_KINDS = frozenset(f"run.{state}" for state in FINAL_STATES)
 DEV_FILE = "token"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _PATIENCE_S = 30.0
+_SIGN_IN = "Sign in with `millpond login`, or set MILLPOND_TOKEN or --token."
+# Where the server's own advice speaks of HTTP.
 _ADVICE = {
-    401: "Set MILLPOND_TOKEN or --token; `millpond token` mints one for development.",
+    "org_needed": "Say which: `millpond --org NAME …` or MILLPOND_ORG; `millpond org use NAME` keeps it.",
+    "org_forbidden": "`millpond whoami` shows yours; `millpond org use NAME` chooses another.",
+    "session_needed": _SIGN_IN,
 }
+# Their own advice holds; with any other 401 the token is at fault.
+_NOT_BY_TOKEN = frozenset({"sign_in_refused", "refresh_invalid"})
 _CLASSES: dict[int, type[MillpondError]] = {
     400: InvalidInput,
     401: Unauthenticated,
@@ -63,18 +69,29 @@ class Remote:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, token: str | None, organization: str | None = None
+        cls,
+        url: str,
+        token: str | None,
+        *,
+        auth: httpx2.Auth | None = None,
+        org: str | None = None,
     ) -> AsyncIterator[Remote]:
-        """Open a client for the server at `url`; no call is made yet."""
+        """Open a client for the server at `url`, with a token or what finds one; no call is made yet.
+
+        `org` names the org of every request, by id or slug.
+        """
         headers = {"Accept": "application/json"}
-        if organization:
-            headers["X-Organization-Id"] = organization
         if token:
             headers["Authorization"] = f"Bearer {token}"
-        timeout = httpx2.Timeout(30.0, connect=5.0)
+        if org:
+            headers["X-Organization-Id"] = org
         try:
             client = httpx2.AsyncClient(
-                base_url=url, headers=headers, timeout=timeout, trust_env=not _is_loopback(url)
+                base_url=url,
+                headers=headers,
+                auth=auth,
+                timeout=httpx2.Timeout(30.0, connect=5.0),
+                trust_env=not is_this_machine(url),
             )
         except (httpx2.InvalidURL, ValueError) as error:
             raise InvalidInput(f"{url!r} is not an address: {error}", param="--url") from error
@@ -109,7 +126,7 @@ class Remote:
                 async for part in response.aiter_bytes():
                     yield part
         except httpx2.TransportError as error:
-            raise _away(self._client, error) from error
+            raise away(self._client.base_url, error) from error
 
     async def patch(self, path: str, document: Json) -> Json:
         """PATCH `path` with a JSON document and return the JSON that comes back."""
@@ -186,13 +203,13 @@ class Remote:
                     if isinstance(event, dict) and "kind" in event:
                         yield event
         except httpx2.TransportError as error:
-            raise _away(self._client, error) from error
+            raise away(self._client.base_url, error) from error
 
     async def _request(self, method: str, path: str, **arguments: Any) -> httpx2.Response:
         try:
             response = await self._client.request(method, path, **arguments)
         except httpx2.TransportError as error:
-            raise _away(self._client, error) from error
+            raise away(self._client.base_url, error) from error
         if response.is_error:
             raise problem(response)
         return response
@@ -205,18 +222,30 @@ def problem(response: httpx2.Response) -> MillpondError:
     message = document.get("detail") or document.get("title") or f"the server answered {status}"
     error = document.get("error")
     param = error.get("param") if isinstance(error, dict) else None
-    advice = _ADVICE.get(status) or document.get("advice")
     kind = _CLASSES.get(status, Permanent)
     return kind(
-        str(message), code=document.get("code"), param=param, advice=advice, details=document
+        str(message),
+        code=document.get("code"),
+        param=param,
+        advice=_advice(response, document),
+        details=document,
     )
+
+
+def _advice(response: httpx2.Response, document: Mapping[str, Any]) -> str | None:
+    code, wait_s = document.get("code"), response.headers.get("Retry-After", "")
+    if response.status_code == httpx2.codes.UNAUTHORIZED and code not in _NOT_BY_TOKEN:
+        return _SIGN_IN
+    if response.status_code == httpx2.codes.TOO_MANY_REQUESTS and wait_s.isdecimal():
+        return f"Try again in {wait_s} s."
+    return _ADVICE.get(str(code)) or document.get("advice")
 
 
 def find_token(given: str | None, url: str, data_dir: Path) -> str | None:
     """Return the token to send: the given one, or this machine's development token."""
     if given:
         return given
-    if not _is_loopback(url):
+    if not is_this_machine(url):
         return None
     try:
         return (data_dir / DEV_FILE).read_text(encoding="ascii").strip() or None
@@ -224,7 +253,8 @@ def find_token(given: str | None, url: str, data_dir: Path) -> str | None:
         return None
 
 
-def _is_loopback(url: str) -> bool:
+def is_this_machine(url: str) -> bool:
+    """Whether an address is of this machine alone."""
     return urlsplit(url).hostname in _LOOPBACK
 
 
@@ -246,9 +276,10 @@ def _json(response: httpx2.Response) -> Json:
         ) from error
 
 
-def _away(client: httpx2.AsyncClient, error: Exception) -> Unavailable:
+def away(url: object, error: Exception) -> Unavailable:
+    """Make the error of a server that does not answer."""
     return Unavailable(
-        f"The server at {client.base_url} cannot be reached ({type(error).__name__}).",
+        f"The server at {url} cannot be reached ({type(error).__name__}).",
         advice="Start it with `millpond up`, or set --url or MILLPOND_URL.",
     )
 

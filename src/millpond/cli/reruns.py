@@ -14,7 +14,7 @@ import typer
 
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode
-from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url, read_json, read_pairs
+from millpond.cli.options import DEFAULT_URL, AsJson, Bearer, Token, Url, read_json, read_pairs
 from millpond.cli.output import err, out, plain, print_json, print_table
 from millpond.cli.runs import (
     Key,
@@ -216,7 +216,7 @@ def _one_or_all(run_id: str | None, wanted: dict[str, Any], *, everyone: bool) -
 
 
 def _agreed(
-    body: dict[str, Any], *, dry_run: bool, yes: bool, as_json: bool, url: str, token: str | None
+    body: dict[str, Any], *, dry_run: bool, yes: bool, as_json: bool, url: str, token: Bearer | None
 ) -> bool:
     """Show how many runs it would be; return whether that was agreed to."""
     if yes and not dry_run:
@@ -245,7 +245,7 @@ def _begin_bulk(
     *,
     as_json: bool,
     url: str,
-    token: str | None,
+    token: Bearer | None,
 ) -> None:
     begin(
         lambda remote: remote.post("/v1/runs/bulk", body, headers=headers),

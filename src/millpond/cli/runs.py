@@ -17,7 +17,16 @@ from millpond.cli import timeline
 from millpond.cli.batch_file import read_batch
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode, TimedOut
-from millpond.cli.options import DEFAULT_URL, AsJson, Limit, Token, Url, read_json, read_pairs
+from millpond.cli.options import (
+    DEFAULT_URL,
+    AsJson,
+    Bearer,
+    Limit,
+    Token,
+    Url,
+    read_json,
+    read_pairs,
+)
 from millpond.cli.output import (
     err,
     out,
@@ -200,7 +209,7 @@ def begin(
     timeout_s: float | None,
     as_json: bool,
     url: str,
-    token: str | None,
+    token: Bearer | None,
 ) -> None:
     """Let a run be accepted and print it; with `wait`, follow it and exit by its outcome."""
 
@@ -325,7 +334,7 @@ def _start_batch(
     wait: bool,
     as_json: bool,
     url: str,
-    token: str | None,
+    token: Bearer | None,
 ) -> None:
     if wait:
         raise InvalidInput("--wait follows one run, not a batch", param="--wait")

@@ -89,6 +89,7 @@ async def _compose(
     from millpond.identity.lending import Lending
     from millpond.identity.mailing import Postman, delivering
     from millpond.identity.outside_reader import OutsideReader
+    from millpond.identity.seating import Seating
     from millpond.identity.tokens import Keyring
 
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
@@ -113,7 +114,7 @@ async def _compose(
     stack.push_async_callback(outside.close)
     return create_app(
         db=db,
-        gate=Gate(keyring, readers=[reader, outside], lending=Lending(db)),
+        gate=Gate(keyring, readers=[reader, outside], lending=Lending(db), seating=Seating(db)),
         hints=hints,
         feed=feed,
         people=people,

@@ -127,6 +127,21 @@ async def revoke(
     )
 
 
+async def revoke_of(
+    con: Connection, principal: Principal, owner: str, why: str, *, address: str | None = None
+) -> None:
+    """End all keys of an owner, as `user:<id>`, for good: they do not come back with their owner."""
+    for row in await con.fetch(_SQL["revoke_of"], principal.org_id, owner):
+        await audit.record(
+            con,
+            principal,
+            "api_key.revoked",
+            f"key:{row['key_id']}",
+            details={"name": row["name"], "prefix": row["prefix"], "owner": owner, "why": why},
+            address=address,
+        )
+
+
 async def _owner(con: Connection, principal: Principal, wanted: str | None) -> str:
     """Return whom a key acts for: who asks, a key's own owner, or a service principal that was named."""
     own = principal.subject

@@ -13,6 +13,7 @@ from typing import Protocol
 from millpond.errors import Transient, Unauthenticated
 from millpond.identity.lending import Lending
 from millpond.identity.passport import Passport
+from millpond.identity.seating import Seating
 from millpond.identity.tokens import Keyring
 from millpond.types import Principal
 
@@ -48,7 +49,7 @@ class Reader(Protocol):
 class Gate:
     """Admits bearers; `readers` are asked before the installation's own tokens.
 
-    `lending` admits operators into orgs whose owner let them in.
+    `lending` admits operators into orgs whose owner let them in; `seating` finds seats that a token has no room for.
     """
 
     def __init__(
@@ -56,10 +57,12 @@ class Gate:
         keyring: Keyring,
         readers: Sequence[Reader] = (),
         lending: Lending | None = None,
+        seating: Seating | None = None,
     ) -> None:
         self.keyring = keyring
         self._readers = list(readers)
         self._lending = lending
+        self._seating = seating
 
     async def admit(self, text: str, wish: Wish) -> Principal:
         """Return who a bearer is where it wants to go; raises Unauthenticated, Forbidden, InvalidInput."""
@@ -68,6 +71,8 @@ class Gate:
         passport = await self.read(text)
         if wish.is_of_platform:
             return passport.on_platform()
+        if self._seating is not None and passport.is_in_many and wish.org is not None:
+            passport = await self._seating.seated(passport, wish.org)
         if self._lending is not None and passport.is_guest(wish.org):
             return await self._lending.admit(passport, wish.org or "")
         return passport.in_org(wish.org)

@@ -7,7 +7,7 @@ read-only unless said otherwise; both people stand in the audit log.
 from __future__ import annotations
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from millpond.db.pool import Connection
@@ -16,7 +16,7 @@ from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import InvalidInput
 from millpond.identity import audit
-from millpond.identity.rights import absent, check_signed_in, take_turn
+from millpond.identity.rights import absent, check_signed_in, enter_org, take_turn
 from millpond.types import Principal, new_id
 
 _SQL = queries("grants")
@@ -116,3 +116,23 @@ async def end(
     await audit.record(
         con, principal, "grant.ended", f"grant:{grant_id}", details=details, address=address
     )
+
+
+async def end_all_of(
+    con: Connection, actor: Principal, former: uuid.UUID, *, address: str | None = None
+) -> None:
+    """End every grant of somebody who is no operator, told to each org's own log; the last of a transaction.
+
+    They do not come back with the right: the transaction is then in the last of the orgs.
+    """
+    details = {"operator": f"user:{former}", "why": "operator.removed"}
+    for row in await con.fetch(_SQL["end_all_of"], former):
+        await enter_org(con, row["org_id"])
+        await audit.record(
+            con,
+            replace(actor, org_id=row["org_id"]),
+            "grant.ended",
+            f"grant:{row['grant_id']}",
+            details=details,
+            address=address,
+        )

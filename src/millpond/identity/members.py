@@ -1,7 +1,8 @@
 """Members: who is in an org, with which role.
 
 Called by the API in a transaction of the caller. Invariants: an org keeps an owner who can sign in; another role
-makes stale what was signed for the old one; every change is audited.
+makes stale what was signed for the old one; what somebody had here is over when they leave, also if they come back;
+every change is audited.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from millpond.db.queries import queries
 from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import Conflict
-from millpond.identity import audit
+from millpond.identity import api_keys, audit
 from millpond.identity.permissions import OWNER
 from millpond.identity.rights import absent, check_gives, check_role, permissions_in, take_turn
 from millpond.types import Principal
@@ -95,7 +96,10 @@ async def change_role(
 async def remove(
     con: Connection, principal: Principal, user_id: uuid.UUID, *, address: str | None = None
 ) -> None:
-    """Take a member out, or let somebody leave; raises NotFound, Forbidden, Conflict for the last owner."""
+    """Take a member out with their keys, or let somebody leave.
+
+    Raises NotFound, Forbidden, Conflict for the last owner.
+    """
     await take_turn(con, principal)
     seen = await get(con, principal.org_id, user_id)
     if not is_self(principal, user_id):
@@ -105,6 +109,7 @@ async def remove(
     action = "member.left" if is_self(principal, user_id) else "member.removed"
     details = {"role": seen.role}
     await audit.record(con, principal, action, f"user:{user_id}", details=details, address=address)
+    await api_keys.revoke_of(con, principal, f"user:{user_id}", action, address=address)
 
 
 def is_self(principal: Principal, user_id: uuid.UUID) -> bool:

@@ -54,7 +54,8 @@ class Seat:
 class Passport:
     """A verified bearer: a signed-in person with seats in orgs, or a `fixed` principal without a session.
 
-    `stamp` is the version of the account; `is_operator` opens the platform's own routes.
+    `stamp` is the version of the account; `is_operator` opens the platform's own routes. Who `is_in_many` orgs has more
+    seats than a token carries: `seating` finds the one that is wanted.
     """
 
     subject: str
@@ -62,6 +63,7 @@ class Passport:
     stamp: int = 0
     seats: Sequence[Seat] = ()
     is_operator: bool = False
+    is_in_many: bool = False
     fixed: Principal | None = None
 
     def seat(self, wanted: str | None) -> Seat | None:
@@ -71,10 +73,11 @@ class Passport:
         """
         if wanted is not None:
             return next((one for one in self.seats if wanted in (str(one.org_id), one.slug)), None)
-        if len(self.seats) > 1:
+        if len(self.seats) > 1 or self.is_in_many:
             names = ", ".join(one.slug for one in self.seats[:5])
+            shown = f" ({names})" if names else ""
             raise InvalidInput(
-                f"This token spans several organizations ({names}): say which.",
+                f"This token spans several organizations{shown}: say which.",
                 code="org_needed",
                 param=ORG_HEADER,
                 advice=f"send the header `{ORG_HEADER}` with the id or slug of one",

@@ -14,7 +14,7 @@ from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.engine import pauses
 from millpond.errors import Conflict, InvalidInput
-from millpond.identity import audit, invitations, organizations
+from millpond.identity import audit, grants, invitations, organizations
 from millpond.identity.addresses import parse_address
 from millpond.identity.invitations import Invitation, Mail
 from millpond.identity.organizations import Organization, Policy
@@ -172,7 +172,7 @@ async def add_operator(
 async def remove_operator(
     con: Connection, operator: Principal, user_id: uuid.UUID, *, address: str | None = None
 ) -> None:
-    """Take the operator's right from an account; raises NotFound, Conflict for the last one."""
+    """Take the operator's right from an account, with all grants; raises NotFound, Conflict for the last one."""
     await _take_turn(con, operator)
     await _operator(con, user_id)
     if not await con.fetchval(_SQL["other_operators"], user_id):
@@ -185,6 +185,7 @@ async def remove_operator(
     is_operator = False
     await con.fetchval(_SQL["set_operator"], user_id, is_operator)
     await audit.record(con, operator, "operator.removed", f"user:{user_id}", address=address)
+    await grants.end_all_of(con, operator, user_id, address=address)
 
 
 async def _take_turn(con: Connection, operator: Principal) -> None:

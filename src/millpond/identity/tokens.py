@@ -26,6 +26,7 @@ from millpond.types import Json, Principal, new_id
 _LEEWAY_S = 5.0  # clocks of two hosts may differ by this much
 _REFRESH_S = 5.0  # tokens with unknown keys cause at most one look into the database in this time
 _MAX_TOKEN_CHARS = 8192
+_MAX_SEATED_CHARS = 6144
 _MAX_REMEMBERED = 4096
 _REQUIRED = ("iss", "aud", "sub", "exp", "iat", "jti")
 # RFC 9068: what is signed for another purpose is no access token.
@@ -105,7 +106,10 @@ class Keyring:
         )
 
     def mint_access(self, passport: Passport, ttl_s: float) -> str:
-        """Return a token for a signed-in person, who has a session, that expires in `ttl_s` seconds."""
+        """Return a token for a signed-in person, who has a session, that expires in `ttl_s` seconds.
+
+        Where their seats would make it longer than proxies let a header be, it says so in their place.
+        """
         assert passport.session_id is not None
         claims: dict[str, Json] = {
             "sid": str(passport.session_id),
@@ -114,7 +118,10 @@ class Keyring:
         }
         if passport.is_operator:
             claims["operator"] = True
-        return self._sign(passport.subject, claims, ttl_s)
+        token = self._sign(passport.subject, claims, ttl_s)
+        if len(token) <= _MAX_SEATED_CHARS:
+            return token
+        return self._sign(passport.subject, {**claims, "orgs": [], "many": True}, ttl_s)
 
     def _sign(self, subject: str, more: Mapping[str, Json], ttl_s: float) -> str:
         now = int(time.time())
@@ -250,6 +257,7 @@ def _passport(claims: dict[str, Any]) -> Passport:
             stamp=int(claims["v"]),
             seats=[Seat.of_claim(claim) for claim in claims["orgs"]],
             is_operator=claims.get("operator") is True,
+            is_in_many=claims.get("many") is True,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise malformed("the claims of its session have the wrong form") from error

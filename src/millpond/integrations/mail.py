@@ -89,9 +89,15 @@ class SmtpMailer:
         except aiosmtplib.SMTPRecipientsRefused as error:
             codes = [one.code for one in error.recipients]
             raise _by_code(min(codes, default=451)) from error
-        except aiosmtplib.SMTPResponseException as error:
+        except (aiosmtplib.SMTPSenderRefused, aiosmtplib.SMTPDataError) as error:
             raise _by_code(error.code) from error
+        # What a server answers before it was told of the mail says nothing of the mail: it is not given up.
         except (aiosmtplib.SMTPException, OSError, ssl.SSLError) as error:
+            if _is_of_tls(error):
+                raise Transient(
+                    "TLS with the mail server failed: its certificate is not good, or it offers none.",
+                    code="mail_tls",
+                ) from error
             raise Transient("The mail server cannot be reached.", code="mail_server") from error
 
     async def _deliver(self, message: EmailMessage) -> None:
@@ -158,6 +164,15 @@ def _message(mail: Mail, sender: str) -> EmailMessage:
 
 def _unfit() -> Permanent:
     return Permanent("The mail's recipient or subject is no header.", code="mail_unfit")
+
+
+def _is_of_tls(error: BaseException | None) -> bool:
+    """Whether an error comes of a handshake, or of a server without STARTTLS."""
+    while error is not None:
+        if isinstance(error, ssl.SSLError) or "STARTTLS" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _by_code(code: int) -> Transient | Permanent:

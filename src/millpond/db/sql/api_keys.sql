@@ -23,6 +23,11 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, clock_timestamp() + make_interval(days =
 -- Ends a key.
 update api_key set revoked_at = clock_timestamp() where org_id = $1 and key_id = $2 and revoked_at is null returning key_id;
 
+-- name: revoke_of
+-- Ends all keys of an owner.
+update api_key set revoked_at = clock_timestamp() where org_id = $1 and owner = $2 and revoked_at is null
+returning key_id, name, prefix;
+
 -- name: owner_of
 -- The owner of a key that is good now.
 select owner from api_key

@@ -18,8 +18,8 @@ from access_grant g join account a on a.user_id = g.operator_id
 where g.org_id = $1 and g.grant_id = $2;
 
 -- name: operator
--- The operator with an address.
-select user_id from account where email = $1 and is_operator and disabled_at is null;
+-- The operator with an address, who stays one until this transaction ends.
+select user_id from account where email = $1 and is_operator and disabled_at is null for share;
 
 -- name: add
 -- Lets an operator in for $7 hours.
@@ -31,6 +31,10 @@ values ($1, $2, $3, $4, $5, $6, clock_timestamp() + make_interval(hours => $7));
 update access_grant set ended_at = clock_timestamp()
 where org_id = $1 and grant_id = $2 and ended_at is null and expires_at > clock_timestamp()
 returning grant_id;
+
+-- name: end_all_of
+-- Ends the grants of an account that is no operator's, in every org.
+select org_id, grant_id from end_grants_of($1);
 
 -- name: find_org
 -- An org by id or slug.

@@ -51,6 +51,11 @@ update account set name = $2 where user_id = $1;
 -- Reads in which orgs somebody is.
 select org_id, slug, name, is_suspended, role, version, permissions from orgs_of_user($1);
 
+-- name: seat_in
+-- Somebody's place in one org, by its id or slug.
+select org_id, slug, name, is_suspended, role, version, permissions from orgs_of_user($1)
+where org_id::text = $2 or slug = $2 order by org_id::text = $2 desc limit 1;
+
 -- name: add_session
 -- Opens a session.
 insert into login_session (session_id, user_id, address, agent, expires_at)
