@@ -50,6 +50,7 @@ from millpond.api.models_people import (
 )
 from millpond.api.models_platform import AddOperator, ChangePlatformOrg, CreateOrg
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
+from millpond.api.models_secrets import CreateSecret, PutSecret
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
@@ -77,6 +78,7 @@ from millpond.api.routes import (
     run_batches,
     runs,
     schedules,
+    secrets,
     service_principals,
     sign_in,
     signals,
@@ -137,6 +139,8 @@ _REFERRED = (
     ChangeServicePrincipal,
     CreateApiKey,
     CreateGrant,
+    CreateSecret,
+    PutSecret,
     CreateOrg,
     ChangePlatformOrg,
     AddOperator,
@@ -164,6 +168,7 @@ _ROOMS = (
     roles,
     service_principals,
     api_keys,
+    secrets,
     grants,
     platform,
     audit,

@@ -29,6 +29,7 @@ from millpond.cli import (
     runs,
     schedules,
     schema,
+    secrets,
     serve,
     tokens,
     triggers,
@@ -80,6 +81,7 @@ reruns.add_to(runs.app)
 app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.add_typer(keys.app, name="keys")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
 for name, group in {**org.GROUPS, **orgs.GROUPS}.items():
