@@ -47,11 +47,11 @@ class Up:
     api_pid: int = 0
 
     @classmethod
-    def start(cls, data_dir: Path, **environment: str) -> Up:
+    def start(cls, data_dir: Path, *, flows: str = FLOWS, **environment: str) -> Up:
         """Start it on a free port and return when it is ready."""
         log = data_dir.parent / "up.log"
         command = [sys.executable, "-m", "millpond.cli", "up", "--json", "--port", "0"]
-        command += ["--data-dir", str(data_dir), "--flows", FLOWS]
+        command += ["--data-dir", str(data_dir), "--flows", flows]
         with log.open("a") as stderr:
             process = subprocess.Popen(
                 command,

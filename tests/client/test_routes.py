@@ -24,6 +24,7 @@ from millpond.client import (
     models_knowledge,
     models_orgs,
     models_people,
+    models_secrets,
 )
 from millpond.client.call import Call
 from millpond.client.calls.events import EventWish
@@ -94,6 +95,7 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "ApiKeyOut": models_orgs.ApiKey,
     "NewApiKey": models_orgs.NewApiKey,
     "GrantOut": models_orgs.Grant,
+    "SecretOut": models_secrets.Secret,
     "PlatformOrgOut": models_orgs.PlatformOrganization,
     "CreatedOrg": models_orgs.CreatedOrganization,
     "OperatorOut": models_orgs.Operator,

@@ -62,6 +62,9 @@ TOLD: dict[str, tuple[str, ...]] = {
     "DELETE /v1/schedules/{schedule_id}": ("schedule.deleted",),
     "POST /v1/schedules/{schedule_id}/pause": ("schedule.paused",),
     "POST /v1/schedules/{schedule_id}/resume": ("schedule.resumed",),
+    "POST /v1/secrets": ("secret.created",),
+    "PUT /v1/secrets/{name}": ("secret.changed",),
+    "DELETE /v1/secrets/{name}": ("secret.removed",),
     "POST /v1/service-principals": ("service.created",),
     "PATCH /v1/service-principals/{service_id}": ("service.changed",),
     "POST /v1/triggers": ("trigger.created",),
@@ -71,7 +74,14 @@ TOLD: dict[str, tuple[str, ...]] = {
     "POST /v1/triggers/{trigger_id}/resume": ("trigger.resumed",),
 }
 # Written by commands on the machine and by workers, not by a route.
-BY_OTHERS = {"operator.link_made", "operator.reset_link_made", "run.refused", "signing_key.rotated"}
+BY_OTHERS = {
+    "operator.link_made",
+    "operator.reset_link_made",
+    "run.refused",
+    "seal_key.emptied",
+    "seal_key.rotated",
+    "signing_key.rotated",
+}
 TOLD_OTHERWISE = {
     "POST /v1/runs": "its run row has who started it",
     "POST /v1/runs/batch": "their run rows have who started them",
