@@ -88,10 +88,11 @@ async def test_a_run_tells_nothing_of_what_postgres_said(
             await con.execute(statement, *(["c4nary-parameter"] if "$1" in statement else []))
 
     async def order(ctx: Context, _: Any) -> None:
-        await ctx.step("ask", ask, retry=Retry(tries=1))
+        await ctx.step("ask", ask, retry=Retry(max_tries=1))
 
+    flow = pond.flow(order, retry=Retry(max_tries=1))
     async with pond.worker():
-        run_id = await pond.submit(pond.flow(order, retry=Retry(tries=1)))
+        run_id = await pond.submit(flow)
         error = (await pond.ended(run_id))["error"]
     assert error["step"] == "ask"
     assert_clean(json.dumps(error))

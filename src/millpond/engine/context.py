@@ -96,7 +96,7 @@ class Context(Fanning, Signals, Continuing, Values):
             right=right_of(scope.asking, claimed) if heeds_cancel else None,
         )
         self._opening = Opening(claimed, scope, self._performer)
-        self._caller = Caller(claimed, scope, self._performer, self._branches, self.secret)
+        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opening.open)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -216,6 +216,7 @@ class Context(Fanning, Signals, Continuing, Values):
         It is read anew by each call and each attempt, and is no step. Raises NotFound; Forbidden where the run
         may not act for its subject any more, and in every run that was started under a grant.
         """
+        self._branches.here()
         if self._performer.is_replay:
             return f"[secret:{name}]"
         return await self._opening.open(name)
@@ -299,7 +300,7 @@ class Context(Fanning, Signals, Continuing, Values):
             name=name,
             role=role,
             title=veiled(title or name),
-            form=dict(form) if adapter is None else adapter.json_schema(),
+            form=orjson.loads(dump(None, dict(form) if adapter is None else adapter.json_schema())),
             proposal=orjson.loads(dump(None, proposal)),
             expires_in_s=expires_in_s,
             expiry_answer=None if default is None else orjson.loads(dump(adapter, default)),
