@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import quote, quote_plus
@@ -28,8 +28,8 @@ class Veil:
 
     def __init__(self) -> None:
         # Each form to hide with what stands in its place, the longest first; and how they may stand in JSON text.
-        self._hidden: list[tuple[str, str]] = []
-        self._in_texts: list[str] = []
+        self._hidden: Sequence[tuple[str, str]] = ()
+        self._in_texts: Sequence[str] = ()
 
     def __bool__(self) -> bool:
         """Whether there is anything to hide."""
