@@ -50,7 +50,7 @@ async def test_no_answer_holds_a_value_nor_anything_of_it(front: Front, ann: Cli
         await ann.get("/v1/audit"),
     ]
     for answer in answers:
-        for part in (VALUE, VALUE[-4:], f"{len(VALUE)}"):
+        for part in (VALUE, VALUE[-6:], VALUE[:6]):
             assert part not in answer.text.replace(VALUE + "!", ""), answer.text
 
 

@@ -10,6 +10,7 @@ import base64
 import json
 import re
 import shutil
+import socket
 import subprocess
 import threading
 import time
@@ -155,12 +156,17 @@ def stage() -> Iterator[Stage]:
     Echo.keys = []
     provider = ThreadingHTTPServer(("127.0.0.1", 0), Echo)
     threading.Thread(target=provider.serve_forever, daemon=True).start()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
     mail = Controller(
-        box, "127.0.0.1", 0, authenticator=box.check, auth_require_tls=False, auth_required=True
+        box,
+        "127.0.0.1",
+        port,
+        authenticator=box.check,
+        auth_require_tls=False,
+        auth_required=True,
     )
     mail.start()
-    assert mail.server is not None
-    port = mail.server.sockets[0].getsockname()[1]
     up = Up.start(
         folder / "data",
         flows="tests.security.leaky_flows",

@@ -46,6 +46,7 @@ class Opening:
         self._claimed = claimed
         self._scope = scope
         self._guard = guard
+        self._noted: set[str] = set()
 
     async def open(self, name: str) -> str:
         """Return a secret's value, which is hidden from now on; raises NotFound, Forbidden, Permanent."""
@@ -58,7 +59,9 @@ class Opening:
         org_id = self._claimed.lease.org_id
         opened = await self._guard.persist(lambda: vault.open(org_id, name))
         drawn.add(name, opened.value)
-        await self._guard.persist(lambda: self._note(opened))
+        if name not in self._noted:
+            await self._guard.persist(lambda: self._note(opened))
+            self._noted.add(name)
         return opened.value
 
     async def _permit(self, name: str) -> None:
