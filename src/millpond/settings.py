@@ -82,6 +82,11 @@ class Settings(BaseSettings):
         None,
         description="Base64 of 32 bytes that seal stored secrets. Unset: a 0600 file in `data_dir`.",
     )
+    old_secret_keys: SecretStr | None = Field(
+        None,
+        description="Older keys, with commas between: they open what they sealed until it is sealed anew by "
+        "`millpond secrets rotate-key`.",
+    )
     audit_heads_dir: Path | None = Field(
         None,
         description="Folder where the heads of audit logs are published; best on another machine's disk. "

@@ -42,6 +42,7 @@ from millpond.identity.outside_reader import OutsideReader
 from millpond.identity.passwords import Passwords
 from millpond.identity.people import People
 from millpond.identity.permissions import PERMISSIONS
+from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.seating import Seating
 from millpond.identity.tokens import Keyring
@@ -238,12 +239,12 @@ async def opened(
     """Make an app with everything it needs."""
     hints = await Hints.connect(urls.app)
     feed = await Feed.connect(urls.app)
-    seal = Seal(bytes(KEY_BYTES))
-    keyring = await Keyring.open(db, seal)
+    ring = KeyRing(Seal(bytes(KEY_BYTES)))
+    keyring = await Keyring.open(db, ring)
     reader = KeyReader(db)
     egress = Egress(Rules.of_text("http://127.0.0.1:*"))
     outside = OutsideReader(db, IssuerKeys(egress), keyring.issuer)
-    people = People(db=db, keyring=keyring, seal=seal, passwords=quick_passwords())
+    people = People(db=db, keyring=keyring, ring=ring, passwords=quick_passwords())
     try:
         yield create_app(
             db=db,
@@ -251,9 +252,9 @@ async def opened(
             hints=hints,
             feed=feed,
             people=people,
-            auditor=Auditor(seal, Heads(heads_dir or Path("/nonexistent"))),
+            auditor=Auditor(ring, Heads(heads_dir or Path("/nonexistent"))),
             outside=outside,
-            mail=Mail(outbox=Outbox(seal, ttl_s=3600)),
+            mail=Mail(outbox=Outbox(ring, ttl_s=3600)),
             check_schema=lambda: check_schema(urls.app),
             knowledge=knowledge,
         )

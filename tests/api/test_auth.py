@@ -158,12 +158,13 @@ async def test_algorithm_none_is_refused(front: Front) -> None:
 
 
 async def test_key_made_by_another_process_is_learned(front: Front) -> None:
+    from millpond.identity.ring import KeyRing
     from millpond.identity.seal import KEY_BYTES, Seal
     from millpond.identity.tokens import Keyring
 
     async with front.db.globals() as con:
         await con.execute("update signing_key set retired_at = clock_timestamp()")
-    other = await Keyring.open(front.db, Seal(bytes(KEY_BYTES)))
+    other = await Keyring.open(front.db, KeyRing(Seal(bytes(KEY_BYTES))))
     front.keyring._refreshed_at = time.monotonic() - 60
     claims = jwt.decode(front.token(), options={"verify_signature": False})
     token = jwt.encode(

@@ -11,6 +11,7 @@ import pytest
 from millpond.errors import Conflict
 from millpond.identity import operators
 from millpond.identity.mailing import Mail, Postman
+from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 
 from .conftest import Client, Front
@@ -29,7 +30,7 @@ class Tray:
 
 async def collected(front: Front) -> list[Mail]:
     tray = Tray()
-    postman = Postman(front.db, Seal(bytes(KEY_BYTES)), tray)
+    postman = Postman(front.db, KeyRing(Seal(bytes(KEY_BYTES))), tray)
     while await postman.send_one(tray):
         pass
     return tray.mails

@@ -93,3 +93,16 @@ async def listen(ctx: Context, word: Word) -> Any:
     """Wait to be told something."""
     await ctx.set_state("ear", "open")
     return (await ctx.wait_event("word")).data
+
+
+@step("sample.open")
+async def open_secret(step: StepContext, name: str) -> str:
+    """Tell how long a secret is."""
+    value = await step.secret(name)
+    return f"{value} of {len(value)} characters"
+
+
+@flow("sample.secret", permission="runs:start")
+async def secret(ctx: Context, given: Word) -> str:
+    """Open a secret."""
+    return await ctx.step(open_secret, given.word)

@@ -25,6 +25,7 @@ from millpond.client import (
     models_knowledge,
     models_orgs,
     models_people,
+    models_secrets,
 )
 from millpond.client.call import Call
 from millpond.client.calls.events import EventWish
@@ -100,6 +101,7 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "IssuerKey": models_issuers.IssuerKey,
     "RuleOut": models_issuers.IssuerRule,
     "OutsideIdentityOut": models_issuers.OutsideIdentity,
+    "SecretOut": models_secrets.Secret,
     "PlatformOrgOut": models_orgs.PlatformOrganization,
     "CreatedOrg": models_orgs.CreatedOrganization,
     "OperatorOut": models_orgs.Operator,

@@ -20,6 +20,7 @@ APP, ENGINE, OWNER = "millpond_app", "millpond_engine", "millpond_owner"
 # Tables that belong to no organization. A table in neither this set nor with an org_id fails.
 GLOBAL_TABLES = {
     "org",
+    "seal_key",
     "signing_key",
     "flow_version",
     "worker",

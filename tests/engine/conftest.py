@@ -19,6 +19,7 @@ from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry, Step
 from millpond.engine.retention import Keep
 from millpond.engine.submit import submit
+from millpond.engine.vault import Vault
 from millpond.engine.worker import Worker
 from millpond.identity.current_rights import CurrentRights
 from millpond.types import Intent
@@ -37,6 +38,7 @@ class Pond:
     hints: Hints
     feed: Feed
     registry: Registry = field(default_factory=Registry)
+    vault: Vault | None = None
 
     def flow(self, function: Callable[..., Awaitable[Any]], **options: Any) -> Flow:
         """Register a flow under its function's name."""
@@ -138,6 +140,7 @@ class Pond:
             slots=slots or {"default": 20},
             steps=list(known.steps.values()),
             labels=labels or {},
+            vault=self.vault,
             resources=resources,
             lease_s=lease_s,
             drain_s=drain_s,

@@ -14,7 +14,7 @@ import typer.main
 from millpond.cli.main import app
 from millpond.engine.events import FINAL_EVENTS
 
-KIND = re.compile(r"(run|step|sleep|input|signal|child|value|state)\.[a-z_]+")
+KIND = re.compile(r"(?:run|step|sleep|input|signal|child|value|state)\.[a-z_]+|secret\.opened")
 # Their kinds are put together from the state in which a run rests.
 RESTING = {"run.waiting", "run.awaiting_input"}
 # Told in the audit log, not to those who follow a run.

@@ -23,7 +23,7 @@ LEVELS: list[set[str]] = [
     {"identity", "models"},
     {"engine"},
     {"db"},
-    {"errors", "types", "settings", "retry"},
+    {"errors", "types", "settings", "retry", "veil"},
 ]
 KERNEL = LEVELS[-1]
 # Speaks HTTP to a server and imports nothing of it.
@@ -54,6 +54,7 @@ ENGINE = [
     "checkpoints",
     "calling",
     "performing",
+    "opening",
     "once",
     "scope",
     "plans",
@@ -87,6 +88,7 @@ ENGINE = [
     "slots",
     "batches",
     "rights",
+    "vault",
     "claim",
     "admission",
     "why",

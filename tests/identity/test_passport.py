@@ -11,6 +11,7 @@ from millpond.errors import Forbidden, InvalidInput, Unauthenticated
 from millpond.identity.orgs import ensure_org
 from millpond.identity.passport import Passport, Seat
 from millpond.identity.permissions import PERMISSIONS, PLATFORM, ROLES, permissions_of
+from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
 from millpond.types import NO_ORG, Principal, new_id
@@ -69,7 +70,7 @@ async def seated(db: Database, owner: asyncpg.Connection) -> tuple[Passport, Key
         user_id,
     )
     seat = Seat(org_id=org_id, slug="acme", role="admin", stamp=1)
-    keyring = await Keyring.open(db, Seal(bytes(KEY_BYTES)))
+    keyring = await Keyring.open(db, KeyRing(Seal(bytes(KEY_BYTES))))
     passport = Passport(subject=f"user:{user_id}", session_id=session_id, stamp=1, seats=[seat])
     return keyring.read(keyring.mint_access(passport, 60)), keyring
 

@@ -8,12 +8,13 @@ import pytest
 
 from millpond.db.pool import Database
 from millpond.errors import Unauthenticated
+from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.signing import listed, rotate
 from millpond.identity.tokens import Keyring
 from millpond.types import Principal
 
-SEAL = Seal(bytes(KEY_BYTES))
+SEAL = KeyRing(Seal(bytes(KEY_BYTES)))
 ANN = Principal(org_id=7, subject="user:ann", permissions=frozenset({"runs:read"}))
 
 

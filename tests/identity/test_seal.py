@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import base64
-import os
-import threading
-from pathlib import Path
 
 import pytest
 
@@ -72,38 +69,3 @@ def test_neither_repr_nor_key_id_tells_the_key() -> None:
     seal = Seal(KEY)
     assert KEY.hex() not in repr(seal) + seal.key_id
     assert base64.b64encode(KEY).decode() not in repr(seal)
-
-
-def test_key_file_is_private_and_kept(tmp_path: Path) -> None:
-    path = tmp_path / "keys" / "secret.key"
-    first = Seal.from_file(path)
-    assert path.stat().st_mode & 0o777 == 0o600
-    assert Seal.from_file(path).key_id == first.key_id
-    assert [entry.name for entry in path.parent.iterdir()] == ["secret.key"]
-
-
-def test_key_file_that_others_can_read_is_refused(tmp_path: Path) -> None:
-    path = tmp_path / "secret.key"
-    Seal.from_file(path)
-    path.chmod(0o644)
-    with pytest.raises(Permanent, match="can be read by others"):
-        Seal.from_file(path)
-
-
-def test_processes_that_start_together_share_one_key_file(tmp_path: Path) -> None:
-    path = tmp_path / "secret.key"
-    barrier = threading.Barrier(8)
-    ids: list[str] = []
-
-    def start() -> None:
-        barrier.wait()
-        ids.append(Seal.from_file(path).key_id)
-
-    threads = [threading.Thread(target=start) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(ids) == 8
-    assert len(set(ids)) == 1
-    assert os.listdir(tmp_path) == ["secret.key"]

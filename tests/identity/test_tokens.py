@@ -16,11 +16,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from millpond.db.pool import Database
 from millpond.errors import Permanent, Unauthenticated
+from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
 from millpond.types import Principal
 
-SEAL = Seal(bytes(KEY_BYTES))
+SEAL = KeyRing(Seal(bytes(KEY_BYTES)))
 PRINCIPAL = Principal(
     org_id=7,
     subject="user:ann",
@@ -197,8 +198,8 @@ async def test_the_private_half_is_sealed(db: Database, keyring: Keyring) -> Non
 async def test_another_installation_key_is_refused_with_advice(
     db: Database, keyring: Keyring
 ) -> None:
-    with pytest.raises(Permanent, match="sealed with installation key") as caught:
-        await Keyring.open(db, Seal(b"x" * KEY_BYTES))
+    with pytest.raises(Permanent, match="what installation key") as caught:
+        await Keyring.open(db, KeyRing(Seal(b"x" * KEY_BYTES)))
     assert "MILLPOND_SECRET_KEY" in (caught.value.advice or "")
 
 

@@ -18,6 +18,7 @@ from millpond.db.pool import Database
 from millpond.errors import InvalidInput, Permanent, Transient
 from millpond.identity.addresses import parse_address
 from millpond.identity.mailing import Mail, Postman, delivering, post
+from millpond.identity.ring import KeyRing
 from millpond.identity.seal import Seal
 from millpond.integrations.mail import SmtpMailer, SmtpServer, message_of
 
@@ -69,8 +70,8 @@ def port() -> int:
 
 
 @pytest.fixture
-def seal() -> Seal:
-    return Seal(secrets.token_bytes(32))
+def seal() -> KeyRing:
+    return KeyRing(Seal(secrets.token_bytes(32)))
 
 
 def mailer(port: int, login: str = "") -> SmtpMailer:
@@ -78,7 +79,7 @@ def mailer(port: int, login: str = "") -> SmtpMailer:
     return SmtpMailer(SmtpServer.of_url(url), "millpond@example.org", timeout_s=5)
 
 
-async def put(db: Database, seal: Seal, to: str = "ann@example.org") -> None:
+async def put(db: Database, seal: KeyRing, to: str = "ann@example.org") -> None:
     async with db.globals() as con:
         await post(con, seal, Mail(to=to, subject="Hello", text="A text."), ttl_s=600)
 
@@ -94,7 +95,7 @@ async def until_empty(db: Database) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_two_postmen_deliver_a_mail_once(db: Database, seal: Seal, port: int) -> None:
+async def test_two_postmen_deliver_a_mail_once(db: Database, seal: KeyRing, port: int) -> None:
     box = Box()
     await put(db, seal)
     async with smtp(box, port):
@@ -105,7 +106,7 @@ async def test_two_postmen_deliver_a_mail_once(db: Database, seal: Seal, port: i
     assert box.mails[0].get_content().strip() == "A text."
 
 
-async def test_mail_waits_for_a_server_that_is_down(db: Database, seal: Seal, port: int) -> None:
+async def test_mail_waits_for_a_server_that_is_down(db: Database, seal: KeyRing, port: int) -> None:
     box = Box()
     await put(db, seal)
     with structlog.testing.capture_logs() as logs:
@@ -119,7 +120,7 @@ async def test_mail_waits_for_a_server_that_is_down(db: Database, seal: Seal, po
 
 
 async def test_refused_address_is_given_up_and_told_without_the_address(
-    db: Database, seal: Seal, port: int
+    db: Database, seal: KeyRing, port: int
 ) -> None:
     box = Box()
     await put(db, seal, REFUSED)
@@ -188,7 +189,7 @@ def test_an_encoded_word_cannot_bring_a_header_of_its_own() -> None:
 
 
 async def test_a_mailer_that_fails_unexpectedly_does_not_keep_other_mail(
-    db: Database, seal: Seal
+    db: Database, seal: KeyRing
 ) -> None:
     sent = asyncio.Event()
 

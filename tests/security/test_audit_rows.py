@@ -66,6 +66,9 @@ TOLD: dict[str, tuple[str, ...]] = {
     "DELETE /v1/schedules/{schedule_id}": ("schedule.deleted",),
     "POST /v1/schedules/{schedule_id}/pause": ("schedule.paused",),
     "POST /v1/schedules/{schedule_id}/resume": ("schedule.resumed",),
+    "POST /v1/secrets": ("secret.created",),
+    "PUT /v1/secrets/{name}": ("secret.changed",),
+    "DELETE /v1/secrets/{name}": ("secret.removed",),
     "POST /v1/service-principals": ("service.created",),
     "PATCH /v1/service-principals/{service_id}": ("service.changed",),
     "POST /v1/triggers": ("trigger.created",),
@@ -82,6 +85,8 @@ BY_OTHERS = {
     "operator.link_made",
     "operator.reset_link_made",
     "run.refused",
+    "seal_key.emptied",
+    "seal_key.rotated",
     "signing_key.rotated",
 }
 TOLD_OTHERWISE = {

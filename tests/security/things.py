@@ -591,6 +591,34 @@ async def grant(at: Bench) -> str:
     return made
 
 
+async def secret(at: Bench) -> str:
+    body = {"name": "key-of-one-org", "value": "not to be seen by anybody"}
+    made: str = (await sent(at.client, "/v1/secrets", **body))["id"]
+    return made
+
+
+@thing("GET /v1/secrets")
+async def secrets(at: Bench) -> Wish:
+    return Wish(makes=(await secret(at), "key-of-one-org"))
+
+
+@thing("POST /v1/secrets")
+async def a_new_secret(at: Bench) -> Wish:
+    return Wish(json={"name": "other", "value": "also not to be seen"})
+
+
+@thing("GET /v1/secrets/{name}", "DELETE /v1/secrets/{name}")
+async def a_secret(at: Bench) -> Wish:
+    await secret(at)
+    return Wish(path={"name": "key-of-one-org"})
+
+
+@thing("PUT /v1/secrets/{name}")
+async def a_replaced_secret(at: Bench) -> Wish:
+    await secret(at)
+    return Wish(path={"name": "key-of-one-org"}, json={"value": "another one"}, is_for_all=True)
+
+
 @thing("GET /v1/grants")
 async def grants(at: Bench) -> Wish:
     return Wish(makes=(await grant(at), "a look at one org"))

@@ -51,6 +51,7 @@ from millpond.api.models_people import (
 )
 from millpond.api.models_platform import AddOperator, ChangePlatformOrg, CreateOrg
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
+from millpond.api.models_secrets import CreateSecret, PutSecret
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
 from millpond.api.readiness import Readiness, SchemaCheck
@@ -79,6 +80,7 @@ from millpond.api.routes import (
     run_batches,
     runs,
     schedules,
+    secrets,
     service_principals,
     sign_in,
     signals,
@@ -143,6 +145,8 @@ _REFERRED = (
     CreateIssuer,
     ChangeIssuer,
     ChangeIdentity,
+    CreateSecret,
+    PutSecret,
     CreateOrg,
     ChangePlatformOrg,
     AddOperator,
@@ -171,6 +175,7 @@ _ROOMS = (
     service_principals,
     api_keys,
     issuers,
+    secrets,
     grants,
     platform,
     audit,

@@ -135,7 +135,17 @@ class Step(BaseModel):
     key: str = Field(description="Branch path, name and occurrence: unique within the run.")
     name: str
     kind: Literal[
-        "step", "sleep", "input", "emit", "value", "state", "child", "join", "signal", "ending"
+        "step",
+        "sleep",
+        "input",
+        "emit",
+        "value",
+        "state",
+        "child",
+        "join",
+        "signal",
+        "ending",
+        "secret",
     ]
     state: Literal["done", "failed", "waiting", "retrying", "begun", "unknown"]
     output: Any

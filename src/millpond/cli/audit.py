@@ -160,12 +160,12 @@ def _is_unproven(report: Report) -> bool:
 
 
 def _verify_file(settings: Settings, path: Path) -> Report:
-    from millpond.cli.config import open_seal
+    from millpond.cli.key_ring import read_ring
     from millpond.identity.audit_check import verify_lines
 
     try:
         with path.open("rb") as lines:
-            return verify_lines(open_seal(settings), lines)
+            return verify_lines(read_ring(settings), lines)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", param="--file") from error
 
@@ -174,7 +174,8 @@ async def _verify(
     settings: Settings, slug: str | None, *, only_platform: bool
 ) -> dict[str, Report]:
     """Return what was found, by the slugs of orgs; the platform is `(platform)`."""
-    from millpond.cli.config import audit_heads_dir, open_seal
+    from millpond.cli.config import audit_heads_dir
+    from millpond.cli.key_ring import open_ring
     from millpond.cli.running import find_databases
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database
@@ -185,9 +186,9 @@ async def _verify(
     url = find_databases(settings).app
     await check_schema(url)
     db = await Database.connect(url, name="millpond-audit", max_size=1)
-    auditor = Auditor(open_seal(settings), Heads(audit_heads_dir(settings)))
     reports: dict[str, Report] = {}
     try:
+        auditor = Auditor(await open_ring(settings, db), Heads(audit_heads_dir(settings)))
         logs = [] if slug is not None else [("(platform)", NO_ORG)]
         if not only_platform:
             logs += [(name, org_id) async for org_id, name in orgs(db) if slug in (None, name)]

@@ -17,11 +17,9 @@ from pydantic import SecretStr, ValidationError
 
 from millpond.cli.options import read_pairs
 from millpond.errors import InvalidInput
-from millpond.identity.seal import Seal
 from millpond.settings import Settings
 
 BUILT_IN_FLOWS = ("millpond.knowledge.flows", "millpond.engine.bulk")
-SEAL_FILE = "secret.key"
 _ADDRESSES = frozenset(
     {
         "MILLPOND_DATABASE_URL",
@@ -75,21 +73,20 @@ def read_settings(**given: object) -> Settings:
 
 def external_databases(settings: Settings) -> Databases | None:
     """Return the addresses of the operator's own Postgres, or None for the embedded one."""
-    app = _plain(settings.database_url)
+    app = plain_text(settings.database_url)
     if app is None:
         return None
     return Databases(
         app=app,
-        engine=_plain(settings.engine_database_url),
-        owner=_plain(settings.owner_database_url),
-        listen=_plain(settings.listen_database_url),
+        engine=plain_text(settings.engine_database_url),
+        owner=plain_text(settings.owner_database_url),
+        listen=plain_text(settings.listen_database_url),
     )
 
 
-def open_seal(settings: Settings) -> Seal:
-    """Return the installation's seal: by MILLPOND_SECRET_KEY, or by a 0600 file in the data folder."""
-    key = _plain(settings.secret_key)
-    return Seal.from_text(key) if key else Seal.from_file(settings.data_dir / SEAL_FILE)
+def plain_text(secret: SecretStr | None) -> str | None:
+    """Return what a secret setting holds; None where it is unset or empty."""
+    return secret.get_secret_value() if secret is not None and secret.get_secret_value() else None
 
 
 def audit_heads_dir(settings: Settings) -> Path:
@@ -164,10 +161,6 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         named["MILLPOND_AUDIT_HEADS_DIR"] = str(settings.audit_heads_dir)
     environment.update({name: value for name, value in named.items() if value is not None})
     return environment
-
-
-def _plain(secret: SecretStr | None) -> str | None:
-    return secret.get_secret_value() if secret is not None and secret.get_secret_value() else None
 
 
 def _words(text: str) -> list[str]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from millpond.cli.config import Databases, open_seal
+from millpond.cli.config import Databases
+from millpond.cli.key_ring import open_ring
 from millpond.cli.remote import DEV_FILE
 from millpond.cli.running import write_private
 from millpond.db.pool import Database
@@ -42,7 +43,7 @@ async def mint_dev_token(settings: Settings, databases: Databases) -> DevToken:
         org_id = await ensure_org(db, ORG_SLUG, "Development")
         keyring = await Keyring.open(
             db,
-            open_seal(settings),
+            await open_ring(settings, db),
             issuer=settings.token_issuer,
             audience=settings.token_audience,
         )

@@ -68,17 +68,16 @@ def _day(key: KeyFacts) -> str:
 
 
 async def _rotate(data_dir: DataDir, *, at_once: bool) -> str:
-    from millpond.cli.config import open_seal, read_settings
+    from millpond.cli.config import read_settings
+    from millpond.cli.key_ring import open_ring
     from millpond.cli.running import find_databases
     from millpond.db.pool import Database
-    from millpond.identity.signing import load, rotate
+    from millpond.identity.signing import rotate
 
     settings = read_settings(data_dir=data_dir)
-    seal = open_seal(settings)
     db = await Database.connect(find_databases(settings).app, name="millpond-keys", max_size=1)
     try:
-        await load(db, seal)  # refuses a host that does not have this database's key
-        return await rotate(db, seal, at_once=at_once)
+        return await rotate(db, await open_ring(settings, db), at_once=at_once)
     finally:
         await db.close()
 

@@ -15,6 +15,8 @@ from typing import Any, TextIO
 import structlog
 from structlog.types import EventDict, Processor
 
+from millpond import veil
+
 _SECRET_NAME = re.compile(
     r"(^|_)(password|passwd|secret|token|authorization|api_?key|cookie|private|dsn)($|_)", re.I
 )
@@ -78,8 +80,22 @@ def where_it_failed(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Hide secrets: values under a telling name, passwords in addresses, tokens in texts."""
+    """Hide secrets: those of the current run by value, values under a telling name, passwords in addresses, tokens."""
+    drawn = veil.current()
+    if drawn:
+        event = {name: drawn.value(_plain(value)) for name, value in event.items()}
     return {name: _hidden(name, value) for name, value in event.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Return a value as it will be shown, where it is no JSON."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return str(value)
 
 
 def _hidden(name: str, value: Any) -> Any:

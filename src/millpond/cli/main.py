@@ -30,6 +30,7 @@ from millpond.cli import (
     runs,
     schedules,
     schema,
+    secrets,
     serve,
     sign_in,
     tokens,
@@ -86,6 +87,7 @@ app.add_typer(inputs.app, name="inputs")
 app.add_typer(kb.app, name="kb")
 app.add_typer(keys.app, name="keys")
 app.add_typer(issuers.app, name="issuers")
+app.add_typer(secrets.app, name="secrets")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
 for name, group in {**org.GROUPS, **orgs.GROUPS}.items():

@@ -14,7 +14,7 @@ from millpond.identity.invitations import Mail
 from millpond.identity.mailing import Mailer, Outbox
 from millpond.identity.passwords import Passwords
 from millpond.identity.people import People
-from millpond.identity.seal import Seal
+from millpond.identity.ring import KeyRing
 from millpond.identity.sessions import Lifetimes
 from millpond.identity.tokens import Keyring
 from millpond.integrations.mail import FileMailer, SmtpMailer, SmtpServer
@@ -24,12 +24,12 @@ _DAY_S = 86_400.0
 _log = structlog.get_logger("millpond.mail")
 
 
-def open_people(settings: Settings, db: Database, keyring: Keyring, seal: Seal) -> People:
+def open_people(settings: Settings, db: Database, keyring: Keyring, ring: KeyRing) -> People:
     """Return what the rooms of people work with."""
     return People(
         db=db,
         keyring=keyring,
-        seal=seal,
+        ring=ring,
         passwords=Passwords(),
         lifetimes=Lifetimes(
             access_s=settings.access_token_s,
@@ -41,9 +41,9 @@ def open_people(settings: Settings, db: Database, keyring: Keyring, seal: Seal) 
     )
 
 
-def open_invitations(settings: Settings, seal: Seal) -> Mail:
+def open_invitations(settings: Settings, ring: KeyRing) -> Mail:
     """Return how invitations are mailed."""
-    outbox = Outbox(seal, ttl_s=_DAY_S)
+    outbox = Outbox(ring, ttl_s=_DAY_S)
     return Mail(outbox=outbox, link=f"{public_url(settings)}/invitation#token=")
 
 

@@ -27,6 +27,7 @@ from millpond.cli.config import (
     queue_slots,
 )
 from millpond.cli.devtoken import DevToken, mint_dev_token
+from millpond.cli.key_ring import open_ring
 from millpond.cli.listening import address, listen
 from millpond.cli.remote import Remote
 from millpond.cli.running import forget_running, note_running
@@ -91,7 +92,7 @@ async def platform(
     _refuse_exposed(settings, is_embedded=external is None)
     async with contextlib.AsyncExitStack() as stack:
         if external is not None:
-            await _check_external(external)
+            await _check_external(settings, external)
             made = await _prepare(settings, external, stack, log_file)
         else:
             made = await _prepare_embedded(settings, stack, log_file)
@@ -197,10 +198,15 @@ async def is_announced(db: Database, worker: Child) -> bool:
         return bool(await con.fetchval(_SQL["worker_is_live"], socket.gethostname(), worker.pid))
 
 
-async def _check_external(databases: Databases) -> None:
-    """Refuse to start on a database whose schema is not this code's."""
+async def _check_external(settings: Settings, databases: Databases) -> None:
+    """Refuse to start on a database whose schema is not this code's, or whose key is not this host's."""
     databases.need_engine()
     await check_schema(databases.app)
+    db = await Database.connect(databases.app, name="millpond-up", max_size=1)
+    try:
+        await open_ring(settings, db)
+    finally:
+        await db.close()
 
 
 def _refuse_exposed(settings: Settings, *, is_embedded: bool) -> None:

@@ -73,7 +73,8 @@ async def _compose(
 ) -> FastAPI:
     """Connect and return the app; `stack` closes the connections again."""
     from millpond.api.app import create_app
-    from millpond.cli.config import audit_heads_dir, open_seal
+    from millpond.cli.config import audit_heads_dir
+    from millpond.cli.key_ring import open_ring
     from millpond.cli.people import open_invitations, open_mailer, open_people
     from millpond.cli.resources import open_egress, open_knowledge
     from millpond.db.migrate import check_schema
@@ -98,16 +99,16 @@ async def _compose(
     stack.push_async_callback(hints.close)
     feed = await Feed.connect(databases.app_listen)
     stack.push_async_callback(feed.close)
-    seal = open_seal(settings)
+    ring = await open_ring(settings, db)
     keyring = await Keyring.open(
-        db, seal, issuer=settings.token_issuer, audience=settings.token_audience
+        db, ring, issuer=settings.token_issuer, audience=settings.token_audience
     )
-    people = open_people(settings, db, keyring, seal)
+    people = open_people(settings, db, keyring, ring)
     stack.callback(people.passwords.close)
-    postman = Postman(db, seal, open_mailer(settings))
+    postman = Postman(db, ring, open_mailer(settings))
     await stack.enter_async_context(delivering(postman))
     heads = Heads(audit_heads_dir(settings))
-    await stack.enter_async_context(sealing(Sealer(db, seal, heads)))
+    await stack.enter_async_context(sealing(Sealer(db, ring, heads)))
     reader = KeyReader(db)
     stack.push_async_callback(reader.close)
     outside = OutsideReader(db, IssuerKeys(open_egress(settings, stack)), keyring.issuer)
@@ -118,9 +119,9 @@ async def _compose(
         hints=hints,
         feed=feed,
         people=people,
-        auditor=Auditor(seal, heads),
+        auditor=Auditor(ring, heads),
         outside=outside,
-        mail=open_invitations(settings, seal),
+        mail=open_invitations(settings, ring),
         check_schema=lambda: check_schema(databases.app),
         knowledge=open_knowledge(settings, db, stack),
     )

@@ -68,6 +68,7 @@ def worker(
 
 async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.cli.config import queue_slots, worker_labels
+    from millpond.cli.key_ring import open_ring
     from millpond.cli.prune import keep
     from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
@@ -80,6 +81,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.engine.registry import REGISTRY
     from millpond.engine.worker import Worker
     from millpond.identity.current_rights import CurrentRights
+    from millpond.identity.vault import Vault
 
     slots, labels = queue_slots(settings), worker_labels(settings)
     databases = find_databases(settings)
@@ -91,6 +93,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
         flows = load_flows(settings)
         app = await Database.connect(databases.app, name="millpond-steps", min_size=0)
         stack.push_async_callback(app.close)
+        vault = Vault(app, await open_ring(settings, app))
         hints = await Hints.connect(databases.app_listen)
         stack.push_async_callback(hints.close)
         engine = await EngineDatabase.connect(engine_url)
@@ -113,6 +116,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             alone_command=alone_command(settings, name),
             keep=keep(settings),
             rights=CurrentRights(engine),
+            vault=vault,
         )
         await made.run(stop)
     if alone and not made.has_worked:

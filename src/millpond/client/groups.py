@@ -21,6 +21,7 @@ from millpond.client.calls import (
     platform,
     runs,
     schedules,
+    secrets,
     triggers,
 )
 from millpond.client.handles import run_method
@@ -211,6 +212,17 @@ class ApiKeys(Group[Kind]):
     revoke = method(orgs.revoke_api_key)
 
 
+class Secrets(Group[Kind]):
+    """Secrets of the org: values go in, and never come out."""
+
+    list = listing(secrets.list_secrets)
+    page = method(secrets.list_secrets)
+    create = method(secrets.create_secret)
+    get = method(secrets.get_secret)
+    put = method(secrets.put_secret)
+    delete = method(secrets.delete_secret)
+
+
 class Grants(Group[Kind]):
     """Operators whom the org's owners let in."""
 
@@ -275,6 +287,7 @@ class Groups(Generic[Kind]):
         self.invitations: Invitations[Kind] = Invitations(client)
         self.service_principals: ServicePrincipals[Kind] = ServicePrincipals(client)
         self.api_keys: ApiKeys[Kind] = ApiKeys(client)
+        self.secrets: Secrets[Kind] = Secrets(client)
         self.grants: Grants[Kind] = Grants(client)
         self.issuers: Issuers[Kind] = Issuers(client)
         self.platform: Platform[Kind] = Platform(client)

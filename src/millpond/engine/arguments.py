@@ -17,7 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
-from millpond.engine.encoding import dump_error
+from millpond.engine.encoding import dump, dump_error
 from millpond.engine.payloads import check_size
 from millpond.errors import InvalidInput
 
@@ -37,7 +37,7 @@ class Arguments:
         except TypeError as error:
             raise InvalidInput(f"step {self.step}: {error}", param=self.step) from error
         plain = {name: self._plain(name, value) for name, value in bound.arguments.items()}
-        text = orjson.dumps(plain).decode()
+        text = dump(None, plain)
         check_size(text, f"the arguments of step {self.step}", param="arguments")
         self.read(text)
         return text

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from millpond import veil
 from millpond.engine.history import Recorded
 from millpond.errors import InvalidInput, Permanent
 
@@ -75,6 +76,7 @@ class Branch:
         nth = self.occurrences.get(name, 0)
         if nth == 0:
             _check_name(name)
+            _refuse_secret(name)
         self.occurrences[name] = nth + 1
         key = f"{self.path}{name}:{nth}"
         self.places[key] = len(self.places)
@@ -114,6 +116,13 @@ def _check_name(name: str) -> None:
             f"{name!r} cannot name a step: 1 to 200 letters, digits and ._- and blanks are expected",
             param="name",
         )
+
+
+def _refuse_secret(name: str) -> None:
+    """Raise where a name shows a secret: names are kept as they are."""
+    drawn = veil.current()
+    if drawn and drawn.text(name) != name:
+        raise InvalidInput("the name of a step shows a secret", param="name", code="secret_in_name")
 
 
 class Branches:

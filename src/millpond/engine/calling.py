@@ -24,8 +24,14 @@ class Caller:
     """Calls and sends the steps of one attempt."""
 
     def __init__(
-        self, claimed: Claimed, scope: Scope, performer: Performer, branches: Branches
+        self,
+        claimed: Claimed,
+        scope: Scope,
+        performer: Performer,
+        branches: Branches,
+        opens: Callable[[str], Awaitable[str]],
     ) -> None:
+        self._opens = opens
         self._lease = claimed.lease
         self._subject = claimed.subject
         self._queue = claimed.queue
@@ -91,7 +97,9 @@ class Caller:
             lambda body: performer.tell(key, name, body),
             lambda body: performer.tell_soon(key, name, body),
         )
-        first = StepContext(facts, resources=self._scope.resources, teller=teller)
+        first = StepContext(
+            facts, resources=self._scope.resources, teller=teller, opens=self._opens
+        )
         if step.place == "loop":
             return step.function(first, *args, **kwargs)
         return self._scope.placing.call_step(step, first, args, kwargs, keeps=self._keeps)

@@ -23,7 +23,7 @@ from millpond.engine import endings
 from millpond.engine.checkpoints import Checkpoints
 from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import NO_DUTY, Duty
-from millpond.engine.encoding import dump, dump_error, load
+from millpond.engine.encoding import dump, dump_error, load, veiled
 from millpond.engine.events import Fact, append
 from millpond.engine.fanning import fan
 from millpond.engine.history import Recorded, just
@@ -120,8 +120,8 @@ class Children(Checkpoints):
             is_by_name=isinstance(flow, str),
             input=encode_input(None if isinstance(flow, str) else flow.input, input),
             priority=priority,
-            labels=labels,
-            keys=keys,
+            labels=None if labels is None else orjson.loads(dump(None, labels)),
+            keys=[veiled(one) for one in keys],
             delay_s=delay_s,
             deadline_s=deadline_of(
                 None if isinstance(flow, str) else flow.deadline_s,

@@ -23,9 +23,10 @@ from millpond.engine.children import Child, ChildFailed
 from millpond.engine.claim import Claimed
 from millpond.engine.continuing import Continuing
 from millpond.engine.duties import Duty
-from millpond.engine.encoding import dump, output_of
+from millpond.engine.encoding import dump, output_of, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
+from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
 from millpond.engine.registry import Step
@@ -94,7 +95,8 @@ class Context(Fanning, Signals, Continuing, Values):
             # Endings undo what was done: they need no right.
             right=right_of(scope.asking, claimed) if heeds_cancel else None,
         )
-        self._caller = Caller(claimed, scope, self._performer, self._branches)
+        self._opening = Opening(claimed, scope, self._performer)
+        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opening.open)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -208,6 +210,17 @@ class Context(Fanning, Signals, Continuing, Values):
             recorded = await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
 
+    async def secret(self, name: str) -> str:
+        """Open one of the org's secrets; from now on its value is hidden in all that this run leaves behind.
+
+        It is read anew by each call and each attempt, and is no step. Raises NotFound; Forbidden where the run
+        may not act for its subject any more, and in every run that was started under a grant.
+        """
+        self._branches.here()
+        if self._performer.is_replay:
+            return f"[secret:{name}]"
+        return await self._opening.open(name)
+
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""
         if not 0 <= seconds <= 366 * 86_400 * 10:
@@ -286,8 +299,8 @@ class Context(Fanning, Signals, Continuing, Values):
         question = waits.Question(
             name=name,
             role=role,
-            title=title or name,
-            form=dict(form) if adapter is None else adapter.json_schema(),
+            title=veiled(title or name),
+            form=orjson.loads(dump(None, dict(form) if adapter is None else adapter.json_schema())),
             proposal=orjson.loads(dump(None, proposal)),
             expires_in_s=expires_in_s,
             expiry_answer=None if default is None else orjson.loads(dump(adapter, default)),

@@ -19,6 +19,7 @@ class Duty(IntFlag):
     ENDING = (
         16  # steps with an undo, or a flow with on_failure: a cancelled run has something to do
     )
+    SECRETS = 32  # the run has opened secrets: attempts hide their values
 
 
 NO_DUTY = Duty(0)

@@ -14,6 +14,7 @@ import orjson
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from millpond import veil
 from millpond.engine.payloads import check_size
 from millpond.errors import InvalidInput, MillpondError
 from millpond.types import Json
@@ -24,7 +25,7 @@ _UNKNOWN: TypeAdapter[Any] = TypeAdapter(Any)
 
 
 def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
-    """Return JSON text of a value; raises InvalidInput when it is no JSON or over 16 MiB."""
+    """Return JSON text of a value, veiled; raises InvalidInput when it is no JSON or over 16 MiB."""
     if value is None:
         return "null"
     try:
@@ -39,7 +40,8 @@ def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
             f"a {kind} does not fit the declared JSON output", code="not_json", param="output"
         ) from error
     check_size(raw, "the output", param="output")
-    return raw.decode()
+    drawn = veil.current()
+    return drawn.json(raw.decode()) if drawn else raw.decode()
 
 
 def _plain(value: Any) -> Any:
@@ -95,18 +97,24 @@ def _declared_output(function: Callable[..., Any]) -> TypeAdapter[Any] | None:
 
 
 def dump_error(error: BaseException, step: str | None = None) -> dict[str, Json]:
-    """Describe an error: class, code, message (cut at 2,000 characters), step and advice."""
+    """Describe an error, veiled: class, code, message (cut at 2,000 characters), step and advice."""
     code = error.code if isinstance(error, MillpondError) else type(error).__name__
     described: dict[str, Json] = {
         "class": type(error).__name__,
-        "code": readable(code),
-        "message": readable(_message(error)[:_MAX_MESSAGE]),
+        "code": readable(veiled(code)),
+        "message": readable(veiled(_message(error))[:_MAX_MESSAGE]),
     }
     if step is not None:
         described["step"] = step
     if isinstance(error, MillpondError) and error.advice:
-        described["advice"] = readable(error.advice)
+        described["advice"] = readable(veiled(error.advice))
     return described
+
+
+def veiled(text: str) -> str:
+    """Hide the values of secrets that the current run has opened in plain text."""
+    drawn = veil.current()
+    return drawn.text(text) if drawn else text
 
 
 def readable(text: str) -> str:

@@ -22,9 +22,11 @@ from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, Scope, StepFailed
 from millpond.engine.continuing import hand_over
+from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, readable
 from millpond.engine.endgame import Failure
 from millpond.engine.history import History
+from millpond.engine.opening import draw_again
 from millpond.engine.registry import Flow
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, Permanent
@@ -50,6 +52,8 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     claimed, context = attempt.claimed, attempt.context
     began = time.monotonic()
     try:
+        if claimed.duties & Duty.SECRETS:
+            await insist(lambda: draw_again(claimed, scope, claimed.duties))
         if claimed.cancel_requested or attempt.is_ending:
             return await _stopped(attempt, scope)
         try:

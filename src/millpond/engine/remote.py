@@ -42,11 +42,15 @@ class Sent:
 
 
 class Order(NamedTuple):
-    """What a claimed step shall do: its name and arguments; `age_s` counts from its first claim."""
+    """What a claimed step shall do: its name and arguments; `age_s` counts from its first claim.
+
+    `duties` are those of its run.
+    """
 
     name: str
     arguments: str
     age_s: float
+    duties: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,7 +129,7 @@ async def orders(database: EngineDatabase, leases: Sequence[Lease]) -> dict[Leas
     by_item = {(lease.org_id, lease.item_id): lease for lease in leases}
     return {
         by_item[row["org_id"], row["item_id"]]: Order(
-            row["name"], row["input"], row["age_s"] or 0.0
+            row["name"], row["input"], row["age_s"] or 0.0, row["duties"]
         )
         for row in rows
     }

@@ -55,6 +55,8 @@ class Findings:
 class Replayer(Performer):
     """A performer that performs nothing: whoever asks it to waits, and the others go on."""
 
+    is_replay = True
+
     def __init__(
         self,
         findings: Findings,

@@ -19,6 +19,7 @@ from millpond.engine.placing import Placing
 from millpond.engine.plans import Plan
 from millpond.engine.rights import Asking
 from millpond.engine.settling import Settler
+from millpond.engine.vault import Vault
 from millpond.engine.waking import Mixed
 
 # A step that lasts longer is announced by an event of its own.
@@ -42,6 +43,7 @@ class Scope:
     timed: set[Timed] = field(default_factory=set)
     asking: Asking = field(default_factory=lambda: Asking(None))
     mixed: Mixed = field(default_factory=Mixed)
+    vault: Vault | None = None
 
 
 @dataclass(eq=False, slots=True)

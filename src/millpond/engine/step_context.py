@@ -13,9 +13,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from millpond import veil
 from millpond.engine.encoding import dump
 from millpond.errors import Permanent
 from millpond.types import Json
+from millpond.veil import Stream
 
 R = TypeVar("R")
 
@@ -51,7 +53,10 @@ class StepContext:
         *,
         resources: Mapping[type, object] | None = None,
         teller: Teller | None = None,
+        opens: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
+        self._opens = opens
+        self._veil = veil.current()
         self._facts = facts
         self._resources = resources
         self._teller = teller
@@ -78,15 +83,44 @@ class StepContext:
             )
         return resource(self._resources, kind)
 
+    async def secret(self, name: str) -> str:
+        """Open one of the org's secrets; from now on its value is hidden in all that this run leaves behind.
+
+        Raises NotFound; Forbidden where the run may not act for its subject any more, and in every run that was
+        started under a grant.
+        """
+        if self._opens is None:
+            raise Permanent(
+                "a step in a process of its own opens no secrets",
+                code="no_secrets_here",
+                advice="pass it what ctx.secret(name) gave, as an argument",
+            )
+        return await self._opens(name)
+
+    def secret_in_thread(self, name: str) -> str:
+        """As `secret`, for functions that run in a thread; waits for the value."""
+        if self._loop is None:
+            raise Permanent(
+                "a step in a process of its own opens no secrets", code="no_secrets_here"
+            )
+        return asyncio.run_coroutine_threadsafe(self.secret(name), self._loop).result()
+
+    def veiled(self) -> Stream:
+        """Return what hides the run's secrets in text that comes in pieces, such as a model's words.
+
+        `feed` gives what may be shown of each piece by now, `end` the rest.
+        """
+        return Stream(self._veil or veil.Veil())
+
     async def emit(self, name: str, data: Mapping[str, Json] | None = None) -> None:
         """Store a progress event; a further try of the step may store it again."""
-        await self._told().tell(_body(name, data))
+        await self._told().tell(self._body(name, data))
 
     def emit_soon(self, name: str, data: Mapping[str, Json] | None = None) -> None:
         """Store a progress event without waiting for it; for functions that run in a thread."""
         self._told()
         assert self._loop is not None
-        self._loop.call_soon_threadsafe(self._tell_later, _body(name, data))
+        self._loop.call_soon_threadsafe(self._tell_later, self._body(name, data))
 
     async def told(self) -> None:
         """Wait until everything is stored that was emitted so far; for the engine."""
@@ -104,16 +138,17 @@ class StepContext:
         if self._telling is not None:
             self._telling.add_done_callback(self._tell_next)
 
+    def _body(self, name: str, data: Mapping[str, Json] | None) -> str:
+        text = dump(None, {**(data or {}), "name": name})
+        # A thread that the step began by itself has no veil of its own.
+        return self._veil.json(text) if self._veil else text
+
     def _told(self) -> Teller:
         if self._teller is None:
             raise Permanent(
                 "a step in a process of its own tells of nothing but its result", code="no_emit"
             )
         return self._teller
-
-
-def _body(name: str, data: Mapping[str, Json] | None) -> str:
-    return dump(None, {**(data or {}), "name": name})
 
 
 def resource(resources: Mapping[type, object], kind: type[R]) -> R:

@@ -19,6 +19,7 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.opening import Opening, draw_again
 from millpond.engine.performing import HOLD_S, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
@@ -27,7 +28,7 @@ from millpond.engine.scope import ANNOUNCE_S, Scope, Timed
 from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.waits import Readied
-from millpond.errors import LeaseLost, MillpondError, NotFound, Transient
+from millpond.errors import Forbidden, LeaseLost, MillpondError, NotFound, Transient
 from millpond.retry import DEFAULT_RETRY, Retry, backoff_s, classify, retry_after_s
 from millpond.types import Json
 
@@ -93,8 +94,10 @@ async def execute_step(attempt: StepAttempt, scope: Scope) -> list[Readied]:
         if attempt.order is None or attempt.claimed.cancel_requested:
             await _insist(lambda: remote.drop(scope.database, lease))
             return []
+        order = attempt.order
+        await _insist(lambda: draw_again(attempt.claimed, scope, order.duties))
         try:
-            await _Performance(attempt, scope, attempt.order).run()
+            await _Performance(attempt, scope, order).run()
         except Unwind as unwind:
             attempt.end()
             return await _unwound(attempt, scope, unwind.reason)
@@ -151,19 +154,31 @@ class _Performance:
 
     async def _permit(self) -> None:
         """Raise Forbidden, audited, where the run may not act for its subject any more."""
-        step, claimed = self._attempt.step, self._attempt.claimed
-        if (claimed.step_key or "").startswith(ENDINGS):
-            return  # endings undo what was done: they need no right
-        right = right_of(self._scope.asking, claimed)
-        if right is None or (step is not None and not step.acts):
+        step = self._attempt.step
+        if step is not None and not step.acts:
             return
+        key = self._attempt.claimed.step_key or ""
         permission = None if step is None else step.permission
-        refused = await self._own(_insist(lambda: right.refusal(permission)))
+        refused = await self.refusal(key, self._order.name, permission)
         if refused is not None:
-            key, name = claimed.step_key or "", self._order.name
-            database = self._scope.database
-            await self._own(_insist(lambda: right.tell(database, key, name, refused)))
             raise refused
+
+    async def refusal(self, key: str, name: str, permission: str | None = None) -> Forbidden | None:
+        """Return why the run may not act for its subject any more, audited; None where it may."""
+        claimed, database = self._attempt.claimed, self._scope.database
+        if (claimed.step_key or "").startswith(ENDINGS):
+            return None  # endings undo what was done: they need no right
+        right = right_of(self._scope.asking, claimed)
+        if right is None:
+            return None
+        refused = await self.persist(lambda: right.refusal(permission))
+        if refused is not None:
+            await self.persist(lambda: right.tell(database, key, name, refused))
+        return refused
+
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Do what needs the database, again while that is out of reach."""
+        return await self._own(_insist(write))
 
     async def _result(self, one: _Try) -> str:
         """Execute the function once; returns its result as JSON text that reads back as declared."""
@@ -219,7 +234,10 @@ class _Performance:
         if step.place == "process":
             return await self._scope.placing.call_apart(step.function, facts, args, kwargs)
         teller = Teller(self._tell, self._tell_soon)
-        first = StepContext(facts, resources=self._scope.resources, teller=teller)
+        opening = Opening(self._attempt.claimed, self._scope, self)
+        first = StepContext(
+            facts, resources=self._scope.resources, teller=teller, opens=opening.open
+        )
         return await self._scope.placing.call_step(
             step, first, args, kwargs, keeps=lambda: self._attempt.closed is not None
         )

@@ -19,6 +19,7 @@ from typing import Any
 import orjson
 import structlog
 
+from millpond import veil
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import heartbeat, history, inputs, remote, waking
@@ -37,6 +38,7 @@ from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
 from millpond.engine.upkeep import Upkeep, tell_readied
+from millpond.engine.vault import Vault
 from millpond.engine.watching import Watch, tick
 from millpond.errors import LeaseLost, MillpondError, Transient
 
@@ -55,7 +57,7 @@ _STOP_S = 35.0  # above the time limit of the engine's statements
 class Worker:
     """One worker process: its slots per queue, the flows and steps that it has, the resources of its steps.
 
-    Without `rights` it acts for nobody whose rights have to be asked about.
+    Without `rights` it acts for nobody whose rights have to be asked about, without a `vault` it opens no secrets.
     It publishes all of its flows, and serves those flows and steps whose needs its `labels` meet.
     """
 
@@ -77,8 +79,10 @@ class Worker:
         alone_command: Sequence[str] = (),
         keep: Keep | None = None,
         rights: Rights | None = None,
+        vault: Vault | None = None,
     ) -> None:
         self._rights = rights
+        self._vault = vault
         self._database = database
         self._engine_url = engine_url
         self._listen_url = listen_url
@@ -192,6 +196,7 @@ class Worker:
             resources=self._resources,
             labels=self._labels,
             asking=Asking(self._rights),
+            vault=self._vault,
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         watch = Watch(
@@ -350,6 +355,7 @@ class Worker:
 
     async def _execute(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         began = time.monotonic()
+        veil.begin()
         try:
             if isinstance(attempt, StepAttempt):
                 tell_readied(hints, await execute_step(attempt, scope))

@@ -64,7 +64,7 @@ async def register(people: People, email: str, name: str, device: Device) -> Non
             if known is None
             else letters.known(email)
         )
-        await post(con, people.seal, letter, ttl_s=ttl_s)
+        await post(con, people.ring, letter, ttl_s=ttl_s)
 
 
 async def confirm_registration(
@@ -105,7 +105,7 @@ async def request_reset(people: People, email: str, device: Device) -> None:
             # The same work, so that its time tells nothing: a link that nobody gets, a mail that is too old.
             token = await issue(con, "register", 0, email=email)
         letter = letters.reset(email, people.link("reset-password", token), ttl_s)
-        await post(con, people.seal, letter, ttl_s=ttl_s if is_real else 0)
+        await post(con, people.ring, letter, ttl_s=ttl_s if is_real else 0)
 
 
 async def confirm_reset(people: People, token: str, password: str, device: Device) -> None:
@@ -129,7 +129,7 @@ async def confirm_reset(people: People, token: str, password: str, device: Devic
             address=device.address,
         )
         note = letters.changed(account.email)
-        await post(con, people.seal, note, ttl_s=people.lifetimes.link_s)
+        await post(con, people.ring, note, ttl_s=people.lifetimes.link_s)
 
 
 async def change_password(
@@ -163,7 +163,7 @@ async def change_password(
         await con.execute(_SQL["drop_refresh"], standing.session_id)
         token = await sessions.renewable(con, standing.session_id, people.lifetimes)
         note = letters.changed(account.email)
-        await post(con, people.seal, note, ttl_s=people.lifetimes.link_s)
+        await post(con, people.ring, note, ttl_s=people.lifetimes.link_s)
         return await admitted(people, con, user_id, standing.session_id, token)
 
 

@@ -19,9 +19,10 @@ import structlog
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
 from millpond.errors import MillpondError, Permanent, Transient
-from millpond.identity.seal import Seal
+from millpond.identity.ring import KeyRing
 from millpond.types import new_id
 
+PURPOSE = "mail_outbox"
 _SQL = queries("people")
 _log = structlog.get_logger("millpond.mail")
 # Longer than any mailer takes for one mail: nobody else takes it meanwhile.
@@ -50,24 +51,25 @@ class Mailer(Protocol):
         ...
 
 
-async def post(con: Connection, seal: Seal, mail: Mail, *, ttl_s: float) -> None:
+async def post(con: Connection, ring: KeyRing, mail: Mail, *, ttl_s: float) -> None:
     """Let a mail wait to be sent, for `ttl_s` at most; it is sent if the transaction commits."""
     mail_id = new_id()
     plain = orjson.dumps([mail.to, mail.subject, mail.text])
-    sealed = seal.seal(plain, "mail_outbox", str(mail_id))
+    seal = await ring.current(con)
+    sealed = seal.seal(plain, PURPOSE, str(mail_id))
     await con.execute(_SQL["add_mail"], mail_id, seal.key_id, sealed, float(ttl_s))
 
 
 class Outbox:
     """Posts what rooms that know no seal write."""
 
-    def __init__(self, seal: Seal, *, ttl_s: float) -> None:
-        self._seal = seal
+    def __init__(self, ring: KeyRing, *, ttl_s: float) -> None:
+        self._ring = ring
         self._ttl_s = ttl_s
 
     async def invite(self, con: Connection, to: str, subject: str, text: str) -> None:
         """Let an invitation wait to be sent; it is sent if the transaction commits."""
-        await post(con, self._seal, Mail(to=to, subject=subject, text=text), ttl_s=self._ttl_s)
+        await post(con, self._ring, Mail(to=to, subject=subject, text=text), ttl_s=self._ttl_s)
 
 
 class Postman:
@@ -76,14 +78,14 @@ class Postman:
     def __init__(
         self,
         db: Database,
-        seal: Seal,
+        ring: KeyRing,
         mailer: Mailer | None,
         *,
         poll_s: float = _POLL_S,
         first_delay_s: float = _FIRST_DELAY_S,
     ) -> None:
         self._db = db
-        self._seal = seal
+        self._ring = ring
         self._mailer = mailer
         self._poll_s = poll_s
         self._first_delay_s = first_delay_s
@@ -118,7 +120,7 @@ class Postman:
             await self._drop(mail_id)
             return True
         try:
-            await mailer.send(self._opened(mail_id, row["sealed"]))
+            await mailer.send(self._opened(mail_id, row["sealed"], row["seal_key_id"]))
         except Transient as error:
             delay_s = min(_LAST_DELAY_S, self._first_delay_s * 2.0 ** (row["tries"] - 1))
             _log.warning("mail.postponed", mail_id=str(mail_id), code=error.code, delay_s=delay_s)
@@ -131,8 +133,8 @@ class Postman:
             await self._drop(mail_id)
         return True
 
-    def _opened(self, mail_id: uuid.UUID, sealed: bytes) -> Mail:
-        to, subject, text = orjson.loads(self._seal.open(sealed, "mail_outbox", str(mail_id)))
+    def _opened(self, mail_id: uuid.UUID, sealed: bytes, key_id: str) -> Mail:
+        to, subject, text = orjson.loads(self._ring.open(sealed, key_id, PURPOSE, str(mail_id)))
         return Mail(to=to, subject=subject, text=text, mail_id=mail_id)
 
     async def _drop(self, mail_id: uuid.UUID) -> None:

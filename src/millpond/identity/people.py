@@ -15,7 +15,7 @@ from millpond.db.queries import queries
 from millpond.errors import Unauthenticated
 from millpond.identity.passport import Passport, Seat, seats_of
 from millpond.identity.passwords import Passwords
-from millpond.identity.seal import Seal
+from millpond.identity.ring import KeyRing
 from millpond.identity.sessions import Lifetimes
 from millpond.identity.tokens import Keyring
 
@@ -29,7 +29,7 @@ class People:
 
     db: Database
     keyring: Keyring
-    seal: Seal
+    ring: KeyRing
     passwords: Passwords
     lifetimes: Lifetimes = field(default_factory=Lifetimes)
     registration: Registration = "closed"

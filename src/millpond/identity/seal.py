@@ -1,6 +1,6 @@
 """The seal: AES-GCM around secrets at rest, under the installation's key.
 
-Called by `signing` for private keys; later rooms seal credentials with it. Invariant: what was
+Held by `ring`, which knows which key seals now. Invariant: what was
 sealed opens only under the same key and with the same associated words, so that a sealed value
 copied to another row or column does not open.
 """
@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import os
-import secrets
-import stat
-from pathlib import Path
 
 import orjson
 from cryptography.exceptions import InvalidTag
@@ -60,23 +56,6 @@ class Seal:
             ) from error
         return cls(key)
 
-    @classmethod
-    def from_file(cls, path: Path) -> Seal:
-        """Read the key in `path`, making the file (0600) when it is missing.
-
-        Safe when several processes start together: the file appears whole or not at all, and all of
-        them read the one that came first. Blocking; called once at start.
-        """
-        if not path.exists():
-            _create_key_file(path)
-        if os.name == "posix" and stat.S_IMODE(path.stat().st_mode) & 0o077:
-            raise Permanent(
-                f"{path} can be read by others",
-                code="key_file_exposed",
-                advice=f"chmod 600 {path}, and make new keys if others had access",
-            )
-        return cls.from_text(path.read_text(encoding="ascii"))
-
     def seal(self, plain: bytes, *associated: str) -> bytes:
         """Encrypt `plain`, bound to the words in `associated`."""
         nonce = os.urandom(_NONCE_BYTES)
@@ -112,20 +91,3 @@ class Seal:
 
     def _bound(self, associated: tuple[str, ...]) -> bytes:
         return orjson.dumps([self.key_id, *associated])
-
-
-def _create_key_file(path: Path) -> None:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-    text = base64.b64encode(os.urandom(KEY_BYTES)) + b"\n"
-    file = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        os.write(file, text)
-        os.fsync(file)
-    finally:
-        os.close(file)
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()

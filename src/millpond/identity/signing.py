@@ -16,14 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from millpond.db.pool import Connection, Database, Record
 from millpond.db.queries import queries
-from millpond.errors import Permanent
 from millpond.identity import audit
-from millpond.identity.seal import Seal
+from millpond.identity.ring import KeyRing
 from millpond.types import NO_ORG, Principal, new_id
 
 ALGORITHM = "EdDSA"
+PURPOSE = "signing_key"
 _SQL = queries("identity")
-_PURPOSE = "signing_key"
 # Whoever has the database and the installation's key, at a terminal.
 _HOST = Principal(org_id=NO_ORG, subject="host")
 
@@ -55,23 +54,24 @@ class Signer:
     private: Ed25519PrivateKey
 
 
-async def load(db: Database, seal: Seal) -> tuple[Signer, list[SigningKey]]:
+async def load(db: Database, ring: KeyRing) -> tuple[Signer, list[SigningKey]]:
     """Return the key to sign with and all keys to verify with, making the first one if needed.
 
     Raises Permanent when the stored key was sealed with another installation key.
     """
     async with db.globals() as con:
+        await ring.current(con)
         rows = await con.fetch(_SQL["signing_keys"])
         if not any(row["is_current"] for row in rows):
             await con.execute(_SQL["lock_signing_keys"])
             rows = await con.fetch(_SQL["signing_keys"])
             if not any(row["is_current"] for row in rows):
-                await _add_key(con, seal)
+                await _add_key(con, ring)
                 rows = await con.fetch(_SQL["signing_keys"])
-    return _signer(rows[0], seal), [_known(row) for row in rows]
+    return _signer(rows[0], ring), [_known(row) for row in rows]
 
 
-async def rotate(db: Database, seal: Seal, *, at_once: bool = False) -> str:
+async def rotate(db: Database, ring: KeyRing, *, at_once: bool = False) -> str:
     """Sign with a new key from now on; returns its id.
 
     Tokens of the older keys stay good until the last of them has expired, or with `at_once` are refused as
@@ -82,7 +82,7 @@ async def rotate(db: Database, seal: Seal, *, at_once: bool = False) -> str:
         await con.execute(_SQL["retire_signing_keys"])
         if at_once:
             await con.execute(_SQL["end_signing_keys"])
-        kid = await _add_key(con, seal)
+        kid = await _add_key(con, ring)
         await audit.record(con, _HOST, "signing_key.rotated", f"signing_key:{kid}")
     return kid
 
@@ -94,7 +94,7 @@ async def listed(db: Database) -> list[KeyFacts]:
     return [KeyFacts(**dict(row)) for row in rows]
 
 
-async def _add_key(con: Connection, seal: Seal) -> str:
+async def _add_key(con: Connection, ring: KeyRing) -> str:
     private = Ed25519PrivateKey.generate()
     kid = new_id().hex
     jwk = {
@@ -105,20 +105,14 @@ async def _add_key(con: Connection, seal: Seal) -> str:
         "alg": ALGORITHM,
         "use": "sig",
     }
-    sealed = seal.seal(private.private_bytes_raw(), _PURPOSE, kid)
+    seal = await ring.current(con)
+    sealed = seal.seal(private.private_bytes_raw(), PURPOSE, kid)
     await con.execute(_SQL["add_signing_key"], kid, orjson.dumps(jwk).decode(), sealed, seal.key_id)
     return kid
 
 
-def _signer(row: Record, seal: Seal) -> Signer:
-    if row["seal_key_id"] != seal.key_id:
-        raise Permanent(
-            f"signing key {row['kid']} is sealed with installation key {row['seal_key_id']}, "
-            f"and this process has {seal.key_id}",
-            code="seal_key_mismatch",
-            advice="start with the MILLPOND_SECRET_KEY (or key file) of this database's first start",
-        )
-    private = seal.open(row["private_sealed"], _PURPOSE, row["kid"])
+def _signer(row: Record, ring: KeyRing) -> Signer:
+    private = ring.open(row["private_sealed"], row["seal_key_id"], PURPOSE, row["kid"])
     return Signer(kid=row["kid"], private=Ed25519PrivateKey.from_private_bytes(private))
 
 

@@ -19,7 +19,7 @@ import jwt
 from millpond.db.pool import Database
 from millpond.errors import Unauthenticated
 from millpond.identity.passport import Passport, Seat
-from millpond.identity.seal import Seal
+from millpond.identity.ring import KeyRing
 from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load
 from millpond.types import Json, Principal, new_id
 
@@ -39,14 +39,14 @@ class Keyring:
     def __init__(
         self,
         db: Database,
-        seal: Seal,
+        ring: KeyRing,
         signer: Signer,
         known: Iterable[SigningKey],
         issuer: str,
         audience: str,
     ) -> None:
         self._db = db
-        self._seal = seal
+        self._ring = ring
         self._signer = signer
         self._known = {key.kid: key for key in known}
         self._issuer = issuer
@@ -59,14 +59,14 @@ class Keyring:
     async def open(
         cls,
         db: Database,
-        seal: Seal,
+        ring: KeyRing,
         *,
         issuer: str = "millpond",
         audience: str = "millpond",
     ) -> Keyring:
         """Load the installation's keys, making the first at the first start."""
-        signer, known = await load(db, seal)
-        return cls(db, seal, signer, known, issuer, audience)
+        signer, known = await load(db, ring)
+        return cls(db, ring, signer, known, issuer, audience)
 
     @property
     def age_s(self) -> float:
@@ -78,7 +78,7 @@ class Keyring:
         async with self._reading:
             if self.age_s < _REFRESH_S:
                 return
-            self._signer, known = await load(self._db, self._seal)
+            self._signer, known = await load(self._db, self._ring)
             self._refreshed_at = time.monotonic()
             self._known = {key.kid: key for key in known}
             self._verified.clear()

@@ -6,6 +6,7 @@ prompts in it; status, the provider's own error code and the model's name do.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -15,6 +16,8 @@ from pydantic_ai import exceptions as theirs
 from millpond.errors import InvalidInput, MillpondError, Permanent, Transient
 
 _AGAIN_STATUS = frozenset({408, 409, 425, 429})
+# A code is words or a short number; what else stands in its place may be an echo of the request, its key included.
+_CODE = re.compile(r"[A-Za-z]{1,30}(_[A-Za-z]{1,30}){0,5}|\d{1,6}")
 _REJECTED = (theirs.ModelRequestRejectedError, theirs.ModelQuotaExceededError)
 
 
@@ -46,7 +49,7 @@ def translate(error: Exception, model: str) -> MillpondError | None:
 def _by_status(error: theirs.ModelHTTPError, model: str) -> MillpondError:
     status = error.status_code
     said = f"{model} answered {status}"
-    if error.provider_error_code:
+    if error.provider_error_code and _CODE.fullmatch(error.provider_error_code):
         said += f" ({error.provider_error_code})"
     details = {"status": status}
     if isinstance(error, theirs.ModelQuotaExceededError):

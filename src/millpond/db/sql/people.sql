@@ -168,7 +168,7 @@ values ($1, $2, $3, clock_timestamp() + make_interval(secs => $4));
 update mail_outbox set due_at = clock_timestamp() + make_interval(secs => $1), tries = tries + 1
 where mail_id = (select mail_id from mail_outbox where due_at <= clock_timestamp()
                  order by due_at for update skip locked limit 1)
-returning mail_id, sealed, tries, expires_at <= clock_timestamp() as is_too_old;
+returning mail_id, sealed, seal_key_id, tries, expires_at <= clock_timestamp() as is_too_old;
 
 -- name: postpone_mail
 -- Lets a mail that could not be sent wait a while.

@@ -37,7 +37,7 @@ returning event_no;
 
 -- name: orders
 -- Reads what is to be done under leases of steps; nothing comes back of one whose run has ended.
-select i.org_id, i.item_id, s.name, coalesce(s.input, p.body) as input,
+select i.org_id, i.item_id, s.name, coalesce(s.input, p.body) as input, r.duties,
        extract(epoch from clock_timestamp() - i.started_at)::float8 as age_s
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
 join item i on i.org_id = u.org_id and i.item_id = u.item_id

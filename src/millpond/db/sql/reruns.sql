@@ -28,7 +28,8 @@ chosen as materialized (
               else s.step_key <> $4 and s.state in ('done', 'failed') and s.finished_at <= (select started_at from target)
          end as is_before
   from step s
-  where s.org_id = $1 and s.run_id = $2
+  -- Of secrets that the other run opened, it tells itself.
+  where s.org_id = $1 and s.run_id = $2 and s.kind <> 'secret'
     -- A run that goes on from a step has its endings before it again.
     and ($4::text is null or not starts_with(s.step_key, '!') and not exists (
       select from step u

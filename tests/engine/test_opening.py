@@ -1,0 +1,527 @@
+"""Secrets that runs open: handed to steps, hidden in whatever the run leaves behind, and refused where nobody may."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import json
+import threading
+import uuid
+from dataclasses import replace
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+import structlog
+from tests.engine.test_rights import Cast, cast
+
+from millpond.cli.logs import configure_logging
+from millpond.db.pool import Database
+from millpond.engine import reruns
+from millpond.engine.context import Context, StepContext, StepFailed
+from millpond.engine.submit import submit
+from millpond.errors import Permanent, Transient
+from millpond.identity import secret_store
+from millpond.identity.ring import KeyRing
+from millpond.identity.seal import KEY_BYTES, Seal
+from millpond.identity.vault import Vault
+from millpond.retry import Retry
+from millpond.types import Principal
+
+from .conftest import Pond
+
+__all__ = ["cast"]
+
+CANARY = 'c4nary/"Zoë\\ 77+=.end'
+SHOWN = "[secret:stripe]"
+FORMS = [
+    CANARY,
+    json.dumps(CANARY)[1:-1],
+    json.dumps(json.dumps(CANARY)[1:-1])[1:-1],
+    json.dumps(CANARY, ensure_ascii=False)[1:-1],
+    quote(CANARY, safe=""),
+    base64.b64encode(CANARY.encode()).decode()[:24],
+    base64.b64encode(b":" + CANARY.encode()).decode()[2:26],
+    base64.b64encode(b"u:" + CANARY.encode()).decode()[3:26],
+]
+TABLES = "select c.relname from pg_class c where c.relnamespace = 'millpond'::regnamespace and c.relkind = 'r'"
+
+
+@pytest.fixture
+async def ring() -> KeyRing:
+    return KeyRing(Seal(bytes(KEY_BYTES)))
+
+
+@pytest.fixture
+async def pond(pond: Pond, ring: KeyRing) -> Pond:
+    """A pond whose workers open secrets; the org has one."""
+    pond.vault = Vault(pond.db, ring)
+    await put(pond.db, ring, pond.org_id, CANARY)
+    return pond
+
+
+async def put(db: Database, ring: KeyRing, org_id: int, value: str, name: str = "stripe") -> None:
+    async with db.org(org_id) as con:
+        await secret_store.put(con, ring, Principal(org_id=org_id, subject="user:t"), name, value)
+
+
+async def assert_nowhere(pond: Pond) -> None:
+    """Look for the value, in every form, in every row of every table."""
+    async with pond.engine_db.duty("test") as con:
+        tables = [row["relname"] for row in await con.fetch(TABLES)]
+    found = []
+    for table in tables:
+        for database in (pond.db.org(pond.org_id), pond.engine_db.duty("test")):
+            try:
+                async with database as con:
+                    rows = await con.fetch(f'select t::text as row from "{table}" t')
+            except Permanent:  # a role that may not read it
+                continue
+            found += [
+                (table, form, row["row"]) for row in rows for form in FORMS if form in row["row"]
+            ]
+    assert found == []
+
+
+async def opened(pond: Pond, run_id: uuid.UUID) -> list[Any]:
+    return [event.data for event in await pond.events(run_id) if event.kind == "secret.opened"]
+
+
+async def test_a_step_gets_the_value_and_the_run_keeps_its_name_alone(pond: Pond) -> None:
+    seen: list[str] = []
+
+    async def charge(step: StepContext) -> str:
+        value = await step.secret("stripe")
+        seen.append(value)
+        await step.emit("charging", {"with": f"Bearer {value}"})
+        return f"charged with {value}"
+
+    charging = pond.step(charge)
+
+    async def order(ctx: Context, _: Any) -> Any:
+        told = await ctx.step(charging)
+        await ctx.emit("done", {"key": await ctx.secret("stripe")})
+        await ctx.set_state("shown", {await ctx.secret("stripe"): 1})
+        return {"told": told, "url": f"https://x.example/?k={quote(CANARY, safe='')}"}
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        ended = await pond.ended(run_id)
+    assert seen == [CANARY]
+    assert ended["output"] == {
+        "told": f"charged with {SHOWN}",
+        "url": f"https://x.example/?k={SHOWN}",
+    }
+    assert await opened(pond, run_id) == [{"name": "stripe", "version": 1}]
+    progress = [e.data for e in await pond.events(run_id) if e.kind == "progress"]
+    assert progress == [
+        {"with": f"Bearer {SHOWN}", "name": "charging"},
+        {"key": SHOWN, "name": "done"},
+    ]
+    await assert_nowhere(pond)
+
+
+async def test_what_a_flow_gets_of_a_step_is_what_a_replay_gives_it(pond: Pond) -> None:
+    got: list[str] = []
+
+    async def leak() -> str:
+        return CANARY
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("stripe")
+        got.append(await ctx.step("leak", leak))
+        await ctx.sleep(1.1)
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["outcome"] == "succeeded"
+    assert got == [SHOWN, SHOWN]
+    assert len(await opened(pond, run_id)) == 1
+
+
+async def test_errors_of_steps_and_of_the_flow_show_nothing(pond: Pond) -> None:
+    async def break_off(step: StepContext) -> None:
+        value = await step.secret("stripe")
+        raise Permanent(f"401 for {value}", code="refused", advice=f"not {quote(value)}")
+
+    breaking = pond.step(break_off)
+
+    async def order(ctx: Context, _: Any) -> None:
+        try:
+            await ctx.step(breaking)
+        except StepFailed as error:
+            assert CANARY not in str(error)  # noqa: PT017
+        raise ValueError("x" * 1990 + await ctx.secret("stripe"))
+
+    flow = pond.flow(order, retry=Retry(max_tries=1))
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        error = (await pond.ended(run_id))["error"]
+    # Cut only after it was hidden: no part of a value is left at the end.
+    assert error["message"] == ("x" * 1990 + SHOWN)[:2000]
+    [failed] = [e.data for e in await pond.events(run_id) if e.kind == "step.failed"]
+    assert failed["error"]["message"] == f"401 for {SHOWN}"
+    assert failed["error"]["advice"] == f"not {SHOWN}"
+    await assert_nowhere(pond)
+
+
+async def test_what_leaves_a_run_for_others_shows_nothing(pond: Pond) -> None:
+    """Arguments of steps elsewhere, inputs of children, questions, and the run that goes on."""
+
+    async def far(step: StepContext, words: str) -> str:
+        return f"{words} and {await step.secret('stripe')}"
+
+    sent = pond.step(far, queue="other")
+
+    async def child(ctx: Context, data: Any) -> Any:
+        return data
+
+    kid = pond.flow(child)
+
+    async def order(ctx: Context, data: Any) -> Any:
+        value = await ctx.secret("stripe")
+        if data == "again":
+            return value
+        told = [await ctx.step(sent, f"got {value}")]
+        told.append(await ctx.run_flow(kid, {"k": value}, labels={"k": value}))
+        decision = await ctx.ask_human(
+            "ok", role="support", form={}, title=f"Use {value}?", proposal={"k": value},
+            expires_in_s=0.05, default={},
+        )  # fmt: skip
+        assert decision.is_expired
+        assert told == [f"got {SHOWN} and {SHOWN}", {"k": SHOWN}]
+        await ctx.continue_as("again")
+        return None
+
+    flow = pond.flow(order)
+    async with pond.worker({"default": 5, "other": 2}):
+        run_id = await pond.submit(flow)
+        ended = await pond.ended(run_id)
+        assert ended["outcome"] == "succeeded", ended["error"]
+        assert (await pond.ended(ended["continued_to"]))["output"] == SHOWN
+    await assert_nowhere(pond)
+
+
+async def test_a_later_attempt_hides_what_an_earlier_one_opened(pond: Pond) -> None:
+    """Another worker, which opens nothing itself, meets the value as an echo from outside."""
+
+    async def use(step: StepContext) -> None:
+        assert await step.secret("stripe") == CANARY
+
+    async def echo() -> str:
+        return f"you sent {CANARY}"
+
+    async def far_echo(step: StepContext) -> str:
+        return f"you sent {CANARY}"
+
+    using, far = pond.step(use), pond.step(far_echo, queue="other")
+
+    async def order(ctx: Context, _: Any) -> Any:
+        await ctx.step(using)
+        await ctx.sleep(1.1)
+        return [await ctx.step("echo", echo), await ctx.step(far)]
+
+    flow = pond.flow(order)
+    async with pond.worker({"default": 5, "other": 5}):
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["output"] == [f"you sent {SHOWN}"] * 2
+    await assert_nowhere(pond)
+
+
+async def test_endings_hide_too_and_undo_opens(pond: Pond) -> None:
+    async def undo_it(step: StepContext, result: str) -> str:
+        return f"undone with {await step.secret('stripe')}"
+
+    undoing = pond.step(undo_it)
+
+    async def book() -> str:
+        return "booked"
+
+    async def told(ctx: Context, _: Any, failure: Any) -> None:
+        await ctx.emit("sorry", {"key": CANARY})
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("stripe")
+        await ctx.step("book", book, undo=undoing)
+        raise Permanent("no", code="no")
+
+    flow = pond.flow(order, on_failure=told)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["outcome"] == "failed"
+    [sorry] = [e.data for e in await pond.events(run_id) if e.kind == "progress"]
+    assert sorry["key"] == SHOWN
+    await assert_nowhere(pond)
+
+
+async def test_threads_open_and_tell_behind_the_veil(pond: Pond) -> None:
+    def work(step: StepContext) -> str:
+        value = step.secret_in_thread("stripe")
+        step.emit_soon("working", {"key": value})
+        own = threading.Thread(target=step.emit_soon, args=("own", {"key": value}))
+        own.start()
+        own.join()
+        return value
+
+    working = pond.step(work)
+
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.step(working)
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["output"] == SHOWN
+    shown = {e.data["name"]: e.data["key"] for e in await pond.events(run_id) if "key" in e.data}
+    assert shown == {"working": SHOWN, "own": SHOWN}
+    await assert_nowhere(pond)
+
+
+async def test_text_that_comes_in_pieces_is_hidden_across_them(pond: Pond) -> None:
+    async def speak(step: StepContext) -> None:
+        value = await step.secret("stripe")
+        stream = step.veiled()
+        text = f"the key is {value}, really"
+        for at in range(0, len(text), 3):
+            await step.emit("delta", {"text": stream.feed(text[at : at + 3])})
+        await step.emit("delta", {"text": stream.end()})
+
+    speaking = pond.step(speak)
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.step(speaking)
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        await pond.ended(run_id)
+    told = [e.data["text"] for e in await pond.events(run_id) if e.kind == "progress"]
+    assert "".join(told) == f"the key is {SHOWN}, really"
+
+
+async def test_logs_of_a_run_hide_what_it_opened_and_others_are_left_alone(pond: Pond) -> None:
+    stream = io.StringIO()
+    configure_logging("info", process="test", stream=stream)
+    log = structlog.get_logger("flows")
+    is_open, is_over = asyncio.Event(), asyncio.Event()
+
+    async def order(ctx: Context, _: Any) -> None:
+        value = await ctx.secret("stripe")
+        log.info("calling", url=f"https://x.example/?k={quote(value, safe='')}", parts=[value])
+        await asyncio.to_thread(log.info, f"from a thread {value}")
+        is_open.set()
+        await is_over.wait()
+
+    async def other(ctx: Context, _: Any) -> None:
+        await is_open.wait()
+        log.info("other", text=CANARY)
+        is_over.set()
+
+    try:
+        one, two = pond.flow(order), pond.flow(other)
+        async with pond.worker():
+            first = await pond.submit(one)
+            await pond.submit(two)
+            await pond.ended(first)
+    finally:
+        structlog.reset_defaults()
+    lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+    [calling] = [line for line in lines if line["event"] == "calling"]
+    assert calling["url"] == f"https://x.example/?k={SHOWN}"
+    assert calling["parts"] == [SHOWN]
+    assert any(line["event"] == f"from a thread {SHOWN}" for line in lines)
+    # Only what a run opened itself is hidden: another run's line tells nothing by what it lacks.
+    assert [line["text"] for line in lines if line["event"] == "other"] == [CANARY]
+
+
+async def test_a_name_that_shows_a_value_is_refused(pond: Pond, ring: KeyRing) -> None:
+    await put(pond.db, ring, pond.org_id, "plainkey0123", "plain")
+
+    async def order(ctx: Context, _: Any) -> None:
+        value = await ctx.secret("plain")
+        await ctx.emit(f"used {value}")
+
+    flow = pond.flow(order, retry=Retry(max_tries=1))
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["error"]["code"] == "secret_in_name"
+
+
+async def test_an_unknown_secret_fails_at_once_and_is_not_told_to_be_opened(pond: Pond) -> None:
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("missing")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["error"]["code"] == "secret_not_found"
+    assert await opened(pond, run_id) == []
+
+
+async def test_a_worker_without_a_vault_opens_nothing(pond: Pond) -> None:
+    pond.vault = None
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("stripe")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["error"]["code"] == "no_secrets_here"
+
+
+async def test_another_orgs_secret_does_not_exist(pond: Pond, other_org: int) -> None:
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("stripe")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow, org_id=other_org)
+        async with asyncio.timeout(20):
+            while True:
+                async with pond.db.org(other_org) as con:
+                    row = await con.fetchrow(
+                        "select outcome, error->>'code' as code from run where run_id = $1", run_id
+                    )
+                if row["outcome"]:
+                    break
+                await asyncio.sleep(0.05)
+    assert row["code"] == "secret_not_found"
+
+
+async def test_a_rerun_tells_of_its_own_openings(pond: Pond) -> None:
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("stripe")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        first = await pond.submit(flow)
+        await pond.ended(first)
+        async with pond.db.org(pond.org_id) as con:
+            source = await reruns.read(con, pond.org_id, first)
+            repeat = reruns.Repeat(
+                version=1, timeout_s=None, subject="user:test", input="null", keeps_all=True
+            )
+            second = (await reruns.rerun(con, source, repeat)).run_id
+        pond.hints.wake(["default"])
+        await pond.ended(second)
+    assert len(await opened(pond, second)) == 1
+
+
+async def acting(pond: Pond, cast: Cast, who: str) -> tuple[uuid.UUID, dict[str, Any]]:
+    """Run a flow that opens the secret in its body and in a step, for somebody; returns what came of it."""
+
+    async def use(step: StepContext) -> str:
+        return await step.secret("stripe")
+
+    using = pond.step(use, effect="pure")
+
+    async def order(ctx: Context, _: Any) -> Any:
+        try:
+            await ctx.step(using)
+        except StepFailed as error:
+            await ctx.emit("refused", {"code": error.code})
+        return await ctx.secret("stripe")
+
+    flow = pond.flow(order)
+    intent = replace(pond.intent(flow), subject=cast.subject(who), backing=cast.backing(who))
+    async with pond.worker():
+        async with pond.db.org(pond.org_id) as con:
+            await submit(con, [intent])
+        pond.hints.wake(["default"])
+        return intent.run_id, await pond.ended(intent.run_id)
+
+
+async def test_a_run_under_a_grant_opens_nothing_and_that_is_audited(
+    pond: Pond, cast: Cast
+) -> None:
+    run_id, ended = await acting(pond, cast, "operator")
+    assert (ended["error"]["class"], ended["error"]["code"]) == ("Forbidden", "secret_lent")
+    [refused] = [e.data for e in await pond.events(run_id) if e.kind == "progress"]
+    assert refused["code"] == "secret_lent"
+    [row] = await cast.audited()
+    assert row["run_id"] == run_id
+    assert row["granted_by"] == "user:owner"
+    assert json.loads(row["details"])["reason"] == "secret_lent"
+    assert await opened(pond, run_id) == []
+    async with pond.db.org(pond.org_id) as con:
+        assert await con.fetchval("select used_at from secret") is None
+
+
+async def test_a_run_under_a_grant_opens_nothing_at_its_end_either(pond: Pond, cast: Cast) -> None:
+    async def undo_it(step: StepContext, result: str) -> str:
+        return await step.secret("stripe")
+
+    async def book() -> str:
+        return "booked"
+
+    undoing = pond.step(undo_it)
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.step("book", book, undo=undoing)
+        raise Permanent("no", code="no")
+
+    flow = pond.flow(order)
+    intent = replace(
+        pond.intent(flow), subject=cast.subject("operator"), backing=cast.backing("operator")
+    )
+    async with pond.worker():
+        async with pond.db.org(pond.org_id) as con:
+            await submit(con, [intent])
+        pond.hints.wake(["default"])
+        await pond.ended(intent.run_id)
+    [told] = [e.data for e in await pond.events(intent.run_id) if e.kind == "step.failed"]
+    assert told["error"]["code"] == "secret_lent"
+    assert await opened(pond, intent.run_id) == []
+
+
+@pytest.mark.parametrize("who", ["user", "service", "key", "outside"])
+async def test_whoever_may_act_has_secrets_opened_without_a_right_to_list_them(
+    pond: Pond, cast: Cast, who: str
+) -> None:
+    _, ended = await acting(pond, cast, who)
+    assert ended["output"] == SHOWN, ended["error"]
+
+
+async def test_a_run_whose_subject_is_gone_opens_nothing(pond: Pond, cast: Cast) -> None:
+    await cast.do(f"delete from membership where user_id = '{cast.user_id}'")
+    run_id, ended = await acting(pond, cast, "user")
+    assert ended["error"]["code"] == "right_revoked"
+    assert await opened(pond, run_id) == []
+
+
+async def test_a_vault_that_is_away_is_waited_for(pond: Pond, ring: KeyRing) -> None:
+    asked: list[int] = []
+    real = Vault(pond.db, ring)
+
+    class Away:
+        async def open(self, org_id: int, name: str, *, is_use: bool = True) -> Any:
+            asked.append(1)
+            if len(asked) < 3:
+                raise Transient("away")
+            return await real.open(org_id, name, is_use=is_use)
+
+    pond.vault = Away()
+
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.secret("stripe")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["output"] == SHOWN
+    assert len(asked) == 3
+
+
+async def test_a_used_secret_tells_when(pond: Pond) -> None:
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("stripe")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        await asyncio.gather(*[pond.ended(await pond.submit(flow)) for _ in range(5)])
+    async with pond.db.org(pond.org_id) as con:
+        assert await con.fetchval("select used_at > now() - interval '1 minute' from secret")

@@ -1,0 +1,271 @@
+"""Rotation of the installation's key: all is sealed anew, nothing is lost, whoever works meanwhile or is killed."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from millpond.db.embedded import Urls
+from millpond.db.pool import Database
+from millpond.errors import Permanent
+from millpond.identity import key_file, resealing, secret_store
+from millpond.identity.audit_check import Auditor
+from millpond.identity.audit_heads import Heads
+from millpond.identity.audit_sealer import Sealer
+from millpond.identity.mailing import Mail, Postman, post
+from millpond.identity.resealing import rotate
+from millpond.identity.ring import KeyRing
+from millpond.identity.seal import KEY_BYTES, Seal
+from millpond.identity.signing import load
+from millpond.identity.vault import Vault
+from millpond.types import Principal
+
+OLD, NEW, NEXT = (Seal(bytes([n]) * KEY_BYTES) for n in (1, 2, 3))
+SEALED = """select seal_key_id from signing_key union all select seal_key_id from mail_outbox
+            union all select seal_key_id from secret"""
+
+
+class Tray:
+    def __init__(self) -> None:
+        self.mails: list[Mail] = []
+
+    async def send(self, mail: Mail) -> None:
+        self.mails.append(mail)
+
+
+@pytest.fixture
+async def owner(admin_url: str) -> asyncpg.Connection:
+    con = await asyncpg.connect(admin_url, server_settings={"search_path": "millpond"})
+    yield con
+    await con.close()
+
+
+async def put(db: Database, ring: KeyRing, org_id: int, name: str, value: str) -> None:
+    async with db.org(org_id) as con:
+        await secret_store.put(con, ring, Principal(org_id=org_id, subject="user:ann"), name, value)
+
+
+async def filled(db: Database, org: int, other: int, count: int = 7) -> None:
+    """Seal something of every kind with the old key, in two orgs."""
+    ring = KeyRing(OLD)
+    await load(db, ring)
+    for nth in range(count):
+        await put(db, ring, org, f"one-{nth}", f"value one {nth}")
+        await put(db, ring, other, f"two-{nth}", f"value two {nth}")
+    async with db.globals() as con:
+        await post(con, ring, Mail(to="a@x.example", subject="s", text="t"), ttl_s=600)
+
+
+async def keys_in_use(owner: asyncpg.Connection) -> set[str]:
+    return {row["seal_key_id"] for row in await owner.fetch(SEALED)}
+
+
+async def test_everything_is_sealed_anew_and_opens_without_the_old_key(
+    db: Database,
+    org: int,
+    other_org: int,
+    owner: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resealing, "_BATCH", 3)
+    await filled(db, org, other_org)
+    signer, _ = await load(db, KeyRing(OLD))
+    done = await rotate(db, KeyRing(NEW, OLD))
+    assert done.counts == {"signing keys": 1, "waiting mail": 1, "secrets": 14}
+    assert (done.broken, done.old_key_ids) == ([], [OLD.key_id])
+    assert await keys_in_use(owner) == {NEW.key_id}
+    only = KeyRing(NEW)
+    await only.check(db)
+    assert (await load(db, only))[0].kid == signer.kid
+    assert (await Vault(db, only).open(other_org, "two-3")).value == "value two 3"
+    assert (await Vault(db, only).open(org, "one-0")).version == 1
+    tray = Tray()
+    assert await Postman(db, only, tray).send_one(tray)
+    assert tray.mails[0].to == "a@x.example"
+    with pytest.raises(Permanent, match="what installation key"):
+        await KeyRing(OLD).check(db)
+
+
+async def test_a_second_rotation_does_nothing_and_a_third_key_is_turned_to(
+    db: Database, org: int, other_org: int, owner: asyncpg.Connection
+) -> None:
+    await filled(db, org, other_org, 2)
+    await rotate(db, KeyRing(NEW, OLD))
+    assert (await rotate(db, KeyRing(NEW, OLD))).counts == {}
+    done = await rotate(db, KeyRing(NEXT, NEW))
+    assert done.counts["secrets"] == 4
+    assert set(done.old_key_ids) == {OLD.key_id, NEW.key_id}
+    assert await keys_in_use(owner) == {NEXT.key_id}
+    actions = [row["action"] for row in await owner.fetch("select action from platform_audit")]
+    assert sorted(actions) == ["seal_key.emptied"] * 2 + ["seal_key.rotated"] * 2
+    # Back to a key that sealed here before.
+    await rotate(db, KeyRing(OLD, NEXT))
+    assert await keys_in_use(owner) == {OLD.key_id}
+    await KeyRing(OLD).check(db)
+
+
+async def test_a_rotation_without_the_old_key_changes_nothing(
+    db: Database, org: int, other_org: int, owner: asyncpg.Connection
+) -> None:
+    await filled(db, org, other_org, 1)
+    with pytest.raises(Permanent) as caught:
+        await rotate(db, KeyRing(NEW))
+    assert caught.value.code == "seal_key_mismatch"
+    assert await owner.fetchval("select key_id from seal_key where is_current") == OLD.key_id
+
+
+async def test_a_rotation_that_is_killed_anywhere_is_gone_on_with(
+    db: Database,
+    urls: Urls,
+    org: int,
+    other_org: int,
+    owner: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ended before and after each of its commits, one after the other, until it comes through."""
+    monkeypatch.setattr(resealing, "_BATCH", 2)
+    await filled(db, org, other_org, 5)
+    left = [0]
+
+    async def end(_: str) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt("killed")
+
+    probed = await Database.connect(urls.app, probe=end)
+    both, kills = KeyRing(NEW, OLD), 0
+    while True:
+        left[0] = kills + 1
+        try:
+            done = await rotate(probed, KeyRing(NEW, OLD))
+        except BaseException as error:
+            assert "killed" in repr(error)  # noqa: PT017
+        else:
+            break
+        kills += 1
+        for nth in range(5):
+            assert (await Vault(db, both).open(org, f"one-{nth}")).value == f"value one {nth}"
+        await load(db, both)
+    await probed.close()
+    assert kills > 8
+    assert done.old_key_ids == [OLD.key_id]
+    assert await keys_in_use(owner) == {NEW.key_id}
+    assert await owner.fetchval("select emptied_at from seal_key where key_id = $1", OLD.key_id)
+
+
+async def test_writers_and_readers_go_on_while_keys_are_rotated(
+    db: Database,
+    org: int,
+    other_org: int,
+    owner: asyncpg.Connection,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resealing, "_BATCH", 2)
+    await filled(db, org, other_org, 10)
+    stop = asyncio.Event()
+    written: dict[str, str] = {}
+
+    async def write(ring: KeyRing, who: str) -> None:
+        nth = 0
+        while not stop.is_set():
+            nth += 1
+            name = f"{who}-{nth % 4}"
+            await put(db, ring, org, name, f"{who} {nth}")
+            written[name] = f"{who} {nth}"
+
+    async def read(ring: KeyRing) -> None:
+        vault = Vault(db, ring)
+        while not stop.is_set():
+            for nth in range(10):
+                assert (await vault.open(org, f"one-{nth}")).value == f"value one {nth}"
+
+    # As on hosts that have both keys, each in the order in which it got them.
+    working = [
+        asyncio.create_task(write(KeyRing(OLD, NEW), "old")),
+        asyncio.create_task(write(KeyRing(NEW, OLD), "new")),
+        asyncio.create_task(read(KeyRing(OLD, NEW))),
+    ]
+    await asyncio.sleep(0.1)
+    rotations = await asyncio.gather(*(rotate(db, KeyRing(NEW, OLD)) for _ in range(3)))
+    await asyncio.sleep(0.1)
+    stop.set()
+    await asyncio.gather(*working)
+    assert sum(one.counts.get("signing keys", 0) for one in rotations) == 1
+    assert await keys_in_use(owner) == {NEW.key_id}
+    only = Vault(db, KeyRing(NEW))
+    assert len(written) == 8
+    for name, value in written.items():
+        assert (await only.open(org, name)).value == value
+    assert (
+        await owner.fetchval(
+            "select count(*) from platform_audit where action = 'seal_key.rotated'"
+        )
+        == 1
+    )
+
+
+async def test_a_value_that_does_not_open_is_named_and_keeps_the_old_key_needed(
+    db: Database, org: int, other_org: int, owner: asyncpg.Connection
+) -> None:
+    await filled(db, org, other_org, 2)
+    await owner.execute(
+        "update secret set sealed = set_byte(sealed, 20, get_byte(sealed, 20) # 1) where name = 'one-1'"
+    )
+    done = await rotate(db, KeyRing(NEW, OLD))
+    assert done.counts["secrets"] == 3
+    [broken] = done.broken
+    assert broken.startswith(f"secret:{org}:")
+    assert done.old_key_ids == []
+    await put(db, KeyRing(NEW, OLD), org, "one-1", "set anew")
+    assert (await rotate(db, KeyRing(NEW, OLD))).old_key_ids == [OLD.key_id]
+
+
+async def test_the_audit_log_is_verified_after_its_key_is_gone(
+    db: Database, org: int, other_org: int, tmp_path: Path
+) -> None:
+    heads = Heads(tmp_path)
+    await put(db, KeyRing(OLD), org, "one", "value of one")
+    await Sealer(db, KeyRing(OLD), heads).seal_all()
+    await rotate(db, KeyRing(NEW, OLD))
+    ring = KeyRing(NEW)
+    await ring.check(db)
+    await put(db, ring, org, "one", "another value")
+    await Sealer(db, ring, heads).seal_all()
+    await rotate(db, KeyRing(NEXT, NEW))
+    last = KeyRing(NEXT)
+    await last.check(db)
+    report = await Auditor(last, heads).verify(lambda: db.org(org), org)
+    assert report.is_intact, report.faults
+    assert report.sealed == 2
+    with pytest.raises(Permanent):
+        KeyRing(NEXT).derive("audit", OLD.key_id)
+
+
+async def test_processes_that_seal_first_on_an_empty_database_agree_on_one_key(
+    db: Database,
+) -> None:
+    rings = [KeyRing(Seal(bytes([n + 10]) * KEY_BYTES)) for n in range(6)]
+    outcomes = await asyncio.gather(*(ring.check(db) for ring in rings), return_exceptions=True)
+    assert sum(one is None for one in outcomes) == 1
+    assert all(getattr(one, "code", None) == "seal_key_mismatch" for one in outcomes if one)
+
+
+async def test_a_key_file_that_grew_is_read_again_by_who_runs(
+    db: Database, org: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret.key"
+    key_file.make(path)
+    running = KeyRing(*key_file.read(path), read=lambda: key_file.read(path))
+    await put(db, running, org, "one", "value of one")
+    key_file.add(path)
+    await rotate(db, KeyRing(*key_file.read(path)))
+    assert (await Vault(db, running).open(org, "one")).value == "value of one"
+    await put(db, running, org, "two", "value of two")
+    assert running.key_id == key_file.read(path)[0].key_id
+
+
+def test_a_ring_shows_ids_of_keys_alone() -> None:
+    assert repr(KeyRing(NEW, OLD)) == f"KeyRing({NEW.key_id}, {OLD.key_id})"
