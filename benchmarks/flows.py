@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pydantic import BaseModel, Field
+
 from millpond.engine.context import Context, StepContext
 from millpond.engine.registry import Registry, flow, step
 
@@ -44,6 +46,19 @@ SEEN = Seen()
 @flow("bench.noop", registry=REGISTRY)
 async def noop(ctx: Context, data: dict[str, str]) -> None:
     """Do nothing but be counted."""
+    SEEN.note()
+
+
+class Order(BaseModel):
+    """What is accepted over HTTP: the input has a schema, as that of a real flow."""
+
+    customer: str = Field(min_length=1, max_length=100)
+    text: str = Field(max_length=1000)
+
+
+@flow("bench.accepted", permission="runs:start", registry=REGISTRY)
+async def accepted(ctx: Context, data: Order) -> None:
+    """Do nothing with an order that came over HTTP but be counted."""
     SEEN.note()
 
 
