@@ -77,6 +77,7 @@ BARS = (
     Bar(suite="steadiness", figure="last over first", bound=0.9),
     Bar(suite="steadiness", figure="last over first, beside an open transaction", bound=0.7),
     Bar(suite="waiting", figure="drain beside waiting runs over drain without", bound=0.95),
+    Bar(suite="rls", figure="with row-level security over without", bound=0.9),
     Bar(suite="scale", figure="two processes over one", bound=1.5),
     Bar(suite="features", figure="three keys, share of the plain rate", bound=0.8),
 )

@@ -16,7 +16,17 @@ from benchmarks import bar
 from benchmarks.figures import OUT, Figure, store
 from benchmarks.ground import machine, quiet
 from benchmarks.plan import Plan
-from benchmarks.suites import accept, backlog, features, pairs, scale, steadiness, tenants, waiting
+from benchmarks.suites import (
+    accept,
+    backlog,
+    features,
+    pairs,
+    rls,
+    scale,
+    steadiness,
+    tenants,
+    waiting,
+)
 from benchmarks.systems import SYSTEMS
 from millpond.cli.loop import run_loop
 
@@ -26,6 +36,7 @@ OWN: Mapping[str, Suite] = {
     "tenants": tenants.measure,
     "scale": scale.measure,
     "features": features.measure,
+    "rls": rls.measure,
     "waiting": waiting.measure,
     "backlog": backlog.measure,
     "steadiness": steadiness.measure,
