@@ -7,6 +7,7 @@ is measured nothing else works. `--seconds` and `--rounds` make it small.
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ WITH_KEY = "accept over HTTP with an API key"
 REMEMBERING = f"{bar.BARE}, memo"
 # More than a worker drains in a second beside the load.
 BACKLOG_PER_S = 16_000
+LIVE = f"flow = '{noop.name}' and finished_at is null"
 BODY = orjson.dumps({"flow": accepted.name, "input": orjson.Fragment(PAYLOAD)})
 
 
@@ -109,20 +111,19 @@ async def _beside_a_drain(
     Raises RuntimeError when it was done before the load was.
     """
     seconds = plan.seconds_or(SECONDS)
-    backlog = plan.runs(round(BACKLOG_PER_S * (seconds + 1)))
+    backlog = round(BACKLOG_PER_S * (seconds + 1))
     await at.fill(noop, [org_id], backlog)
     await at.settle()
     async with worker_process(at.urls, SLOTS):
         while not await at.count("worker"):
-            pass
-        ended = await at.count("run", "finished_at is not null")
+            await asyncio.sleep(0.05)
+        before = await at.count("run", LIVE)
         found = await _turn(plan, load, door)
-        drained = await at.count("run", "finished_at is not null") - ended
-        left = await at.left()
+        left = await at.count("run", LIVE)
     await _clean(at)
     if not left:
         raise RuntimeError(f"the backlog of {backlog} runs was drained before the load ended")
-    return found, drained / seconds
+    return found, (before - left) / seconds
 
 
 async def _clean(at: Ground) -> None:
