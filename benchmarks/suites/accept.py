@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,22 +75,12 @@ async def _pair(
     notes.add("drain beside the load", "runs/s", drained)
     busiest = max(one.core_share for one in (*found.values(), beside))
     notes.add("the load's own share of a core, at most", "%", busiest * 100)
-    _compare(notes, found[ways.bare], bar.BARE, found[ways.api], found[ways.api_by_key], beside)
-    _compare(
-        notes,
-        found[ways.bare_remembering],
-        REMEMBERING,
-        found[ways.api],
-        found[ways.api_by_key],
-        beside,
-    )
-
-
-def _compare(notes: Notes, bare: Load, name: str, ours: Load, keyed: Load, beside: Load) -> None:
-    for title, mine in ((bar.ACCEPT, ours), (WITH_KEY, keyed)):
-        notes.add(f"{title}, rate", "x", mine.rate / bare.rate, bar.over(name))
-        notes.add(f"{title}, p99", "x", mine.p99_s / bare.p99_s, bar.over(name))
-    notes.add(f"{bar.ACCEPT_BESIDE}, p99", "x", beside.p99_s / bare.p99_s, bar.over(name))
+    for door, name in ((ways.bare, bar.BARE), (ways.bare_remembering, REMEMBERING)):
+        bare, peer = found[door], bar.over(name)
+        for title, mine in ((bar.ACCEPT, found[ways.api]), (WITH_KEY, found[ways.api_by_key])):
+            notes.add(f"{title}, rate", "x", mine.rate / bare.rate, peer)
+            notes.add(f"{title}, p99", "x", mine.p99_s / bare.p99_s, peer)
+        notes.add(f"{bar.ACCEPT_BESIDE}, p99", "x", beside.p99_s / bare.p99_s, peer)
 
 
 async def _turn(plan: Plan, load: Loader, door: Door) -> Load:
@@ -110,20 +101,19 @@ async def _beside_a_drain(
 
     Raises RuntimeError when it was done before the load was.
     """
-    seconds = plan.seconds_or(SECONDS)
-    backlog = round(BACKLOG_PER_S * (seconds + 1))
+    backlog = round(BACKLOG_PER_S * (plan.seconds_or(SECONDS) + 1))
     await at.fill(noop, [org_id], backlog)
     await at.settle()
     async with worker_process(at.urls, SLOTS):
         while not await at.count("worker"):
             await asyncio.sleep(0.05)
-        before = await at.count("run", LIVE)
+        before, began = await at.count("run", LIVE), time.perf_counter()
         found = await _turn(plan, load, door)
-        left = await at.count("run", LIVE)
+        left, took_s = await at.count("run", LIVE), time.perf_counter() - began
     await _clean(at)
     if not left:
         raise RuntimeError(f"the backlog of {backlog} runs was drained before the load ended")
-    return found, (before - left) / seconds
+    return found, (before - left) / took_s
 
 
 async def _clean(at: Ground) -> None:
