@@ -54,6 +54,9 @@ SUBMIT_P50 = "submit, one at a time, p50"
 SUBMIT_P99 = "submit, one at a time, p99"
 SUBMIT_RATIO = "submit p50 over a one-row commit"
 BULK = "submit in bulk"
+BARE = "bare endpoint"
+ACCEPT = "accept over HTTP"
+ACCEPT_BESIDE = "accept over HTTP beside a drain"
 
 BARS = (
     Bar(suite="drain", figure=DRAIN, system=over("pgqueuer"), bound=1.0, floor=0.8),
@@ -65,12 +68,16 @@ BARS = (
     Bar(suite="submit", figure=SUBMIT_RATIO, bound=2.5, side="most"),
     Bar(suite="idle", figure=IDLE_P50, system=over("celery"), bound=1.0, side="most"),
     Bar(suite="idle", figure=IDLE_P99, system=over("pgqueuer"), bound=1.0, side="most"),
+    Bar(suite="accept", figure=f"{ACCEPT}, rate", system=over(BARE), bound=0.6),
+    Bar(suite="accept", figure=f"{ACCEPT}, p99", system=over(BARE), bound=2.0, side="most"),
+    Bar(suite="accept", figure=f"{ACCEPT_BESIDE}, p99", system=over(BARE), bound=4.0, side="most"),
     Bar(suite="tenants", figure="many orgs over one", bound=0.8),
     Bar(suite="backlog", figure="deep over shallow", bound=0.8),
     Bar(suite="backlog", figure="claim p99, deep over shallow", bound=2.0, side="most"),
     Bar(suite="steadiness", figure="last over first", bound=0.9),
     Bar(suite="steadiness", figure="last over first, beside an open transaction", bound=0.7),
     Bar(suite="waiting", figure="drain beside waiting runs over drain without", bound=0.95),
+    Bar(suite="rls", figure="with row-level security over without", bound=0.9),
     Bar(suite="scale", figure="two processes over one", bound=1.5),
     Bar(suite="features", figure="three keys, share of the plain rate", bound=0.8),
 )

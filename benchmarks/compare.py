@@ -16,22 +16,34 @@ from benchmarks import bar
 from benchmarks.figures import OUT, Figure, store
 from benchmarks.ground import machine, quiet
 from benchmarks.plan import Plan
-from benchmarks.suites import backlog, features, pairs, scale, steadiness, tenants, waiting
+from benchmarks.suites import (
+    accept,
+    backlog,
+    features,
+    pairs,
+    rls,
+    scale,
+    steadiness,
+    tenants,
+    waiting,
+)
 from benchmarks.systems import SYSTEMS
 from millpond.cli.loop import run_loop
 
 Suite = Callable[[Plan], Awaitable[list[Figure]]]
 OWN: Mapping[str, Suite] = {
+    "accept": accept.measure,
     "tenants": tenants.measure,
     "scale": scale.measure,
     "features": features.measure,
+    "rls": rls.measure,
     "waiting": waiting.measure,
     "backlog": backlog.measure,
     "steadiness": steadiness.measure,
 }
 SUITES = (*pairs.SUITES, *OWN)
 # What `make bench` measures; the others take minutes each: `make bench-long`.
-USUAL = (*pairs.SUITES, "tenants", "scale")
+USUAL = (*pairs.SUITES, "accept", "tenants", "scale")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -16,12 +16,13 @@ from dataclasses import asdict, dataclass
 
 import orjson
 
-from benchmarks.flows import noop
+from benchmarks.flows import REGISTRY
 from benchmarks.ground import BATCH, Ground, Server, quiet
 from millpond.cli.loop import run_loop
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
 from millpond.engine.hints import Hints
+from millpond.engine.registry import Flow
 from millpond.engine.submit import submit
 
 
@@ -48,8 +49,8 @@ class Feeder:
 
 
 @asynccontextmanager
-async def feeder(urls: Urls, org_id: int) -> AsyncIterator[Feeder]:
-    """Run a feeder of no-op runs for an org."""
+async def feeder(urls: Urls, org_id: int, flow: Flow) -> AsyncIterator[Feeder]:
+    """Run a feeder of a flow's runs for an org."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -59,7 +60,8 @@ async def feeder(urls: Urls, org_id: int) -> AsyncIterator[Feeder]:
     )
     made = Feeder(process)
     assert process.stdin is not None
-    process.stdin.write(orjson.dumps({"urls": asdict(urls), "org_id": org_id}) + b"\n")
+    setup = {"urls": asdict(urls), "org_id": org_id, "flow": flow.name}
+    process.stdin.write(orjson.dumps(setup) + b"\n")
     assert process.stdout is not None
     await process.stdout.readline()
     listening = asyncio.create_task(made.listen())
@@ -75,6 +77,7 @@ async def serve() -> None:
     """Submit what is asked for until standard input closes."""
     setup = orjson.loads(await asyncio.to_thread(sys.stdin.readline))
     urls, org_id = Urls(**setup["urls"]), setup["org_id"]
+    flow = REGISTRY.flows[setup["flow"], 1]
     db = await Database.connect(urls.app)
     engine_db = await EngineDatabase.connect(urls.engine, min_size=0)
     hints = await Hints.connect(urls.engine)
@@ -83,10 +86,10 @@ async def serve() -> None:
     while line := await asyncio.to_thread(sys.stdin.readline):
         count = int(line)
         for start in range(0, count, BATCH):
-            batch = [at.intent(noop, org_id) for _ in range(min(BATCH, count - start))]
+            batch = [at.intent(flow, org_id) for _ in range(min(BATCH, count - start))]
             async with db.org(org_id) as con:
                 await submit(con, batch)
-            hints.wake([noop.queue])
+            hints.wake([flow.queue])
         print(count, flush=True)
     await hints.close()
     await engine_db.close()

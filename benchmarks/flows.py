@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from pydantic import BaseModel, Field
+
+from millpond.db.pool import Database
 from millpond.engine.context import Context, StepContext
 from millpond.engine.registry import Registry, flow, step
 
 REGISTRY = Registry()
 BURN_S = 0.003
 A_DAY_S = 86_400.0
+# What `filing` works on: documents of one base, with ids that follow from their numbers.
+BASE = uuid.UUID(int=1)
+DOCUMENTS = 2_000
 
 
 @dataclass
@@ -44,6 +51,19 @@ SEEN = Seen()
 @flow("bench.noop", registry=REGISTRY)
 async def noop(ctx: Context, data: dict[str, str]) -> None:
     """Do nothing but be counted."""
+    SEEN.note()
+
+
+class Order(BaseModel):
+    """What is accepted over HTTP: the input has a schema, as that of a real flow."""
+
+    customer: str = Field(min_length=1, max_length=100)
+    text: str = Field(max_length=1000)
+
+
+@flow("bench.accepted", permission="runs:start", registry=REGISTRY)
+async def accepted(ctx: Context, data: Order) -> None:
+    """Do nothing with an order that came over HTTP but be counted."""
     SEEN.note()
 
 
@@ -132,6 +152,15 @@ async def sleeper(ctx: Context, data: dict[str, str]) -> None:
     await ctx.sleep(A_DAY_S)
 
 
+@flow("bench.filing", registry=REGISTRY)
+async def filing(ctx: Context, data: dict[str, str]) -> None:
+    """Read twenty rows of the org in one step, write two in another, both as the application's role."""
+    SEEN.note()
+    number = ctx.run_id.int % DOCUMENTS
+    await ctx.step(look, number)
+    await ctx.step(keep, number, data["text"])
+
+
 @flow("bench.asker", registry=REGISTRY)
 async def asker(ctx: Context, data: dict[str, str]) -> None:
     """Ask a person and wait."""
@@ -142,6 +171,49 @@ async def asker(ctx: Context, data: dict[str, str]) -> None:
 async def count_letters(step_ctx: StepContext, text: str) -> int:
     """Return the length of a text."""
     return len(text)
+
+
+@step("bench.look", registry=REGISTRY)
+async def look(step_ctx: StepContext, number: int) -> int:
+    """List twenty documents from one on."""
+    async with step_ctx.get(Database).org(step_ctx.org_id) as con:
+        rows = await con.fetch(
+            "select document_id, title, status, progress from document "
+            "where org_id = $1 and base_id = $2 and filename >= $3 order by filename limit 20",
+            step_ctx.org_id,
+            BASE,
+            file_name(number),
+        )
+    return len(rows)
+
+
+@step("bench.keep", registry=REGISTRY)
+async def keep(step_ctx: StepContext, number: int, text: str) -> None:
+    """Write how far a document is, and its text."""
+    async with step_ctx.get(Database).org(step_ctx.org_id) as con:
+        await con.execute(
+            "update document set progress = 0.5, updated_at = clock_timestamp() "
+            "where org_id = $1 and document_id = $2",
+            step_ctx.org_id,
+            document_id(number),
+        )
+        await con.execute(
+            "insert into document_text (org_id, document_id, version, text) values ($1, $2, 1, $3) "
+            "on conflict (org_id, document_id, version) do update set text = excluded.text",
+            step_ctx.org_id,
+            document_id(number),
+            text,
+        )
+
+
+def document_id(number: int) -> uuid.UUID:
+    """Return the id of the document of a number."""
+    return uuid.UUID(int=number + 1)
+
+
+def file_name(number: int) -> str:
+    """Return the name of the document of a number; names sort as numbers do."""
+    return f"{number:06}.txt"
 
 
 async def _one() -> int:

@@ -164,13 +164,14 @@ class Ground:
 
     @asynccontextmanager
     async def worker(self, flows: Sequence[Flow], slots: int) -> AsyncIterator[Worker]:
-        """Run a worker with its heartbeat in this process."""
+        """Run a worker with its heartbeat in this process; its steps get the application's pool."""
         worker = Worker(
             database=self.engine_db,
             engine_url=self.urls.engine,
             listen_url=self.urls.engine,
             flows=flows,
             slots={"default": slots},
+            resources={Database: self.db},
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))

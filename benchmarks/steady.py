@@ -18,6 +18,7 @@ from benchmarks.flows import SEEN, noop
 from benchmarks.ground import Ground
 from benchmarks.measures import SLOTS
 from millpond.engine.claim import Claimer
+from millpond.engine.registry import Flow
 
 TICK_S = 0.02
 # Slots fill and statements are prepared before the clock runs.
@@ -46,14 +47,14 @@ class Steady:
         return max(1, last - first) / max(TICK_S, last_at - first_at)
 
 
-async def drain_steadily(at: Ground, org_id: int, *, seconds: float) -> Steady:
-    """Drain for `seconds` what waits in an org, and have as much put back all the time."""
+async def drain_steadily(at: Ground, org_id: int, *, seconds: float, flow: Flow = noop) -> Steady:
+    """Drain for `seconds` what waits in an org, runs of one flow, and have as much put back all the time."""
     found = Steady()
     SEEN.forget()
     warm_s = min(WARM_S, seconds / 4)
-    async with feeder(at.urls, org_id) as fed:
+    async with feeder(at.urls, org_id, flow) as fed:
         with claims_timed(found.claims_s):
-            async with at.worker([noop], SLOTS):
+            async with at.worker([flow], SLOTS):
                 while not SEEN.starts:
                     await asyncio.sleep(0.001)
                 began = time.perf_counter() + warm_s

@@ -39,7 +39,8 @@ def _same(intent: Intent, _: int) -> Intent:
     return intent
 
 
-def _tables(action: str) -> str:
+def row_level_security(action: str) -> str:
+    """Return the statement that enables or disables it on every tenant table."""
     return f"""
     do $$ declare tenant text; begin
       for tenant in select relname from pg_class
@@ -102,8 +103,8 @@ FEATURES = (
     Feature(title="a child run, awaited", flow=parent, also=[child], portion=0.1),
     Feature(
         title="no row-level security",
-        alter=[_tables("disable")],
-        undo=[_tables("enable")],
+        alter=[row_level_security("disable")],
+        undo=[row_level_security("enable")],
     ),
     Feature(
         title="no wait for the disk",

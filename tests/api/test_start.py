@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 
 from millpond.api.batches import Batches
 from millpond.errors import InvalidInput, Unavailable
@@ -269,6 +270,34 @@ async def test_too_large_body_of_unknown_length(front: Front, ann: Client) -> No
         "/v1/runs", content=chunks(), headers={"Content-Type": "application/json"}
     )
     assert response.status_code == 413
+
+
+async def test_a_caller_who_leaves_before_the_body_is_whole_is_no_failure_of_the_server(
+    front: Front,
+) -> None:
+    parts = [
+        {"type": "http.request", "body": b'{"flow":', "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        return parts.pop(0)
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/runs",
+        "query_string": b"",
+        "headers": [(b"authorization", b"Bearer " + front.token().encode())],
+    }
+    with structlog.testing.capture_logs() as logs:
+        await front.app(scope, receive, send)
+    assert (parts, sent, logs) == ([], [], [])
+    assert await rows(front, "run") == []
 
 
 async def test_too_large_input_in_a_body_that_is_not(front: Front, ann: Client) -> None:

@@ -354,14 +354,26 @@ def _of(principal: Principal, promise: Promise) -> tuple[int, str, str, str]:
     return principal.org_id, principal.subject, promise.route, promise.key
 
 
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        alias="Idempotency-Key",
-        description="Any text unique to this request. A repeat with the same key and body returns "
-        "the first run; with another body it is refused (422).",
-    ),
-]
-Traceparent = Annotated[
-    str | None, Header(description="W3C trace context of the caller; the run links to it.")
-]
+_KEY_TEXT = (
+    "Any text unique to this request. A repeat with the same key and body returns "
+    "the first run; with another body it is refused (422)."
+)
+_TRACE_TEXT = "W3C trace context of the caller; the run links to it."
+IdempotencyKey = Annotated[str | None, Header(alias="Idempotency-Key", description=_KEY_TEXT)]
+Traceparent = Annotated[str | None, Header(description=_TRACE_TEXT)]
+
+
+def _described(name: str, title: str, text: str) -> dict[str, Any]:
+    schema = {
+        "anyOf": [{"type": "string"}, {"type": "null"}],
+        "description": text,
+        "title": title,
+    }
+    return {"name": name, "in": "header", "required": False, "description": text, "schema": schema}
+
+
+# The same two as a route documents them that reads them by itself, since declaring them costs each request.
+ACCEPT_PARAMETERS = (
+    _described("Idempotency-Key", "Idempotency-Key", _KEY_TEXT),
+    _described("traceparent", "Traceparent", _TRACE_TEXT),
+)

@@ -6,6 +6,7 @@ dependency: nobody unknown makes this process read a large body.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import orjson
@@ -24,6 +25,7 @@ MAX_START_BYTES = MAX_BYTES + MAX_JSON_BYTES
 _DRAIN_BYTES = 16 * 1024 * 1024
 # JSON is written with at most 254 levels (orjson), and what comes in is stored inside other JSON.
 _SPARE_LEVELS = 128
+_MAX_LEVELS = 254 - _SPARE_LEVELS
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -69,32 +71,35 @@ async def read_json(
         raise InvalidInput(
             f"The body is not JSON: {error.msg} at character {error.pos}.", code="malformed_body"
         ) from error
-    _check_depth(document)
+    _check_depth(document, body)
     try:
         return model.model_validate(document)
     except ValidationError as error:
         raise invalid(error.errors(include_url=False, include_input=False)) from error
 
 
-def described(model: type[BaseModel], *, is_required: bool = True) -> dict[str, Any]:
-    """Return what a route's `openapi_extra` says about its JSON body; `app` adds the model."""
+def described(
+    model: type[BaseModel], *, is_required: bool = True, parameters: Sequence[Any] = ()
+) -> dict[str, Any]:
+    """Return what a route's `openapi_extra` says about its JSON body; `app` adds the model.
+
+    `parameters` are those that the route reads by itself.
+    """
     schema = {"$ref": f"#/components/schemas/{model.__name__}"}
-    return {
-        "requestBody": {
-            "required": is_required,
-            "content": {"application/json": {"schema": schema}},
-        }
-    }
+    body = {"required": is_required, "content": {"application/json": {"schema": schema}}}
+    return {"requestBody": body, **({"parameters": [*parameters]} if parameters else {})}
 
 
-def _check_depth(document: Any) -> None:
+def _check_depth(document: Any, body: bytes) -> None:
+    if body.count(b"{") + body.count(b"[") <= _MAX_LEVELS:  # no deeper than what it opens
+        return
     for _ in range(_SPARE_LEVELS):
         document = [document]
     try:
         orjson.dumps(document)
     except orjson.JSONEncodeError as error:
         raise InvalidInput(
-            f"The body is nested in more than {254 - _SPARE_LEVELS} levels.", code="too_deep"
+            f"The body is nested in more than {_MAX_LEVELS} levels.", code="too_deep"
         ) from error
 
 

@@ -16,6 +16,7 @@ import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from millpond.api.reply import encode
@@ -141,6 +142,8 @@ class Shield:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except ClientDisconnect:  # who left before the body was whole waits for no answer
+            return
         except Exception as error:
             _log.exception("request.failed", request_id=request_id, error=type(error).__name__)
             if has_begun:

@@ -1,7 +1,8 @@
 """The reader of API keys: a key's text becomes the principal it is now.
 
-Called by the gate. Invariants: what a key may is worked out anew for every request, scopes ∩ its owner's rights;
-unknown, wrong, revoked and expired keys get one answer; remembering the use of a key holds up no request.
+Called by the gate. Invariants: what a key may is worked out anew for every request, scopes ∩ its owner's rights, as
+they are after it was asked; unknown, wrong, revoked and expired keys get one answer; remembering the use of a key
+holds up no request.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import contextlib
 import hmac
 import uuid
+from collections.abc import Mapping
 
 from millpond.db.pool import Database, Record
 from millpond.db.queries import queries
@@ -24,11 +26,62 @@ _SQL = queries("api_keys")
 _NO_DIGEST = bytes(32)
 
 
+class _Looks:
+    """Looks for the keys of an org together: those asked for during one look share the next.
+
+    Many requests at once cost a few transactions, and none is answered by a look that began before it.
+    """
+
+    def __init__(self, db: Database) -> None:
+        self._db = db
+        self._asked: dict[int, dict[str, asyncio.Future[Record | None]]] = {}
+        self._looking: set[asyncio.Task[None]] = set()
+
+    async def find(self, org_id: int, prefix: str) -> Record | None:
+        """Return the row of a good key, None without one; raises what the look raised."""
+        asked = self._asked.get(org_id)
+        if asked is None:
+            asked = self._asked[org_id] = {}
+            task = asyncio.create_task(self._look(org_id), name="keys")
+            self._looking.add(task)
+            task.add_done_callback(self._looking.discard)
+        found = asked.get(prefix)
+        if found is None:
+            found = asked[prefix] = asyncio.get_running_loop().create_future()
+        return await asyncio.shield(found)
+
+    async def _look(self, org_id: int) -> None:
+        asked: dict[str, asyncio.Future[Record | None]] = {}
+        try:
+            while asked := self._asked[org_id]:
+                self._asked[org_id] = {}
+                await self._answer(org_id, asked)
+        finally:
+            for left in (asked, self._asked.pop(org_id)):  # only when this look is cancelled
+                for future in left.values():
+                    future.cancel()
+
+    async def _answer(
+        self, org_id: int, asked: Mapping[str, asyncio.Future[Record | None]]
+    ) -> None:
+        try:
+            async with self._db.org(org_id) as con:
+                rows = await con.fetch(_SQL["read"], org_id, list(asked))
+        except Exception as error:  # noqa: BLE001 - goes to the requests that asked
+            for future in asked.values():
+                future.set_exception(error)
+            return
+        found = {row["prefix"]: row for row in rows}
+        for prefix, future in asked.items():
+            future.set_result(found.get(prefix))
+
+
 class KeyReader:
     """Reads API keys; `close` waits for what it still has to remember."""
 
     def __init__(self, db: Database) -> None:
         self._db = db
+        self._looks = _Looks(db)
         self._remembering: dict[uuid.UUID, asyncio.Task[None]] = {}
 
     def reads(self, text: str) -> bool:
@@ -40,7 +93,7 @@ class KeyReader:
         bearer = bearers.read(bearers.KEY, text)
         if bearer is None:
             raise _refused()
-        row = await self._find(bearer)
+        row = await self._looks.find(bearer.org_id, bearer.prefix)
         known = _NO_DIGEST if row is None else row["digest"]
         if not hmac.compare_digest(known, bearer.digest) or row is None or row["version"] is None:
             raise _refused()
@@ -57,10 +110,6 @@ class KeyReader:
     async def close(self) -> None:
         """Wait until every use is remembered."""
         await asyncio.gather(*self._remembering.values())
-
-    async def _find(self, bearer: bearers.Bearer) -> Record | None:
-        async with self._db.org(bearer.org_id) as con:
-            return await con.fetchrow(_SQL["read"], bearer.org_id, bearer.prefix)
 
     def _remember(self, org_id: int, key_id: uuid.UUID) -> None:
         if key_id in self._remembering:

@@ -13,9 +13,8 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from millpond.api.accept import (
+    ACCEPT_PARAMETERS,
     Accepted,
-    IdempotencyKey,
-    Traceparent,
     accept,
     accepted_headers,
     accepted_json,
@@ -61,18 +60,13 @@ Canceller = Annotated[Caller, requires("runs:cancel")]
     "",
     operation_id="start_run",
     status_code=202,
-    openapi_extra=described(StartRun),
+    openapi_extra=described(StartRun, parameters=ACCEPT_PARAMETERS),
     responses={
         202: {"model": AcceptedRun, "headers": ACCEPTED_HEADERS},
         **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
     },
 )
-async def start_run(
-    request: Request,
-    caller: Starter,
-    key: IdempotencyKey = None,
-    traceparent: Traceparent = None,
-) -> Response:
+async def start_run(request: Request, caller: Starter) -> Response:
     """Accept a run of a flow.
 
     The input is validated against the schema that workers published. The caller needs the flow's own
@@ -83,8 +77,9 @@ async def start_run(
     permit_start(caller.principal, flow)
     if wish.on_duplicate == "cancel_old":
         permit(caller.principal, "runs:cancel")
+    key = request.headers.get("idempotency-key")
     promise = promised(key, _ROUTE, lambda: digest_of(wish.model_dump()))
-    accepted = await _accept(caller, wish, flow, promise, traceparent)
+    accepted = await _accept(caller, wish, flow, promise, request.headers.get("traceparent"))
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
 
 

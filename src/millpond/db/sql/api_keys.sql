@@ -34,8 +34,8 @@ select owner from api_key
 where org_id = $1 and key_id = $2 and revoked_at is null and (expires_at is null or expires_at > clock_timestamp());
 
 -- name: read
--- A good key by its prefix, with what its owner may now; the version is null where the owner is gone or disabled.
-select k.key_id, k.digest, k.scopes, o.slug, coalesce(m.role, s.role, x.role) as role,
+-- Good keys by their prefixes, with what their owners may now; the version is null where the owner is gone or disabled.
+select k.key_id, k.prefix, k.digest, k.scopes, o.slug, coalesce(m.role, s.role, x.role) as role,
        coalesce(m.version, s.version, x.version) as version, c.permissions,
        k.used_at is null or k.used_at < clock_timestamp() - interval '1 minute' as is_use_due
 from api_key k
@@ -49,7 +49,7 @@ left join outside_identity x on x.org_id = k.org_id and split_part(k.owner, ':',
   and x.identity_id = split_part(k.owner, ':', 2)::uuid and x.disabled_at is null and x.role is not null
   and issuer_stands(x.org_id, x.issuer, x.seen_at)
 left join custom_role c on c.org_id = k.org_id and c.role = coalesce(m.role, s.role, x.role)
-where k.org_id = $1 and k.prefix = $2 and k.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp());
+where k.org_id = $1 and k.prefix = any($2::text[]) and k.revoked_at is null and (k.expires_at is null or k.expires_at > clock_timestamp());
 
 -- name: used
 -- Remembers that a key was used, unless that was remembered within the last minute.
