@@ -87,6 +87,7 @@ from millpond.api.routes import (
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
+from millpond.engine.reserving import Plans, Reserver
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
@@ -206,6 +207,7 @@ def create_app(
     check_schema: SchemaCheck | None = None,
     knowledge: KnowledgeStore | None = None,
     mail: Mail | None = None,
+    reserver: Reserver | None = None,
 ) -> FastAPI:
     """Return the API over these connections, which the caller keeps and closes.
 
@@ -221,16 +223,18 @@ def create_app(
         redirect_slashes=False,
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
+    held = reserver or Reserver(db, Plans())
     app.state.ports = Ports(
         db=db,
         gate=gate,
         hints=hints,
         feed=feed,
         catalog=Catalog(db),
-        batches=Batches(db),
+        batches=Batches(db, held),
         readiness=Readiness(db, check_schema),
         people=people,
         auditor=auditor,
+        reserver=held,
         knowledge=knowledge,
         mail=mail,
     )

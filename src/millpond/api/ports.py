@@ -18,6 +18,7 @@ from millpond.api.readiness import Readiness
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
+from millpond.engine.reserving import Reserver
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
@@ -38,6 +39,7 @@ class Ports:
     readiness: Readiness
     people: People
     auditor: Auditor
+    reserver: Reserver
     knowledge: KnowledgeStore | None = None
     mail: Mail | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

@@ -80,6 +80,7 @@ async def _compose(
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
+    from millpond.engine.reserving import Plans, Reserver, keeping
     from millpond.identity.audit_check import Auditor
     from millpond.identity.audit_heads import Heads
     from millpond.identity.audit_sealer import Sealer, sealing
@@ -105,6 +106,9 @@ async def _compose(
     await stack.enter_async_context(delivering(postman))
     heads = Heads(audit_heads_dir(settings))
     await stack.enter_async_context(sealing(Sealer(db, seal, heads)))
+    reserver = Reserver(db, Plans())
+    stack.push_async_callback(reserver.close)
+    await stack.enter_async_context(keeping(reserver))
     reader = KeyReader(db)
     stack.push_async_callback(reader.close)
     return create_app(
@@ -114,6 +118,7 @@ async def _compose(
         feed=feed,
         people=people,
         auditor=Auditor(seal, heads),
+        reserver=reserver,
         mail=open_invitations(settings, seal),
         check_schema=lambda: check_schema(databases.app),
         knowledge=open_knowledge(settings, db, stack),

@@ -7,7 +7,7 @@ started; a trigger whose flow cannot take an event says why, counts it as droppe
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +15,9 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine import targets
+from millpond.engine import quotas, targets
 from millpond.engine.gathering import Fire, Group
+from millpond.engine.quotas import USED_UP
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.targets import Target
 from millpond.engine.triggers import LABEL
@@ -78,6 +79,7 @@ async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> lis
     rows = [start.row for start in outcome.starts]
     found = await targets.find(con, [(row["flow"], row["version"]) for row in rows])
     known = {_of(row): row["last_error"] for row in rows}
+    paid = await _paid(con, outcome.starts)
     senders = await _senders(con, outcome.starts)
     intents: list[Intent] = []
     runs: dict[tuple[int, str], list[Json]] = defaultdict(list)
@@ -85,6 +87,9 @@ async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> lis
         row, document = start.row, _document(start)
         target = found.get((row["flow"], row["version"]))
         misfit = _misfit(row["flow"], target, document)
+        if misfit is None:
+            paid[row["org_id"]] -= 1
+            misfit = USED_UP if paid[row["org_id"]] < 0 else None
         if target is None or misfit is not None:
             outcome.drop(row, len(start.fire))
         else:
@@ -99,6 +104,15 @@ async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> lis
     await _note(con, outcome, known)
     await _add_runs(con, runs)
     return intents
+
+
+async def _paid(con: Connection, starts: Sequence[Start]) -> Counter[int]:
+    """Spend of orgs' quotas for these starts; returns how many runs of each that pays for."""
+    wanted = Counter(start.row["org_id"] for start in starts)
+    paid: Counter[int] = Counter()
+    for org_id in sorted(wanted):
+        paid[org_id] = await quotas.take_now(con, org_id, wanted[org_id])
+    return paid
 
 
 async def _store_groups(con: Connection, outcome: Outcome) -> None:
