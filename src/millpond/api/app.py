@@ -48,10 +48,12 @@ from millpond.api.models_people import (
     RequestReset,
     SignIn,
 )
+from millpond.api.models_plans import PutPlan, SetOrgPlan, SetPrice
 from millpond.api.models_platform import AddOperator, ChangePlatformOrg, CreateOrg
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
+from millpond.api.rates import Rates
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
     api_keys,
@@ -70,6 +72,7 @@ from millpond.api.routes import (
     members,
     organization,
     pauses,
+    plans,
     platform,
     queues,
     reruns,
@@ -81,6 +84,7 @@ from millpond.api.routes import (
     sign_in,
     signals,
     triggers,
+    usage,
     why,
     workers,
 )
@@ -141,6 +145,9 @@ _REFERRED = (
     CreateOrg,
     ChangePlatformOrg,
     AddOperator,
+    PutPlan,
+    SetOrgPlan,
+    SetPrice,
     Problem,
 )
 _ROOMS = (
@@ -167,6 +174,8 @@ _ROOMS = (
     api_keys,
     grants,
     platform,
+    plans,
+    usage,
     audit,
     keys,
     sign_in,
@@ -235,6 +244,7 @@ def create_app(
         people=people,
         auditor=auditor,
         reserver=held,
+        rates=Rates(db),
         knowledge=knowledge,
         mail=mail,
     )

@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 
 from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
+from millpond.api.rates import Rates
 from millpond.api.readiness import Readiness
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
@@ -40,6 +41,7 @@ class Ports:
     people: People
     auditor: Auditor
     reserver: Reserver
+    rates: Rates
     knowledge: KnowledgeStore | None = None
     mail: Mail | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

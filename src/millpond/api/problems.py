@@ -124,7 +124,10 @@ def install(app: FastAPI) -> None:
 
 
 class Shield:
-    """Gives each request an id, and answers 500 without detail to what nobody expected."""
+    """Gives each request an id, and answers 500 without detail to what nobody expected.
+
+    Headers that a request was given on its way, such as those on its rate, go out with whatever answers it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -142,7 +145,8 @@ class Shield:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message["headers"] = [*message["headers"], (REQUEST_ID, request_id.encode())]
+                more = scope["state"].get("more_headers", ())
+                message["headers"] = [*message["headers"], (REQUEST_ID, request_id.encode()), *more]
             await send(message)
 
         try:

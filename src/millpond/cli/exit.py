@@ -13,6 +13,7 @@ from millpond.errors import (
     InvalidInput,
     MillpondError,
     NotFound,
+    OverQuota,
     SchemaMismatch,
     Transient,
     Unauthenticated,
@@ -40,7 +41,7 @@ MEANINGS: dict[ExitCode, str] = {
     ExitCode.NOT_FOUND: "the named run, flow, request or knowledge base does not exist",
     ExitCode.DENIED: "no valid token, or the token may not do this",
     ExitCode.UNAVAILABLE: "the server or the database cannot be reached, or is too busy",
-    ExitCode.CONFLICT: "the state does not allow it: already finished, already running, old schema",
+    ExitCode.CONFLICT: "the state does not allow it: already finished, already running, old schema, a quota is used up",
     ExitCode.TIMED_OUT: "--timeout passed before the run finished; the run goes on",
     ExitCode.INTERRUPTED: "stopped by Ctrl-C",
 }
@@ -51,6 +52,7 @@ _BY_CLASS: tuple[tuple[type[MillpondError], ExitCode], ...] = (
     (Unauthenticated, ExitCode.DENIED),
     (Forbidden, ExitCode.DENIED),
     (Conflict, ExitCode.CONFLICT),
+    (OverQuota, ExitCode.CONFLICT),
     (SchemaMismatch, ExitCode.CONFLICT),
     (Transient, ExitCode.UNAVAILABLE),
 )

@@ -25,8 +25,8 @@ MAX_BYTES = 4 * 1024 * 1024
 class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
-    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch, `spent` what the
-    try used on models.
+    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch,
+    `spent` what the try used on models.
     """
 
     lease: Lease

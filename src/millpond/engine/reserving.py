@@ -236,13 +236,17 @@ class Reserver:
             except MillpondError as error:
                 _log.warning("quotas.not_given_back", org_id=org_id, error=error.code)
 
-    async def _names(self, org_id: int) -> frozenset[str]:
-        """Return by which quotas of runs an org is limited."""
+    async def limits(self, org_id: int) -> Mapping[str, float]:
+        """Return what an org is limited to, by name, as this process last heard."""
         if time.monotonic() - self._heard_at > _STALE_S:
             async with self._hearing:
                 if time.monotonic() - self._heard_at > _STALE_S:
                     await self.refresh()
-        return _NAMES & self._plans.of(org_id).keys()
+        return self._plans.of(org_id)
+
+    async def _names(self, org_id: int) -> frozenset[str]:
+        """Return by which quotas of runs an org is limited."""
+        return _NAMES & (await self.limits(org_id)).keys()
 
     async def _take_all(self, org_id: int, amount: int) -> Ticket:
         """Take a ticket for all of `amount`; raises OverQuota when fewer are left."""
