@@ -11,7 +11,8 @@ import orjson
 import pytest
 
 from millpond.api.batches import Batches
-from millpond.engine.reserving import Plans, Reserver
+from millpond.engine.limits import Plans
+from millpond.engine.reserving import Reserver
 from millpond.errors import InvalidInput, Unavailable
 from millpond.types import Intent, Json
 

@@ -14,8 +14,9 @@ import pytest_asyncio
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
 from millpond.engine import quotas
+from millpond.engine.limits import Plans
 from millpond.engine.quotas import BlockGone, Ticket
-from millpond.engine.reserving import Plans, Reserver
+from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit
 from millpond.errors import OverQuota, Permanent
 from millpond.types import Intent

@@ -91,7 +91,8 @@ from millpond.api.routes import (
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
-from millpond.engine.reserving import Plans, Reserver
+from millpond.engine.limits import Plans
+from millpond.engine.reserving import Reserver
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail

@@ -80,7 +80,8 @@ async def _compose(
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
-    from millpond.engine.reserving import Plans, Reserver, keeping
+    from millpond.engine.limits import Plans
+    from millpond.engine.reserving import Reserver, keeping
     from millpond.identity.audit_check import Auditor
     from millpond.identity.audit_heads import Heads
     from millpond.identity.audit_sealer import Sealer, sealing

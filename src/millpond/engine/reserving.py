@@ -13,20 +13,17 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from typing import TypeVar
 
-import orjson
 import structlog
 
-from millpond.db.pool import Connection, Database
-from millpond.db.queries import queries
+from millpond.db.pool import Database
 from millpond.engine import quotas
+from millpond.engine.limits import Plans
 from millpond.engine.quotas import RUNS, SPENT, BlockGone, Ticket
 from millpond.errors import MillpondError, OverQuota, Transient
 
 R = TypeVar("R")
-_SQL = queries("quotas")
 _log = structlog.get_logger("millpond.quotas")
 # How soon a process hears of changed plans, and looks at what an org has spent on models.
 REFRESH_S = 5.0
@@ -39,7 +36,6 @@ _FIRST, _LEAST, _MOST = 16, 8, 8192
 # A block is to last a few seconds.
 _SHORT_S, _LONG_S = 2.0, 20.0
 _TRIES = 20
-_OVERLAP = timedelta(minutes=2)
 _MARGIN_S = 0.05
 
 
@@ -99,43 +95,6 @@ class _Held:
 _COUNTED = frozenset(RUNS)
 _LOOKED_AT = frozenset(SPENT)
 _NAMES = _COUNTED | _LOOKED_AT
-
-
-class Plans:
-    """Which limits orgs have, as this process last heard; asked for every request, so kept in memory."""
-
-    def __init__(self) -> None:
-        self._plans: dict[str, Mapping[str, float]] = {}
-        self._default: Mapping[str, float] = {}
-        self._orgs: dict[int, Mapping[str, float]] = {}
-        self._raw: dict[int, tuple[str | None, Mapping[str, float | None]]] = {}
-        self._since = datetime(2000, 1, 1, tzinfo=UTC)
-
-    def of(self, org_id: int) -> Mapping[str, float]:
-        """Return the limits of an org by name."""
-        return self._orgs.get(org_id, self._default)
-
-    async def refresh(self, con: Connection) -> None:
-        """Read plans, and which orgs were given another since the last time."""
-        plans = await con.fetch(_SQL["plans"])
-        changed = await con.fetch(_SQL["orgs_changed"], self._since - _OVERLAP)
-        for row in changed:
-            self._raw[row["org_id"]] = row["plan"], orjson.loads(row["overrides"])
-            self._since = max(self._since, row["plan_changed_at"])
-        self._plans = {row["plan"]: orjson.loads(row["limits"]) for row in plans}
-        default = next((row["plan"] for row in plans if row["is_default"]), None)
-        self._default = self._plans.get(default or "", {})
-        self._orgs = {
-            org_id: {
-                name: most
-                for name, most in {
-                    **self._plans.get(plan or default or "", {}),
-                    **overrides,
-                }.items()
-                if most is not None
-            }
-            for org_id, (plan, overrides) in self._raw.items()
-        }
 
 
 class Reserver:
