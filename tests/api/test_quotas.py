@@ -139,3 +139,25 @@ async def test_tokens_and_cost_that_are_spent_refuse_further_runs(
     assert refused.status_code == 402
     assert refused.json()["quota"] == "tokens_per_month"
     assert (refused.json()["used"], refused.json()["maximum"]) == (1001, 1000)
+
+
+async def test_events_start_what_the_quota_pays_for_and_the_others_are_dropped(
+    front: Front, ann: Client, admin: asyncpg.Connection
+) -> None:
+    await front.publish()
+    for name in ("one", "two"):
+        wish = {"name": name, "flow": "echo", "event": "order.paid"}
+        assert (await ann.post("/v1/triggers", json=wish)).status_code == 201
+    await limit(admin, front, runs_per_month=5)
+    batch = {"events": [{"name": "order.paid", "data": {}} for _ in range(2)]}
+    received = await ann.post("/v1/events/batch", json=batch)
+    assert received.status_code == 202
+    assert sum(len(one["runs"]) for one in received.json()["data"]) == 4
+    received = await ann.post("/v1/events/batch", json=batch)
+    assert received.status_code == 202
+    assert sum(len(one["runs"]) for one in received.json()["data"]) == 1
+    assert await admin.fetchval("select count(*) from run") == 5
+    triggers = (await ann.get("/v1/triggers")).json()["data"]
+    assert sum(one["dropped"] for one in triggers) == 3
+    assert any("quota_exceeded" in (one["last_error"] or "") for one in triggers)
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 402

@@ -13,13 +13,18 @@ import pytest_asyncio
 
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
-from millpond.engine import quotas
+from millpond.engine import firing, quotas
 from millpond.engine.limits import Plans
 from millpond.engine.quotas import BlockGone, Ticket
 from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit
 from millpond.errors import OverQuota, Permanent
 from millpond.types import Intent
+
+from .conftest import Pond
+from .test_schedules import make, publish, read, reporting
+
+__all__ = ["reporting"]
 
 
 @pytest_asyncio.fixture
@@ -254,3 +259,22 @@ async def test_another_org_is_not_concerned(
     assert (
         await admin.fetchval("select count(*) from quota_count where org_id = $1", other_org) == 0
     )
+
+
+async def test_a_due_schedule_that_is_not_paid_for_says_so_and_goes_on(
+    reporting: Pond, admin: asyncpg.Connection
+) -> None:
+    pond = reporting
+    await publish(pond)
+    made = [await make(pond, name=name) for name in ("one", "two", "three")]
+    await _limit(admin, pond.org_id, runs_per_month=2)
+    await admin.execute("update schedule set next_due_at = clock_timestamp() - interval '1 s'")
+    started = await firing.fire(pond.engine_db)
+    assert len(started) == 2
+    assert await _runs(admin, pond.org_id) == 2
+    after = [await read(pond, schedule) for schedule in made]
+    assert [one.last_error for one in after].count(quotas.USED_UP) == 1
+    assert all(one.next_due_at is not None for one in after)
+    with pytest.raises(OverQuota):
+        async with pond.db.org(pond.org_id) as con:
+            await quotas.spend_one(con, pond.org_id)

@@ -17,7 +17,7 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.errors import OverQuota, Transient
+from millpond.errors import MillpondError, OverQuota, Transient
 from millpond.types import new_id
 
 _SQL = queries("quotas")
@@ -37,17 +37,37 @@ class BlockGone(Transient):
     code = "quota_block_gone"
 
 
+class TooFew(MillpondError):
+    """A ticket pays for fewer runs than are to be started: nothing is stored, take one for `wanted`."""
+
+    code = "quota_ticket_too_small"
+
+    def __init__(self, wanted: int) -> None:
+        super().__init__(f"{wanted} runs are to be paid for")
+        self.wanted = wanted
+
+
 @dataclass(slots=True)
 class Ticket:
     """The right to submit up to `amount` runs in one transaction, paid by blocks; None where nothing is limited.
 
-    `spent` is set by the submit. With a `refusal` it pays for nothing: the submit raises that.
+    `spent` is set by the submit. With a `refusal` it pays for nothing: the submit raises that. One that `is_last` has
+    what was left.
     """
 
     amount: int
     blocks: list[uuid.UUID] | None = None
     spent: int = 0
     refusal: OverQuota | None = None
+    is_last: bool = False
+
+    def allowed(self, wanted: int) -> int:
+        """Return how many of so many runs it pays for; raises TooFew where a larger one can be had."""
+        if self.blocks is None or wanted <= self.amount:
+            return wanted
+        if not self.is_last:
+            raise TooFew(wanted)
+        return self.amount
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,7 +20,7 @@ import structlog
 from millpond.db.pool import Database
 from millpond.engine import quotas
 from millpond.engine.limits import Plans
-from millpond.engine.quotas import RUNS, SPENT, BlockGone, Ticket
+from millpond.engine.quotas import RUNS, SPENT, BlockGone, Ticket, TooFew
 from millpond.errors import MillpondError, OverQuota, Transient
 
 R = TypeVar("R")
@@ -113,18 +113,39 @@ class Reserver:
 
         Done again when its blocks were taken back meanwhile. Raises OverQuota when fewer are left.
         """
+        return await self._spending(org_id, amount, self._take_all, work)
+
+    async def spending_some(
+        self, org_id: int, amount: int, work: Callable[[Ticket], Awaitable[R]]
+    ) -> R:
+        """Do `work`, a transaction that submits about `amount` runs, with a ticket for as many as are left of that.
+
+        Done again, with one for more, when it raises TooFew.
+        """
+        return await self._spending(org_id, amount, self._take_some, work)
+
+    async def _spending(
+        self,
+        org_id: int,
+        amount: int,
+        take: Callable[[int, int], Awaitable[Ticket]],
+        work: Callable[[Ticket], Awaitable[R]],
+    ) -> R:
         for _ in range(_TRIES):
-            ticket = await self._take_all(org_id, amount)
+            ticket = await take(org_id, amount)
             try:
                 result = await work(ticket)
             except BlockGone:
                 self.drop(org_id, ticket)
-                continue
+            except TooFew as error:
+                self.settle(org_id, ticket, error)
+                amount = error.wanted
             except BaseException as error:
                 self.settle(org_id, ticket, error)
                 raise
-            self.settle(org_id, ticket)
-            return result
+            else:
+                self.settle(org_id, ticket)
+                return result
         raise Transient("others spend the last of the quota", code="quota_busy", retry_after_s=1.0)
 
     async def take(self, org_id: int, amount: int) -> Ticket:
@@ -230,6 +251,19 @@ class Reserver:
             used = await quotas.read_used(con, org_id, counted)
         least = min(used, key=lambda one: one.maximum - one.used)
         raise quotas.over(least.quota, least.used, least.maximum, least.renews_at, wanted=amount)
+
+    async def _take_some(self, org_id: int, amount: int) -> Ticket:
+        """Take a ticket for all of `amount`, or for what is left of it."""
+        try:
+            return await self._take_all(org_id, amount)
+        except OverQuota:
+            pass
+        try:
+            ticket = await self.take(org_id, amount)
+        except OverQuota:
+            ticket = Ticket(0, [])
+        ticket.is_last = True
+        return ticket
 
     async def _refill(self, org_id: int, held: _Held, names: frozenset[str], amount: int) -> None:
         """Ask for what is not in hand; raises OverQuota, which is remembered for a moment."""
