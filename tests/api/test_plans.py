@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
+from typing import Any
 
 import asyncpg
 import pytest
@@ -11,6 +13,10 @@ from tests.api.test_quotas import admin
 from .conftest import Client, Front
 
 __all__ = ["admin"]
+
+
+async def _by_flow(client: Client) -> Any:
+    return (await client.get("/v1/usage", params={"by": "flow"})).json()
 
 
 @pytest.fixture
@@ -122,10 +128,9 @@ async def test_a_finished_run_shows_in_this_months_usage(front: Front, ann: Clie
     async with front.worker():
         started = await ann.post("/v1/runs", json={"flow": "echo", "input": 1})
         await front.ended(ann, started.json()["id"])
-        for _ in range(200):
-            found = (await ann.get("/v1/usage", params={"by": "flow"})).json()
-            if found["total"]["runs"]:
-                break
+        async with asyncio.timeout(20):
+            while not (found := await _by_flow(ann))["total"]["runs"]:
+                await asyncio.sleep(0.05)
     assert found["data"][0]["flow"] == "echo"
     assert found["since"] == f"{datetime.now(UTC):%Y-%m}-01"
 
