@@ -70,6 +70,12 @@ class Conflict(Permanent):
     code = "conflict"
 
 
+class OverQuota(Permanent):
+    """The org has used up what its plan allows; `details` name quota, used, maximum and renews_at."""
+
+    code = "quota_exceeded"
+
+
 class Transient(MillpondError):
     """Trying again later may help; `retry_after_s` is the other side's wish, in seconds."""
 

@@ -1,91 +1,146 @@
-"""The list statements go by keys: a page costs what it shows, however many runs there are."""
+"""Plans, prices and usage over HTTP: operators set them, members see what is used."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from datetime import UTC, datetime
 from typing import Any
 
-import orjson
+import asyncpg
+import pytest
+from tests.api.test_quotas import admin
 
-from millpond.db.pool import Database
-from millpond.db.queries import queries
+from .conftest import Client, Front
 
-RUNS = 20_000
-_SQL = queries("views")
-LOWEST, HIGHEST = "00000000-0000-0000-0000-000000000000", "ffffffff-ffff-ffff-ffff-ffffffffffff"
-FILL = """
-insert into run (org_id, run_id, flow, version, queue, subject, input, outcome, finished_at, attempts)
-select $1::bigint, gen_random_uuid(), 'echo', 1, 'default', 'user:ann', '{}',
-       case when n % 2 = 0 then 'succeeded' else 'failed' end, clock_timestamp(), 1
-from generate_series(1, $2::int) n
-"""
+__all__ = ["admin"]
 
 
-async def touched(
-    db: Database, org: int, statement: str, *arguments: Any, room: Mapping[str, str] = _SQL
-) -> int:
-    """Return how many rows of tables and indexes a statement reads, by EXPLAIN ANALYZE."""
-    async with db.org(org) as con:
-        text = await con.fetchval(
-            f"explain (analyze, format json) {room[statement]}", org, *arguments
-        )
-    return reads(orjson.loads(text)[0]["Plan"])
+async def _by_flow(client: Client) -> Any:
+    return (await client.get("/v1/usage", params={"by": "flow"})).json()
 
 
-def reads(plan: dict[str, Any]) -> int:
-    own = 0
-    if "Relation Name" in plan:
-        kept = plan["Actual Rows"] + plan.get("Rows Removed by Filter", 0)
-        own = round(kept * plan["Actual Loops"])
-    return own + sum(reads(inner) for inner in plan.get("Plans", []))
+@pytest.fixture
+async def operator(front: Front) -> Client:
+    """An operator of the platform."""
+    return await front.client(subject="user:olga")
 
 
-async def test_pages_of_runs_read_what_they_show(db: Database, org: int, admin_url: str) -> None:
-    import asyncpg
-
-    admin = await asyncpg.connect(admin_url)
-    await admin.execute("set search_path = millpond, public")
-    await admin.execute(FILL, org, RUNS)
-    await admin.execute("analyze run")
-    middle = await admin.fetchval(
-        "select run_id from run order by run_id offset $1 limit 1", RUNS // 2
+async def test_an_org_is_limited_as_soon_as_it_has_a_plan(
+    front: Front, ann: Client, operator: Client
+) -> None:
+    await front.publish()
+    body = {"title": "Small", "limits": {"runs_per_month": 2, "runs_per_day": 5}}
+    made = await operator.put("/v1/platform/plans/small", json=body)
+    assert made.status_code == 200, made.text
+    assert made.json()["limits"] == body["limits"]
+    given = await operator.put(
+        f"/v1/platform/orgs/{front.org_id}/plan",
+        json={"plan": "small", "overrides": {"runs_per_month": 1, "runs_per_day": None}},
     )
-    await admin.close()
-    for statement, states in (("run_page", []), ("finished_run_page", [["failed"]])):
-        for below, above in ((HIGHEST, None), (middle, None), (HIGHEST, middle)):
-            page = (below, above, None, None, None, None, None, None, 51, None, *states)
-            assert await touched(db, org, statement, *page) <= 400, (statement, below, above)
-    live = (HIGHEST, None, None, None, None, None, None, None, 51, None, ["queued", "running"])
-    assert await touched(db, org, "live_run_page", *live) == 0
+    assert given.status_code == 200
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 202
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 402
+    shown = (await ann.get("/v1/quotas")).json()
+    assert (shown["plan"], shown["is_default_plan"]) == ("small", False)
+    [quota] = shown["quotas"]
+    assert (quota["quota"], quota["used"], quota["maximum"]) == ("runs_per_month", 1, 1)
+    assert (await operator.get(f"/v1/platform/orgs/{front.org_id}/quotas")).json() == shown
+    more = {"plan": "small", "overrides": {}}
+    await operator.put(f"/v1/platform/orgs/{front.org_id}/plan", json=more)
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 202
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 402
 
 
-FILL_LINE = """
-insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active)
-select $1::bigint, n * 4, 'default', 'echo@1', '{}', 0, 0, true from generate_series(1, 20) n;
-"""
-FILL_READY = """
-insert into ready (org_id, lane_id, rank, item_id)
-select $1::bigint, 4 * (1 + n % 20), n, gen_random_uuid() from generate_series(1, $2::int) n
-"""
-FILL_ITEM = """
-insert into item (org_id, item_id, run_id, state, lane_id, rank)
-select $1::bigint, item_id, item_id, 'queued', lane_id, rank from ready
-"""
+async def test_the_default_plan_is_that_of_every_org_without_one(
+    front: Front, ann: Client, operator: Client
+) -> None:
+    await front.publish()
+    body = {"limits": {"runs_per_day": 1}, "is_default": True}
+    await operator.put("/v1/platform/plans/free", json=body)
+    plans = (await operator.get("/v1/platform/plans")).json()["data"]
+    assert [one["name"] for one in plans if one["is_default"]] == ["free"]
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 202
+    assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 402
+    # Put again without the word it stays the default one, which cannot be removed.
+    await operator.put("/v1/platform/plans/free", json={"limits": {}})
+    gone = await operator.delete("/v1/platform/plans/free")
+    assert (gone.status_code, gone.json()["code"]) == (409, "plan_in_use")
 
 
-async def test_a_look_at_queues_stops_at_its_cap(db: Database, org: int, admin_url: str) -> None:
-    import asyncpg
+@pytest.mark.parametrize(
+    "limits",
+    [
+        {"runs_per_year": 1},
+        {"runs_per_day": -1},
+        {"runs_per_day": 1.5},
+        {"requests_per_s": 0},
+    ],
+)
+async def test_limits_that_make_no_sense_are_refused(
+    operator: Client, limits: dict[str, float]
+) -> None:
+    refused = await operator.put("/v1/platform/plans/odd", json={"limits": limits})
+    assert refused.status_code == 422
+    assert refused.json()["error"]["param"] == f"limits.{next(iter(limits))}"
 
-    admin = await asyncpg.connect(admin_url)
-    await admin.execute("set search_path = millpond, public")
-    await admin.execute(FILL_LINE, org)
-    await admin.execute(FILL_READY, org, RUNS)
-    await admin.execute(FILL_ITEM, org)
-    await admin.execute("analyze ready, item, lane, run")
-    last = await admin.fetchrow("select lane_id, rank, item_id from ready order by rank desc")
-    await admin.close()
-    looks = queries("queues")
-    assert await touched(db, org, "depths", 201, room=looks) <= 1000
-    assert await touched(db, org, "resting", 201, room=looks) <= 1000
-    ahead = (last["lane_id"], last["rank"], last["item_id"], 101)
-    assert await touched(db, org, "ahead", *ahead, room=queries("why")) <= 400
+
+async def test_usage_is_summed_as_it_is_asked_for(
+    front: Front, ann: Client, admin: asyncpg.Connection, other_org: int
+) -> None:
+    rows = [
+        (front.org_id, "2026-03-01", "a", "", 2, 1.5, 0, 0, 0),
+        (front.org_id, "2026-03-01", "a", "m", 0, 0, 10, 1, 100),
+        (front.org_id, "2026-03-02", "b", "m", 0, 0, 20, 2, 200),
+        (front.org_id, "2026-04-01", "b", "", 9, 9, 0, 0, 0),
+        (other_org, "2026-03-01", "a", "", 50, 50, 0, 0, 0),
+    ]
+    for row in rows:
+        await admin.execute(
+            "insert into usage_day values ($1, $2::text::date, $3, $4, $5, $6, $7, $8, $9)", *row
+        )
+    march = {"since": "2026-03-01", "until": "2026-03-31"}
+    found = (await ann.get("/v1/usage", params=march)).json()
+    assert found["total"] == {
+        "runs": 2,
+        "worker_s": 1.5,
+        "input_tokens": 30,
+        "output_tokens": 3,
+        "cost_micros": 300,
+    }
+    assert [one["day"] for one in found["data"]] == ["2026-03-02", "2026-03-01"]
+    parted = (await ann.get("/v1/usage", params={**march, "by": ["model", "flow"]})).json()
+    assert [(one["flow"], one["model"], one["input_tokens"]) for one in parted["data"]] == [
+        ("a", "", 0),
+        ("a", "m", 10),
+        ("b", "m", 20),
+    ]
+    one = (await ann.get("/v1/usage", params={**march, "flow": "b"})).json()
+    assert one["total"]["cost_micros"] == 200
+    odd = await ann.get("/v1/usage", params={"since": "2026-04-01", "until": "2026-03-01"})
+    assert odd.status_code == 422
+
+
+async def test_a_finished_run_shows_in_this_months_usage(front: Front, ann: Client) -> None:
+    async def echo(_: object, value: int) -> int:
+        return value
+
+    front.flow(echo)
+    async with front.worker():
+        started = await ann.post("/v1/runs", json={"flow": "echo", "input": 1})
+        await front.ended(ann, started.json()["id"])
+        async with asyncio.timeout(20):
+            while not (found := await _by_flow(ann))["total"]["runs"]:
+                await asyncio.sleep(0.05)
+    assert found["data"][0]["flow"] == "echo"
+    assert found["since"] == f"{datetime.now(UTC):%Y-%m}-01"
+
+
+async def test_a_price_holds_from_now_on(operator: Client, admin: asyncpg.Connection) -> None:
+    body = {"input_micros": 3, "output_micros": 15}
+    made = await operator.put("/v1/platform/prices/openai:gpt/large", json=body)
+    assert made.json()["model"] == "openai:gpt/large"
+    assert await admin.fetchval("select output_micros from model_price") == 15
+    listed = (await operator.get("/v1/platform/prices")).json()["data"]
+    assert [one["id"] for one in listed] == ["openai:gpt/large"]
+    assert (await operator.delete("/v1/platform/prices/openai:gpt/large")).status_code == 204
+    assert (await operator.delete("/v1/platform/prices/openai:gpt/large")).status_code == 404

@@ -12,6 +12,8 @@ import pytest
 import structlog
 
 from millpond.api.batches import Batches
+from millpond.engine.limits import Plans
+from millpond.engine.reserving import Reserver
 from millpond.errors import InvalidInput, Unavailable
 from millpond.types import Intent, Json
 
@@ -438,7 +440,7 @@ async def test_run_that_cannot_be_stored_does_not_fail_its_neighbours(front: Fro
             subject="user:ann",
         )
 
-    batches = Batches(front.db)
+    batches = Batches(front.db, Reserver(front.db, Plans()))
     intents = [intent("default"), intent("nul \x00"), intent("default"), intent("default")]
     results = await asyncio.gather(
         *(batches.submit(one) for one in intents), return_exceptions=True
@@ -459,7 +461,7 @@ async def test_request_given_up_does_not_hold_its_batch(front: Front) -> None:
             subject="user:ann",
         )
 
-    batches = Batches(front.db)
+    batches = Batches(front.db, Reserver(front.db, Plans()))
     tasks = [asyncio.create_task(batches.submit(intent())) for _ in range(5)]
     await asyncio.sleep(0)
     tasks[2].cancel()

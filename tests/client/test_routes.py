@@ -25,6 +25,7 @@ from millpond.client import (
     models_knowledge,
     models_orgs,
     models_people,
+    models_plans,
     models_secrets,
 )
 from millpond.client.call import Call
@@ -80,6 +81,13 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "MailedOut": models_people.Mailed,
     "MeOut": models_people.Me,
     "SessionOut": models_people.MySession,
+    "PlanOut": models_plans.Plan,
+    "QuotaOut": models_plans.Quota,
+    "QuotasOut": models_plans.Quotas,
+    "PriceOut": models_plans.Price,
+    "UsageSum": models_plans.UsageSum,
+    "UsageOut": models_plans.UsageRow,
+    "UsageListing": models_plans.Usage,
     "AuditEntry": models_audit.AuditEntry,
     "SealOut": models_audit.AuditSeal,
     "AuditHead": models_audit.AuditSeal,

@@ -36,6 +36,10 @@ GLOBAL_TABLES = {
     "mail_outbox",
     "platform_audit_seal",
     "platform_audit_unsealed",
+    "plan",
+    "model_price",
+    "usage_part",
+    "rate_bucket",
 }
 IN_ORG = "(org_id = (NULLIF(current_setting('millpond.org'::text, true), ''::text))::bigint)"
 A_VALUE = {
@@ -51,6 +55,7 @@ A_VALUE = {
     "bytea": "'x'",
     "timestamp with time zone": "now()",
     "interval": "'1 s'",
+    "date": "now()",
     "text[]": "'{}'",
     "integer[]": "'{}'",
     "tsvector": "''",

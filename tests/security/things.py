@@ -667,6 +667,52 @@ async def a_renamed_org(at: Bench) -> Wish:
     return Wish(path={"org_id": str(at.world.org_id)}, json={"name": "Pond"})
 
 
+@thing("GET /v1/usage", "GET /v1/quotas")
+async def own_usage(at: Bench) -> Wish:
+    await queued(at)
+    return Wish(is_own=True)
+
+
+@thing("GET /v1/platform/plans", "GET /v1/platform/prices")
+async def plans(at: Bench) -> Wish:
+    return Wish()
+
+
+@thing("PUT /v1/platform/plans/{name}")
+async def a_new_plan(at: Bench) -> Wish:
+    return Wish(path={"name": "small"}, json={"limits": {"runs_per_month": 10}})
+
+
+@thing("DELETE /v1/platform/plans/{name}")
+async def a_plan(at: Bench) -> Wish:
+    async with at.world.front.db.globals() as con:
+        await con.execute("insert into plan (plan) values ('old')")
+    return Wish(path={"name": "old"})
+
+
+@thing("GET /v1/platform/orgs/{org_id}/quotas")
+async def quotas_of_an_org(at: Bench) -> Wish:
+    return Wish(path={"org_id": str(at.world.org_id)})
+
+
+@thing("PUT /v1/platform/orgs/{org_id}/plan")
+async def a_plan_of_an_org(at: Bench) -> Wish:
+    wish = {"plan": "unlimited", "overrides": {"runs_per_month": 1000}}
+    return Wish(path={"org_id": str(at.world.org_id)}, json=wish)
+
+
+@thing("PUT /v1/platform/prices/{model}")
+async def a_new_price(at: Bench) -> Wish:
+    return Wish(path={"model": "some/model"}, json={"input_micros": 1, "output_micros": 2})
+
+
+@thing("DELETE /v1/platform/prices/{model}")
+async def a_price(at: Bench) -> Wish:
+    async with at.world.front.db.globals() as con:
+        await con.execute("insert into model_price values ('some/model', 1, 2)")
+    return Wish(path={"model": "some/model"})
+
+
 @thing("POST /v1/platform/operators")
 async def a_new_operator(at: Bench) -> Wish:
     return Wish(json={"email": (await at.world.person()).email})

@@ -11,7 +11,7 @@ import re
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import orjson
 from fastapi import Header
@@ -22,12 +22,14 @@ from millpond.api.models import StartRun
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine import dedup
-from millpond.engine.dedup import Holder, OnDuplicate
+from millpond.engine.dedup import Holder, OnDuplicate, Settled
+from millpond.engine.quotas import Ticket
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.views import FlowView
-from millpond.errors import Forbidden, InvalidInput
+from millpond.errors import Forbidden, InvalidInput, OverQuota
 from millpond.types import Intent, Json, Principal, RunState
 
+R = TypeVar("R")
 Make = Callable[[Connection], Awaitable[Intent]]
 Follow = Callable[[Connection, Intent], Awaitable[None]]
 
@@ -114,6 +116,11 @@ async def accept(
         is_stored = await caller.ports.batches.submit(intent, promise, caller.principal.standing)
     except KeyHeld:
         return await _settle(caller, intent, promise, on_duplicate)
+    except OverQuota:
+        if promise is None and intent.dedup_key is None:
+            raise
+        # A repeat costs nothing, nor does joining a live run.
+        return await _settle(caller, intent, promise, on_duplicate)
     if not is_stored:
         assert promise is not None
         async with caller.org() as con:
@@ -126,19 +133,41 @@ async def accept(
 async def _settle(
     caller: Caller, intent: Intent, promise: Promise | None, on_duplicate: OnDuplicate
 ) -> Accepted:
-    """Join, replace or be refused for the live run with the same deduplication key."""
+    """Return the first run of a promise; join, replace or be refused for a live run with the same deduplication key."""
     is_delayed = intent.delay_s > 0
-    async with caller.org() as con:
-        if promise is not None and not await claim_keys(con, caller.org_id, [(intent, promise)]):
-            return await _first(con, caller.principal, promise, is_delayed=is_delayed)
-        settled = await dedup.settle(con, intent, on_duplicate)
-        if settled.joined is not None:
-            return await _join(con, caller.principal, settled.joined, promise)
-        await submit(con, [intent])
+
+    async def work(ticket: Ticket) -> Accepted | Settled:
+        async with caller.org() as con:
+            wanted = [] if promise is None else [(intent, promise)]
+            if promise is not None and not await claim_keys(con, caller.org_id, wanted):
+                return await _first(con, caller.principal, promise, is_delayed=is_delayed)
+            settled = Settled()
+            if intent.dedup_key is not None:
+                settled = await dedup.settle(con, intent, on_duplicate)
+            if settled.joined is not None:
+                return await _join(con, caller.principal, settled.joined, promise)
+            await submit(con, [intent], ticket)
+            return settled
+
+    settled = await paid(caller, 1, work)
+    if isinstance(settled, Accepted):
+        return settled
     hint_replaced(caller, [settled.replaced])
     if not is_delayed:
         caller.ports.hints.wake([intent.queue])
     return _accepted(intent)
+
+
+async def paid(caller: Caller, amount: int, work: Callable[[Ticket], Awaitable[R]]) -> R:
+    """Do `work`, a transaction that submits at most `amount` runs, paid by the org's quotas.
+
+    Where they are used up it is done all the same and raises OverQuota as it submits: what needs no new run, such as a
+    repeat, costs nothing.
+    """
+    try:
+        return await caller.ports.reserver.spending(caller.org_id, amount, work)
+    except OverQuota as error:
+        return await work(Ticket(0, refusal=error))
 
 
 async def _join(
@@ -199,22 +228,29 @@ async def accept_with(
     `follow` may add to the submitted run. A repeat of a promise stores nothing and returns the first
     run; `is_delayed` tells whether that one was.
     """
-    try:
+
+    async def work(ticket: Ticket) -> Accepted | Intent:
         async with caller.org() as con:
             if promise is not None and await _find(con, caller.principal, promise) is not None:
                 return await _first(con, caller.principal, promise, is_delayed=is_delayed)
             intent = await make(con)
             if promise and not await claim_keys(con, caller.org_id, [(intent, promise)]):
                 raise _TakenMeanwhile
-            await submit(con, [intent])
+            await submit(con, [intent], ticket)
             if follow is not None:
                 await follow(con, intent)
+        return intent
+
+    try:
+        made = await paid(caller, 1, work)
     except _TakenMeanwhile:
         assert promise is not None
         async with caller.org() as con:
             return await _first(con, caller.principal, promise, is_delayed=is_delayed)
-    caller.ports.hints.wake([intent.queue])
-    return _accepted(intent)
+    if isinstance(made, Accepted):
+        return made
+    caller.ports.hints.wake([made.queue])
+    return _accepted(made)
 
 
 async def is_repeat(con: Connection, principal: Principal, promise: Promise) -> bool:

@@ -49,11 +49,13 @@ from millpond.api.models_people import (
     RequestReset,
     SignIn,
 )
+from millpond.api.models_plans import PutPlan, SetOrgPlan, SetPrice
 from millpond.api.models_platform import AddOperator, ChangePlatformOrg, CreateOrg
 from millpond.api.models_reruns import BulkAction, ReleaseRun, RerunRun
 from millpond.api.models_secrets import CreateSecret, PutSecret
 from millpond.api.models_signals import SendSignal
 from millpond.api.ports import Ports
+from millpond.api.rates import Rates
 from millpond.api.readiness import Readiness, SchemaCheck
 from millpond.api.routes import (
     api_keys,
@@ -73,6 +75,7 @@ from millpond.api.routes import (
     members,
     organization,
     pauses,
+    plans,
     platform,
     queues,
     reruns,
@@ -85,12 +88,15 @@ from millpond.api.routes import (
     sign_in,
     signals,
     triggers,
+    usage,
     why,
     workers,
 )
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
+from millpond.engine.limits import Plans
+from millpond.engine.reserving import Reserver
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
@@ -150,6 +156,9 @@ _REFERRED = (
     CreateOrg,
     ChangePlatformOrg,
     AddOperator,
+    PutPlan,
+    SetOrgPlan,
+    SetPrice,
     Problem,
 )
 _ROOMS = (
@@ -178,6 +187,8 @@ _ROOMS = (
     secrets,
     grants,
     platform,
+    plans,
+    usage,
     audit,
     keys,
     sign_in,
@@ -219,6 +230,7 @@ def create_app(
     check_schema: SchemaCheck | None = None,
     knowledge: KnowledgeStore | None = None,
     mail: Mail | None = None,
+    reserver: Reserver | None = None,
 ) -> FastAPI:
     """Return the API over these connections, which the caller keeps and closes.
 
@@ -234,17 +246,20 @@ def create_app(
         redirect_slashes=False,
         telemetry={"auto_configure": False, "tracing": False, "metrics": False, "logs": False},
     )
+    held = reserver or Reserver(db, Plans())
     app.state.ports = Ports(
         db=db,
         gate=gate,
         hints=hints,
         feed=feed,
         catalog=Catalog(db),
-        batches=Batches(db),
+        batches=Batches(db, held),
         readiness=Readiness(db, check_schema),
         people=people,
         auditor=auditor,
         outside=outside,
+        reserver=held,
+        rates=Rates(db),
         knowledge=knowledge,
         mail=mail,
     )

@@ -17,6 +17,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from millpond.api.ports import Ports
+from millpond.api.rates import RateLimited
 from millpond.db.pool import Connection
 from millpond.errors import Forbidden, Transient, Unauthenticated
 from millpond.identity import audit
@@ -169,6 +170,7 @@ class Requires(_Bearer):
         ports: Ports = request.app.state.ports
         wish = Wish(org=_org(request), is_of_platform=self.is_of_platform)
         principal = await ports.gate.admit(token, wish)
+        await _admit(request, ports, principal)
         permit(principal, self.permission)
         return Caller(
             principal=principal,
@@ -190,6 +192,7 @@ class SignedIn(_Bearer):
         token = self.text(request)
         ports: Ports = request.app.state.ports
         principal = await ports.gate.anybody(token, _org(request))
+        await _admit(request, ports, principal)
         caller = Caller(principal=principal, ports=ports, address=_address(request))
         if self.is_person:
             assert caller.person_id
@@ -214,6 +217,18 @@ def signed_in(*, is_person: bool = True) -> Any:
 def device_of(request: Request) -> Device:
     """Return where a request comes from."""
     return Device(address=_address(request), agent=request.headers.get("user-agent"))
+
+
+async def _admit(request: Request, ports: Ports, principal: Principal) -> None:
+    """Let a request of a known caller through, or raise RateLimited; the answer tells how many are left."""
+    limits = await ports.reserver.limits(principal.org_id)
+    if not limits:
+        return
+    try:
+        request.state.more_headers = await ports.rates.admit(principal, limits)
+    except RateLimited as error:
+        request.state.more_headers = error.headers
+        raise
 
 
 def _org(request: Request) -> str | None:

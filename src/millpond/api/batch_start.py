@@ -6,6 +6,7 @@ a repeat under the same Idempotency-Key returns the first ids.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from millpond.api.accept import (
     hint_replaced,
     intent_of,
     note_answer,
+    paid,
     permit_start,
 )
 from millpond.api.auth import Caller, permit
@@ -27,6 +29,7 @@ from millpond.api.problems import faults_of
 from millpond.db.pool import Connection
 from millpond.engine import dedup
 from millpond.engine.dedup import Settled
+from millpond.engine.quotas import Ticket
 from millpond.engine.submit import check, submit
 from millpond.errors import Conflict, Forbidden, InvalidInput, NotFound
 from millpond.types import Intent, Json
@@ -51,6 +54,15 @@ class _Entry:
     nth: int
     wish: StartRun
     intent: Intent
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Stored:
+    """What was stored: the new runs, and those that they took their keys from."""
+
+    answer: Json
+    new: Sequence[Intent]
+    replaced: Sequence[uuid.UUID | None]
 
 
 async def accept_batch(
@@ -105,6 +117,21 @@ async def _entry(caller: Caller, nth: int, part: Json, traceparent: str | None) 
 
 async def _store(caller: Caller, entries: Sequence[_Entry], promise: Promise | None) -> Batch:
     """Store all runs in one transaction, with the answer if it was promised."""
+
+    async def work(ticket: Ticket) -> Batch | _Stored:
+        return await _commit(caller, entries, promise, ticket)
+
+    stored = await paid(caller, len(entries), work)
+    if isinstance(stored, Batch):
+        return stored
+    hint_replaced(caller, stored.replaced)
+    caller.ports.hints.wake({intent.queue for intent in stored.new if intent.delay_s <= 0})
+    return Batch(answer=stored.answer)
+
+
+async def _commit(
+    caller: Caller, entries: Sequence[_Entry], promise: Promise | None, ticket: Ticket
+) -> Batch | _Stored:
     async with caller.org() as con:
         if promise is not None:
             wanted = [(entries[0].intent, promise)]
@@ -113,7 +140,7 @@ async def _store(caller: Caller, entries: Sequence[_Entry], promise: Promise | N
         settled = await _settle_keys(con, caller.org_id, entries)
         joined = {nth: one.joined for nth, one in settled.items() if one.joined is not None}
         new = [entry.intent for entry in entries if entry.nth not in joined]
-        await submit(con, new)
+        await submit(con, new, ticket)
         ids = [
             str(joined[entry.nth].run_id if entry.nth in joined else entry.intent.run_id)
             for entry in entries
@@ -123,9 +150,7 @@ async def _store(caller: Caller, entries: Sequence[_Entry], promise: Promise | N
             first = entries[0].intent.run_id
             text = orjson.dumps(answer).decode()
             await note_answer(con, caller.principal, promise, first, text)
-    hint_replaced(caller, [one.replaced for one in settled.values()])
-    caller.ports.hints.wake({intent.queue for intent in new if intent.delay_s <= 0})
-    return Batch(answer=answer)
+    return _Stored(answer=answer, new=new, replaced=[one.replaced for one in settled.values()])
 
 
 async def _settle_keys(

@@ -1,8 +1,8 @@
 """Batches: runs of one org that are accepted at the same time share a transaction.
 
 Called by the accept path. Invariants: a caller is answered only after the commit that holds its run;
-a run and the idempotency key that stands for it are stored together; a run that cannot be stored does
-not fail its neighbours; nobody waits when nothing is under way.
+a run and the idempotency key that stands for it are stored together; a run that cannot be stored, or that a
+quota does not pay for, does not fail its neighbours; nobody waits when nothing is under way.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
 from millpond.engine import dedup
+from millpond.engine.quotas import BlockGone, Ticket
+from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit
 from millpond.errors import MillpondError, Transient, Unavailable
 from millpond.types import Intent, Standing
@@ -94,8 +96,9 @@ async def release_keys(
 class Batches:
     """Submits what has gathered for an org whenever its previous batch is committed."""
 
-    def __init__(self, db: Database) -> None:
+    def __init__(self, db: Database, reserver: Reserver) -> None:
         self._db = db
+        self._reserver = reserver
         self._waiting: dict[_Line, deque[_Entry]] = {}
         self._waiting_bytes: Counter[int] = Counter()
         self._senders: set[asyncio.Task[None]] = set()
@@ -139,18 +142,35 @@ class Batches:
                 entry.is_stored.cancel()
 
     async def _store(self, org_id: int, batch: Sequence[_Entry]) -> None:
+        """Store what the org's quotas pay for; the others are refused."""
+        while batch:
+            try:
+                ticket = await self._reserver.take(org_id, len(batch))
+            except Exception as error:  # noqa: BLE001 - goes to the requests that caused it
+                _refuse(batch, error)
+                return
+            await self._store_paid(org_id, batch[: ticket.amount], ticket)
+            batch = batch[ticket.amount :]
+
+    async def _store_paid(self, org_id: int, batch: Sequence[_Entry], ticket: Ticket) -> None:
         try:
-            stored, held = await self._commit(org_id, batch)
+            stored, held = await self._commit(org_id, batch, ticket)
+        except BlockGone:
+            self._reserver.drop(org_id, ticket)
+            await self._store(org_id, batch)
         except Transient as error:
             # The outcome of the commit may be unknown: nobody is told that their run exists.
+            self._reserver.settle(org_id, ticket, error)
             _refuse(batch, error)
         except Exception as error:  # noqa: BLE001 - goes to the request that caused it
+            self._reserver.settle(org_id, ticket, error)
             if len(batch) == 1:
                 _refuse(batch, error)
                 return
             for entry in batch:
                 await self._store(org_id, [entry])
         else:
+            self._reserver.settle(org_id, ticket)
             for entry in batch:
                 if entry.is_stored.done():  # its request was given up
                     continue
@@ -160,7 +180,7 @@ class Batches:
                     entry.is_stored.set_result(entry.intent.run_id in stored)
 
     async def _commit(
-        self, org_id: int, batch: Sequence[_Entry]
+        self, org_id: int, batch: Sequence[_Entry], ticket: Ticket
     ) -> tuple[set[uuid.UUID], set[uuid.UUID]]:
         """Store the runs whose keys are free; returns their ids, and those without a live key."""
         free = {entry.intent.run_id for entry in batch if entry.promise is None}
@@ -171,7 +191,8 @@ class Batches:
                 free |= await claim_keys(con, org_id, wanted)
             held = await _take_live(con, org_id, [e for e in batch if e.intent.run_id in free])
             free -= held
-            await submit(con, [entry.intent for entry in batch if entry.intent.run_id in free])
+            intents = [entry.intent for entry in batch if entry.intent.run_id in free]
+            await submit(con, intents, ticket)
         return free, held
 
 

@@ -28,25 +28,30 @@ BATCH_HEADERS: dict[str, Any] = {
 _WORDS = {
     400: "The body or a header cannot be read.",
     401: "The token is missing or not good.",
+    402: "A quota of the organization is used up; `quota`, `used`, `maximum` and `renews_at` say which and until when.",
     403: "The token lacks a permission or role.",
     404: "There is no such thing in this org.",
     409: "The state of it does not allow this.",
     413: "The body is too large.",
     415: "The body is of another type than expected.",
     422: "A field is not valid; `error.param` and `errors` name it.",
-    429: "Too many tries; `Retry-After` says when the next one is let through.",
+    429: "Too many requests or tries; `Retry-After` says when the next one is let through.",
     500: "Something went wrong here; the log has more under the request id.",
     503: "The database cannot be reached; nothing was accepted for sure. Retry as `Retry-After` says.",
 }
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Return the `responses` of these failures and of 500, each a problem document."""
+    """Return the `responses` of these failures and of 500, each a problem document.
+
+    A caller who is known may also be one who asks too often (429).
+    """
+    limited = (429,) if 401 in statuses and 429 not in statuses else ()
     schema = {"$ref": f"#/components/schemas/{Problem.__name__}"}
     return {
         status: {
             "description": _WORDS.get(status, HTTPStatus(status).phrase),
             "content": {"application/problem+json": {"schema": schema}},
         }
-        for status in (*statuses, 500)
+        for status in sorted({*statuses, *limited, 500})
     }

@@ -373,3 +373,9 @@ class Problem(BaseModel):
     advice: str | None = None
     errors: list[FieldFault] | None = None
     run_id: uuid.UUID | None = Field(None, description="The live run, of `duplicate_run`.")
+    quota: str | None = Field(None, description="Which quota is used up, of `quota_exceeded`.")
+    used: int | None = Field(None, description="How much of it is used.")
+    maximum: int | None = Field(None, description="How much there is.")
+    renews_at: datetime | None = Field(
+        None, description="When its next period begins; absent for what stands until it is deleted."
+    )

@@ -14,10 +14,12 @@ from fastapi import Depends, Request
 
 from millpond.api.batches import Batches
 from millpond.api.catalog import Catalog
+from millpond.api.rates import Rates
 from millpond.api.readiness import Readiness
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
+from millpond.engine.reserving import Reserver
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate
 from millpond.identity.invitations import Mail
@@ -40,6 +42,8 @@ class Ports:
     people: People
     auditor: Auditor
     outside: OutsideReader
+    reserver: Reserver
+    rates: Rates
     knowledge: KnowledgeStore | None = None
     mail: Mail | None = None
     stopping: asyncio.Event = field(default_factory=asyncio.Event)

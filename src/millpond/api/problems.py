@@ -26,6 +26,7 @@ from millpond.errors import (
     InvalidInput,
     MillpondError,
     NotFound,
+    OverQuota,
     SchemaMismatch,
     Transient,
     Unauthenticated,
@@ -51,6 +52,7 @@ _KINDS: tuple[tuple[type[MillpondError], Kind], ...] = (
     (NotFound, Kind(404, "not_found_error", "Not found")),
     (Unauthenticated, Kind(401, "authentication_error", "Not authenticated")),
     (Forbidden, Kind(403, "permission_error", "Not permitted")),
+    (OverQuota, Kind(402, "quota_error", "Quota used up")),
     (Conflict, Kind(409, "conflict_error", "Conflict")),
     (Transient, Kind(503, "unavailable_error", "Unavailable for now")),
     (SchemaMismatch, Kind(503, "unavailable_error", "Unavailable for now")),
@@ -64,6 +66,8 @@ _STATUS_OF_CODE = {
     "unsupported_media_type": 415,
     "rate_limited": 429,
 }
+# What an error's details may add to its document.
+_MEMBERS = ("run_id", "quota", "used", "maximum", "renews_at")
 _KIND_OF_STATUS = {kind.status: kind for _, kind in _KINDS}
 
 
@@ -85,7 +89,9 @@ def problem(error: MillpondError, request_id: str) -> Response:
         param=error.param,
         advice=error.advice,
         errors=error.details.get("errors"),
-        run_id=error.details.get("run_id"),
+        more={
+            name: error.details[name] for name in _MEMBERS if error.details.get(name) is not None
+        },
         request_id=request_id,
         headers=_headers(error),
     )
@@ -119,7 +125,10 @@ def install(app: FastAPI) -> None:
 
 
 class Shield:
-    """Gives each request an id, and answers 500 without detail to what nobody expected."""
+    """Gives each request an id, and answers 500 without detail to what nobody expected.
+
+    Headers that a request was given on its way, such as those on its rate, go out with whatever answers it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -137,7 +146,8 @@ class Shield:
             nonlocal has_begun
             if message["type"] == "http.response.start":
                 has_begun = True
-                message["headers"] = [*message["headers"], (REQUEST_ID, request_id.encode())]
+                more = scope["state"].get("more_headers", ())
+                message["headers"] = [*message["headers"], (REQUEST_ID, request_id.encode()), *more]
             await send(message)
 
         try:
@@ -213,7 +223,7 @@ def _document(
     param: str | None = None,
     advice: str | None = None,
     errors: object = None,
-    run_id: object = None,
+    more: Mapping[str, object] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     document: dict[str, Any] = {
@@ -229,6 +239,5 @@ def _document(
         document["advice"] = advice
     if errors:
         document["errors"] = errors
-    if run_id:
-        document["run_id"] = run_id
+    document |= more or {}
     return Response(encode(document), status, dict(headers or {}), MEDIA_TYPE)

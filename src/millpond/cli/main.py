@@ -25,6 +25,7 @@ from millpond.cli import (
     org,
     orgs,
     pauses,
+    plans,
     prune,
     reruns,
     runs,
@@ -36,6 +37,7 @@ from millpond.cli import (
     tokens,
     triggers,
     up,
+    usage,
     work,
 )
 from millpond.cli.demo import command
@@ -92,6 +94,10 @@ app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
 for name, group in {**org.GROUPS, **orgs.GROUPS}.items():
     app.add_typer(group, name=name)
+app.add_typer(plans.plans, name="plans")
+app.add_typer(plans.prices, name="prices")
+app.command()(usage.usage)
+app.command()(usage.quotas)
 app.add_typer(flows.app, name="flows")
 app.command()(catalog.queues)
 app.command()(catalog.workers)

@@ -23,6 +23,7 @@ from millpond.errors import (
     InvalidInput,
     MillpondError,
     NotFound,
+    OverQuota,
     Permanent,
     Transient,
     Unauthenticated,
@@ -46,6 +47,7 @@ _NOT_BY_TOKEN = frozenset({"sign_in_refused", "refresh_invalid"})
 _CLASSES: dict[int, type[MillpondError]] = {
     400: InvalidInput,
     401: Unauthenticated,
+    402: OverQuota,
     403: Forbidden,
     404: NotFound,
     409: Conflict,

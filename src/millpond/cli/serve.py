@@ -81,6 +81,8 @@ async def _compose(
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
+    from millpond.engine.limits import Plans
+    from millpond.engine.reserving import Reserver, keeping
     from millpond.identity.audit_check import Auditor
     from millpond.identity.audit_heads import Heads
     from millpond.identity.audit_sealer import Sealer, sealing
@@ -109,6 +111,9 @@ async def _compose(
     await stack.enter_async_context(delivering(postman))
     heads = Heads(audit_heads_dir(settings))
     await stack.enter_async_context(sealing(Sealer(db, ring, heads)))
+    reserver = Reserver(db, Plans())
+    stack.push_async_callback(reserver.close)
+    await stack.enter_async_context(keeping(reserver))
     reader = KeyReader(db)
     stack.push_async_callback(reader.close)
     outside = OutsideReader(db, IssuerKeys(open_egress(settings, stack)), keyring.issuer)
@@ -121,6 +126,7 @@ async def _compose(
         people=people,
         auditor=Auditor(ring, heads),
         outside=outside,
+        reserver=reserver,
         mail=open_invitations(settings, ring),
         check_schema=lambda: check_schema(databases.app),
         knowledge=open_knowledge(settings, db, stack),

@@ -60,6 +60,10 @@ class Conflict(ApiError):
     """The thing is in a state that does not allow this (409)."""
 
 
+class OverQuota(ApiError):
+    """A quota of the organization is used up; `problem` has `quota`, `used`, `maximum` and `renews_at` (402)."""
+
+
 class Unavailable(ApiError):
     """The server cannot be reached or asked to come back later, and did not recover in time."""
 
@@ -88,6 +92,7 @@ class RunCancelled(Exception):
 _CLASSES: dict[int, type[ApiError]] = {
     400: InvalidRequest,
     401: Unauthenticated,
+    402: OverQuota,
     403: Forbidden,
     404: NotFound,
     409: Conflict,

@@ -19,6 +19,7 @@ from millpond.client.calls import (
     orgs,
     people,
     platform,
+    quotas,
     runs,
     schedules,
     secrets,
@@ -271,6 +272,21 @@ class Platform(Group[Kind]):
     operators = listing(platform.list_operators)
     add_operator = method(platform.add_operator)
     remove_operator = method(platform.remove_operator)
+    plans = listing(quotas.list_plans)
+    put_plan = method(quotas.put_plan)
+    delete_plan = method(quotas.delete_plan)
+    org_quotas = method(quotas.get_org_quotas)
+    set_org_plan = method(quotas.set_org_plan)
+    prices = listing(quotas.list_prices)
+    put_price = method(quotas.put_price)
+    delete_price = method(quotas.delete_price)
+
+
+class Usage(Group[Kind]):
+    """What the organization used, and what it is limited to."""
+
+    get = method(quotas.get_usage)
+    quotas = method(quotas.get_quotas)
 
 
 class Groups(Generic[Kind]):
@@ -299,4 +315,5 @@ class Groups(Generic[Kind]):
         self.auth: Auth[Kind] = Auth(client)
         self.me: Me[Kind] = Me(client)
         self.audit: Audit[Kind] = Audit(client)
+        self.usage: Usage[Kind] = Usage(client)
         self.knowledge: Knowledge[Kind] = Knowledge(client)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from millpond.engine.claim import Lease
+from millpond.engine.metering import Spent
 from millpond.engine.payloads import is_big
 
 # Small enough that the disk works on one batch while the event loop makes the next.
@@ -24,7 +25,8 @@ MAX_BYTES = 4 * 1024 * 1024
 class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
-    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch.
+    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch,
+    `spent` what the try used on models.
     """
 
     lease: Lease
@@ -39,6 +41,7 @@ class StepWrite:
     tries: int = 1
     duration_s: float = 0.0
     seq: int | None = None
+    spent: Sequence[Spent] = ()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,9 +81,9 @@ class Batch:
         return len(self.steps) + len(self.ends)
 
     @property
-    def has_big(self) -> bool:
-        """Whether a value needs a row of its own."""
-        return any(is_big(one.write.output) for one in self.steps) or any(
+    def has_more(self) -> bool:
+        """Whether something needs rows of its own: a big value, what was spent on models."""
+        return any(is_big(one.write.output) or one.write.spent for one in self.steps) or any(
             is_big(one.write.output) for one in self.ends
         )
 

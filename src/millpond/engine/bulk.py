@@ -18,7 +18,7 @@ from pydantic import BaseModel, Field
 
 from millpond.db.pool import Database
 from millpond.db.queries import queries
-from millpond.engine import operations, reruns
+from millpond.engine import operations, quotas, reruns
 from millpond.engine.context import Context, StepContext
 from millpond.engine.hints import Hints
 from millpond.engine.registry import capability, flow, step
@@ -248,6 +248,7 @@ class _Hand:
                 run_id=found.repeat_id,
                 backing=self._backing and _needing(self._backing, code.permission),
             )
+            await quotas.spend_one(con, self._org_id)
             intent = await reruns.rerun(con, source, repeat)
         self._operator.hints.wake([intent.queue])
         return True

@@ -13,6 +13,7 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches
 from millpond.engine.claim import Claimed
 from millpond.engine.performing import Performer
+from millpond.engine.plans import Plan
 from millpond.engine.registry import Step, meets, place_of
 from millpond.engine.remote import Sent, send
 from millpond.engine.scope import Scope
@@ -77,7 +78,7 @@ class Caller:
     def call(
         self,
         step: Step[..., Any],
-        key: str,
+        plan: Plan,
         try_number: int,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
@@ -87,18 +88,22 @@ class Caller:
             org_id=self._lease.org_id,
             run_id=self._lease.run_id,
             subject=self._subject,
-            step_key=key,
+            step_key=plan.key,
             try_number=try_number,
         )
         if step.place == "process":
             return self._scope.placing.call_apart(step.function, facts, args, kwargs)
-        performer, name = self._performer, step.name
+        performer, key, name = self._performer, plan.key, step.name
         teller = Teller(
             lambda body: performer.tell(key, name, body),
             lambda body: performer.tell_soon(key, name, body),
         )
         first = StepContext(
-            facts, resources=self._scope.resources, teller=teller, opens=self._opens
+            facts,
+            resources=self._scope.resources,
+            teller=teller,
+            opens=self._opens,
+            spend=plan.spend,
         )
         if step.place == "loop":
             return step.function(first, *args, **kwargs)

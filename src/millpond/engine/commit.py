@@ -204,7 +204,7 @@ class Committer:
     ) -> tuple[dict[int, bool], set[int]]:
         """Store steps, and ends of runs without duties, in one transaction."""
         layers, ends_left = batch.layers({}), batch.numbered_ends
-        if not is_repeat and len(layers) + bool(ends_left) == 1 and not batch.has_big:
+        if not is_repeat and len(layers) + bool(ends_left) == 1 and not batch.has_more:
             # One statement is a transaction by itself: two round trips less.
             async with self._database.statement("record" if layers else "finish") as con:
                 if layers:

@@ -178,7 +178,7 @@ class Context(Fanning, Signals, Continuing, Values):
             )
 
             def call(try_number: int) -> Awaitable[Any]:
-                return self._caller.call(step, key, try_number, args, kwargs)
+                return self._caller.call(step, plan, try_number, args, kwargs)
 
         else:
             function, rest = unregistered(step, args, kwargs)

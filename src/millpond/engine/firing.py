@@ -11,7 +11,7 @@ import hashlib
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 import orjson
@@ -19,8 +19,9 @@ import structlog
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import targets
+from millpond.engine import quotas, targets
 from millpond.engine.calendar import LATE_S, calendar, missed_times
+from millpond.engine.quotas import USED_UP
 from millpond.engine.schedules import LABEL
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.targets import Target
@@ -89,11 +90,10 @@ async def _fire(con: Connection, limit: int, only: uuid.UUID | None) -> list[Rea
     if not due:
         return []
     found = await targets.find(con, [(row["flow"], row["version"]) for row in due])
-    plans = [_plan(row, found.get((row["flow"], row["version"]))) for row in due]
+    plans: Sequence[_Plan] = [_plan(row, found.get((row["flow"], row["version"]))) for row in due]
     fresh = await _fresh(con, [intent for plan in plans for intent in plan.intents])
-    by_org: dict[int, list[Intent]] = defaultdict(list)
-    for intent in fresh:
-        by_org[intent.org_id].append(intent)
+    fresh, plans = await _paid(con, fresh, plans)
+    by_org = _by_org(fresh)
     for intents in by_org.values():
         await submit(con, intents)
     await _ask_cancels(con, plans)
@@ -110,6 +110,35 @@ async def _fresh(con: Connection, intents: Sequence[Intent]) -> list[Intent]:
     )
     known = {(row["org_id"], row["run_id"]) for row in rows}
     return [one for one in intents if (one.org_id, one.run_id) not in known]
+
+
+def _by_org(intents: Sequence[Intent]) -> dict[int, list[Intent]]:
+    by_org: dict[int, list[Intent]] = defaultdict(list)
+    for intent in sorted(intents, key=lambda one: one.org_id):
+        by_org[intent.org_id].append(intent)
+    return by_org
+
+
+async def _paid(
+    con: Connection, fresh: Sequence[Intent], plans: Sequence[_Plan]
+) -> tuple[list[Intent], Sequence[_Plan]]:
+    """Leave out the runs that an org's quotas do not pay for, and tell their schedules."""
+    kept: list[Intent] = []
+    refused: set[uuid.UUID] = set()
+    for org_id, intents in _by_org(fresh).items():
+        allowed = await quotas.take_now(con, org_id, len(intents))
+        kept += intents[:allowed]
+        refused |= {one.run_id for one in intents[allowed:]}
+    if not refused:
+        return kept, plans
+    return kept, [_unpaid(plan, refused) for plan in plans]
+
+
+def _unpaid(plan: _Plan, refused: set[uuid.UUID]) -> _Plan:
+    paid = [one for one in plan.intents if one.run_id not in refused]
+    if len(paid) == len(plan.intents):
+        return plan
+    return replace(plan, intents=paid, cancels=plan.cancels if paid else None, error=USED_UP)
 
 
 def _plan(row: Record, target: Target | None) -> _Plan:

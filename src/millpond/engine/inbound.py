@@ -19,6 +19,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import gathering, targets
 from millpond.engine.gathering import Group, Held, Rule
+from millpond.engine.quotas import Ticket
 from millpond.engine.starting import GroupKey, Outcome, Start, carry_out, group_columns
 from millpond.engine.waits import Readied
 from millpond.errors import Conflict, InvalidInput, MillpondError, Transient
@@ -53,11 +54,16 @@ class Received:
 
 
 async def receive(
-    con: Connection, org_id: int, events: Sequence[Incoming], sent_by: str
+    con: Connection,
+    org_id: int,
+    events: Sequence[Incoming],
+    sent_by: str,
+    ticket: Ticket | None = None,
 ) -> tuple[list[Received], list[Readied]]:
     """Store events and start what they start at once; returns them in order, and the new runs.
 
-    An event whose id is known is answered as the first time. Raises Conflict when the id was used for
+    A `ticket` pays for the runs; TooFew is raised where it does not and a larger one can be had. An event whose id
+    is known is answered as the first time. Raises Conflict when the id was used for
     something else, InvalidInput for data over 192 KiB.
     """
     texts = {event.event_id: _data_text(event) for event in events}
@@ -73,7 +79,7 @@ async def receive(
     if fresh:
         new = [stored[one] for one in texts if one in fresh]
         outcome = await _meet(con, org_id, new)
-        readied = await carry_out(con, outcome, at_once=fresh)
+        readied = await carry_out(con, outcome, at_once=fresh, ticket=ticket)
         stored = await _stored(con, org_id, list(texts))
     seen: set[str] = set()
     answers = []

@@ -8,7 +8,9 @@ waits one full lease and charges no death, since then everybody was silent.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import structlog
 
@@ -56,11 +58,11 @@ class Maintenance:
             steps = [row for row in lost if row["kind"] == "step"]
             runs = [row for row in lost if row["kind"] == "run"]
             poisoned = [row for row in runs if charges and poison.is_poison(row)]
-            readied = await remote.rescue(con, steps, is_death=charges)
-            readied += await poison.fail(con, poisoned)
-            readied += await _give_back(
-                con, [row for row in runs if row not in poisoned], charges=charges
-            )
+            heard_at = {row["worker_id"]: row["beat_at"] for row in dead}
+            readied = await remote.rescue(con, steps, is_death=charges, heard_at=heard_at)
+            readied += await poison.fail(con, poisoned, heard_at)
+            back = [row for row in runs if row not in poisoned]
+            readied += await _give_back(con, back, heard_at, charges=charges)
         _log.warning(
             "runs.rescued",
             workers=[str(row["worker_id"]) for row in dead],
@@ -93,13 +95,20 @@ class Maintenance:
             return due
 
 
-async def _give_back(con: Connection, lost: Sequence[Record], *, charges: bool) -> list[Readied]:
+async def _give_back(
+    con: Connection,
+    lost: Sequence[Record],
+    heard_at: Mapping[uuid.UUID, datetime],
+    *,
+    charges: bool,
+) -> list[Readied]:
     """Remove leases whose live rows are locked and queue their work again."""
     await con.execute(
         _SQL["unlease"],
         [row["org_id"] for row in lost],
         [row["item_id"] for row in lost],
         [row["token"] for row in lost],
+        [heard_at.get(row["worker_id"]) for row in lost],
     )
     return await waits.ready(
         con,

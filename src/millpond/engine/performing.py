@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +22,7 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.history import Recorded
+from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
 from millpond.engine.rights import Right
 from millpond.engine.scope import Scope, Timed, UnderWay
@@ -221,6 +222,7 @@ class Performer:
                 tries=tries,
                 duration_s=duration_s,
                 seq=branch.places.get(plan.key),
+                spent=plan.take_spent(),
                 event_kind="step.succeeded",
                 event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
             )
@@ -251,6 +253,7 @@ class Performer:
             error=orjson.dumps(described).decode(),
             tries=tries,
             duration_s=elapsed_s,
+            spent=plan.take_spent(),
         )
         if delay_s is None:
             raise failure(plan.name, described) from error
@@ -309,6 +312,7 @@ class Performer:
         error: str | None = None,
         tries: int = 1,
         duration_s: float = 0.0,
+        spent: Sequence[Spent] = (),
     ) -> None:
         """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
         write = StepWrite(
@@ -322,6 +326,7 @@ class Performer:
             tries=tries,
             duration_s=duration_s,
             seq=self._branches.place(key),
+            spent=spent,
             event_kind=event_kind,
             event_data=dump(None, data),
         )

@@ -6,7 +6,7 @@ exception that it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 
 from millpond.engine.encoding import read_back
 from millpond.engine.history import Recorded
+from millpond.engine.metering import Spent
 from millpond.engine.registry import ASK_ROLE, Step
 from millpond.retry import Retry
 from millpond.types import Json
@@ -54,6 +55,20 @@ class Plan:
     acts: bool = True
     permission: str | None = None
     current_try: int = 0
+    spent: list[Spent] | None = None
+
+    def spend(self, spent: Spent) -> None:
+        """Note what a try used; it is stored with the record of that try."""
+        if self.spent is None:
+            self.spent = []
+        self.spent.append(spent)
+
+    def take_spent(self) -> Sequence[Spent]:
+        """Return what was used since the last record."""
+        if self.spent is None:
+            return ()
+        spent, self.spent = self.spent, None
+        return spent
 
     def result_of(self, recorded: Recorded) -> Any:
         """Return the result of a step that is over; raises StepFailed where it failed."""

@@ -7,7 +7,9 @@ one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 import orjson
 
@@ -41,7 +43,9 @@ def _error(deaths: int) -> dict[str, Json]:
     }
 
 
-async def fail(con: Connection, lost: Sequence[Record]) -> list[Readied]:
+async def fail(
+    con: Connection, lost: Sequence[Record], heard_at: Mapping[uuid.UUID, datetime]
+) -> list[Readied]:
     """End poisoned runs whose live rows are locked; returns other runs that may go on by it."""
     if not lost:
         return []
@@ -51,6 +55,7 @@ async def fail(con: Connection, lost: Sequence[Record]) -> list[Readied]:
         [row["item_id"] for row in lost],
         [row["token"] for row in lost],
         [orjson.dumps(_error(row["deaths"] + 1)).decode() for row in lost],
+        [heard_at.get(row["worker_id"]) for row in lost],
     )
     ended = [
         Ended(

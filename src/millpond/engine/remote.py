@@ -8,25 +8,28 @@ row; that row is locked before the live row of its run, under which events are n
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple
 
 import orjson
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import payloads
+from millpond.engine import metering, payloads
 from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import RESUME_LEAD_US, RESUMED, SUSPECT_DEATHS, lane_id, offset_us
+from millpond.engine.metering import Spent
 from millpond.engine.payloads import Payload
 from millpond.engine.waits import Readied, Wake, ready
 from millpond.errors import LeaseLost
 
 _SQL = queries("remote")
 _WAITS = queries("waits")
+_MAINTENANCE = queries("maintenance")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,7 @@ class RemoteWrite:
     output: str | None = None
     error: str | None = None
     tries: int = 0
+    spent: Sequence[Spent] = ()
 
     @property
     def is_end(self) -> bool:
@@ -175,6 +179,9 @@ async def _store(con: Connection, writes: Sequence[RemoteWrite]) -> None:
         [write.event_data for write in writes],
         [write.lease.attempt for write in writes],
     )
+    await metering.store(
+        con, [(*_run_of(write.lease), one) for write in writes for one in write.spent]
+    )
     await payloads.keep(
         con,
         [
@@ -220,7 +227,13 @@ async def stop(con: Connection, org_ids: list[int], run_ids: list[uuid.UUID]) ->
     await con.execute(_SQL["stop"], org_ids, run_ids)
 
 
-async def rescue(con: Connection, lost: Sequence[Record], *, is_death: bool) -> list[Readied]:
+async def rescue(
+    con: Connection,
+    lost: Sequence[Record],
+    *,
+    is_death: bool,
+    heard_at: Mapping[uuid.UUID, datetime],
+) -> list[Readied]:
     """Give back steps whose worker is gone; their live rows are locked. A run that is held waits its turn."""
     leases = [
         Lease(row["org_id"], row["item_id"], row["run_id"], row["attempt"], row["token"])
@@ -237,8 +250,10 @@ async def rescue(con: Connection, lost: Sequence[Record], *, is_death: bool) -> 
     mine = [lease for lease in leases if _run_of(lease) in free]
     poisoned = await _fail_poisoned(con, [lease for lease in mine if lease.token in deadly])
     back = [lease for lease in mine if lease.token not in deadly]
-    for lease in back:
-        await con.execute(_WAITS["unlease"], lease.org_id, lease.item_id, lease.token)
+    until = {row["token"]: heard_at.get(row["worker_id"]) for row in lost}
+    await con.execute(
+        _MAINTENANCE["unlease"], *_columns(back), [until[lease.token] for lease in back]
+    )
     return poisoned + await _ready_again(con, back, "step.rescued", {}, is_death=is_death)
 
 

@@ -19,6 +19,7 @@ from millpond.db.queries import queries
 from millpond.errors import Transient
 
 _SQL = queries("retention")
+_QUOTAS = queries("quotas")
 _log = structlog.get_logger("millpond.retention")
 
 FIRST = uuid.UUID(int=0)
@@ -118,6 +119,7 @@ class Retention:
             now_s = await con.fetchval(_SQL["try_lock"])
             if now_s is None:
                 return False
+            await con.execute(_QUOTAS["old_counts"])
             # A key goes at the latest with the runs of its age, so that it never names one that is gone.
             oldest_s = min(keep.keys_s, keep.runs_s or keep.keys_s)
             keys = await prune_keys(con, before_s=now_s - oldest_s, limit=self._limit)

@@ -7,7 +7,7 @@ started; a trigger whose flow cannot take an event says why, counts it as droppe
 from __future__ import annotations
 
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -15,8 +15,9 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine import targets
+from millpond.engine import quotas, targets
 from millpond.engine.gathering import Fire, Group
+from millpond.engine.quotas import USED_UP, Ticket
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.targets import Target
 from millpond.engine.triggers import LABEL
@@ -60,32 +61,48 @@ class Outcome:
 
 
 async def carry_out(
-    con: Connection, outcome: Outcome, at_once: Iterable[str] = ()
+    con: Connection, outcome: Outcome, at_once: Iterable[str] = (), ticket: Ticket | None = None
 ) -> list[Readied]:
-    """Write what was decided; returns the new runs. `at_once` are the events just received."""
+    """Write what was decided; returns the new runs. `at_once` are the events just received.
+
+    A `ticket` pays for the runs of the one org that they are of; without one they are paid for here.
+    """
     await _store_groups(con, outcome)
-    intents = await _make(con, outcome, frozenset(at_once))
+    intents = await _make(con, outcome, frozenset(at_once), ticket)
     by_org: dict[int, list[Intent]] = defaultdict(list)
     for intent in intents:
         by_org[intent.org_id].append(intent)
     for of_org in by_org.values():
-        await submit(con, of_org)
+        await submit(con, of_org, ticket)
     return [Readied(org_id=one.org_id, run_id=one.run_id, queue=one.queue) for one in intents]
 
 
-async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> list[Intent]:
+async def _make(
+    con: Connection, outcome: Outcome, fresh: frozenset[str], ticket: Ticket | None
+) -> list[Intent]:
     """Make intents of the starts that their flows take; tells triggers and events of them."""
     rows = [start.row for start in outcome.starts]
     found = await targets.find(con, [(row["flow"], row["version"]) for row in rows])
     known = {_of(row): row["last_error"] for row in rows}
+    documents = [_document(start) for start in outcome.starts]
+    misfits = [
+        _misfit(row["flow"], found.get((row["flow"], row["version"])), document)
+        for row, document in zip(rows, documents, strict=True)
+    ]
+    fitting = Counter(
+        row["org_id"] for row, misfit in zip(rows, misfits, strict=True) if misfit is None
+    )
+    paid = await _paid(con, fitting, ticket)
     senders = await _senders(con, outcome.starts)
     intents: list[Intent] = []
     runs: dict[tuple[int, str], list[Json]] = defaultdict(list)
-    for start in outcome.starts:
-        row, document = start.row, _document(start)
+    for start, document, misfit in zip(outcome.starts, documents, misfits, strict=True):
+        row, error = start.row, misfit
         target = found.get((row["flow"], row["version"]))
-        misfit = _misfit(row["flow"], target, document)
-        if target is None or misfit is not None:
+        if error is None:
+            paid[row["org_id"]] -= 1
+            error = USED_UP if paid[row["org_id"]] < 0 else None
+        if target is None or error is not None:
             outcome.drop(row, len(start.fire))
         else:
             intent = _intent(start, target, document, senders)
@@ -95,10 +112,21 @@ async def _make(con: Connection, outcome: Outcome, fresh: frozenset[str]) -> lis
                 event_id = held.document["id"]
                 at_once = {"at_once": event_id in fresh}
                 runs[row["org_id"], event_id].append({**told, **at_once})
-        outcome.errors[_of(row)] = misfit
+        outcome.errors[_of(row)] = error
     await _note(con, outcome, known)
     await _add_runs(con, runs)
     return intents
+
+
+async def _paid(con: Connection, wanted: Mapping[int, int], ticket: Ticket | None) -> Counter[int]:
+    """Spend of orgs' quotas for so many runs of each; returns how many of them that pays for."""
+    paid: Counter[int] = Counter()
+    for org_id in sorted(wanted):
+        if ticket is None:
+            paid[org_id] = await quotas.take_now(con, org_id, wanted[org_id])
+        else:
+            paid[org_id] = ticket.allowed(wanted[org_id])
+    return paid
 
 
 async def _store_groups(con: Connection, outcome: Outcome) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from millpond import veil
 from millpond.engine.encoding import dump
+from millpond.engine.metering import Spent
 from millpond.errors import Permanent
 from millpond.types import Json
 from millpond.veil import Stream
@@ -54,12 +55,14 @@ class StepContext:
         resources: Mapping[type, object] | None = None,
         teller: Teller | None = None,
         opens: Callable[[str], Awaitable[str]] | None = None,
+        spend: Callable[[Spent], None] | None = None,
     ) -> None:
         self._opens = opens
         self._veil = veil.current()
         self._facts = facts
         self._resources = resources
         self._teller = teller
+        self._spend = spend
         self._loop = None if teller is None else asyncio.get_running_loop()
         self._untold: deque[str] = deque()
         self._telling: asyncio.Future[None] | None = None
@@ -121,6 +124,20 @@ class StepContext:
         self._told()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._tell_later, self._body(name, data))
+
+    def spend(self, model: str, *, input_tokens: int, output_tokens: int) -> None:
+        """Note what a call of a model used: it is counted as the org's usage with the record of this try.
+
+        A try that fails after it is counted too, since the provider was really asked; a replay asks nobody. Raises
+        InvalidInput, and Permanent in a process of its own.
+        """
+        if self._spend is None:
+            raise Permanent(
+                "a step in a process of its own cannot tell what it used", code="no_spend"
+            )
+        spent = Spent(model, input_tokens, output_tokens)
+        spent.check()
+        self._spend(spent)
 
     async def told(self) -> None:
         """Wait until everything is stored that was emitted so far; for the engine."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -19,6 +19,7 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
 from millpond.engine.performing import HOLD_S, raise_stray
 from millpond.engine.registry import Step
@@ -128,6 +129,7 @@ class _Performance:
         self._settler = scope.settler
         self._order = order
         self._lease = attempt.claimed.lease
+        self._spent: list[Spent] = []
         self._retry: Retry = attempt.step.retry if attempt.step else DEFAULT_RETRY
 
     async def run(self) -> None:
@@ -236,7 +238,11 @@ class _Performance:
         teller = Teller(self._tell, self._tell_soon)
         opening = Opening(self._attempt.claimed, self._scope, self)
         first = StepContext(
-            facts, resources=self._scope.resources, teller=teller, opens=opening.open
+            facts,
+            resources=self._scope.resources,
+            teller=teller,
+            opens=opening.open,
+            spend=self._spent.append,
         )
         return await self._scope.placing.call_step(
             step, first, args, kwargs, keeps=lambda: self._attempt.closed is not None
@@ -244,7 +250,14 @@ class _Performance:
 
     def _done(self, one: _Try, text: str, took_s: float) -> asyncio.Future[None]:
         data = self._data(one, duration_s=round(took_s, 6))
-        return self._record("step.succeeded", data, state="done", output=text, tries=one.number)
+        return self._record(
+            "step.succeeded",
+            data,
+            state="done",
+            output=text,
+            tries=one.number,
+            spent=self._take_spent(),
+        )
 
     async def _failed(self, one: _Try, error: Exception, elapsed_s: float) -> float | None:
         """Record a failed try; returns the delay before the next one, None when this attempt is over.
@@ -269,6 +282,7 @@ class _Performance:
             state="failed" if delay_s is None else "waiting",
             error=orjson.dumps(described).decode(),
             tries=one.number,
+            spent=self._take_spent(),
         )
         if delay_s is not None and delay_s > HOLD_S:
             rest_s = delay_s
@@ -276,6 +290,11 @@ class _Performance:
             return None
         await self._settler.record(write)
         return delay_s
+
+    def _take_spent(self) -> Sequence[Spent]:
+        """Return what was used since the last record."""
+        spent, self._spent[:] = list(self._spent), []
+        return spent
 
     def _tell_started(self, one: _Try) -> None:
         worker = str(self._scope.worker_id)

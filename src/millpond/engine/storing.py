@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine import metering
 from millpond.engine.batches import Batch, Ends, FinishWrite, Steps, StepWrite, W
 from millpond.engine.columns import optional, plain, texts
 from millpond.engine.duties import Duty
@@ -41,6 +42,16 @@ async def record(con: Connection, layer: Steps) -> dict[int, bool]:
         plain(["" if write.seq is None else write.seq for write in writes]),
     )
     await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
+    if any(write.spent for write in writes):
+        stored = [writes[row[0] - 1] for row in rows]
+        await metering.store(
+            con,
+            [
+                (write.lease.org_id, write.lease.run_id, one)
+                for write in stored
+                for one in write.spent
+            ],
+        )
     return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
 
 

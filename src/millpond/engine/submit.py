@@ -17,6 +17,7 @@ from millpond.db.queries import queries
 from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.lanes import KEY_SEPARATOR, lane_id, offset_us
 from millpond.engine.payloads import INLINE_BYTES, INPUT, Payload, check_size, keep
+from millpond.engine.quotas import BlockGone, Ticket
 from millpond.engine.registry import capability
 from millpond.errors import InvalidInput
 from millpond.types import Backing, Intent, Json
@@ -58,19 +59,24 @@ def deadline_of(
     return delay_s + flow_s
 
 
-async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
+async def submit(
+    con: Connection, intents: Sequence[Intent], ticket: Ticket | None = None
+) -> list[uuid.UUID]:
     """Insert one run per intent and return their ids in order.
 
     `con` is in a transaction scoped to the intents' org; the runs exist when that commits. The
-    caller hints the queues after its commit. Raises InvalidInput naming the field.
+    caller hints the queues after its commit. A `ticket` pays for them; without one nothing does. Raises
+    InvalidInput naming the field, and BlockGone when what should pay was taken back.
     """
     if not intents:
         return []
     org_id = intents[0].org_id
     for intent in intents:
         check(intent, org_id)
+    if ticket is not None and ticket.refusal is not None:
+        raise ticket.refusal
     keys = [tuple(sorted(intent.keys)) for intent in intents]
-    await con.execute(
+    status = await con.execute(
         _SQL["submit"],
         org_id,
         [intent.run_id for intent in intents],
@@ -91,7 +97,12 @@ async def submit(con: Connection, intents: Sequence[Intent]) -> list[uuid.UUID]:
         [offset_us(intent.priority) for intent in intents],
         [intent.delay_s for intent in intents],
         [_more(intent) for intent in intents],
+        None if ticket is None else ticket.blocks,
     )
+    if ticket is not None:
+        if ticket.blocks is not None and status != f"INSERT 0 {len(intents)}":
+            raise BlockGone("what should pay for the runs was taken back")
+        ticket.spent = len(intents)
     await keep(
         con,
         [

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 
 from millpond.db.pool import EngineDatabase
-from millpond.engine import chores
+from millpond.engine import chores, metering
 from millpond.engine.deadlines import Expired
 from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
@@ -25,6 +25,7 @@ from millpond.errors import MillpondError
 _log = structlog.get_logger("millpond.upkeep")
 _CHORE_S = 0.25
 _PRUNE_S = 5.0
+_COUNT_S = 1.0
 
 
 class Upkeep:
@@ -72,6 +73,16 @@ class Upkeep:
                 pause_s = 0.0 if done.has_more else _CHORE_S
             except MillpondError as error:
                 _log.warning("chores.failed", error=error.code)
+            await asyncio.sleep(pause_s)
+
+    async def count(self) -> None:
+        """Add what runs used to their days."""
+        while True:
+            pause_s = _COUNT_S
+            try:
+                pause_s = 0.0 if await metering.fold(self._database) else _COUNT_S
+            except MillpondError as error:
+                _log.warning("metering.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
     async def prune(self, keep: Keep) -> None:

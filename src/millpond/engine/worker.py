@@ -219,6 +219,7 @@ class Worker:
             upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
             loops.append(asyncio.create_task(upkeep.maintain(), name="maintain"))
             loops.append(asyncio.create_task(upkeep.carry_out(), name="carry out"))
+            loops.append(asyncio.create_task(upkeep.count(), name="count"))
             if self._keep is not None:
                 loops.append(asyncio.create_task(upkeep.prune(self._keep), name="prune"))
         try:

@@ -21,6 +21,7 @@ import orjson
 from millpond.db.pool import Block, Connection, Database, Record
 from millpond.db.queries import queries
 from millpond.errors import Conflict, InvalidInput, NotFound
+from millpond.identity import holdings
 from millpond.knowledge import retrieval
 from millpond.knowledge.media import check_filename, media_type
 from millpond.knowledge.records import Base, BaseSummary, Document, Passage, SearchResult
@@ -48,7 +49,9 @@ class KnowledgeStore:
         Raises InvalidInput for a name that is not lower-case letters, digits, `-` and `_`.
         """
         async with self.db.org(org_id) as con:
-            return await self.ensure_base(con, org_id, name)
+            base = await self.ensure_base(con, org_id, name)
+            await holdings.check(con, org_id)
+            return base
 
     async def ensure_base(self, con: Connection, org_id: int, name: str) -> Base:
         """Make the knowledge base inside the caller's org transaction, or return it."""
@@ -114,6 +117,7 @@ class KnowledgeStore:
         assert row is not None
         document_id: uuid.UUID = row["document_id"]
         await con.execute(_SQL["store_content"], org_id, document_id, row["version"], content)
+        await holdings.check(con, org_id)
         intent = _ingest_intent(org_id, document_id, subject, intent_id)
         return document_id, replace(intent, backing=backing)
 

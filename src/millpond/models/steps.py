@@ -24,4 +24,6 @@ async def complete(
     if system:
         messages.insert(0, Message(role="system", content=system))
     model = step.get(TextModel)  # type: ignore[type-abstract]
-    return await model.complete(messages, max_tokens=max_tokens, temperature=temperature)
+    made = await model.complete(messages, max_tokens=max_tokens, temperature=temperature)
+    step.spend(made.model, input_tokens=made.input_tokens, output_tokens=made.output_tokens)
+    return made

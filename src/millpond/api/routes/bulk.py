@@ -55,7 +55,7 @@ _EXAMPLES = 5
     responses={
         200: {"model": BulkPreview, "description": "A dry run: how many runs it would be for."},
         202: {"model": AcceptedRun, "headers": ACCEPTED_HEADERS},
-        **failures(400, 401, 403, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 413, 415, 422, 503),
     },
 )
 async def act_on_runs(

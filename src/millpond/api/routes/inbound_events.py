@@ -33,6 +33,8 @@ from millpond.api.texts import LongWord, Word
 from millpond.db.pool import Connection
 from millpond.engine import inbound
 from millpond.engine.inbound import Incoming, Received
+from millpond.engine.quotas import Ticket
+from millpond.engine.waits import Readied
 from millpond.errors import InvalidInput
 from millpond.types import new_id
 
@@ -124,18 +126,21 @@ async def _receive(
     caller: Caller, events: Sequence[Incoming], promise: Promise | None
 ) -> tuple[list[Received], bool]:
     """Receive events once per key; also tells whether they had been."""
-    async with caller.org() as con:
-        first_ids = None if promise is None else await _promise(con, caller, events, promise)
-        if first_ids is not None:
-            events = [
-                replace(event, event_id=event_id)
-                for event, event_id in zip(events, first_ids, strict=True)
-            ]
-        received, started = await inbound.receive(
-            con, caller.org_id, events, caller.principal.subject
-        )
+    org_id, subject = caller.org_id, caller.principal.subject
+
+    async def work(ticket: Ticket) -> tuple[list[Received], list[Readied], bool]:
+        async with caller.org() as con:
+            first_ids = None if promise is None else await _promise(con, caller, events, promise)
+            ids = [event.event_id for event in events] if first_ids is None else first_ids
+            named = [replace(event, event_id=one) for event, one in zip(events, ids, strict=True)]
+            received, started = await inbound.receive(con, org_id, named, subject, ticket)
+        return received, started, first_ids is not None
+
+    received, started, is_repeat = await caller.ports.reserver.spending_some(
+        org_id, len(events), work
+    )
     caller.ports.hints.wake({run.queue for run in started})
-    return received, first_ids is not None
+    return received, is_repeat
 
 
 async def _promise(

@@ -71,7 +71,7 @@ async def list_knowledge_bases(caller: Reader) -> Response:
     openapi_extra=_UPLOAD,
     responses={
         202: {"model": AcceptedRun, "headers": ACCEPTED_HEADERS},
-        **failures(400, 401, 403, 409, 413, 422, 503),
+        **failures(400, 401, 402, 403, 409, 413, 422, 503),
     },
 )
 async def add_document(

@@ -44,7 +44,7 @@ Starter = Annotated[Caller, requires("runs:start")]
 Operator = Annotated[Caller, requires("runs:operate")]
 _RESPONSES: dict[int | str, dict[str, Any]] = {
     202: {"model": AcceptedRerun, "headers": ACCEPTED_HEADERS},
-    **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
+    **failures(400, 401, 402, 403, 404, 409, 413, 415, 422, 503),
 }
 
 

@@ -30,7 +30,7 @@ Starter = Annotated[Caller, requires("runs:start")]
     openapi_extra=described(StartBatch),
     responses={
         202: {"model": AcceptedBatch, "headers": BATCH_HEADERS},
-        **failures(400, 401, 403, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 409, 413, 415, 422, 503),
     },
 )
 async def start_run_batch(

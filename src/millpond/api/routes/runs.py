@@ -63,7 +63,7 @@ Canceller = Annotated[Caller, requires("runs:cancel")]
     openapi_extra=described(StartRun, parameters=ACCEPT_PARAMETERS),
     responses={
         202: {"model": AcceptedRun, "headers": ACCEPTED_HEADERS},
-        **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 404, 409, 413, 415, 422, 503),
     },
 )
 async def start_run(request: Request, caller: Starter) -> Response:

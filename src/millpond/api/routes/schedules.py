@@ -167,7 +167,7 @@ async def resume_schedule(caller: Writer, schedule_id: uuid.UUID) -> Response:
     status_code=202,
     responses={
         202: {"model": AcceptedRun, "headers": ACCEPTED_HEADERS},
-        **failures(400, 401, 403, 404, 422, 503),
+        **failures(400, 401, 402, 403, 404, 422, 503),
     },
 )
 async def run_schedule_now(

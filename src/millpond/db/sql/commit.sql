@@ -33,7 +33,7 @@ events as (
 select ord, cancel_requested from held;
 
 -- name: finish
--- Ends runs without duties whose lease still holds: live row and lease go, the outcome and the final event are stored.
+-- Ends runs without duties whose lease still holds: live row and lease go; outcome, final event and what it used are stored.
 with held as (
   delete from item i
   using unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::uuid[], string_to_array($3, chr(30))::uuid[],
@@ -46,11 +46,21 @@ with held as (
 ),
 unleased as (
   delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
+  returning h.org_id, h.run_id, h.attempt, h.started_at, h.outcome, h.output, h.error,
+            extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
                    started_at = h.started_at, finished_at = clock_timestamp()
-  from held h where r.org_id = h.org_id and r.run_id = h.run_id
+  from unleased h where r.org_id = h.org_id and r.run_id = h.run_id
+  returning r.org_id, r.flow, h.attempt, h.worker_s
+),
+metered as (
+  insert into usage_part (orgs, flows, runs, worker_s)
+  select array_agg(org_id), array_agg(flow), array_agg(runs), array_agg(worker_s)
+  from (select org_id, flow, (count(*) filter (where attempt = 1))::int as runs, sum(worker_s) as worker_s
+        from ended group by org_id, flow) u
+  having count(*) > 0
 ),
 events as (
   insert into event (org_id, run_id, event_no, kind, data)
@@ -72,11 +82,21 @@ with held as (
 ),
 unleased as (
   delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
+  returning h.org_id, h.run_id, h.attempt, h.started_at, h.outcome, h.output, h.error,
+            extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
                    started_at = h.started_at, finished_at = clock_timestamp()
-  from held h where r.org_id = h.org_id and r.run_id = h.run_id
+  from unleased h where r.org_id = h.org_id and r.run_id = h.run_id
+  returning r.org_id, r.flow, h.attempt, h.worker_s
+),
+metered as (
+  insert into usage_part (orgs, flows, runs, worker_s)
+  select array_agg(org_id), array_agg(flow), array_agg(runs), array_agg(worker_s)
+  from (select org_id, flow, (count(*) filter (where attempt = 1))::int as runs, sum(worker_s) as worker_s
+        from ended group by org_id, flow) u
+  having count(*) > 0
 ),
 events as (
   insert into event (org_id, run_id, event_no, kind, data)

@@ -56,7 +56,7 @@ select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float
 -- Locks and removes the sessions of workers whose heartbeat has stopped.
 delete from worker where worker_id in (
   select worker_id from worker where expires_at < clock_timestamp() for update skip locked)
-returning worker_id, host, pid;
+returning worker_id, host, pid, beat_at;
 
 -- name: orphaned
 -- Locks the live rows under leases that no worker's session stands behind.
@@ -69,9 +69,17 @@ where not exists (select from worker w where w.worker_id = l.worker_id)
 limit $1;
 
 -- name: unlease
--- Removes leases whose live rows are locked.
-delete from lease l using unnest($1::bigint[], $2::uuid[], $3::uuid[]) as u(org_id, item_id, token)
-where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token;
+-- Removes leases whose live rows are locked, and stores what was used under them until their workers were last heard of.
+with gone as (
+  delete from lease l using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::timestamptz[]) as u(org_id, item_id, token, until)
+  where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token
+  returning l.org_id, l.item_id, l.run_id, l.attempt,
+            greatest(coalesce(extract(epoch from u.until - l.claimed_at), 0), 0)::float8 as worker_s
+)
+insert into usage_part (orgs, flows, runs, worker_s)
+select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
+from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+having count(*) > 0;
 
 -- name: own_leases
 -- Reads what one worker holds.

@@ -8,12 +8,21 @@ select exists (select from arrival where lane_id & 2 = 2 and queue = any($2::tex
 -- name: fail_poisoned
 -- Ends runs under which the process died that had them alone; their live rows are locked.
 with held as (
-  delete from item i using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) as u(org_id, item_id, token, error)
+  delete from item i using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::timestamptz[])
+    as u(org_id, item_id, token, error, until)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
-  returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, i.duties, u.error
+  returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, i.duties, u.error, u.until
 ),
 unleased as (
   delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
+  returning l.org_id, l.item_id, l.run_id, l.attempt,
+            greatest(coalesce(extract(epoch from h.until - l.claimed_at), 0), 0)::float8 as worker_s
+),
+metered as (
+  insert into usage_part (orgs, flows, runs, worker_s)
+  select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
+  from unleased l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+  having count(*) > 0
 ),
 ended as (
   update run r set outcome = 'failed', error = h.error::json, attempts = h.attempt, started_at = h.started_at,

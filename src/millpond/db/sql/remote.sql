@@ -99,6 +99,13 @@ ended as (
 ),
 unleased as (
   delete from lease l using u where u.state in ('done', 'failed') and l.org_id = u.org_id and l.item_id = u.item_id
+  returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
+),
+metered as (
+  insert into usage_part (orgs, flows, runs, worker_s)
+  select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
+  from unleased l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+  having count(*) > 0
 ),
 c as materialized (
   select u.*, row_number() over (partition by org_id, run_id order by ord) as nth,
@@ -114,8 +121,17 @@ select c.org_id, c.run_id, n.base + c.nth, c.event_kind, c.step_key, c.event_dat
 from c join n on n.org_id = c.org_id and n.item_id = c.run_id;
 
 -- name: rest
--- Lets a locked step wait for its next try, without a lease.
-with l as (delete from lease where org_id = $1 and item_id = $2)
+-- Lets a locked step wait for its next try, without a lease; what was used under it is stored.
+with gone as (
+  delete from lease l where l.org_id = $1 and l.item_id = $2
+  returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
+),
+metered as (
+  insert into usage_part (orgs, flows, runs, worker_s)
+  select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
+  from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+  having count(*) > 0
+)
 update item set state = 'waiting', token = null where org_id = $1 and item_id = $2;
 
 -- name: drop
@@ -124,8 +140,15 @@ with i as (
   delete from item i using unnest($1::bigint[], $2::uuid[], $3::uuid[]) as u(org_id, item_id, token)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
   returning i.org_id, i.item_id
+),
+gone as (
+  delete from lease l using i where l.org_id = i.org_id and l.item_id = i.item_id
+  returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
 )
-delete from lease l using i where l.org_id = i.org_id and l.item_id = i.item_id;
+insert into usage_part (orgs, flows, runs, worker_s)
+select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
+from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+having count(*) > 0;
 
 -- name: stop
 -- Removes steps of ended runs that nobody executes, asks for the stop of others; a locked one is left: its holder finds out.

@@ -1,7 +1,13 @@
 -- name: submit
--- Inserts runs with their live rows, first events, ready rows (or start timers) and one arrival per lane.
+-- Inserts runs with their live rows, first events, ready rows (or start timers) and one arrival per lane. Where blocks of
+-- quotas pay ($17) they are held until the commit; nothing is inserted when one of them is gone.
 with t as materialized (
   select clock_timestamp() as at, (extract(epoch from clock_timestamp()) * 1000000)::bigint as us
+),
+paying as materialized (
+  select b.block_id from quota_block b, t
+  where b.org_id = $1 and b.block_id = any($17::uuid[]) and b.ends_at > t.at
+  for key share of b
 ),
 w as materialized (
   select u.run_id, u.flow, u.version, u.queue, u.subject, u.priority, string_to_array(u.keys, chr(31)) as keys,
@@ -12,6 +18,11 @@ w as materialized (
                  $10::text[], $11::json[], $12::json[], $13::bigint[], $14::bigint[], $15::float8[], $16::json[])
     with ordinality as u(run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input,
                          lane_id, offset_us, delay_s, more, ord)
+  where $17::uuid[] is null or (select count(*) from paying) = cardinality($17::uuid[])
+),
+spent as (
+  insert into quota_spend (org_id, block_id, amount)
+  select $1, p.block_id, n.amount from paying p, (select count(*) as amount from w) n where n.amount > 0
 ),
 runs as (
   insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels,

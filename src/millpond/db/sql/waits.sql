@@ -28,8 +28,15 @@ select exists (
            select from timer t where t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key)));
 
 -- name: unlease
--- Gives the lease back; the caller holds it locked.
-delete from lease where org_id = $1 and item_id = $2 and token = $3;
+-- Gives the lease back, and stores what was used under it; the caller holds it locked.
+with gone as (
+  delete from lease l where l.org_id = $1 and l.item_id = $2 and l.token = $3
+  returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
+)
+insert into usage_part (orgs, flows, runs, worker_s)
+select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
+from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+having count(*) > 0;
 
 -- name: rest
 -- Lets the locked live row wait in the given state, with the event that tells of it.

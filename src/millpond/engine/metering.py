@@ -1,0 +1,60 @@
+"""Metering: what runs used, written with what they did and folded into days in the background.
+
+Called by `storing`, `remote` (what was spent on models) and `upkeep` (the folding); worker-seconds are written by the
+statements that end leases. Invariants: a part is written in the transaction of the record that it tells of, so that
+what a fence refuses is not counted, and a replay counts nothing; a part goes in the transaction that adds it to its
+days, so that it is counted once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from millpond.db.pool import Connection, EngineDatabase
+from millpond.db.queries import queries
+from millpond.errors import InvalidInput
+from millpond.types import new_id
+
+_SQL = queries("metering")
+_BATCH = 2000
+_MOST = 2**53
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What one call of a model used, in tokens."""
+
+    model: str
+    input_tokens: int
+    output_tokens: int
+
+    def check(self) -> None:
+        """Raise InvalidInput for what cannot be counted."""
+        if not 1 <= len(self.model) <= 200 or "\0" in self.model:
+            raise InvalidInput("a model's name has 1 to 200 characters", param="model")
+        for name in ("input_tokens", "output_tokens"):
+            if not 0 <= getattr(self, name) <= _MOST:
+                raise InvalidInput("tokens are a whole number from 0", param=name)
+
+
+async def store(con: Connection, spent: Sequence[tuple[int, object, Spent]]) -> None:
+    """Store what runs (org, run id) spent on models, at the prices of this moment."""
+    if not spent:
+        return
+    await con.execute(
+        _SQL["spend"],
+        [new_id() for _ in spent],
+        [org_id for org_id, _, _ in spent],
+        [run_id for _, run_id, _ in spent],
+        [one.model for _, _, one in spent],
+        [one.input_tokens for _, _, one in spent],
+        [one.output_tokens for _, _, one in spent],
+    )
+
+
+async def fold(database: EngineDatabase) -> bool:
+    """Add the oldest parts to their days; returns whether more are left."""
+    async with database.duty("fold_usage", durable=True) as con:
+        folded = await con.fetchval(_SQL["fold"], _BATCH)
+    return bool(folded == _BATCH)

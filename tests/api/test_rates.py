@@ -1,0 +1,106 @@
+"""Requests per second: shared by all API processes, told in headers, refused with 429."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+
+import asyncpg
+import pytest
+from tests.api.test_quotas import admin, limit
+
+from millpond.api.rates import RateLimited, Rates
+from millpond.types import Principal
+
+from .conftest import Client, Front, opened, served
+
+__all__ = ["admin"]
+
+
+async def _hammer(client: Client, url: str, seconds: float, seen: Counter[int]) -> None:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        answer = await client.get(f"{url}/v1/flows")
+        seen[answer.status_code] += 1
+
+
+async def test_processes_together_let_through_what_the_bucket_holds_and_what_flows_in(
+    front: Front, ann: Client, admin: asyncpg.Connection
+) -> None:
+    await limit(admin, front, requests_per_s=20)
+    seen: Counter[int] = Counter()
+    began = time.monotonic()
+    async with opened(front.urls, front.db) as app, served(app) as url:
+        await asyncio.gather(
+            *(_hammer(ann, one, 2.0, seen) for one in (front.url, url) for _ in range(4))
+        )
+    took_s = time.monotonic() - began
+    assert set(seen) == {200, 429}
+    assert 20 + 20 * 1.0 <= seen[200] <= 20 + 20 * took_s + 1
+
+
+async def test_a_refusal_says_when_to_come_again_and_then_lets_through(
+    front: Front, ann: Client, admin: asyncpg.Connection
+) -> None:
+    await limit(admin, front, requests_per_s=2)
+    first = await ann.get("/v1/flows")
+    assert first.headers["RateLimit-Policy"] == '"org";q=2;w=1'
+    assert first.headers["RateLimit"] == '"org";r=1;t=1'
+    answers = [await ann.get("/v1/flows") for _ in range(4)]
+    refused = next(one for one in answers if one.status_code == 429)
+    assert refused.json()["code"] == "rate_limited"
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    assert refused.headers["RateLimit"].startswith('"org";r=0;t=')
+    assert int(refused.headers["Retry-After"]) == 1
+    async with asyncio.timeout(5):
+        while (await ann.get("/v1/flows")).status_code == 429:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_key_has_its_own_rate_within_that_of_its_org(
+    front: Front, admin: asyncpg.Connection
+) -> None:
+    await limit(admin, front, requests_per_s=100, key_requests_per_s=3)
+    keys = [f"key:0199aaaa-0000-7000-8000-00000000000{n}" for n in range(2)]
+    one, two = [await front.client(subject=key) for key in keys]
+    person = await front.client(subject="user:ann")
+    seen = [(await one.get("/v1/flows")).status_code for _ in range(8)]
+    assert 3 <= seen.count(200) < 8
+    answer = await two.get("/v1/flows")
+    assert answer.status_code == 200
+    assert answer.headers["RateLimit-Policy"] == '"key";q=3;w=1, "org";q=100;w=1'
+    answer = await person.get("/v1/flows")
+    assert answer.headers["RateLimit-Policy"] == '"org";q=100;w=1'
+
+
+async def test_who_is_not_limited_gets_no_headers(front: Front, ann: Client) -> None:
+    answer = await ann.get("/v1/flows")
+    assert answer.status_code == 200
+    assert "RateLimit" not in answer.headers
+
+
+async def test_another_org_is_not_slowed(
+    front: Front, ann: Client, other_org: int, admin: asyncpg.Connection
+) -> None:
+    await limit(admin, front, requests_per_s=1)
+    other = await front.client(org_id=other_org)
+    for _ in range(10):
+        await ann.get("/v1/flows")
+        assert (await other.get("/v1/flows")).status_code == 200
+
+
+@pytest.mark.parametrize("per_s", [0.5, 50.0])
+async def test_requests_that_come_together_ask_the_database_together(
+    front: Front, admin: asyncpg.Connection, per_s: float
+) -> None:
+    rates = Rates(front.db)
+    who = Principal(org_id=front.org_id, subject="user:ann")
+    asked = [rates.admit(who, {"requests_per_s": per_s}) for _ in range(200)]
+    results = await asyncio.gather(*asked, return_exceptions=True)
+    refused = [one for one in results if isinstance(one, RateLimited)]
+    assert len(results) - len(refused) == max(1, int(per_s))
+    assert len(refused) + max(1, int(per_s)) == 200
+    wish_s = refused[0].retry_after_s
+    assert wish_s is not None
+    assert wish_s <= 1 / per_s + 0.1

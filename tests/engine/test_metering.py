@@ -1,0 +1,221 @@
+"""Metering: runs, worker-seconds, tokens and cost of days are what really happened, once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+import pytest_asyncio
+
+from millpond.db.pool import Record
+from millpond.engine import metering
+from millpond.engine.context import Context, StepContext
+from millpond.errors import Permanent, Transient
+from millpond.retry import Retry
+
+from .conftest import Pond
+from .test_faults import worker_process
+
+PRICE = (3_000_000, 15_000_000)
+
+
+@pytest_asyncio.fixture
+async def admin(admin_url: str) -> AsyncIterator[asyncpg.Connection]:
+    con = await asyncpg.connect(admin_url, server_settings={"search_path": "millpond, public"})
+    await con.execute("insert into model_price values ('m', $1, $2)", *PRICE)
+    yield con
+    await con.close()
+
+
+async def days(
+    pond: Pond, admin: asyncpg.Connection, org: int | None = None
+) -> dict[tuple[str, str], Record]:
+    """Fold what is there, and read an org's days by flow and model."""
+    await metering.fold(pond.engine_db)
+    rows = await admin.fetch("select * from usage_day where org_id = $1", org or pond.org_id)
+    return {(row["flow"], row["model"]): row for row in rows}
+
+
+async def test_runs_and_worker_seconds_are_counted_once_however_often_a_run_waits(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    async def resting(ctx: Context, _: None) -> None:
+        await asyncio.sleep(0.1)
+        await ctx.sleep(1.2)
+        await asyncio.sleep(0.1)
+
+    flow = pond.flow(resting)
+    async with pond.worker():
+        ids = [await pond.submit(flow) for _ in range(5)]
+        for run_id in ids:
+            assert (await pond.ended(run_id))["attempts"] == 2
+    row = (await days(pond, admin))["resting", ""]
+    assert row["runs"] == 5
+    # Two attempts each, both with the first pause: the wait itself holds no worker.
+    assert 5 * 0.3 <= row["worker_s"] < 5 * 1.2
+
+
+async def test_two_folding_at_once_count_each_part_once(
+    pond: Pond, other_org: int, admin: asyncpg.Connection
+) -> None:
+    async def noop(ctx: Context, _: None) -> None:
+        pass
+
+    flow = pond.flow(noop)
+    async with pond.worker({"default": 50}):
+        ids = [await pond.submit(flow) for _ in range(60)]
+        ids += [await pond.submit(flow, org_id=other_org) for _ in range(30)]
+        async with asyncio.timeout(20):
+            while await pond.count("item"):
+                await asyncio.gather(*(metering.fold(pond.engine_db) for _ in range(3)))
+    assert (await days(pond, admin))["noop", ""]["runs"] == 60
+    assert (await days(pond, admin, other_org))["noop", ""]["runs"] == 30
+    assert await admin.fetchval("select count(*) from usage_part") == 0
+
+
+async def test_a_try_that_asked_the_model_is_counted_and_a_replay_is_not(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    """The first try asks and fails after it, the second succeeds; then the run waits and is replayed."""
+    asked = 0
+
+    async def ask(step: StepContext) -> str:
+        nonlocal asked
+        asked += 1
+        step.spend("m", input_tokens=100, output_tokens=10)
+        if asked == 1:
+            raise Transient("the answer was cut off")
+        return "done"
+
+    async def asking(ctx: Context, _: None) -> str:
+        answer: str = await ctx.step(step)
+        await ctx.sleep(1.1)
+        return answer
+
+    step = pond.step(ask, retry=Retry(max_tries=3, base_s=0.01))
+    flow = pond.flow(asking)
+    async with pond.worker():
+        run = await pond.ended(await pond.submit(flow))
+    assert (run["outcome"], run["attempts"], asked) == ("succeeded", 2, 2)
+    row = (await days(pond, admin))["asking", "m"]
+    assert (row["runs"], row["input_tokens"], row["output_tokens"]) == (0, 200, 20)
+    assert row["cost_micros"] == 200 * 3 + 20 * 15
+
+
+async def test_what_a_failed_step_and_one_in_another_queue_spent_is_counted(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    async def ask(step: StepContext, how: str) -> str:
+        step.spend("m", input_tokens=7, output_tokens=0)
+        step.spend("free", input_tokens=1, output_tokens=1)
+        if how == "badly":
+            raise Permanent("no use")
+        return "done"
+
+    async def asking(ctx: Context, _: None) -> str:
+        await ctx.step(step, "well", queue="llm")
+        await ctx.step(step, "badly")
+        return "never"
+
+    step = pond.step(ask)
+    flow = pond.flow(asking)
+    async with pond.worker({"default": 2, "llm": 2}):
+        run = await pond.ended(await pond.submit(flow))
+    assert run["outcome"] == "failed"
+    found = await days(pond, admin)
+    assert found["asking", "m"]["input_tokens"] == 14
+    assert found["asking", "m"]["cost_micros"] == 14 * 3
+    assert found["asking", "free"]["cost_micros"] == 0
+    assert found["asking", ""]["runs"] == 1
+
+
+async def test_what_cannot_be_counted_fails_the_step(pond: Pond, admin: asyncpg.Connection) -> None:
+    async def ask(step: StepContext) -> None:
+        step.spend("m", input_tokens=-1, output_tokens=0)
+
+    async def asking(ctx: Context, _: None) -> None:
+        await ctx.step(step)
+
+    step = pond.step(ask)
+    flow = pond.flow(asking)
+    async with pond.worker():
+        run = await pond.ended(await pond.submit(flow))
+    assert run["error"]["code"] == "invalid_input"
+    assert ("asking", "m") not in await days(pond, admin)
+
+
+async def test_the_sum_is_the_truth_after_a_worker_was_killed(
+    pond: Pond, admin: asyncpg.Connection, tmp_path: Path
+) -> None:
+    """Runs are counted once; the dead worker's time counts until its last heartbeat."""
+    log, gate = tmp_path / "log", tmp_path / "gate"
+    data = {"log": str(log), "gate": str(gate)}
+    async with worker_process(pond) as first:
+        run_id = await pond.submit("tests.long", data)
+        await pond.until(run_id, "step.started")
+        first.kill()
+        await first.wait()
+        gate.touch()
+        async with worker_process(pond):
+            run = await pond.ended(run_id)
+    assert run["attempts"] == 2
+    row = (await days(pond, admin))["tests.long", ""]
+    assert row["runs"] == 1
+    took_s = (run["finished_at"] - run["started_at"]).total_seconds()
+    assert 0 < row["worker_s"] < took_s
+
+
+async def test_the_end_of_a_stale_attempt_counts_nothing(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    """Its lease went to another attempt while it was at work: only that one ends the run, and is counted."""
+    tries = 0
+    is_begun = asyncio.Event()
+
+    async def noop(ctx: Context, _: None) -> None:
+        nonlocal tries
+        tries += 1
+        is_begun.set()
+        await asyncio.sleep(0.5)
+
+    flow = pond.flow(noop)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        await is_begun.wait()
+        await admin.execute("delete from lease")
+        await admin.execute("update item set token = gen_random_uuid() where item_id = $1", run_id)
+        await admin.execute(
+            "insert into lease (org_id, item_id, run_id, lane_id, queue, keys, worker_id, attempt, token)"
+            " select org_id, item_id, run_id, lane_id, 'default', '{}', gen_random_uuid(), attempt, token from item"
+        )
+        await pond.ended(run_id)
+    row = (await days(pond, admin))["noop", ""]
+    assert (row["runs"], tries) == (1, 2)
+
+
+@pytest.mark.parametrize("orgs", [3])
+async def test_no_part_is_lost_when_many_orgs_end_runs_together(
+    pond: Pond, admin: asyncpg.Connection, orgs: int
+) -> None:
+    async def noop(ctx: Context, _: None) -> None:
+        pass
+
+    flow = pond.flow(noop)
+    made = [
+        await admin.fetchval(
+            "insert into org (slug, name) values ($1, $1) returning org_id", f"o{n}"
+        )
+        for n in range(orgs)
+    ]
+    async with pond.worker({"default": 50}):
+        for _ in range(30):
+            for org_id in made:
+                await pond.submit(flow, org_id=org_id)
+        async with asyncio.timeout(20):
+            while await pond.count("item"):
+                await asyncio.sleep(0.02)
+    for org_id in made:
+        assert (await days(pond, admin, org_id))["noop", ""]["runs"] == 30
