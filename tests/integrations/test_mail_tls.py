@@ -24,6 +24,7 @@ from cryptography.x509.oid import NameOID
 from millpond.db.pool import Database
 from millpond.errors import Transient
 from millpond.identity.mailing import Mail, Postman
+from millpond.identity.ring import KeyRing
 from millpond.identity.seal import Seal
 from millpond.integrations.mail import SmtpMailer, SmtpServer
 
@@ -210,7 +211,7 @@ async def test_without_starttls_nothing_is_said(
 async def test_mail_waits_for_a_certificate_to_be_mended_and_the_log_says_what_is_wrong(
     db: Database, authority: Authority, tmp_path: Path
 ) -> None:
-    server, seal = Server(), Seal(secrets.token_bytes(32))
+    server, seal = Server(), KeyRing(Seal(secrets.token_bytes(32)))
     await put(db, seal)
     async with server.listening("smtp", authority.serves(tmp_path, days=-1)) as port:
         sender = mailer("smtp", port, server.password, authority.trusted())
