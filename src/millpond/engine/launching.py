@@ -24,7 +24,7 @@ from millpond.errors import MillpondError
 
 _log = structlog.get_logger("millpond.worker")
 # Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
-_CHUNK = 16
+_CHUNK = 32
 
 
 class Launcher:
