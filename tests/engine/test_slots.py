@@ -152,17 +152,18 @@ def _claimed(queue: str) -> Claimed:
     )
 
 
-async def test_work_behind_what_somebody_holds_locked_goes_first(pond: Pond) -> None:
-    """However much that is, and however few slots there are."""
+async def test_work_behind_what_somebody_holds_locked_goes_on(pond: Pond) -> None:
+    """More of it than there are slots, so that the claim has to read on behind what it cannot have."""
 
     async def quick(ctx: Context, n: int) -> int:
         return n
 
     flow = pond.flow(quick)
-    ids = [await pond.submit(flow, n) for n in range(25)]
+    ids = [await pond.submit(flow, n) for n in range(40)]
+    held, others = ids[16:28], [*ids[:16], *ids[28:]]
     async with pond.engine_db.duty("test") as con:
-        await con.fetch("select from item where item_id = any($1::uuid[]) for update", ids[:20])
-        async with pond.worker(slots={"default": 1}):
-            for run_id in ids[20:]:
+        await con.execute("select from item where item_id = any($1::uuid[]) for update", held)
+        async with pond.worker(slots={"default": 8}):
+            for run_id in others:
                 await pond.ended(run_id)
-            assert await pond.count("item") == 20
+            assert await pond.count("item") == len(held)
