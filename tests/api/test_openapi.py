@@ -5,6 +5,7 @@ Renew the golden file with: pytest tests/api/test_openapi.py --renew-golden
 
 from __future__ import annotations
 
+import difflib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,11 @@ async def test_document_is_the_golden_one(
     text = json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
     if request.config.getoption("--renew-golden"):
         GOLDEN.write_text(text, encoding="utf-8")
-    assert text == GOLDEN.read_text(encoding="utf-8"), "renew with --renew-golden"
+    golden = GOLDEN.read_text(encoding="utf-8")
+    changed = difflib.unified_diff(
+        golden.splitlines(), text.splitlines(), "golden", "served", n=12, lineterm=""
+    )
+    assert not (lines := list(changed)), "\n".join(["renew with --renew-golden", *lines[:80]])
 
 
 async def test_everything_is_described(front: Front) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 import signal
 import stat
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -316,3 +318,29 @@ def test_as_root_the_server_runs_as_a_system_user(server: EmbeddedPostgres) -> N
     process = psutil.Process(server.pid)
     assert process.username() == "millpond-pg"
     assert Path(process.exe()).is_relative_to(server.data_dir)
+
+
+ASKER = """
+import sys
+from millpond.db import server_home
+server_home.SYSTEM_USER = sys.argv[1]
+sys.stdin.readline()
+print(server_home._system_user().uid)
+"""
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="only root makes the server's user")
+def test_as_root_many_first_starts_make_one_system_user() -> None:
+    """Of several that make it at once each holds the user that is there afterwards."""
+    name = f"millpond-t{os.getpid()}"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    askers = [subprocess.Popen([sys.executable, "-c", ASKER, name], **pipes) for _ in range(4)]
+    try:
+        for asker in askers:
+            assert asker.stdin is not None
+            asker.stdin.write("go\n")
+            asker.stdin.flush()
+        held = {int(asker.communicate(timeout=60)[0]) for asker in askers}
+        assert held == {pwd.getpwnam(name).pw_uid}
+    finally:
+        subprocess.run(["userdel", name], check=True)

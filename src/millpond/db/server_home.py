@@ -6,6 +6,7 @@ has to run as a system user and cannot reach its data, that is an error, never a
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -159,8 +160,22 @@ def _system_user() -> Account:
     try:
         entry = pwd.getpwnam(SYSTEM_USER)
     except KeyError:
-        entry = _make_system_user()
+        entry = _find_or_make_system_user()
     return Account(name=SYSTEM_USER, uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def _find_or_make_system_user() -> pwd.struct_passwd:
+    """Make the user unless another process did so meanwhile.
+
+    Not every `useradd` keeps others out: two at once each write a list of users with their own entry, the later
+    list stays, and the earlier caller holds a user id that nobody has.
+    """
+    with open("/etc/passwd", "rb") as users:
+        fcntl.flock(users, fcntl.LOCK_EX)
+        try:
+            return pwd.getpwnam(SYSTEM_USER)
+        except KeyError:
+            return _make_system_user()
 
 
 def _make_system_user() -> pwd.struct_passwd:
