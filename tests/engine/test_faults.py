@@ -183,7 +183,7 @@ async def _lease(pond: Pond, count: int = 1) -> AsyncIterator[tuple[list[Lease],
         await committer.close()
 
 
-def _step(lease: Lease, output: str = "1", key: str = "s:0") -> StepWrite:
+def _step(lease: Lease, output: str = "1", key: str = "s:0", *, is_new: bool = False) -> StepWrite:
     return StepWrite(
         lease=lease,
         step_key=key,
@@ -192,7 +192,26 @@ def _step(lease: Lease, output: str = "1", key: str = "s:0") -> StepWrite:
         output=output,
         event_kind="step.succeeded",
         event_data="{}",
+        is_new=is_new,
     )
+
+
+async def test_a_new_record_where_one_stands_fails_alone(pond: Pond) -> None:
+    """It takes the place of nothing, and its event is not stored either."""
+    async with _lease(pond, 3) as (leases, committer):
+        await committer.record(_step(leases[1], "1", is_new=True))
+        ends = await asyncio.gather(
+            *(committer.record(_step(lease, "2", is_new=True)) for lease in leases),
+            return_exceptions=True,
+        )
+    assert [isinstance(end, Exception) for end in ends] == [False, True, False]
+    async with pond.engine_db.duty("test") as con:
+        rows = await con.fetch("select run_id, output from step")
+    assert {row["run_id"]: row["output"] for row in rows} == dict(
+        zip([lease.run_id for lease in leases], ["2", "1", "2"], strict=True)
+    )
+    kinds = await pond.kinds(leases[1].run_id)
+    assert kinds.count("step.succeeded") == 1
 
 
 async def test_a_value_with_a_separator_fails_alone(pond: Pond) -> None:

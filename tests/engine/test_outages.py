@@ -14,7 +14,7 @@ import pytest
 from tests.engine.conftest import Pond
 
 from millpond.engine import history as history_module
-from millpond.engine import storing
+from millpond.engine import launching, storing
 from millpond.engine import worker as worker_module
 from millpond.engine.claim import Claimer
 from millpond.engine.context import Context
@@ -128,13 +128,13 @@ async def test_a_stop_in_the_middle_of_a_claim_leaves_no_lease(
         await go_on.wait()
         return await real(*args)
 
-    monkeypatch.setattr(worker_module.history, "load", slow)
+    monkeypatch.setattr(launching.history, "load", slow)
     async with pond.worker():
         run_id = await pond.submit(flow, 1)
         await asyncio.wait_for(is_claiming.wait(), 20)
         asyncio.get_running_loop().call_later(0.2, go_on.set)
     assert await pond.count("lease") == 0
-    monkeypatch.setattr(worker_module.history, "load", real)
+    monkeypatch.setattr(launching.history, "load", real)
     async with pond.worker():
         row = await pond.ended(run_id)
     assert row["output"] == 1

@@ -123,3 +123,26 @@ async def test_a_claim_reads_the_heads_of_lanes_and_not_what_stands_behind(pond:
     scans = {row["relname"]: row["seq_scan"] for row in read}
     assert not {table for table in ("lane", "share", "ready", "worker") if scans.get(table)}
     assert sum(row["rows"] for row in read if row["relname"] == "ready") <= 16
+
+
+async def test_runs_that_end_together_stay_on_their_pages(pond: Pond) -> None:
+    """Else each that moves would be entered anew in every index."""
+
+    async def idle(ctx: Any, _: Any) -> None:
+        return None
+
+    flow, places = pond.flow(idle), "select run_id, ctid::text as place from run"
+    from millpond.engine.submit import submit
+
+    async with pond.db.org(pond.org_id) as con:
+        run_ids = await submit(con, [pond.intent(flow, "x" * 200) for _ in range(100)])
+    async with pond.engine_db.duty("test") as con:
+        before = {row["run_id"]: row["place"] for row in await con.fetch(places)}
+        await con.execute(
+            "update run set outcome = 'succeeded', output = 'null', attempts = 1, started_at = created_at, "
+            "finished_at = clock_timestamp()"
+        )
+        after = {row["run_id"]: row["place"] for row in await con.fetch(places)}
+    assert set(before) == set(after) == set(run_ids)
+    moved = [one for one in run_ids if before[one].split(",")[0] != after[one].split(",")[0]]
+    assert moved == []

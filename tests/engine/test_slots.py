@@ -3,49 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 import pytest
 from tests.engine.conftest import Pond
 
-from millpond.engine import storing
+from millpond.engine import inputs, storing
+from millpond.engine.claim import Claimed, Lease
 from millpond.engine.context import Context
 from millpond.engine.slots import Slots
+from millpond.errors import Transient
 
 
 async def test_a_slot_handed_over_is_free_for_another_attempt() -> None:
     slots = Slots({"a": 2})
-    first, second = slots.take("a", "f@1"), slots.take("a", "f@1")
+    first, second = slots.take("a"), slots.take("a")
     assert slots.free() == {}
     first.hand_over()
     assert slots.free() == {"a": 1}
     assert slots.used() == {"a": 1}
-    first.give(0.1)
-    second.give(0.1)
+    first.give("f@1", 0.1)
+    second.give("f@1", 0.1)
     assert slots.free() == {"a": 2}
 
 
 async def test_no_more_ends_are_under_way_than_there_are_slots() -> None:
     slots = Slots({"a": 2})
-    ending = [slots.take("a", "f@1") for _ in range(2)]
+    ending = [slots.take("a") for _ in range(2)]
     for one in ending:
         one.hand_over()
-    more = [slots.take("a", "f@1") for _ in range(2)]
+    more = [slots.take("a") for _ in range(2)]
     assert slots.free() == {}
     more[0].hand_over()
     assert slots.free() == {}, "three ends are under way"
-    ending[0].give(0.1)
+    ending[0].give("f@1", 0.1)
     assert slots.free() == {"a": 1}
 
 
 async def test_a_slot_taken_again_counts_once() -> None:
     slots = Slots({"a": 1})
-    slot = slots.take("a", "f@1")
+    slot = slots.take("a")
     slot.hand_over()
     slot.take_again()
     assert slots.free() == {}
     slot.take_again()
-    slot.give(0.1)
+    slot.give("f@1", 0.1)
     assert slots.free() == {"a": 1}
     assert slots.used() == {}
 
@@ -78,3 +81,89 @@ async def test_the_next_run_starts_while_an_end_is_being_stored(
         for run_id in ids:
             await pond.ended(run_id)
     assert started == [0, 1, 2]
+
+
+async def test_a_claim_asks_for_no_more_than_half_of_many_slots() -> None:
+    slots = Slots({"many": 200, "few": 20, "some": 40})
+    assert slots.wanted() == {"many": 100, "few": 20, "some": 32}
+    for _ in range(150):
+        slots.take("many")
+    assert slots.wanted() == {"many": 50, "few": 20, "some": 32}
+
+
+async def test_a_queue_that_gave_all_that_was_asked_for_is_claimed_again_at_once() -> None:
+    slots = Slots({"a": 200})
+    slots.expect()
+    wanted = slots.wanted()
+    slots.note_claim(wanted, [_claimed("a") for _ in range(99)])
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await slots.wait(10)
+    slots.note_claim(wanted, [_claimed("a") for _ in range(100)])
+    async with asyncio.timeout(0.05):
+        await slots.wait(10)
+
+
+async def test_a_slot_without_an_attempt_teaches_nothing() -> None:
+    slots = Slots({"a": 1})
+    before_s = slots.estimate_s("f@1")
+    slots.take("a").give_unused()
+    assert slots.free() == {"a": 1}
+    assert slots.estimate_s("f@1") == before_s
+
+
+async def test_work_that_cannot_be_started_is_handed_back_and_its_slots_are_free(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What goes along with a claim cannot be read, once: the run is executed later, in the one slot."""
+    real, failures = inputs.complete, [Transient("no connection")]
+
+    async def fails_once(*args: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await real(*args)
+
+    monkeypatch.setattr(inputs, "complete", fails_once)
+
+    async def quick(ctx: Context, n: int) -> int:
+        return n
+
+    flow = pond.flow(quick)
+    run_id = await pond.submit(flow, 1)
+    async with pond.worker(slots={"default": 1}):
+        await pond.ended(run_id)
+    assert failures == []
+    assert "run.released" in await pond.kinds(run_id)
+
+
+def _claimed(queue: str) -> Claimed:
+    run_id = uuid.uuid4()
+    return Claimed(
+        Lease(1, run_id, run_id, 1, run_id),
+        deaths=0,
+        tries=0,
+        cancel_requested=False,
+        flow="f",
+        version=1,
+        queue=queue,
+        input="null",
+        subject="user:x",
+        timeout_s=None,
+    )
+
+
+async def test_work_behind_what_somebody_holds_locked_goes_on(pond: Pond) -> None:
+    """More of it than there are slots, so that the claim has to read on behind what it cannot have."""
+
+    async def quick(ctx: Context, n: int) -> int:
+        return n
+
+    flow = pond.flow(quick)
+    ids = [await pond.submit(flow, n) for n in range(40)]
+    held, others = ids[16:28], [*ids[:16], *ids[28:]]
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("select from item where item_id = any($1::uuid[]) for update", held)
+        async with pond.worker(slots={"default": 8}):
+            for run_id in others:
+                await pond.ended(run_id)
+            assert await pond.count("item") == len(held)

@@ -36,6 +36,7 @@ ENGINE = [
     "worker",
     "watching",
     "upkeep",
+    "launching",
     "quarantine",
     "bulk",
     "inputs",

@@ -11,6 +11,7 @@ import heapq
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 
 @dataclass(kw_only=True, slots=True)
@@ -51,8 +52,7 @@ class Share:
     lanes: list[Lane] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
-class Pick:
+class Pick(NamedTuple):
     """A ready work item that shall go."""
 
     org_id: int
@@ -114,7 +114,7 @@ def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decisio
         if lane.is_spent and not lane.is_whole:
             # What stands behind is unknown, so the org's next item is: it goes on in the next claim.
             decision.has_more = True
-        elif _has_head(share):
+        elif not lane.is_spent or _has_head(share):
             heapq.heappush(order, (share.virtual_s, org_id, share))
 
 

@@ -25,8 +25,9 @@ MAX_BYTES = 4 * 1024 * 1024
 class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
-    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch,
-    `spent` what the try used on models.
+    `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch, `spent` what
+    the try used on models. One that `is_new` ends a step of which nothing can be recorded yet: if something is, that
+    refuses the write.
     """
 
     lease: Lease
@@ -42,6 +43,7 @@ class StepWrite:
     duration_s: float = 0.0
     seq: int | None = None
     spent: Sequence[Spent] = ()
+    is_new: bool = False
 
 
 @dataclass(kw_only=True, slots=True)

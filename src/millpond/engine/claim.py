@@ -24,6 +24,7 @@ _COMMIT = queries("commit")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
 _ROUNDS = 3
+_DEEPEST = 512
 # A worker stopped in the middle of a statement would keep the claim's lock, and with it every other claim.
 _LIMIT_S = 3.0
 _END = 2**62
@@ -130,7 +131,7 @@ class Claimer:
             decision, claimed, missed = await self._admit(con, shares, free)
             if missed:
                 await _step_back(con, missed)
-        self._adapt(sum(free[queue] for queue in queues), len(rows))
+        self._adapt(sum(free[queue] for queue in queues), len(rows), len(missed))
         is_idle = not decision.picks and not missed
         return claimed, decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
 
@@ -198,9 +199,13 @@ class Claimer:
             Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows
         ]
 
-    def _adapt(self, slots: int, lanes: int) -> None:
-        """Read next time about twice what each lane can be expected to give."""
-        self._depth = max(2, min(512, 2 * -(-slots // max(1, lanes))))
+    def _adapt(self, slots: int, lanes: int, missed: int) -> None:
+        """Read next time about twice what each lane can be expected to give, which is never more than all.
+
+        What somebody holds locked stands before what can be had: then twice as deep as now.
+        """
+        expected = min(slots, 2 * -(-slots // max(1, lanes)))
+        self._depth = max(2, min(_DEEPEST, 2 * self._depth if missed else expected))
 
 
 def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:

@@ -94,7 +94,9 @@ class Performer:
                 # What the flow gets is what a replay will give it, or the step fails now.
                 value = read_back(plan.output, text)
                 ended = now()
-                done = self._done(branch, plan, text, tries, ended - try_began, ended - began)
+                is_new = recorded is None and tries == 1 and not plan.is_once
+                took_s = (ended - try_began, ended - began)
+                done = self._done(branch, plan, text, tries, *took_s, is_new=is_new)
                 await self._kept(plan, self.own(done))
             except Exception as error:
                 if plan.is_once and not isinstance(error, NotDone):
@@ -209,7 +211,15 @@ class Performer:
         """Take note of a recorded result that the flow gets on replay."""
 
     def _done(
-        self, branch: Branch, plan: Plan, text: str, tries: int, took_s: float, duration_s: float
+        self,
+        branch: Branch,
+        plan: Plan,
+        text: str,
+        tries: int,
+        took_s: float,
+        duration_s: float,
+        *,
+        is_new: bool,
     ) -> Awaitable[None]:
         """Record a result. Step names need no escaping in JSON."""
         return self._store(
@@ -223,6 +233,7 @@ class Performer:
                 duration_s=duration_s,
                 seq=branch.places.get(plan.key),
                 spent=plan.take_spent(),
+                is_new=is_new,
                 event_kind="step.succeeded",
                 event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
             )

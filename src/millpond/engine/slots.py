@@ -18,19 +18,20 @@ from millpond.engine.claim import Claimed
 _GATHER_S = 0.002
 _PATIENCE = 5
 _MANY = 32
+# A claim for no more slots than these is not parted.
+_HALVED = 32
 _FIRST_GUESS_S = 0.05
 _WEIGHT_OF_NEWEST = 0.1
 
 
 class Slot:
-    """The slot of one attempt, from its start until its end is stored."""
+    """The slot of one attempt, from its claim until its end is stored."""
 
-    __slots__ = ("_capability", "_queue", "_slots", "is_handed_over")
+    __slots__ = ("_queue", "_slots", "is_handed_over")
 
-    def __init__(self, slots: Slots, queue: str, capability: str) -> None:
+    def __init__(self, slots: Slots, queue: str) -> None:
         self._slots = slots
         self._queue = queue
-        self._capability = capability
         self.is_handed_over = False
 
     def hand_over(self) -> None:
@@ -44,9 +45,13 @@ class Slot:
             self.is_handed_over = False
             self._slots.take_again(self._queue)
 
-    def give(self, used_s: float) -> None:
-        """Give it back; `used_s` is how long the attempt took."""
-        self._slots.give(self._queue, self._capability, used_s, is_handed_over=self.is_handed_over)
+    def give(self, capability: str, used_s: float) -> None:
+        """Give it back; `used_s` is how long the attempt took, `capability` what it needed."""
+        self._slots.give(self._queue, capability, used_s, is_handed_over=self.is_handed_over)
+
+    def give_unused(self) -> None:
+        """Give it back without an attempt."""
+        self._slots.give_unused(self._queue)
 
 
 class Slots:
@@ -54,8 +59,8 @@ class Slots:
 
     def __init__(self, total: Mapping[str, int]) -> None:
         self.total = {queue: slots for queue, slots in total.items() if slots > 0}
-        self._taken: Counter[str] = Counter()
-        self._ending: Counter[str] = Counter()
+        self._taken = dict.fromkeys(self.total, 0)
+        self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
         self._averages: dict[str, float] = {}
         self._kick = asyncio.Event()
@@ -66,6 +71,15 @@ class Slots:
         """Return free slots by queue, queues without any left out."""
         return {queue: free for queue in self.total if (free := self._free(queue)) > 0}
 
+    def wanted(self) -> dict[str, int]:
+        """Return how many work items the next claim may bring, by queue, queues without room left out.
+
+        Not more than half of many slots: while the database moves those, the other half executes.
+        """
+        free = self.free()
+        most = {queue: max(_HALVED, -(-self.total[queue] // 2)) for queue in free}
+        return {queue: min(slots, most[queue]) for queue, slots in free.items()}
+
     def _free(self, queue: str) -> int:
         total, taken = self.total[queue], self._taken[queue]
         return min(total - taken, 2 * total - taken - self._ending[queue])
@@ -74,10 +88,15 @@ class Slots:
         """Return the slots in use by queue, queues without any left out."""
         return {queue: taken for queue, taken in self._taken.items() if taken > 0}
 
-    def take(self, queue: str, capability: str) -> Slot:
+    def take(self, queue: str) -> Slot:
         """Count an attempt in."""
         self._taken[queue] += 1
-        return Slot(self, queue, capability)
+        return Slot(self, queue)
+
+    def give_unused(self, queue: str) -> None:
+        """Count out what never became an attempt."""
+        self._taken[queue] -= 1
+        self._freed(queue)
 
     def hand_over(self, queue: str) -> None:
         """Count that an attempt has nothing more to execute."""
@@ -117,14 +136,16 @@ class Slots:
         """Forget earlier reasons to claim: a claim begins now and sees what they told of."""
         self._kick.clear()
 
-    def note_claim(self, free: Mapping[str, int], claimed: Sequence[Claimed]) -> None:
+    def note_claim(self, wanted: Mapping[str, int], claimed: Sequence[Claimed]) -> None:
         """Remember which queues were filled and so may have more work waiting."""
-        got = Counter(one.queue for one in claimed)
-        for queue, slots in free.items():
-            if got[queue] >= slots:
-                self._backlogged.add(queue)
-            else:
+        got = Counter([one.queue for one in claimed])
+        for queue, slots in wanted.items():
+            if got[queue] < slots:
                 self._backlogged.discard(queue)
+                continue
+            self._backlogged.add(queue)
+            if self._free(queue) > 0:
+                self._freed(queue)
 
     def wake(self) -> None:
         """There is a reason to claim."""
@@ -132,6 +153,8 @@ class Slots:
 
     async def wait(self, timeout_s: float) -> None:
         """Wait for a reason to claim, at most so long."""
+        if self._kick.is_set():  # at once: the loop may have much to do before it comes back here
+            return
         try:
             await asyncio.wait_for(self._kick.wait(), timeout_s)
         except TimeoutError:

@@ -40,6 +40,7 @@ async def record(con: Connection, layer: Steps) -> dict[int, bool]:
         texts([write.event_kind for write in writes]),
         texts([write.event_data for write in writes]),
         plain(["" if write.seq is None else write.seq for write in writes]),
+        plain(["t" if write.is_new else "f" for write in writes]),
     )
     await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
     if any(write.spent for write in writes):

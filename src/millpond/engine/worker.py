@@ -13,6 +13,7 @@ import socket
 import time
 import uuid
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -22,13 +23,14 @@ import structlog
 from millpond import veil
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import heartbeat, history, inputs, remote, waking
+from millpond.engine import heartbeat, waking
 from millpond.engine.attempt import Attempt
-from millpond.engine.claim import Claimed, Claimer, Lease
+from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.context import Scope
-from millpond.engine.executor import execute, prepare
+from millpond.engine.executor import execute
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
+from millpond.engine.launching import Launcher
 from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
@@ -46,8 +48,6 @@ _SQL = queries("maintenance")
 _log = structlog.get_logger("millpond.worker")
 
 _BUSY_POLL_S = 0.1
-# Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
-_CHUNK = 64
 _IDLE_POLL_S = 1.0
 _PAUSE_S = 0.2
 _UNWIND_S = 10.0
@@ -208,9 +208,16 @@ class Worker:
             look=self._look,
             lost=self._lost,
         )
-        claiming = self._claim_one(scope, hints, stop) if self._is_alone else None
+        launcher = Launcher(
+            scope,
+            self._slots,
+            flows=self._flows,
+            steps=self._steps,
+            start=partial(self._start, scope, hints),
+        )
+        claiming = self._claim_one(launcher, stop) if self._is_alone else self._claim_all(launcher)
         loops = [
-            asyncio.create_task(claiming or self._claim_all(scope, hints), name="claim"),
+            asyncio.create_task(claiming, name="claim"),
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(tick(beat, pulse, scope, self._lost), name="tick"),
             asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
@@ -272,8 +279,11 @@ class Worker:
 
     # Claiming
 
-    async def _claim_all(self, scope: Scope, hints: Hints) -> None:
-        """Claim whenever there is room and reason; polls as a net below the hints."""
+    async def _claim_all(self, launcher: Launcher) -> None:
+        """Claim whenever there is room and reason; polls as a net below the hints.
+
+        What a claim brought is started beside the next claim, so that worker and database both have work.
+        """
         claimer = Claimer(
             self._database,
             worker_id=self.worker_id,
@@ -281,51 +291,41 @@ class Worker:
             estimate_s=self._slots.estimate_s,
         )
         stopping = asyncio.create_task(self._stopping.wait())
-        while not self._stopping.is_set():
-            free = self._slots.free()
-            if not free:
-                await _first(self._slots.room(), also=[stopping])
-                continue
-            self._slots.expect()
-            try:
-                claimed, has_more = await claimer.claim(free)
-                await self._start_all(claimed, scope, hints)
-            except LeaseLost:
-                self._lost.set()
-                return
-            except MillpondError as error:
-                # What it may have leased is found by the watch and handed back.
-                _log.warning("claim.failed", error=error.code)
-                await asyncio.sleep(0.5)
-                continue
-            self._slots.note_claim(free, claimed)
-            if not has_more:
-                await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
+        starting: asyncio.Task[None] | None = None
+        try:
+            while not self._stopping.is_set():
+                wanted = self._slots.wanted()
+                if not wanted:
+                    await _first(self._slots.room(), also=[stopping])
+                    continue
+                self._slots.expect()
+                try:
+                    claimed, has_more = await claimer.claim(wanted)
+                except LeaseLost:
+                    self._lost.set()
+                    return
+                except MillpondError as error:
+                    # What it may have leased is found by the watch and handed back.
+                    _log.warning("claim.failed", error=error.code)
+                    await asyncio.sleep(0.5)
+                    continue
+                if starting is not None:
+                    await starting
+                starting = launcher.launch(claimed)
+                self._slots.note_claim(wanted, claimed)
+                if not has_more:
+                    is_busy = bool(claimed or self._attempts)
+                    await self._slots.wait(_BUSY_POLL_S if is_busy else _IDLE_POLL_S)
+        except asyncio.CancelledError:
+            if starting is not None:
+                starting.cancel()
+            raise
+        finally:
+            stopping.cancel()
+            if starting is not None:
+                await starting
 
-    async def _start_all(self, claimed: Sequence[Claimed], scope: Scope, hints: Hints) -> None:
-        """Start claimed work with what it needs beyond its lease: big inputs, arguments, recorded steps.
-
-        The loops that call this keep nothing of it: a run that waits is not to be held in memory.
-        """
-        claimed = await inputs.complete(self._database, claimed)
-        steps = [one.lease for one in claimed if one.lease.is_of_step]
-        again = [
-            one.lease
-            for one in claimed
-            if (one.lease.attempt > 1 or one.is_rerun) and not one.lease.is_of_step
-        ]
-        orders = await remote.orders(self._database, steps)
-        histories = await history.load(self._database, again)
-        for nth, one in enumerate(claimed, 1):
-            if one.lease.is_of_step:
-                self._start(StepAttempt(one, self._steps, orders.get(one.lease)), scope, hints)
-            else:
-                recorded = histories.get(one.lease, {})
-                self._start(prepare(one, self._flows, recorded, scope), scope, hints)
-            if nth % _CHUNK == 0:
-                await asyncio.sleep(0)
-
-    async def _claim_one(self, scope: Scope, hints: Hints, stop: asyncio.Event) -> None:
+    async def _claim_one(self, launcher: Launcher, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
         claimer = Claimer(
             self._database,
@@ -336,7 +336,7 @@ class Worker:
         try:
             for queue in self._slots.total:
                 claimed, _ = await claimer.claim({queue: 1})
-                await self._start_all(claimed, scope, hints)
+                await launcher.launch(claimed)
                 if claimed:
                     self.has_worked = True
                     break
@@ -347,9 +347,8 @@ class Worker:
             await _first(self._stopping.wait(), also=list(self._tasks))
         stop.set()
 
-    def _start(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
+    def _start(self, scope: Scope, hints: Hints, attempt: Attempt | StepAttempt) -> None:
         self._attempts.add(attempt)
-        attempt.slot = self._slots.take(attempt.claimed.queue, attempt.capability)
         task = scope.loop.create_task(self._execute(attempt, scope, hints))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -365,7 +364,7 @@ class Worker:
         finally:
             self._attempts.discard(attempt)
             if attempt.slot is not None:
-                attempt.slot.give(time.monotonic() - began)
+                attempt.slot.give(attempt.capability, time.monotonic() - began)
 
     # Hearing
 

@@ -6,12 +6,20 @@ with held as (
               string_to_array($4, chr(30)), string_to_array($5, chr(30)), string_to_array($6, chr(30)),
               string_to_array($7, chr(30), ''), string_to_array($8, chr(30), ''), string_to_array($9, chr(30), ''),
               string_to_array($10, chr(30))::int[], string_to_array($11, chr(30))::float8[], string_to_array($12, chr(30)),
-              string_to_array($13, chr(30)), string_to_array($14, chr(30), '')::int[])
+              string_to_array($13, chr(30)), string_to_array($14, chr(30), '')::int[],
+              string_to_array($15, chr(30))::bool[])
     with ordinality as u(org_id, item_id, token, step_key, name, kind, state, output, error, tries, duration_s,
-                         event_kind, event_data, seq, ord)
+                         event_kind, event_data, seq, is_new, ord)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
   returning i.org_id, i.run_id, i.attempt, i.event_no, i.cancel_requested, u.step_key, u.name, u.kind, u.state, u.output,
-            u.error, u.tries, u.duration_s, u.event_kind, u.event_data, u.seq, u.ord
+            u.error, u.tries, u.duration_s, u.event_kind, u.event_data, u.seq, u.is_new, u.ord
+),
+-- Where no record of the key can stand, it need not be looked for: that is most of what an upsert costs.
+fresh as (
+  insert into step (org_id, run_id, step_key, name, kind, state, output, error, tries, attempt, started_at, finished_at, seq)
+  select org_id, run_id, step_key, name, kind, state, output::json, error::json, tries, attempt,
+         clock_timestamp() - duration_s * interval '1 second', clock_timestamp(), seq
+  from held where is_new
 ),
 steps as (
   insert into step (org_id, run_id, step_key, name, kind, state, output, error, tries, attempt, started_at, finished_at,
@@ -20,7 +28,7 @@ steps as (
          clock_timestamp() - duration_s * interval '1 second',
          case when state in ('done', 'failed') then clock_timestamp() end, seq,
          case when state = 'begun' then 'once' end
-  from held where state is not null
+  from held where state is not null and not is_new
   on conflict (org_id, run_id, step_key) do update
     set state = excluded.state, output = excluded.output, error = excluded.error, tries = excluded.tries,
         attempt = excluded.attempt, finished_at = excluded.finished_at

@@ -77,7 +77,11 @@ returning org_id, run_id;
 insert into chore (org_id, kind, run_id, asked_by, reason)
 select r.org_id, 'cancel', r.run_id, 'run:' || u.run_id, 'its parent has ended'
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-join run r on r.org_id = u.org_id and r.parent_id = u.run_id and r.close_policy = 'cancel' and r.outcome is null;
+-- `offset 0`: by key for each parent, however small the table was when this was planned.
+cross join lateral (
+  select r.org_id, r.run_id from run r
+  where r.org_id = u.org_id and r.parent_id = u.run_id and r.close_policy = 'cancel' and r.outcome is null offset 0
+) r;
 
 -- name: with_parent
 -- Finds those of some runs that have a parent.
