@@ -7,13 +7,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from tests.cli.test_people import founded
 from tests.issuer import AUDIENCE, Issuer, an_issuer
 
 from millpond.cli.issuers import _rule
 from millpond.errors import InvalidInput
 
-__all__ = ["founded"]
 pytestmark = pytest.mark.xdist_group("platform")
 
 
