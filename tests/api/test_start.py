@@ -12,7 +12,7 @@ import pytest
 import structlog
 
 from millpond.api.batches import Batches
-from millpond.engine.limits import Plans
+from millpond.engine.quota_plans import Plans
 from millpond.engine.reserving import Reserver
 from millpond.errors import InvalidInput, Unavailable
 from millpond.types import Intent, Json

@@ -14,7 +14,7 @@ import pytest_asyncio
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
 from millpond.engine import firing, quotas
-from millpond.engine.limits import Plans
+from millpond.engine.quota_plans import Plans
 from millpond.engine.quotas import BlockGone, Ticket
 from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit

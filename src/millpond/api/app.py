@@ -95,7 +95,7 @@ from millpond.api.routes import (
 from millpond.db.pool import Database
 from millpond.engine.events import Feed
 from millpond.engine.hints import Hints
-from millpond.engine.limits import Plans
+from millpond.engine.quota_plans import Plans
 from millpond.engine.reserving import Reserver
 from millpond.identity.audit_check import Auditor
 from millpond.identity.gate import Gate

@@ -81,7 +81,7 @@ async def _compose(
     from millpond.db.pool import Database
     from millpond.engine.events import Feed
     from millpond.engine.hints import Hints
-    from millpond.engine.limits import Plans
+    from millpond.engine.quota_plans import Plans
     from millpond.engine.reserving import Reserver, keeping
     from millpond.identity.audit_check import Auditor
     from millpond.identity.audit_heads import Heads

@@ -24,6 +24,7 @@ _COMMIT = queries("commit")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
 _ROUNDS = 3
+_FIRST_DEPTH = 16
 _DEEPEST = 512
 # A worker stopped in the middle of a statement would keep the claim's lock, and with it every other claim.
 _LIMIT_S = 3.0
@@ -104,13 +105,20 @@ class Claimer:
         self._worker_id = worker_id
         self._capabilities = list(capabilities)
         self._estimate_s = estimate_s
-        self._depth = 16
+        self._depth = _FIRST_DEPTH
 
     async def claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
         """Lease work for the free slots of each queue; also tells whether more could go at once.
 
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
+        try:
+            return await self._claim(free)
+        except BaseException:
+            self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
+            raise
+
+    async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
         queues = [queue for queue, slots in free.items() if slots > 0]
         async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
             consumed, *rows = await con.fetch(
@@ -131,7 +139,7 @@ class Claimer:
             decision, claimed, missed = await self._admit(con, shares, free)
             if missed:
                 await _step_back(con, missed)
-        self._adapt(sum(free[queue] for queue in queues), len(rows), len(missed))
+        self._adapt(sum(free[queue] for queue in queues), len(rows), len(claimed), len(missed))
         is_idle = not decision.picks and not missed
         return claimed, decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
 
@@ -199,13 +207,14 @@ class Claimer:
             Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows
         ]
 
-    def _adapt(self, slots: int, lanes: int, missed: int) -> None:
-        """Read next time about twice what each lane can be expected to give, which is never more than all.
+    def _adapt(self, slots: int, lanes: int, got: int, missed: int) -> None:
+        """Read next time about twice what each lane can be expected to give, and one more than all of it at most.
 
-        What somebody holds locked stands before what can be had: then twice as deep as now.
+        When what somebody holds locked stood before what could be had: then twice as deep as now.
         """
-        expected = min(slots, 2 * -(-slots // max(1, lanes)))
-        self._depth = max(2, min(_DEEPEST, 2 * self._depth if missed else expected))
+        is_short = missed > 0 and got < slots
+        expected = min(slots + 1, 2 * -(-slots // max(1, lanes)))
+        self._depth = max(2, min(_DEEPEST, 2 * self._depth if is_short else expected))
 
 
 def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:

@@ -118,11 +118,19 @@ class Committer:
         for part in batch.parts():
             await self._insist(part, self._write)
 
-    async def _insist(self, batch: Batch, write: Callable[[Batch, bool], Awaitable[None]]) -> None:
-        """Write a batch, again after a lost connection, in parts after a refusal."""
+    async def _insist(
+        self,
+        batch: Batch,
+        write: Callable[[Batch, bool], Awaitable[None]],
+        *,
+        is_repeat: bool = False,
+    ) -> None:
+        """Write a batch, again after a lost connection, in parts after a refusal.
+
+        It `is_repeat` when it may have been stored by a commit whose answer was lost.
+        """
         loop = asyncio.get_running_loop()
         give_up = loop.time() + self._retry_s
-        is_repeat = False
         while True:
             try:
                 await write(batch, is_repeat)
@@ -140,7 +148,7 @@ class Committer:
                     batch.fail(error)
                     return
                 for half in batch.halves():
-                    await self._insist(half, write)
+                    await self._insist(half, write, is_repeat=is_repeat)
             return
 
     async def _write(self, batch: Batch, is_repeat: bool) -> None:

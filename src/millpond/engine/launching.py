@@ -1,20 +1,21 @@
 """Launching: claimed work becomes attempts in slots of its worker, beside the next claim.
 
-Called by `worker`. Invariant: slots are taken at once, before there can be another claim, and each goes to an
-attempt or is given back; what cannot be started is left to the watch, which hands it back.
+Called by `worker`. Invariants: slots are taken at once, before there can be another claim, and each goes to an
+attempt or is given back; work is started in the order of its claims; what cannot be started is left to the watch,
+which hands it back, and its slots stay taken meanwhile, so that claims do not go on at full speed.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
 from millpond.engine import history, inputs, remote
 from millpond.engine.attempt import Attempt
-from millpond.engine.claim import Claimed
+from millpond.engine.claim import Claimed, Lease
 from millpond.engine.executor import prepare
 from millpond.engine.registry import Flow, Step
 from millpond.engine.scope import Scope
@@ -25,10 +26,15 @@ from millpond.errors import MillpondError
 _log = structlog.get_logger("millpond.worker")
 # Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
 _CHUNK = 32
+# How long slots of what could not be started stay taken: the watch hands leases back at its second look.
+_PAUSE_S = 2.0
 
 
 class Launcher:
-    """Starts what one session of a worker claims; `start` executes an attempt in its slot."""
+    """Starts what one session of a worker claims; `start` executes an attempt in its slot.
+
+    `leases` are those of work that is not started yet.
+    """
 
     def __init__(
         self,
@@ -44,42 +50,74 @@ class Launcher:
         self._flows = flows
         self._steps = steps
         self._start = start
+        self._last: asyncio.Task[int] | None = None
+        self.leases: set[Lease] = set()
 
-    def launch(self, claimed: Sequence[Claimed]) -> asyncio.Task[None]:
-        """Take slots for claimed work and begin to start it; the task ends when all of it is started."""
+    def launch(self, claimed: Sequence[Claimed]) -> asyncio.Task[int]:
+        """Take slots for claimed work and begin to start it, after what was launched before.
+
+        The task ends when all of it is started and tells how much that was; it raises what is no MillpondError.
+        """
         slots = [self._slots.take(one.queue) for one in claimed]
-        return asyncio.create_task(self._launch(claimed, slots), name="launch")
+        self.leases.update(one.lease for one in claimed)
+        self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")
+        return self._last
 
-    async def _launch(self, claimed: Sequence[Claimed], slots: list[Slot]) -> None:
-        """Start work with what it needs beyond its lease: big inputs, arguments, recorded steps.
+    def check(self) -> None:
+        """Raise what ended a start that was no refusal."""
+        if self._last is not None and self._last.done():
+            self._last.result()
+
+    async def close(self, *, at_once: bool) -> None:
+        """Wait until all that was launched is started, or give it up."""
+        if self._last is not None:
+            if at_once:
+                self._last.cancel()
+            await self._last
+
+    async def _launch(
+        self, claimed: Sequence[Claimed], slots: list[Slot], before: asyncio.Task[int] | None
+    ) -> int:
+        slots.reverse()
+        started = 0
+        try:
+            if before is not None:
+                await before
+            async for attempt in self._attempts(claimed):
+                attempt.slot = slots.pop()
+                self._start(attempt)
+                self.leases.discard(attempt.claimed.lease)
+                started += 1
+        except MillpondError as error:
+            _log.warning("start.failed", error=error.code)
+            self.leases.difference_update(one.lease for one in claimed)
+            await asyncio.sleep(_PAUSE_S)
+        finally:
+            self.leases.difference_update(one.lease for one in claimed)
+            for slot in slots:
+                slot.give_unused()
+        return started
+
+    async def _attempts(self, claimed: Sequence[Claimed]) -> AsyncIterator[Attempt | StepAttempt]:
+        """Yield work with what it needs beyond its lease: big inputs, arguments, recorded steps.
 
         Nothing of it is kept here: a run that waits is not to be held in memory.
         """
-        slots.reverse()
         database = self._scope.database
-        try:
-            claimed = await inputs.complete(database, claimed)
-            steps = [one.lease for one in claimed if one.kind == "step"]
-            again = [
-                one.lease
-                for one in claimed
-                if (one.lease.attempt > 1 or one.is_rerun) and one.kind == "run"
-            ]
-            orders = await remote.orders(database, steps)
-            histories = await history.load(database, again)
-            for nth, one in enumerate(claimed, 1):
-                attempt: Attempt | StepAttempt
-                if one.kind == "step":
-                    attempt = StepAttempt(one, self._steps, orders.get(one.lease))
-                else:
-                    recorded = histories.get(one.lease, {})
-                    attempt = prepare(one, self._flows, recorded, self._scope)
-                attempt.slot = slots.pop()
-                self._start(attempt)
-                if nth % _CHUNK == 0:
-                    await asyncio.sleep(0)
-        except MillpondError as error:
-            _log.warning("start.failed", error=error.code)
-        finally:
-            for slot in slots:
-                slot.give_unused()
+        claimed = await inputs.complete(database, claimed)
+        steps = [one.lease for one in claimed if one.kind == "step"]
+        again = [
+            one.lease
+            for one in claimed
+            if (one.lease.attempt > 1 or one.is_rerun) and one.kind == "run"
+        ]
+        orders = await remote.orders(database, steps)
+        histories = await history.load(database, again)
+        for nth, one in enumerate(claimed, 1):
+            if one.kind == "step":
+                yield StepAttempt(one, self._steps, orders.get(one.lease))
+            else:
+                recorded = histories.get(one.lease, {})
+                yield prepare(one, self._flows, recorded, self._scope)
+            if nth % _CHUNK == 0:
+                await asyncio.sleep(0)

@@ -19,7 +19,7 @@ import structlog
 
 from millpond.db.pool import Database
 from millpond.engine import quotas
-from millpond.engine.limits import Plans
+from millpond.engine.quota_plans import Plans
 from millpond.engine.quotas import RUNS, SPENT, BlockGone, Ticket, TooFew
 from millpond.errors import MillpondError, OverQuota, Transient
 

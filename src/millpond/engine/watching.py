@@ -58,6 +58,7 @@ class Watch:
         *,
         worker_id: uuid.UUID,
         attempts: AbstractSet[Attempt | StepAttempt],
+        launching: AbstractSet[Lease],
         look: asyncio.Event,
         lost: asyncio.Event,
     ) -> None:
@@ -66,6 +67,7 @@ class Watch:
         self._slots = slots
         self._worker_id = worker_id
         self._attempts = attempts
+        self._launching = launching
         self._look = look
         self._lost = lost
         self._noted_use: dict[str, int] = {}
@@ -93,7 +95,8 @@ class Watch:
         """
         async with self._database.duty("reconcile") as con:
             rows = await con.fetch(_SQL["own_leases"], self._worker_id)
-        unknown = {Lease(*row) for row in rows} - {one.claimed.lease for one in self._attempts}
+        known = {one.claimed.lease for one in self._attempts} | self._launching
+        unknown = {Lease(*row) for row in rows} - known
         for lease in unknown & suspects:
             _log.warning("lease.handed_back", run_id=str(lease.run_id))
             with contextlib.suppress(LeaseLost):

@@ -199,21 +199,22 @@ class Worker:
             vault=self._vault,
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
-        watch = Watch(
-            self._database,
-            hints,
-            self._slots,
-            worker_id=self.worker_id,
-            attempts=self._attempts,
-            look=self._look,
-            lost=self._lost,
-        )
         launcher = Launcher(
             scope,
             self._slots,
             flows=self._flows,
             steps=self._steps,
             start=partial(self._start, scope, hints),
+        )
+        watch = Watch(
+            self._database,
+            hints,
+            self._slots,
+            worker_id=self.worker_id,
+            attempts=self._attempts,
+            launching=launcher.leases,
+            look=self._look,
+            lost=self._lost,
         )
         claiming = self._claim_one(launcher, stop) if self._is_alone else self._claim_all(launcher)
         loops = [
@@ -291,9 +292,10 @@ class Worker:
             estimate_s=self._slots.estimate_s,
         )
         stopping = asyncio.create_task(self._stopping.wait())
-        starting: asyncio.Task[None] | None = None
+        at_once = False
         try:
             while not self._stopping.is_set():
+                launcher.check()
                 wanted = self._slots.wanted()
                 if not wanted:
                     await _first(self._slots.room(), also=[stopping])
@@ -309,21 +311,18 @@ class Worker:
                     _log.warning("claim.failed", error=error.code)
                     await asyncio.sleep(0.5)
                     continue
-                if starting is not None:
-                    await starting
-                starting = launcher.launch(claimed)
+                if claimed:
+                    launcher.launch(claimed)
                 self._slots.note_claim(wanted, claimed)
                 if not has_more:
                     is_busy = bool(claimed or self._attempts)
                     await self._slots.wait(_BUSY_POLL_S if is_busy else _IDLE_POLL_S)
         except asyncio.CancelledError:
-            if starting is not None:
-                starting.cancel()
+            at_once = True
             raise
         finally:
             stopping.cancel()
-            if starting is not None:
-                await starting
+            await launcher.close(at_once=at_once)
 
     async def _claim_one(self, launcher: Launcher, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
@@ -336,9 +335,8 @@ class Worker:
         try:
             for queue in self._slots.total:
                 claimed, _ = await claimer.claim({queue: 1})
-                await launcher.launch(claimed)
                 if claimed:
-                    self.has_worked = True
+                    self.has_worked = await launcher.launch(claimed) > 0
                     break
         except MillpondError as error:
             # What it may have leased is handed back as the session ends.
