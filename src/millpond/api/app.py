@@ -26,6 +26,7 @@ from millpond.api.models_calendar import (
     SendEvents,
 )
 from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
+from millpond.api.models_limits import PutLimit
 from millpond.api.models_orgs import (
     AcceptInvitation,
     ChangeMember,
@@ -66,6 +67,7 @@ from millpond.api.routes import (
     invitations,
     keys,
     knowledge_bases,
+    limits,
     me,
     members,
     organization,
@@ -140,6 +142,7 @@ _REFERRED = (
     CreateOrg,
     ChangePlatformOrg,
     AddOperator,
+    PutLimit,
     Problem,
 )
 _ROOMS = (
@@ -158,6 +161,7 @@ _ROOMS = (
     queues,
     pauses,
     workers,
+    limits,
     organization,
     members,
     invitations,

@@ -20,6 +20,7 @@ from millpond.cli import (
     inputs,
     kb,
     keys,
+    limits,
     operator,
     org,
     orgs,
@@ -90,6 +91,7 @@ app.command()(catalog.workers)
 app.add_typer(pauses.pause, name="pause")
 app.add_typer(pauses.resume, name="resume")
 app.command()(pauses.pauses)
+app.add_typer(limits.app, name="limits")
 
 
 def _print_version(wanted: bool) -> None:

@@ -146,6 +146,7 @@ class Worker:
                     flow.timeout_s,
                     flow.deadline_s,
                     orjson.dumps(dict(flow.needs)).decode(),
+                    list(flow.keys),
                 )
 
     def _capabilities(self) -> list[str]:
@@ -293,8 +294,10 @@ class Worker:
                 await asyncio.sleep(0.5)
                 continue
             self._slots.note_claim(free, claimed)
+            self._slots.note_parked(has_parked=claimer.limits.has_parked)
             if not has_more:
-                await self._slots.wait(_BUSY_POLL_S if self._attempts else _IDLE_POLL_S)
+                poll_s = _BUSY_POLL_S if self._attempts else _IDLE_POLL_S
+                await self._slots.wait(claimer.limits.poll_s(poll_s, _BUSY_POLL_S))
 
     async def _start_all(self, claimed: Sequence[Claimed], scope: Scope, hints: Hints) -> None:
         """Start claimed work with what it needs beyond its lease: big inputs, arguments, recorded steps.
