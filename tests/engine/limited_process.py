@@ -1,7 +1,7 @@
 """A worker in a process of its own whose runs are seen at a sink: each holds a connection while it executes.
 
-Reads one JSON line {engine, lease_s, slots} on standard input; SIGTERM drains. Started with the address of the database,
-it executes one suspect alone.
+Reads one JSON line {engine, lease_s, slots} on standard input; SIGTERM drains. Started with the
+address of the database, it executes one suspect alone.
 """
 
 from __future__ import annotations

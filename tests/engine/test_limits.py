@@ -7,13 +7,14 @@ import time
 import uuid
 from collections import Counter
 from dataclasses import dataclass, field
+from random import Random
 from typing import Any
 
 import pytest
 from tests.engine.conftest import Pond
 
 from millpond.db.pool import Database
-from millpond.engine import ceilings
+from millpond.engine import ceilings, limiting
 from millpond.engine.claim import Claimer
 from millpond.engine.limits import Kind, Rule
 from millpond.engine.submit import submit
@@ -240,6 +241,61 @@ async def test_a_rate_lets_through_its_burst_and_then_one_by_one(pond: Pond) -> 
     took = starts[-1] - starts[0]
     assert took >= 40 / 20 - 0.25
     assert took <= 40 / 20 / 0.9, "at least nine tenths of the rate are used"
+
+
+async def test_what_needs_two_keys_goes_though_others_keep_each_of_them_busy(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiting, "PATIENCE_S", 0.4)
+    ends: list[str] = []
+
+    async def held(_ctx: Any, keys: str) -> None:
+        # The halves of the two keys end at different times, so that both are never free by chance.
+        await asyncio.sleep({"a": 0.05, "b": 0.071}.get(keys, 0.01))
+        ends.append(keys)
+
+    flows = {
+        name: pond.flow(held, name=f"uses-{name}", keys=[f"model:{key}" for key in name])
+        for name in ("a", "b", "ab")
+    }
+    await limit(pond.db, "model:*", 3)
+    for name in ("a", "b"):
+        await submit_many(pond, flows[name], 150, name)
+    await submit_many(pond, flows["ab"], 1, "ab")
+    async with pond.worker({"default": 20}):
+        await over(pond, flows["ab"], 1, within_s=10)
+        assert len(ends) < 150, "it did not wait until the others were over"
+        for name in ("a", "b"):
+            await over(pond, flows[name], 150)
+
+
+async def test_all_gets_done_whatever_keys_and_limits(pond: Pond) -> None:
+    """Runs of two orgs with all sets of four keys, under limits of every kind that are changed meanwhile."""
+    random, other = Random(7), await second_org(pond.db)
+    gauge = Gauge()
+
+    async def held(_ctx: Any, keys: list[str]) -> None:
+        await asyncio.gather(*(gauge.hold(key, random.uniform(0.001, 0.02)) for key in keys))
+
+    flow = pond.flow(held, name="any")
+    names = ["model:a", "model:b", "provider:c", "provider:d"]
+    await limit(pond.db, "model:*", 3)
+    await limit(pond.db, "org:* x provider:*", 2)
+    await limit(pond.db, "provider:d", 100, kind="rate", period_s=1.0, burst=3)
+    await limit(pond.db, "flow:any", 8, org_id=other)
+    async with pond.worker({"default": 20}), pond.worker({"default": 20}):
+        for org_id in (pond.org_id, other):
+            for _ in range(150):
+                keys = random.sample(names, random.randint(0, 4))
+                await pond.submit(flow, keys, keys=keys, org_id=org_id)
+        for maximum in (1, 4, 2):
+            await limit(pond.db, "model:a", maximum)
+            await asyncio.sleep(0.2)
+        await over(pond, flow, 300, within_s=40)
+    assert gauge.most["model:b"] <= 3
+    assert gauge.most["provider:c"] <= 4
+    assert await pond.count("lane", "parked_on is not null") == 0
+    assert await pond.count("ready") == 0
 
 
 async def test_ten_thousand_parked_lanes_do_not_slow_others(pond: Pond) -> None:

@@ -67,10 +67,9 @@ class _Seen:
 class Limiter:
     """The limits as one claimer knows them, and where this claim stands."""
 
-    def __init__(self, capabilities: Sequence[str], *, patience_s: float = PATIENCE_S) -> None:
+    def __init__(self, capabilities: Sequence[str]) -> None:
         # Whoever executes work alone is started for lanes that are active, so that others wake these.
         self._able = [*capabilities, *(f"{able}{ALONE}" for able in capabilities)]
-        self._patience_s = patience_s
         self._version = 0
         self._rules = Rules()
         self._places: dict[tuple[int, int], tuple[Place, ...]] = {}
@@ -107,7 +106,7 @@ class Limiter:
         self._seen = seen = _Seen()
         self._crowded.clear()
         self.has_more = False
-        now, *rows = await con.fetch(_SQL["rooms"], list(names), self._able, self._patience_s)
+        now, *rows = await con.fetch(_SQL["rooms"], list(names), self._able, PATIENCE_S)
         seen.now_us, self._next_us = now["us"], now["org_id"]
         self._is_parked = bool(now["lane_id"])
         if now["n"] != self._version:
