@@ -305,6 +305,13 @@ async def test_ten_thousand_parked_lanes_do_not_slow_others(pond: Pond) -> None:
     free = a_flow(pond, gauge, name="free", for_s=0.0)
     await limit(pond.db, "provider:down", 0)
     async with pond.worker({"default": 20}) as worker:
+        claimer = Claimer(
+            pond.engine_db,
+            worker_id=worker.worker_id,
+            capabilities=[stuck.capability, free.capability],
+            estimate_s=lambda _: 0.01,
+        )
+        before_s = await _claim_s(claimer)
         intents = [
             pond.intent(stuck, nth, keys=["provider:down", f"ticket:{nth}"])
             for nth in range(10_000)
@@ -312,26 +319,24 @@ async def test_ten_thousand_parked_lanes_do_not_slow_others(pond: Pond) -> None:
         async with pond.db.org(pond.org_id) as con:
             await submit(con, intents)
         pond.hints.wake(["default"])
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while await pond.count("lane", "parked_on is not null and not active") < 10_000:
                 await asyncio.sleep(0.05)
-        claimer = Claimer(
-            pond.engine_db,
-            worker_id=worker.worker_id,
-            capabilities=[stuck.capability, free.capability],
-            estimate_s=lambda _: 0.01,
-        )
-        await claimer.claim({"default": 1})
-        times = []
-        for _ in range(20):
-            began = time.perf_counter()
-            claimed, _ = await claimer.claim({"default": 1})
-            times.append(time.perf_counter() - began)
-            assert not claimed
-        assert sorted(times)[10] < 0.05
+        assert await _claim_s(claimer) < 4 * before_s
         await submit_many(pond, free, 50)
-        await over(pond, free, 50, within_s=5)
+        await over(pond, free, 50, within_s=10)
         assert gauge.most["stuck"] == 0
+
+
+async def _claim_s(claimer: Claimer) -> float:
+    """Return how long a claim takes that finds nothing: the median of many."""
+    times = []
+    for _ in range(41):
+        began = time.perf_counter()
+        claimed, _ = await claimer.claim({"default": 1})
+        times.append(time.perf_counter() - began)
+        assert not claimed
+    return sorted(times)[20]
 
 
 async def test_what_is_no_limit_is_refused(pond: Pond) -> None:
@@ -355,6 +360,7 @@ async def test_an_org_has_a_bounded_number_of_limits(
 ) -> None:
     monkeypatch.setattr(ceilings, "MAX_LIMITS", 1)
     async with pond.db.org(pond.org_id) as con:
+        await _set(con, pond.org_id, "model:one")
         await _set(con, pond.org_id, "model:one")
         with pytest.raises(Conflict):
             await _set(con, pond.org_id, "model:two")

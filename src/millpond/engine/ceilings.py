@@ -217,7 +217,12 @@ async def _check_own(con: Connection, org_id: int, rule: Rule) -> None:
                 param="key",
                 advice=f"write org:{slug} for all of it, or leave the org out",
             )
-    if len(await con.fetch(_SQL["own"], org_id)) >= MAX_LIMITS:
+    others = [
+        row
+        for row in await con.fetch(_SQL["own"], org_id)
+        if (row["key"], row["kind"]) != (rule.key, rule.kind)
+    ]
+    if len(others) >= MAX_LIMITS:
         raise Conflict(f"an organization has {MAX_LIMITS} limits at most", code="too_many_limits")
 
 
