@@ -163,7 +163,7 @@ end
 $$;
 
 -- As before, with the keys of lanes, the version of limits in place of a capability in the first row, and parked lanes left
--- parked when more work arrives there.
+-- parked when more work arrives there. Where there are no arrivals it makes no lanes and shares of them.
 drop function claim_heads(integer, uuid, text[], integer[], text[], integer);
 create function claim_heads(most integer, worker uuid, queues text[], orgs integer[], able text[], depth integer)
   returns table (queue text, org_id bigint, weight float8, virtual_s float8, lane_id bigint, offset_us bigint,
@@ -175,40 +175,48 @@ as $$
 declare
   has_pauses boolean;
   has_limits boolean;
+  is_alive boolean;
+  version text;
 begin
   perform pg_advisory_xact_lock(7741001);
   has_limits := exists (select from limit_version);
-  return query
-  with a as (
-    delete from arrival where (org_id, arrival_id) in (select org_id, arrival_id from arrival limit most)
-    returning org_id, lane_id, queue, capability, keys, offset_us, min_rank
-  ),
-  g as materialized (
-    select org_id, lane_id, queue, capability, keys, offset_us, min(min_rank) as min_rank
-    from a group by org_id, lane_id, queue, capability, keys, offset_us
-  ),
-  lanes as (
-    insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active)
-    select org_id, lane_id, queue, capability, keys, offset_us, min_rank, true from g
-    on conflict (org_id, lane_id) do update
-      set active = lane.active or lane.parked_on is null, cursor_rank = least(lane.cursor_rank, excluded.cursor_rank)
-      where not lane.active and lane.parked_on is null or excluded.cursor_rank < lane.cursor_rank
-  ),
-  shares as (
-    insert into share (org_id, queue, virtual_s, active)
-    select d.org_id, d.queue, coalesce(c.virtual_s, 0), true
-    from (select distinct org_id, queue from g
-          where not has_limits or not exists (
-            select from lane p where p.org_id = g.org_id and p.lane_id = g.lane_id and p.parked_on is not null and not p.active)
-         ) d left join fair_clock c on c.queue = d.queue
-    on conflict (org_id, queue) do update
-      set active = true, virtual_s = greatest(share.virtual_s, excluded.virtual_s)
-      where not share.active
-  )
-  select '', 0::bigint, 0::float8, 0::float8, (select count(*) from a),
-         (exists (select from worker w where w.worker_id = claim_heads.worker))::int::bigint,
-         coalesce((select v.version from limit_version v where v.name = 'set'), 0)::text, null::bigint[], null::uuid[],
-         null::text[];
+  is_alive := exists (select from worker w where w.worker_id = claim_heads.worker);
+  version := coalesce((select v.version from limit_version v where v.name = 'set'), 0)::text;
+  if not exists (select from arrival) then
+    -- To begin and end the statement below takes longer than this look, and a worker that drains a backlog claims often.
+    return query select '', 0::bigint, 0::float8, 0::float8, 0::bigint, is_alive::int::bigint, version, null::bigint[],
+                        null::uuid[], null::text[];
+  else
+    return query
+    with a as (
+      delete from arrival where (org_id, arrival_id) in (select org_id, arrival_id from arrival limit most)
+      returning org_id, lane_id, queue, capability, keys, offset_us, min_rank
+    ),
+    g as materialized (
+      select org_id, lane_id, queue, capability, keys, offset_us, min(min_rank) as min_rank
+      from a group by org_id, lane_id, queue, capability, keys, offset_us
+    ),
+    lanes as (
+      insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active)
+      select org_id, lane_id, queue, capability, keys, offset_us, min_rank, true from g
+      on conflict (org_id, lane_id) do update
+        set active = lane.active or lane.parked_on is null, cursor_rank = least(lane.cursor_rank, excluded.cursor_rank)
+        where not lane.active and lane.parked_on is null or excluded.cursor_rank < lane.cursor_rank
+    ),
+    shares as (
+      insert into share (org_id, queue, virtual_s, active)
+      select d.org_id, d.queue, coalesce(c.virtual_s, 0), true
+      from (select distinct org_id, queue from g
+            where not has_limits or not exists (
+              select from lane p where p.org_id = g.org_id and p.lane_id = g.lane_id and p.parked_on is not null and not p.active)
+           ) d left join fair_clock c on c.queue = d.queue
+      on conflict (org_id, queue) do update
+        set active = true, virtual_s = greatest(share.virtual_s, excluded.virtual_s)
+        where not share.active
+    )
+    select '', 0::bigint, 0::float8, 0::float8, (select count(*) from a), is_alive::int::bigint, version, null::bigint[],
+           null::uuid[], null::text[];
+  end if;
   has_pauses := exists (select from pause) or exists (select from queue_pause);
   if has_pauses then
     -- Orgs whose every lane in a queue is paused leave the fair order, without credit for that time: a resume brings them
