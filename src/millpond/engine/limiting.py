@@ -279,13 +279,12 @@ class Limiter:
                     self.has_more = True
                 elif state.rule.kind == "rate":
                     self._crowded.add(name)
-        plans = {name: at for name, at in plans.items() if at != _AT_ONCE}
         if gone or plans:
             await self._plan(con, plans, gone)
 
     async def _plan(self, con: Connection, plans: dict[str, int], gone: Sequence[str]) -> None:
-        timed = {name: at for name, at in plans.items() if at > 0}
-        await con.execute(_SQL["plan"], list(timed), list(timed.values()), list(gone))
-        self._next_us = min(
-            [*timed.values(), *([self._next_us] if self._next_us else [])], default=0
-        )
+        """Set when rooms are looked at again; those of `gone` have no lanes parked under them any more."""
+        later = {name: at for name, at in plans.items() if at != _AT_ONCE}
+        if later or gone:
+            await con.execute(_SQL["plan"], list(later), list(later.values()), list(gone))
+        self._next_us = min([at for at in [*later.values(), self._next_us] if at > 0], default=0)

@@ -55,11 +55,11 @@ select r.room, (select count(*) from p where p.room = r.room) as woken,
 from r;
 
 -- name: plan
--- Sets when rooms are looked at again, in µs since the epoch; rooms of $3 have no lane under them any more.
+-- Sets when rooms are looked at again, in µs since the epoch (-1: never); rooms of $3 have no lane under them any more.
 with gone as (
   delete from room where room = any($3::text[])
 )
-update room set due_at = to_timestamp(u.due_us / 1e6)
+update room set due_at = case u.due_us when -1 then 'infinity' else to_timestamp(u.due_us / 1e6) end
 from unnest($1::text[], $2::bigint[]) as u(room, due_us) where room.room = u.room;
 
 -- name: park
