@@ -305,6 +305,9 @@ async def test_ten_thousand_parked_lanes_do_not_slow_others(pond: Pond) -> None:
     free = a_flow(pond, gauge, name="free", for_s=0.0)
     await limit(pond.db, "provider:down", 0)
     async with pond.worker({"default": 20}) as worker:
+        async with asyncio.timeout(20):
+            while not await pond.count("worker"):
+                await asyncio.sleep(0.01)
         claimer = Claimer(
             pond.engine_db,
             worker_id=worker.worker_id,
