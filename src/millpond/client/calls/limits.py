@@ -56,7 +56,7 @@ def _put(
 ) -> Call[Limit]:
     body = {"key": key, "kind": kind, "maximum": maximum}
     body |= given({"period_s": period_s, "burst": burst})
-    return Call(method="PUT", path=path, read=reader(Limit), body=body, is_same_twice=True)
+    return Call(method="PUT", path=path, read=reader(Limit), body=body)
 
 
 def _delete(path: str, key: str, kind: str) -> Call[None]:
