@@ -16,7 +16,7 @@ from tests.engine.conftest import Pond
 from millpond.db.pool import Database
 from millpond.engine import ceilings, limiting
 from millpond.engine.claim import Claimer
-from millpond.engine.limits import Kind, Rule
+from millpond.engine.rules import Kind, Rule
 from millpond.engine.submit import submit
 from millpond.errors import Conflict, InvalidInput, NotFound
 from millpond.types import NO_ORG

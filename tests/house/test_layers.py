@@ -103,7 +103,7 @@ ENGINE = [
     "events",
     "hints",
     "registry",
-    "limits",
+    "rules",
     "arguments",
     "encoding",
     "payloads",

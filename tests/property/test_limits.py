@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millpond.engine import limits
+from millpond.engine import rules as limits
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
-from millpond.engine.limits import Rule, Rules, parse_key
+from millpond.engine.rules import Rule, Rules, parse_key
 from millpond.errors import InvalidInput
 
 NAMES = "abcd"

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.lanes import ALONE
-from millpond.engine.limits import (
+from millpond.engine.rules import (
     PAIR,
     Kind,
     Place,

@@ -15,7 +15,7 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
 from millpond.engine.lanes import ALONE
-from millpond.engine.limits import (
+from millpond.engine.rules import (
     NO_CEILING,
     Place,
     RoomId,

@@ -25,7 +25,7 @@ from typing import (
 from pydantic import TypeAdapter
 
 from millpond.engine.arguments import arguments_of
-from millpond.engine.limits import check_keys
+from millpond.engine.rules import check_keys
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
 

@@ -20,7 +20,7 @@ from millpond.api.routes.platform import Writer as PlatformWriter
 from millpond.api.texts import LongWord
 from millpond.engine import ceilings
 from millpond.engine.ceilings import Limit
-from millpond.engine.limits import Rule
+from millpond.engine.rules import Rule
 from millpond.types import NO_ORG
 
 router = APIRouter(prefix="/v1", tags=["limits"])
