@@ -67,6 +67,10 @@ async def end(owner: Client, made: str, how: str) -> None:
             body = {"is_disabled": True}
         case "rules changed":
             body = {"rules": [RULES[0]]}
+        case "audience narrowed":
+            body = {"audiences": ["https://other.example"]}
+        case "algorithms narrowed":
+            body = {"algorithms": ["ES256"]}
         case "tenant named":
             body = {"org_claim": "tid", "org_values": ["x"]}
         case "identity disabled":
@@ -81,6 +85,8 @@ AFTER = {
     "issuer disabled": (401, "token_issuer"),
     "rules changed": (403, "role_unmapped"),
     "tenant named": (403, "role_unmapped"),
+    "audience narrowed": (401, "token_audience"),
+    "algorithms narrowed": (401, "token_algorithm"),
     "identity disabled": (403, "identity_disabled"),
 }
 
