@@ -352,14 +352,58 @@ async def test_a_role_is_what_the_newest_token_says(
     assert await asked(world, strong, path="/v1/api-keys") == (200, "")
     weak = issuer.token(iat=now - 10)
     assert await asked(world, weak, path="/v1/api-keys") == (403, "permission_missing")
-    assert await asked(world, strong, path="/v1/api-keys") == (403, "permission_missing")
+    assert await asked(world, strong, path="/v1/api-keys") == (401, "token_superseded")
     again = issuer.token(roles=["pond-admins"], iat=now)
     assert await asked(world, again, path="/v1/api-keys") == (200, "")
     gone = issuer.token(roles=[], iat=now)
     assert await asked(world, gone) == (403, "role_unmapped")
-    assert await asked(world, weak) == (403, "role_unmapped")
+    assert await asked(world, weak) == (401, "token_superseded")
     actions = await world.owner.fetch("select action from audit where action like 'identity.%'")
     assert [row["action"] for row in actions].count("identity.mapped") == 3
+
+
+OLDER: dict[str, tuple[dict[str, Any], tuple[int, str]]] = {
+    "of another tenant": ({"tid": "theirs", "roles": ["pond-admins"]}, (403, "role_unmapped")),
+    "of no tenant": ({"tid": None}, (403, "role_unmapped")),
+    "of no role": ({"roles": []}, (403, "role_unmapped")),
+    "of a weaker role": ({"roles": ["pond-users"]}, (401, "token_superseded")),
+    "of the same role": ({}, (200, "")),
+}
+
+
+@pytest.mark.parametrize("older", OLDER)
+async def test_an_older_token_has_no_more_than_its_own_claims_give(
+    world: World, owner: Client, issuer: Issuer, older: str
+) -> None:
+    """What the newest token of the same subject gave lends nothing to an older one."""
+    await registered(owner, issuer, org_claim="tid", org_values=["ours"])
+    now = int(time.time())
+    good = {"tid": "ours", "roles": ["pond-admins"]}
+    strong = issuer.token(**good, iat=now)
+    assert await asked(world, strong, path="/v1/api-keys") == (200, "")
+    changes, answer = OLDER[older]
+    token = issuer.token(**{**good, **changes}, iat=now - 20)
+    assert await asked(world, token, path="/v1/api-keys") == answer
+    assert await asked(world, strong, path="/v1/api-keys") == (200, "")
+
+
+async def test_only_a_token_that_gives_what_is_stored_keeps_an_identity_seen(
+    world: World, owner: Client, issuer: Issuer
+) -> None:
+    await registered(owner, issuer)
+    now = int(time.time())
+    long_ago = "update outside_identity set seen_at = now() - interval '31 days'"
+    is_seen = "select seen_at > now() - interval '1 day' from outside_identity"
+    assert await asked(world, issuer.token(iat=now - 10)) == (200, "")
+    await world.owner.execute(long_ago)
+    older = issuer.token(roles=["pond-admins"], iat=now - 20)
+    assert await asked(world, older) == (401, "token_superseded")
+    assert not await world.owner.fetchval(is_seen)
+    assert await asked(world, issuer.token(iat=now - 20)) == (200, "")
+    assert await world.owner.fetchval(is_seen)
+    await world.owner.execute(long_ago)
+    assert await asked(world, issuer.token(roles=["pond-admins"], iat=now)) == (200, "")
+    assert await world.owner.fetchval(is_seen)  # also where the token gave another role
 
 
 async def test_keys_that_were_rotated_are_known_and_those_withdrawn_are_not(

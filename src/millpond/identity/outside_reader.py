@@ -60,7 +60,7 @@ class OutsideReader:
         org_id, issuer = await self._trusted(wish.org, seen.issuer)
         if seen.algorithm not in issuer.terms.algorithms:
             raise outside_tokens.wrong_algorithm()
-        key = await self.keys.key(seen.issuer, seen.kid, seen.algorithm)
+        key = await self.keys.key(seen.issuer, seen.kid, seen.algorithm, org_id=org_id)
         claims = self._claims(text, seen, key)
         outside_tokens.check_audience(claims, issuer.terms.audiences)
         async with self._db.org(org_id) as con:
@@ -126,6 +126,12 @@ def _not_admitted(why: str) -> Unauthenticated | Forbidden:
         return _untrusted()
     if why == "disabled":
         return Forbidden("This identity is disabled in the organization.", code="identity_disabled")
+    if why == "superseded":
+        return Unauthenticated(
+            "A newer token of the same identity gives another role than this one.",
+            code="token_superseded",
+            advice="get a new token",
+        )
     return Forbidden(
         "What this token says gives no role in the organization.",
         code="role_unmapped",
