@@ -477,7 +477,7 @@ async def test_an_issuer_that_is_down_is_unavailable_and_known_keys_last_a_while
     later(world, 3600)  # too old
     assert told(await caller.get("/v1/runs")) == (503, "issuer_unavailable")
     issuer.is_down = False
-    later(world, 10)
+    later(world, 20)  # the second pause after failures
     assert told(await caller.get("/v1/runs")) == (200, "")
 
 
@@ -542,7 +542,8 @@ async def test_keys_at_a_closed_address_are_not_fetched(
         answer = await (await bearer(world, issuer.token())).get("/v1/runs")
         assert told(answer) == (503, "issuer_invalid")
         assert "its address is refused" in answer.text
-        later(world, 10)
+        later(world, 160)  # the longest pause after failures
+    assert issuer.asked["/.well-known/openid-configuration"] == 3
 
 
 WEAK: dict[str, Callable[[SigningKey], Any]] = {
