@@ -170,6 +170,7 @@ FORGERIES: dict[str, tuple[Callable[[Forge], str], str]] = {
         lambda f: f.issuer.token(aud=AUDIENCE[:-1]), "token_audience"),
     "no audience": (lambda f: f.issuer.token(aud=None), "token_malformed"),
     "expired": (lambda f: f.issuer.token(exp=int(time.time()) - 60), "token_expired"),
+    "expired before all time": (lambda f: f.issuer.token(exp=-(10**18)), "token_expired"),
     "no expiry": (lambda f: f.issuer.token(exp=None), "token_malformed"),
     "an expiry that is no number": (lambda f: f.issuer.token(exp="soon"), "token_malformed"),
     "an endless expiry": (lambda f: f.issuer.token(exp=float("inf")), "token_algorithm"),

@@ -20,7 +20,7 @@ from millpond.identity.issuer_keys import IssuerKeys
 from millpond.identity.issuers import Issuer
 from millpond.identity.outside_tokens import LEEWAY_S, Unverified
 from millpond.identity.passport import ORG_HEADER
-from millpond.identity.tokens import expired
+from millpond.identity.tokens import expired, expiry_of
 from millpond.types import Json, Principal
 
 _SQL = queries("grants")
@@ -50,9 +50,9 @@ class OutsideReader:
         return text in self._good or outside_tokens.issuer_of(text) not in (None, self.own)
 
     def expires_at(self, text: str) -> float | None:
-        """Return when a token that was admitted ends, in seconds since the epoch."""
+        """Return when a token that was admitted ends, in seconds since the epoch; remembered or not."""
         good = self._good.get(text)
-        return None if good is None else good.expires_at
+        return expiry_of(text) if good is None else good.expires_at
 
     async def admit(self, text: str, wish: Wish) -> Principal:
         """Return the principal that a token makes in the org wanted; raises Unauthenticated, Forbidden, Unavailable."""
