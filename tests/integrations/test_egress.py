@@ -320,10 +320,11 @@ async def test_a_far_end_that_is_not_there_is_unavailable(far: Far) -> None:
 async def test_neither_proxies_nor_netrc_of_the_environment_are_used(
     far: Far, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    netrc = tmp_path / "netrc"
+    netrc = tmp_path / ".netrc"
     netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
     netrc.chmod(0o600)
     monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in (
         "HTTP_PROXY",
         "HTTPS_PROXY",
