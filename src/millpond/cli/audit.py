@@ -135,7 +135,8 @@ def verify(
 ) -> None:
     """Compute every seal again, and hold the log against what was published.
 
-    Exits with 1 when anything is found, with 8 when nothing is but a log has no published head: its end may be cut off.
+    Exits with 1 when anything is found, with 8 when nothing is but a log has no published head: its end may be cut off,
+    or all of it. Only the empty log of an org that is younger than an hour needs none.
     """
     from millpond.cli.config import read_settings
 
@@ -150,13 +151,8 @@ def verify(
         _print(reports)
     if not all(report.is_intact for report in reports.values()):
         raise typer.Exit(ExitCode.FAILED)
-    if not allow_no_heads and any(_is_unproven(report) for report in reports.values()):
+    if not allow_no_heads and any(report.is_unproven for report in reports.values()):
         raise typer.Exit(ExitCode.UNPROVEN)
-
-
-def _is_unproven(report: Report) -> bool:
-    """Whether a log has seals and nothing outside of it tells how many."""
-    return report.sealed > 0 and report.published_seq is None
 
 
 def _verify_file(settings: Settings, path: Path) -> Report:
@@ -216,7 +212,7 @@ def _print(reports: dict[str, Report]) -> None:
     columns = ["log", "seals", "published", "unsealed", "oldest", "found"]
     print_table(columns, rows, empty="There are no logs.")
     for name, report in reports.items():
-        if _is_unproven(report):
+        if report.is_unproven:
             out().print(plain(f"{name}: no published head was at hand: a cut end would not show"))
         for fault in report.faults:
             where = [f"seal {fault.seq}"] if fault.seq is not None else []
