@@ -267,5 +267,21 @@ async def test_a_key_file_that_grew_is_read_again_by_who_runs(
     assert running.key_id == key_file.read(path)[0].key_id
 
 
+async def test_a_key_that_the_file_lost_is_not_turned_to(
+    db: Database, org: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret.key"
+    key_file.make(path)
+    before = path.read_text()
+    running = KeyRing(*key_file.read(path), read=lambda: key_file.read(path))
+    await put(db, running, org, "one", "value of one")
+    key_file.add(path)
+    running.reread()
+    path.write_text(before)
+    with pytest.raises(Permanent, match="not in this host's key file"):
+        await rotate(db, running)
+    assert (await Vault(db, running).open(org, "one")).value == "value of one"
+
+
 def test_a_ring_shows_ids_of_keys_alone() -> None:
     assert repr(KeyRing(NEW, OLD)) == f"KeyRing({NEW.key_id}, {OLD.key_id})"
