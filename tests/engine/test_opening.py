@@ -21,7 +21,7 @@ from millpond.db.pool import Database
 from millpond.engine import reruns
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.submit import submit
-from millpond.errors import Permanent, Transient
+from millpond.errors import Forbidden, Permanent, Transient
 from millpond.identity import secret_store
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
@@ -476,6 +476,53 @@ async def test_a_run_under_a_grant_opens_nothing_at_its_end_either(pond: Pond, c
     [told] = [e.data for e in await pond.events(intent.run_id) if e.kind == "step.failed"]
     assert told["error"]["code"] == "secret_lent"
     assert await opened(pond, intent.run_id) == []
+
+
+async def test_what_an_ending_of_a_run_under_a_grant_starts_opens_nothing(
+    pond: Pond, cast: Cast
+) -> None:
+    """It needs no right, and is still a run under that grant, as are its own children and successors."""
+    seen: list[str] = []
+    acted: list[str] = []
+
+    async def act(step: StepContext) -> None:
+        acted.append(step.subject)
+
+    acting = pond.step(act)
+
+    async def kid(ctx: Context, depth: int) -> None:
+        await ctx.step(acting)
+        try:
+            await ctx.secret("stripe")
+        except Forbidden as error:
+            seen.append(error.code)
+        if depth == 0:
+            await ctx.run_flow("kid", 1)
+        if depth == 1:
+            await ctx.continue_as(2)
+
+    pond.flow(kid)
+
+    async def told(ctx: Context, _: Any, failure: Any) -> None:
+        await ctx.run_flow("kid", 0)
+
+    async def order(ctx: Context, _: Any) -> None:
+        raise Permanent("no", code="no")
+
+    flow = pond.flow(order, on_failure=told)
+    intent = replace(
+        pond.intent(flow), subject=cast.subject("operator"), backing=cast.backing("operator")
+    )
+    # The grant ends, and what is to be undone is undone all the same.
+    await cast.do("update access_grant set ended_at = clock_timestamp()")
+    async with pond.worker():
+        async with pond.db.org(pond.org_id) as con:
+            await submit(con, [intent])
+        pond.hints.wake(["default"])
+        await pond.ended(intent.run_id)
+    assert set(seen) == {"secret_lent"}
+    assert acted == [cast.subject("operator")] * 3
+    assert await pond.count("step", "kind = 'secret'") == 0
 
 
 @pytest.mark.parametrize("who", ["user", "service", "key", "outside"])
