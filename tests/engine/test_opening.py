@@ -19,9 +19,10 @@ from tests.engine.test_rights import Cast, cast
 from millpond.cli.logs import configure_logging
 from millpond.db.pool import Database
 from millpond.engine import reruns
+from millpond.engine.checking import check
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.submit import submit
-from millpond.errors import Forbidden, Permanent, Transient
+from millpond.errors import Forbidden, NotFound, Permanent, Transient
 from millpond.identity import secret_store
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
@@ -255,6 +256,56 @@ async def test_endings_hide_too_and_undo_opens(pond: Pond) -> None:
     [sorry] = [e.data for e in await pond.events(run_id) if e.kind == "progress"]
     assert sorry["key"] == SHOWN
     await assert_nowhere(pond)
+
+
+async def test_an_ending_goes_the_way_that_a_body_went_by_its_secrets(
+    pond: Pond, ring: KeyRing
+) -> None:
+    """Its replay gets the same values, and the same refusals, as the flow did."""
+    await put(pond.db, ring, pond.org_id, json.dumps({"kind": "gold", "more": "x" * 9}), "gcp")
+    await put(pond.db, ring, pond.org_id, "it is gone later", "gone")
+    undone: list[str] = []
+
+    async def undo_it(step: StepContext, result: str) -> None:
+        undone.append(result)
+
+    async def book() -> str:
+        return "booked"
+
+    undoing = pond.step(undo_it)
+
+    async def order(ctx: Context, _: Any) -> None:
+        kind = json.loads(await ctx.secret("gcp"))["kind"]
+        await ctx.secret("gone")
+        try:
+            await ctx.secret("missing")
+        except NotFound:
+            await ctx.step(f"book {kind} without", book, undo=undoing)
+        async with pond.db.org(pond.org_id) as con:
+            await con.execute("delete from secret where name = 'gone'")
+        raise Permanent("no", code="no")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        ended = await pond.ended(run_id)
+    assert (ended["outcome"], ended["error"]["code"]) == ("failed", "no")
+    assert undone == ["booked"]
+    assert [one["name"] for one in await opened(pond, run_id)] == ["gcp", "gone"]
+
+
+async def test_a_check_of_a_history_gets_names_in_place_of_values(pond: Pond) -> None:
+    got: list[str] = []
+
+    async def order(ctx: Context, _: Any) -> None:
+        got.append(await ctx.secret("stripe"))
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        await pond.ended(await pond.submit(flow))
+    found = [one async for one in check(pond.engine_db, [flow], {}, limit=10)]
+    assert [one.comparison.result for one in found] == ["ok"]
+    assert got == [CANARY, SHOWN]
 
 
 async def test_threads_open_and_tell_behind_the_veil(pond: Pond) -> None:

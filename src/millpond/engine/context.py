@@ -78,6 +78,7 @@ class Context(Fanning, Signals, Continuing, Values):
         input_type: TypeAdapter[Any] | None = None,
         performer: Callable[..., Performer] = Performer,
         heeds_cancel: bool = True,
+        opens: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
         self._claimed = claimed
         self._lease = claimed.lease
@@ -95,8 +96,8 @@ class Context(Fanning, Signals, Continuing, Values):
             # Endings undo what was done: they need no right.
             right=right_of(scope.asking, claimed) if heeds_cancel else None,
         )
-        self._opening = Opening(claimed, scope, self._performer)
-        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opening.open)
+        self._opens = opens or Opening(claimed, scope, self._performer).open
+        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opens)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -217,9 +218,7 @@ class Context(Fanning, Signals, Continuing, Values):
         may not act for its subject any more, and in every run that was started under a grant.
         """
         self._branches.here()
-        if self._performer.is_replay:
-            return f"[secret:{name}]"
-        return await self._opening.open(name)
+        return await self._opens(name)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""

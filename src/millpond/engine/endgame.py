@@ -23,6 +23,7 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History
+from millpond.engine.opening import reopened
 from millpond.engine.replaying import Findings, Rehearsal, Undo
 from millpond.engine.scope import Scope
 from millpond.types import Json
@@ -95,6 +96,7 @@ async def _decide(attempt: Attempt, scope: Scope, recorded: History, failure: Fa
 
 async def _rehearse(attempt: Attempt, scope: Scope, recorded: History) -> Findings:
     """Replay the flow to find its undos and doubts; Unwind when its code does not match."""
+    reopening = await insist(lambda: reopened(attempt.claimed, scope, recorded))
     rehearsal = Rehearsal(
         attempt.flow,
         attempt.claimed,
@@ -102,6 +104,7 @@ async def _rehearse(attempt: Attempt, scope: Scope, recorded: History) -> Findin
         scope,
         only_results=True,
         heeds_cancel=False,
+        opens=reopening.open,
     )
     if not rehearsal.findings.unmet:
         return rehearsal.findings

@@ -39,8 +39,6 @@ HOLD_S = 1.0
 class Performer:
     """Performs and records the steps of one attempt."""
 
-    is_replay = False
-
     def __init__(
         self,
         lease: Lease,
