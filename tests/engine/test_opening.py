@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -18,12 +18,13 @@ from tests.engine.test_rights import Cast, cast
 
 from millpond.cli.logs import configure_logging
 from millpond.db.pool import Database
-from millpond.engine import reruns
+from millpond.engine import opening, performing, reruns, step_executor
 from millpond.engine.checking import check
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.submit import submit
 from millpond.errors import Forbidden, NotFound, Permanent, Transient
 from millpond.identity import secret_store
+from millpond.identity.resealing import rotate
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.vault import Vault
@@ -612,6 +613,88 @@ async def test_a_vault_that_is_away_is_waited_for(pond: Pond, ring: KeyRing) -> 
         run_id = await pond.submit(flow)
         assert (await pond.ended(run_id))["output"] == SHOWN
     assert len(asked) == 3
+
+
+NEWER = Seal(b"n" * KEY_BYTES)
+
+
+@dataclass
+class Late:
+    """A host that is given its installation's new key late."""
+
+    pond: Pond
+    seals: list[Seal] = field(default_factory=lambda: [Seal(bytes(KEY_BYTES))])
+
+    def ring(self) -> KeyRing:
+        return KeyRing(*self.seals, read=lambda: list(self.seals))
+
+    async def rotate(self) -> None:
+        """Turn the installation to a key that this host does not have."""
+        await rotate(self.pond.db, KeyRing(NEWER, *self.seals))
+
+    async def given(self, run_id: uuid.UUID, kind: str) -> None:
+        """Wait until the work was handed back, and give the key."""
+        told = await self.pond.until(run_id, kind)
+        assert told.data["reason"] == "away"
+        self.seals.insert(0, NEWER)
+
+
+@pytest.fixture
+def late(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> Late:
+    late = Late(pond)
+    pond.vault = Vault(pond.db, late.ring())
+    monkeypatch.setattr(opening, "_ELSEWHERE_S", 0.1)
+    monkeypatch.setattr(performing, "AGAIN_S", 0.01)
+    monkeypatch.setattr(step_executor, "AGAIN_S", 0.01)
+    return late
+
+
+async def test_a_host_without_the_new_key_hands_a_run_back(pond: Pond, late: Late) -> None:
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.secret("stripe")
+
+    await late.rotate()
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        await late.given(run_id, "run.released")
+        assert (await pond.ended(run_id))["output"] == SHOWN
+
+
+async def test_a_host_without_the_new_key_hands_a_step_back(pond: Pond, late: Late) -> None:
+    async def far(step: StepContext) -> str:
+        return await step.secret("stripe")
+
+    sent = pond.step(far, queue="other")
+
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.step(sent)
+
+    await late.rotate()
+    flow = pond.flow(order)
+    async with pond.worker({"default": 5, "other": 2}):
+        run_id = await pond.submit(flow)
+        await late.given(run_id, "step.released")
+        assert (await pond.ended(run_id))["output"] == SHOWN
+
+
+async def test_a_host_without_the_new_key_does_not_go_on_unveiled(pond: Pond, late: Late) -> None:
+    async def echo() -> str:
+        return CANARY
+
+    async def order(ctx: Context, _: Any) -> Any:
+        await ctx.secret("stripe")
+        if ctx.attempt == 1:
+            await late.rotate()
+        await ctx.sleep(1.1)
+        return await ctx.step("echo", echo)
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        await late.given(run_id, "run.released")
+        assert (await pond.ended(run_id))["output"] == SHOWN
+    await assert_nowhere(pond)
 
 
 async def test_a_used_secret_tells_when(pond: Pond) -> None:

@@ -69,16 +69,14 @@ def test_a_new_key_stands_before_the_older_ones(tmp_path: Path) -> None:
 def test_keys_that_are_added_together_are_all_kept(tmp_path: Path) -> None:
     path = tmp_path / "secret.key"
     [first] = opened(path)
+    code = """
+import sys; from pathlib import Path; from millpond.identity import key_file
+sys.stdin.readline()
+for _ in range(25): print(key_file.add(Path(sys.argv[1])).key_id)
+"""
     adds = [
         subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                "import sys; from pathlib import Path; from millpond.identity import key_file\n"
-                "sys.stdin.readline()\n"
-                "for _ in range(25): print(key_file.add(Path(sys.argv[1])).key_id)",
-                str(path),
-            ],
+            [sys.executable, "-c", code, str(path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

@@ -15,11 +15,14 @@ from millpond.identity import key_file, resealing, secret_store
 from millpond.identity.audit_check import Auditor
 from millpond.identity.audit_heads import Heads
 from millpond.identity.audit_sealer import Sealer
+from millpond.identity.gate import Gate, Wish
 from millpond.identity.mailing import Mail, Postman, post
 from millpond.identity.resealing import rotate
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.signing import load
+from millpond.identity.signing import rotate as rotate_signing_key
+from millpond.identity.tokens import Keyring
 from millpond.identity.vault import Vault
 from millpond.types import Principal
 
@@ -265,6 +268,37 @@ async def test_a_key_file_that_grew_is_read_again_by_who_runs(
     assert (await Vault(db, running).open(org, "one")).value == "value of one"
     await put(db, running, org, "two", "value of two")
     assert running.key_id == key_file.read(path)[0].key_id
+
+
+async def test_a_host_without_the_new_key_keeps_mail_waiting(
+    db: Database, org: int, other_org: int, owner: asyncpg.Connection
+) -> None:
+    await filled(db, org, other_org, 1)
+    await rotate(db, KeyRing(NEW, OLD))
+    tray = Tray()
+    assert await Postman(db, KeyRing(OLD), tray, first_delay_s=0.0).send_one(tray)
+    assert await owner.fetchval("select count(*) from mail_outbox") == 1
+    assert tray.mails == []
+    assert await Postman(db, KeyRing(NEW), tray).send_one(tray)
+    assert tray.mails[0].to == "a@x.example"
+
+
+async def test_a_host_without_the_new_key_goes_on_admitting_whom_it_knows(
+    db: Database, org: int, other_org: int
+) -> None:
+    here = await Keyring.open(db, KeyRing(OLD))
+    token = here.mint(Principal(org_id=org, subject="user:ann"), "acme", 60)
+    await rotate(db, KeyRing(NEW, OLD))
+    there = await Keyring.open(db, KeyRing(NEW))
+    newer = await rotate_signing_key(db, KeyRing(NEW))
+    here._refreshed_at = there._refreshed_at = float("-inf")
+    await there.refresh()
+    gate = Gate(here)
+    assert (await gate.admit(token, Wish())).subject == "user:ann"
+    # Also tokens that another host signed with a key made since.
+    fresh = there.mint(Principal(org_id=org, subject="user:bob"), "acme", 60)
+    assert (await gate.admit(fresh, Wish())).subject == "user:bob"
+    assert newer in {key["kid"] for key in here.jwks()["keys"]}
 
 
 async def test_a_key_that_the_file_lost_is_not_turned_to(

@@ -24,8 +24,10 @@ from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History
 from millpond.engine.opening import reopened
+from millpond.engine.performing import is_away
 from millpond.engine.replaying import Findings, Rehearsal, Undo
 from millpond.engine.scope import Scope
+from millpond.errors import LeaseLost
 from millpond.types import Json
 
 KEY = "!ending"
@@ -96,7 +98,12 @@ async def _decide(attempt: Attempt, scope: Scope, recorded: History, failure: Fa
 
 async def _rehearse(attempt: Attempt, scope: Scope, recorded: History) -> Findings:
     """Replay the flow to find its undos and doubts; Unwind when its code does not match."""
-    reopening = await insist(lambda: reopened(attempt.claimed, scope, recorded))
+    try:
+        reopening = await insist(lambda: reopened(attempt.claimed, scope, recorded))
+    except LeaseLost as error:
+        if is_away(error.__cause__):
+            raise Unwind("away") from error
+        raise
     rehearsal = Rehearsal(
         attempt.flow,
         attempt.claimed,

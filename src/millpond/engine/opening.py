@@ -1,7 +1,7 @@
 """Opening: secrets opened for the steps of an attempt, and hidden from then on in all that its run leaves behind.
 
-Called by `context`, `step_executor` and `endgame`. Invariants: no run that was started under a grant opens one; a value is handed
-out only after it is veiled and it is durable that the run opened it, so that every later attempt veils it too.
+Called by `context`, `step_executor` and `endgame`. Invariants: no run that was started under a grant opens one; a
+value is handed out only after it is veiled and it is durable that the run opened it: every later attempt veils it too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from millpond.engine.history import History
 from millpond.engine.rights import Right, right_of
 from millpond.engine.scope import Scope
 from millpond.engine.vault import Opened
-from millpond.errors import Forbidden, LeaseLost, Permanent, Transient
+from millpond.errors import Forbidden, LeaseLost, Permanent, Transient, Unavailable
 
 R = TypeVar("R")
 _SQL = queries("opening")
@@ -28,6 +28,8 @@ _log = structlog.get_logger("millpond.opening")
 # Names of steps hold no `!`, so that no flow can forge one.
 KEY = "!secret/"
 _AGAIN_S = 0.3
+# A run that another host can go on with is kept for this long before it is handed back.
+_ELSEWHERE_S = 5.0
 
 
 class Guard(Protocol):
@@ -167,22 +169,28 @@ def _no_vault() -> Permanent:
     return Permanent("secrets are opened by the tasks of a run on a worker", code="no_secrets_here")
 
 
-async def draw_again(claimed: Claimed, scope: Scope, duties: int) -> None:
+async def draw_again(claimed: Claimed, scope: Scope, duties: int) -> bool:
     """Veil what earlier attempts of the run opened; what is gone or does not open can come from nowhere.
 
-    `duties` are those of the run. Raises Transient while the database is away.
+    `duties` are those of the run. Returns False, after a while, where something would open elsewhere: the run must
+    not go on here unveiled. Raises Transient while the database is away.
     """
     drawn, vault, lease = veil.current(), scope.vault, claimed.lease
     if not duties & Duty.SECRETS or drawn is None or vault is None:
-        return
+        return True
     async with scope.database.statement("secrets") as con:
         rows = await con.fetch(_SQL["opened"], lease.org_id, lease.run_id)
     for row in rows:
         try:
             opened = await vault.open(lease.org_id, row["name"], is_use=False)
-        except Transient:
+        except Unavailable:
             raise
+        except Transient as error:
+            _log.error("secret.not_opened", run_id=str(lease.run_id), code=error.code)
+            await asyncio.sleep(_ELSEWHERE_S)
+            return False
         except Permanent as error:
             _log.warning("secret.not_veiled", run_id=str(lease.run_id), code=error.code)
             continue
         drawn.add(opened.name, opened.value)
+    return True

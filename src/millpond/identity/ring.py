@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from millpond.db.pool import Connection, Database, Record
 from millpond.db.queries import queries
-from millpond.errors import Permanent
+from millpond.errors import Permanent, Transient
 from millpond.identity.audit_chain import PURPOSE as AUDIT
 from millpond.identity.seal import Seal
 
@@ -68,6 +68,16 @@ class KeyRing:
     def open(self, sealed: bytes, key_id: str, *associated: str) -> bytes:
         """Open what key `key_id` sealed; raises Permanent without it, or where it does not open."""
         return self._known(key_id).open(sealed, *associated)
+
+    def open_or_wait(self, sealed: bytes, key_id: str, *associated: str) -> bytes:
+        """As `open`, for work that can wait until this host has been given the key: raises Transient without it."""
+        try:
+            key = self._known(key_id)
+        except Permanent as error:
+            raise Transient(
+                error.message, code=error.code, advice=error.advice, details=error.details
+            ) from error
+        return key.open(sealed, *associated)
 
     def derive(self, purpose: str, key_id: str) -> bytes:
         """Return a key for one purpose, as `Seal.derive`; of keys that are gone, that of the audit log is kept."""
