@@ -22,7 +22,7 @@ from millpond.engine import opening, performing, reruns, step_executor
 from millpond.engine.checking import check
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.submit import submit
-from millpond.errors import Forbidden, NotFound, Permanent, Transient
+from millpond.errors import Forbidden, InvalidInput, NotFound, Permanent, Transient
 from millpond.identity import secret_store
 from millpond.identity.resealing import rotate
 from millpond.identity.ring import KeyRing
@@ -400,6 +400,36 @@ async def test_a_name_that_shows_a_value_is_refused(pond: Pond, ring: KeyRing) -
     async with pond.worker():
         run_id = await pond.submit(flow)
         assert (await pond.ended(run_id))["error"]["code"] == "secret_in_name"
+
+
+async def test_a_name_that_was_recorded_before_its_value_was_opened_is_found_again(
+    pond: Pond, ring: KeyRing
+) -> None:
+    await put(pond.db, ring, pond.org_id, "plainkey0123", "plain")
+    attempts: list[int] = []
+
+    async def work() -> int:
+        return 7
+
+    async def order(ctx: Context, _: Any) -> Any:
+        attempts.append(ctx.attempt)
+        first = await ctx.step("plainkey0123", work)
+        await ctx.secret("plain")
+        try:
+            await ctx.step("plainkey0123", work)
+        except InvalidInput as error:
+            await ctx.emit("refused", {"code": error.code})
+        await ctx.sleep(1.1)
+        return first
+
+    flow = pond.flow(order, retry=Retry(max_tries=1))
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        ended = await pond.ended(run_id)
+    assert (ended["outcome"], ended["output"]) == ("succeeded", 7), ended["error"]
+    assert len(attempts) == 2
+    told = [e.data["code"] for e in await pond.events(run_id) if e.kind == "progress"]
+    assert told == ["secret_in_name"]
 
 
 async def test_an_unknown_secret_fails_at_once_and_is_not_told_to_be_opened(pond: Pond) -> None:

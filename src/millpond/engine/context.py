@@ -16,7 +16,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from millpond.engine import waits
-from millpond.engine.branches import Branches, Unwind
+from millpond.engine.branches import Branches, Unwind, refuse_secret
 from millpond.engine.calling import Caller, unregistered
 from millpond.engine.checkpoints import check_room
 from millpond.engine.children import Child, ChildFailed
@@ -377,7 +377,8 @@ class Context(Fanning, Signals, Continuing, Values):
     def _lookup(self, key: str, kind: str) -> Recorded | None:
         """Return the record of a key; ends the attempt when another stands at this place.
 
-        Raises Permanent where one more than a run may have would be recorded.
+        Raises Permanent where one more than a run may have would be recorded, InvalidInput where its name shows a
+        secret; what was recorded before that secret was opened is given out.
         """
         if self._history:
             place = self._branches.here().places.get(key)
@@ -387,6 +388,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 raise Unwind("blocked")
         recorded = self._history.get(key)
         if recorded is None:
+            refuse_secret(key)
             self._steps += 1
             check_room(self._steps)
         return recorded
