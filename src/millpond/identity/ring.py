@@ -57,6 +57,11 @@ class KeyRing:
         self._keep(rows)
         return self._current
 
+    async def keep(self, db: Database) -> None:
+        """Keep what chained audit logs under keys that are gone, as far as this host's keys open it."""
+        async with db.globals() as con:
+            self._keep(await con.fetch(_SQL["keys"]))
+
     async def check(self, db: Database) -> None:
         """Raise Permanent where the database holds what this host's keys do not open."""
         async with db.globals() as con:
