@@ -72,18 +72,22 @@ async def assert_nowhere(pond: Pond) -> None:
     """Look for the value, in every form, in every row of every table."""
     async with pond.engine_db.duty("test") as con:
         tables = [row["relname"] for row in await con.fetch(TABLES)]
-    found = []
+    found, unread = [], set(tables)
     for table in tables:
         for database in (pond.db.org(pond.org_id), pond.engine_db.duty("test")):
             try:
                 async with database as con:
                     rows = await con.fetch(f'select t::text as row from "{table}" t')
-            except Permanent:  # a role that may not read it
+            except Permanent as error:
+                if error.code != "database_privilege":
+                    raise
                 continue
+            unread.discard(table)
             found += [
                 (table, form, row["row"]) for row in rows for form in FORMS if form in row["row"]
             ]
     assert found == []
+    assert unread == set()  # each is read by one role or both
 
 
 async def opened(pond: Pond, run_id: uuid.UUID) -> list[Any]:
@@ -171,7 +175,8 @@ async def test_errors_of_steps_and_of_the_flow_show_nothing(pond: Pond) -> None:
 
 
 async def test_what_leaves_a_run_for_others_shows_nothing(pond: Pond) -> None:
-    """Arguments of steps elsewhere, inputs of children, questions, and the run that goes on."""
+    """Inputs of children, questions, and the run that goes on; as an argument elsewhere it is refused."""
+    refused: list[str] = []
 
     async def far(step: StepContext, words: str) -> str:
         return f"{words} and {await step.secret('stripe')}"
@@ -187,14 +192,18 @@ async def test_what_leaves_a_run_for_others_shows_nothing(pond: Pond) -> None:
         value = await ctx.secret("stripe")
         if data == "again":
             return value
-        told = [await ctx.step(sent, f"got {value}")]
+        try:
+            await ctx.step(sent, f"got {value}")
+        except InvalidInput as error:
+            refused.append(error.code)
+        told = [await ctx.step(sent, "got it")]
         told.append(await ctx.run_flow(kid, {"k": value}, labels={"k": value}))
         decision = await ctx.ask_human(
             "ok", role="support", form={}, title=f"Use {value}?", proposal={"k": value},
             expires_in_s=0.05, default={},
         )  # fmt: skip
         assert decision.is_expired
-        assert told == [f"got {SHOWN} and {SHOWN}", {"k": SHOWN}]
+        assert told == [f"got it and {SHOWN}", {"k": SHOWN}]
         await ctx.continue_as("again")
         return None
 
@@ -204,6 +213,7 @@ async def test_what_leaves_a_run_for_others_shows_nothing(pond: Pond) -> None:
         ended = await pond.ended(run_id)
         assert ended["outcome"] == "succeeded", ended["error"]
         assert (await pond.ended(ended["continued_to"]))["output"] == SHOWN
+    assert set(refused) == {"secret_in_argument"}
     await assert_nowhere(pond)
 
 
@@ -332,6 +342,21 @@ async def test_threads_open_and_tell_behind_the_veil(pond: Pond) -> None:
     await assert_nowhere(pond)
 
 
+async def test_a_step_on_the_loop_is_refused_what_would_block_it(pond: Pond) -> None:
+    async def work(step: StepContext) -> str:
+        return step.secret_in_thread("stripe")
+
+    working = pond.step(work)
+
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.step(working)
+
+    flow = pond.flow(order)
+    async with asyncio.timeout(20), pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["error"]["code"] == "not_in_a_thread"
+
+
 async def test_text_that_comes_in_pieces_is_hidden_across_them(pond: Pond) -> None:
     async def speak(step: StepContext) -> None:
         value = await step.secret("stripe")
@@ -364,6 +389,9 @@ async def test_logs_of_a_run_hide_what_it_opened_and_others_are_left_alone(pond:
         value = await ctx.secret("stripe")
         log.info("calling", url=f"https://x.example/?k={quote(value, safe='')}", parts=[value])
         await asyncio.to_thread(log.info, f"from a thread {value}")
+        bare = threading.Thread(target=log.info, args=(f"from a bare thread {value}",))
+        bare.start()
+        bare.join()
         is_open.set()
         await is_over.wait()
 
@@ -385,6 +413,7 @@ async def test_logs_of_a_run_hide_what_it_opened_and_others_are_left_alone(pond:
     assert calling["url"] == f"https://x.example/?k={SHOWN}"
     assert calling["parts"] == [SHOWN]
     assert any(line["event"] == f"from a thread {SHOWN}" for line in lines)
+    assert any(line["event"] == f"from a bare thread {SHOWN}" for line in lines)
     # Only what a run opened itself is hidden: another run's line tells nothing by what it lacks.
     assert [line["text"] for line in lines if line["event"] == "other"] == [CANARY]
 
