@@ -18,13 +18,14 @@ import typer
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode
 from millpond.cli.options import DEFAULT_URL, AsJson, DataDir, Token, Url
-from millpond.cli.output import out, plain, print_json, print_table
-from millpond.errors import InvalidInput, NotFound
+from millpond.cli.output import err, out, plain, print_json, print_table
+from millpond.errors import InvalidInput, MillpondError, NotFound
 from millpond.types import NO_ORG
 
 if TYPE_CHECKING:
     from millpond.cli.remote import Remote
     from millpond.identity.audit_check import Report
+    from millpond.identity.ring import KeyRing
     from millpond.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Read, export and verify the audit log.")
@@ -159,11 +160,31 @@ def _verify_file(settings: Settings, path: Path) -> Report:
     from millpond.cli.key_ring import read_ring
     from millpond.identity.audit_check import verify_lines
 
+    ring = read_ring(settings)
+    asyncio.run(_learn(ring, settings))
     try:
         with path.open("rb") as lines:
-            return verify_lines(read_ring(settings), lines)
+            return verify_lines(ring, lines)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", param="--file") from error
+
+
+async def _learn(ring: KeyRing, settings: Settings) -> None:
+    """Learn of keys that were given up, which the database keeps; says so where it is out of reach."""
+    from millpond.cli.running import find_databases
+    from millpond.db.pool import Database
+
+    try:
+        db = await Database.connect(find_databases(settings).app, name="millpond-audit", max_size=1)
+    except MillpondError:
+        err().print(
+            "the database is out of reach: keys that were given up are not known", style="dim"
+        )
+        return
+    try:
+        await ring.keep(db)
+    finally:
+        await db.close()
 
 
 async def _verify(

@@ -20,7 +20,7 @@ from millpond.db.pool import Database
 from millpond.errors import Unauthenticated
 from millpond.identity.passport import Passport, Seat
 from millpond.identity.ring import KeyRing
-from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load
+from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load, reload
 from millpond.types import Json, Principal, new_id
 
 _LEEWAY_S = 5.0  # clocks of two hosts may differ by this much
@@ -79,7 +79,7 @@ class Keyring:
         async with self._reading:
             if self.age_s < _REFRESH_S:
                 return
-            self._signer, known = await load(self._db, self._ring)
+            self._signer, known = await reload(self._db, self._ring, self._signer)
             self._refreshed_at = time.monotonic()
             self._known = {key.kid: key for key in known}
             self._verified.clear()
