@@ -18,7 +18,7 @@ from millpond.engine.quota_plans import Plans
 from millpond.engine.quotas import BlockGone, QuotaBusy, Ticket
 from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit
-from millpond.errors import OverQuota, Permanent
+from millpond.errors import MillpondError, OverQuota, Permanent
 from millpond.types import Intent
 
 from .conftest import Pond
@@ -402,3 +402,28 @@ async def test_a_due_schedule_that_is_not_paid_for_says_so_and_goes_on(
     with pytest.raises(OverQuota):
         async with pond.db.org(pond.org_id) as con:
             await quotas.spend_one(con, pond.org_id)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "update plan set limits = '{}'",
+        "insert into model_price values ('m', 1, 1)",
+        "insert into rate_bucket (bucket, tokens) values ('org:1', 9)",
+    ],
+)
+async def test_nothing_of_the_platform_is_changed_in_a_transaction_of_an_org(
+    urls: Urls, org: int, write: str
+) -> None:
+    async with _process(urls) as (db, _):
+        async with db.globals() as con:
+            assert await con.execute(write) != "UPDATE 0"
+            await con.execute("delete from model_price")
+            await con.execute("delete from rate_bucket")
+        if write.startswith("update"):
+            async with db.org(org) as con:
+                assert await con.execute(write) == "UPDATE 0"
+            return
+        with pytest.raises(MillpondError):
+            async with db.org(org) as con:
+                await con.execute(write)
