@@ -10,7 +10,7 @@ nobody is refused for it, but asked to come again.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -218,6 +218,14 @@ async def give_back_all(con: Connection, org_id: int) -> None:
     await con.execute(_SQL["fold"], org_id, [row["block_id"] for row in rows])
 
 
+async def recount(con: Connection, org_id: int, names: Iterable[str]) -> None:
+    """Let quotas of runs that were not counted for a while go on from the runs of their periods under way."""
+    for quota in sorted(RUNS.keys() & set(names)):
+        count = await _open(con, org_id, quota)
+        missed = max(0, await _runs_since(con, org_id, count.starts_at) - count.taken)
+        await con.execute(_SQL["take_now"], org_id, quota, count.starts_at, missed)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Used:
     """What an org has used of one quota; what stands until it is deleted renews never."""
@@ -292,8 +300,7 @@ async def _open(con: Connection, org_id: int, quota: str) -> Count:
     assert row is not None
     taken = row["taken"]
     if row["is_new"]:
-        floor = _id_at(row["starts_at"] - timedelta(days=2))
-        taken = await con.fetchval(_SQL["runs_since"], org_id, row["starts_at"], floor)
+        taken = await _runs_since(con, org_id, row["starts_at"])
         await con.execute(_SQL["take_now"], org_id, quota, row["starts_at"], taken)
     return Count(
         quota=quota,
@@ -302,6 +309,12 @@ async def _open(con: Connection, org_id: int, quota: str) -> Count:
         left_s=row["left_s"],
         taken=taken,
     )
+
+
+async def _runs_since(con: Connection, org_id: int, starts_at: datetime) -> int:
+    floor = _id_at(starts_at - timedelta(days=2))
+    runs: int = await con.fetchval(_SQL["runs_since"], org_id, starts_at, floor)
+    return runs
 
 
 async def _lock(
