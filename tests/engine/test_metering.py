@@ -19,6 +19,7 @@ from millpond.errors import InvalidInput, Permanent, Transient
 from millpond.retry import Retry
 
 from .conftest import Pond
+from .test_children import cancel
 from .test_faults import worker_process
 
 PRICE = (3_000_000, 15_000_000)
@@ -285,3 +286,37 @@ async def test_the_time_of_a_dead_worker_with_many_leases_is_counted_for_each(
     assert len(await Maintenance(pond.engine_db, lease_s=1.0).rescue()) == 2
     row = (await days(pond, admin))["noop", ""]
     assert 2 * 99 <= row["worker_s"] < 2 * 105
+
+
+@pytest.mark.parametrize("is_obliged", [False, True])
+async def test_what_a_step_spent_before_its_run_was_cancelled_is_counted(
+    pond: Pond, admin: asyncpg.Connection, is_obliged: bool
+) -> None:
+    has_spent = asyncio.Event()
+
+    async def undo(step: StepContext, done: str) -> None:
+        pass
+
+    async def first(step: StepContext) -> str:
+        return "done"
+
+    async def ask(step: StepContext) -> None:
+        step.spend("m", input_tokens=100, output_tokens=10)
+        has_spent.set()
+        await asyncio.sleep(60)
+
+    async def asking(ctx: Context, _: None) -> None:
+        if is_obliged:
+            await ctx.step(one, undo=back)
+        await ctx.step(step)
+
+    back, one, step = pond.step(undo), pond.step(first), pond.step(ask)
+    flow = pond.flow(asking)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        async with asyncio.timeout(20):
+            await has_spent.wait()
+        await cancel(pond, run_id)
+        assert (await pond.ended(run_id))["outcome"] == "cancelled"
+    row = (await days(pond, admin))["asking", "m"]
+    assert (row["input_tokens"], row["output_tokens"]) == (100, 10)
