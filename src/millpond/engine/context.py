@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -26,6 +26,7 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, output_of, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
+from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
@@ -361,6 +362,10 @@ class Context(Fanning, Signals, Continuing, Values):
     async def settled(self) -> None:
         """Wait until every record of this attempt is stored or refused."""
         await self._performer.settled()
+
+    def unrecorded(self) -> Sequence[Spent]:
+        """Return what tries used on models that were ended from outside before their record."""
+        return self._performer.unrecorded
 
     async def await_answer(self, key: str) -> None:
         """Park until a human has answered what is asked about a step."""

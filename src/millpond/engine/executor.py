@@ -207,6 +207,7 @@ def _delay_s(attempt: Attempt, error: Exception) -> float | None:
 
 async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied]:
     """End a run that did not succeed, after what is to be done before that."""
+    spent = attempt.context.unrecorded()
     if attempt.is_ending or attempt.context.is_obliged:
         attempt.is_ending = True
         try:
@@ -220,6 +221,7 @@ async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied
             outcome=failure.outcome,
             error=None if error is None else orjson.dumps(error).decode(),
             event_data=orjson.dumps({} if error is None else {"error": error}).decode(),
+            spent=spent,
         )
     )
     return []

@@ -60,6 +60,8 @@ class Performer:
         self._timed = scope.timed
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[None]] = set()
+        # What tries used that were ended from outside; the run's end tells of it.
+        self.unrecorded: list[Spent] = []
         branches.on_mixed = partial(scope.mixed.add, lease)
 
     async def perform(
@@ -148,6 +150,7 @@ class Performer:
             return value
         except (asyncio.CancelledError, SystemExit) as error:
             if self._branches.closed is not None:
+                self.unrecorded += plan.take_spent()
                 raise Unwind(self._branches.closed) from error
             raise_stray(error, f"step {plan.name}")
         except TimeoutError as error:
