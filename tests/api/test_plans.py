@@ -51,6 +51,31 @@ async def test_an_org_is_limited_as_soon_as_it_has_a_plan(
     assert (await ann.post("/v1/runs", json={"flow": "echo"})).status_code == 402
 
 
+async def test_runs_of_a_time_without_a_limit_count_when_it_is_there_again(
+    front: Front, ann: Client, operator: Client, admin: asyncpg.Connection
+) -> None:
+    await front.publish()
+
+    async def limit(most: int | None) -> None:
+        body = {"overrides": {"runs_per_month": most}}
+        given = await operator.put(f"/v1/platform/orgs/{front.org_id}/plan", json=body)
+        assert given.status_code == 200, given.text
+
+    async def start(runs: int) -> list[int]:
+        return [
+            (await ann.post("/v1/runs", json={"flow": "echo"})).status_code for _ in range(runs)
+        ]
+
+    await limit(3)
+    assert await start(2) == [202, 202]
+    await limit(None)
+    assert await start(3) == [202, 202, 202]
+    await limit(6)
+    taken = "select taken from quota_count where org_id = $1"
+    assert await admin.fetchval(taken, front.org_id) == 5
+    assert await start(2) == [202, 402]
+
+
 async def test_the_default_plan_is_that_of_every_org_without_one(
     front: Front, ann: Client, operator: Client
 ) -> None:

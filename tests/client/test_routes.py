@@ -9,7 +9,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
@@ -145,6 +145,8 @@ def _value(name: str, annotation: str) -> Any:
         return [{"flow": "f", "name": "n"}]
     if annotation.startswith("datetime"):
         return datetime(2026, 1, 1, tzinfo=UTC)
+    if annotation.startswith("date "):
+        return date(2026, 1, 1)
     if annotation.startswith("Mapping"):
         return {"name": "value"}
     return {"bytes": b"x"}.get(annotation, ID)

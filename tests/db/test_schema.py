@@ -46,6 +46,8 @@ GLOBAL_TABLES = {
     "rate_bucket",
 }
 IN_ORG = "(org_id = (NULLIF(current_setting('millpond.org'::text, true), ''::text))::bigint)"
+OF_PLATFORM = {"plan", "model_price", "rate_bucket"}
+NO_ORG = "(NULLIF(current_setting('millpond.org'::text, true), ''::text) IS NULL)"
 A_VALUE = {
     "bigint": "1",
     "integer": "1",
@@ -123,15 +125,25 @@ async def test_every_tenant_table_has_forced_row_security(admin: asyncpg.Connect
 
 
 async def test_the_application_is_bound_to_its_org_by_policy(admin: asyncpg.Connection) -> None:
-    """One policy per tenant table lets the application in: its own org, to read and to write."""
+    """One policy per tenant table lets the application in: its own org, to read and to write.
+
+    What is of the platform and can be changed by the application is changed without an org alone.
+    """
     rows = await admin.fetch(
         """select tablename, policyname, permissive, roles::text[], cmd, qual, with_check
              from pg_policies where schemaname = 'millpond' and roles && array['public', $1]::name[]""",
         APP,
     )
-    wrong = [tuple(row) for row in rows if (row["qual"], row["with_check"]) != (IN_ORG, IN_ORG)]
+    shared = [row for row in rows if row["tablename"] in OF_PLATFORM]
+    assert {(row["tablename"], row["cmd"], row["qual"], row["with_check"]) for row in shared} == {
+        one
+        for table in OF_PLATFORM
+        for one in ((table, "ALL", NO_ORG, NO_ORG), (table, "SELECT", "true", None))
+    }
+    tenant = [row for row in rows if row["tablename"] not in OF_PLATFORM]
+    wrong = [tuple(row) for row in tenant if (row["qual"], row["with_check"]) != (IN_ORG, IN_ORG)]
     assert wrong == []
-    assert sorted(row["tablename"] for row in rows) == await tenant_tables(admin)
+    assert sorted(row["tablename"] for row in tenant) == await tenant_tables(admin)
 
 
 async def test_org_id_comes_first_in_every_unique_index(admin: asyncpg.Connection) -> None:

@@ -13,12 +13,12 @@ import pytest_asyncio
 
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
-from millpond.engine import firing, quotas
+from millpond.engine import firing, quotas, reserving
 from millpond.engine.quota_plans import Plans
-from millpond.engine.quotas import BlockGone, Ticket
+from millpond.engine.quotas import BlockGone, QuotaBusy, Ticket
 from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit
-from millpond.errors import OverQuota, Permanent
+from millpond.errors import MillpondError, OverQuota, Permanent
 from millpond.types import Intent
 
 from .conftest import Pond
@@ -57,6 +57,13 @@ async def _used(db: Database, org: int, quota: str = "runs_per_month") -> int:
     async with db.org(org) as con:
         found = await quotas.read_used(con, org, await quotas.limits_of(con, org))
     return next(one.used for one in found if one.quota == quota)
+
+
+async def _until(admin: asyncpg.Connection, org: int, taken: int) -> None:
+    """Wait until so much of the quota is taken in all."""
+    async with asyncio.timeout(20):
+        while await _runs(admin, org) < taken:
+            await asyncio.sleep(0.01)
 
 
 @asynccontextmanager
@@ -144,17 +151,134 @@ async def test_a_block_that_was_taken_back_pays_for_nothing(
 async def test_a_transaction_under_way_is_counted_before_its_block_is_taken_back(
     urls: Urls, org: int, admin: asyncpg.Connection
 ) -> None:
+    """What it spends is not known before it commits: till then nobody is refused for good."""
     await _limit(admin, org, runs_per_month=4)
     async with _process(urls) as (db, slow), _process(urls) as (other, quick):
         ticket = await slow.take(org, 1)
         async with db.org(org) as con:
             await submit(con, [_intent(org)], ticket)
-            accepted, _ = await _accept_until_refused(other, quick, org)
-        assert accepted <= 3
-        more, _ = await _accept_until_refused(other, quick, org)
-        await asyncio.sleep(0)
-        assert accepted + more <= 3
-    assert await _runs(admin, org) <= 4
+            for _ in range(3):
+                await _accept(other, quick, org)
+            with pytest.raises(QuotaBusy):
+                await _accept(other, quick, org)
+        accepted, error = await _accept_until_refused(other, quick, org)
+        assert (accepted, error.details["used"]) == (0, 4)
+    assert await _runs(admin, org) == 4
+
+
+async def test_what_a_transaction_under_way_leaves_is_accepted_by_others(
+    urls: Urls, org: int, admin: asyncpg.Connection
+) -> None:
+    await _limit(admin, org, runs_per_month=100)
+    async with _process(urls) as (db, slow), _process(urls) as (other, quick):
+        for _ in range(80):
+            await _accept(other, quick, org)
+        await quick.close()
+        ticket = await slow.take(org, 15)
+        async with db.org(org) as con:
+            await submit(con, [_intent(org)], ticket)
+            under_way = asyncio.create_task(_accept_until_refused(other, quick, org))
+            await _until(admin, org, 85)
+        accepted, _ = await under_way
+        assert accepted == 19
+    assert await _runs(admin, org) == 100
+
+
+async def test_the_engine_asks_to_come_again_while_others_spend(
+    urls: Urls, org: int, admin: asyncpg.Connection, engine_db: EngineDatabase
+) -> None:
+    await _limit(admin, org, runs_per_month=10)
+    async with _process(urls) as (db, reserver):
+        ticket = await reserver.take(org, 5)
+        async with db.org(org) as con:
+            await submit(con, [_intent(org)], ticket)
+            with pytest.raises(QuotaBusy):
+                async with engine_db.duty("schedule") as duty:
+                    await quotas.take_now(duty, org, 7)
+        async with engine_db.duty("schedule") as duty:
+            assert await quotas.take_now(duty, org, 7) == 7
+
+
+async def test_a_schedule_stays_due_while_others_spend_the_last(
+    reporting: Pond, admin: asyncpg.Connection
+) -> None:
+    pond = reporting
+    await publish(pond)
+    schedule = await make(pond, name="one", missed="one")
+    await _limit(admin, pond.org_id, runs_per_month=1)
+    await admin.execute("update schedule set next_due_at = date_trunc('minute', clock_timestamp())")
+    reserver = Reserver(pond.db, Plans())
+    ticket = await reserver.take(pond.org_id, 1)
+    with pytest.raises(Permanent):
+        async with pond.db.org(pond.org_id) as con:
+            await submit(con, [_intent(pond.org_id)], ticket)
+            assert await firing.fire(pond.engine_db) == []
+            raise Permanent("something else was wrong")
+    assert len(await firing.fire(pond.engine_db)) == 1
+    assert (await read(pond, schedule)).last_error is None
+
+
+async def test_blocks_that_others_ended_are_forgotten(
+    urls: Urls, org: int, admin: asyncpg.Connection
+) -> None:
+    await _limit(admin, org, runs_per_month=20)
+    async with _process(urls) as (db, slow), _process(urls) as (other, quick):
+        await _accept(db, slow, org)
+        await _accept_until_refused(other, quick, org)
+        (held,) = slow._held.values()
+        with pytest.raises(OverQuota):
+            await _accept(db, slow, org)
+        await slow.close()
+        assert not any(held.retired.values())
+
+
+async def test_a_lowered_plan_stops_a_busy_org(
+    urls: Urls, org: int, admin: asyncpg.Connection
+) -> None:
+    """Blocks that were taken by the old plan pay for nothing once the process has heard of the new one."""
+    await _limit(admin, org, runs_per_month=1000)
+    async with _process(urls) as (db, reserver):
+        for _ in range(3):
+            await _accept(db, reserver, org)
+        await _limit(admin, org, runs_per_month=3)
+        await reserver.refresh()
+        accepted, error = await _accept_until_refused(db, reserver, org)
+    assert (accepted, error.details["used"]) == (0, 3)
+
+
+async def test_all_blocks_are_given_back_when_whoever_spends_of_them_has_committed(
+    urls: Urls, org: int, admin: asyncpg.Connection
+) -> None:
+    await _limit(admin, org, runs_per_month=100)
+
+    async def give_back() -> None:
+        async with other.org(org) as con:
+            await quotas.give_back_all(con, org)
+
+    async with _process(urls) as (db, reserver), _process(urls) as (other, _):
+        ticket = await reserver.take(org, 1)
+        async with db.org(org) as con:
+            await submit(con, [_intent(org)], ticket)
+            giving = asyncio.create_task(give_back())
+            async with asyncio.timeout(10):
+                while not await admin.fetchval("select count(*) from pg_locks where not granted"):
+                    await asyncio.sleep(0.01)
+        await giving
+        with pytest.raises(BlockGone):
+            async with db.org(org) as con:
+                await submit(con, [_intent(org)], ticket)
+    assert await admin.fetchval("select taken from quota_count where org_id = $1", org) == 1
+
+
+async def test_an_org_without_limits_does_not_wait_for_the_database(
+    urls: Urls, org: int, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with _process(urls) as (_, reserver):
+        await reserver.refresh()
+        monkeypatch.setattr(reserving, "_STALE_S", 0.0)
+        async with admin.transaction(), asyncio.timeout(5):
+            await admin.execute("lock table plan")
+            assert await reserver.limits_if_any(org) == {}
 
 
 async def test_what_is_not_spent_is_given_back(
@@ -266,7 +390,7 @@ async def test_a_due_schedule_that_is_not_paid_for_says_so_and_goes_on(
 ) -> None:
     pond = reporting
     await publish(pond)
-    made = [await make(pond, name=name) for name in ("one", "two", "three")]
+    made = [await make(pond, name=name, missed="one") for name in ("one", "two", "three")]
     await _limit(admin, pond.org_id, runs_per_month=2)
     for schedule in made:
         await back(pond, schedule, seconds=30)
@@ -279,3 +403,28 @@ async def test_a_due_schedule_that_is_not_paid_for_says_so_and_goes_on(
     with pytest.raises(OverQuota):
         async with pond.db.org(pond.org_id) as con:
             await quotas.spend_one(con, pond.org_id)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "update plan set limits = '{}'",
+        "insert into model_price values ('m', 1, 1)",
+        "insert into rate_bucket (bucket, tokens) values ('org:1', 9)",
+    ],
+)
+async def test_nothing_of_the_platform_is_changed_in_a_transaction_of_an_org(
+    urls: Urls, org: int, write: str
+) -> None:
+    async with _process(urls) as (db, _):
+        async with db.globals() as con:
+            assert await con.execute(write) != "UPDATE 0"
+            await con.execute("delete from model_price")
+            await con.execute("delete from rate_bucket")
+        if write.startswith("update"):
+            async with db.org(org) as con:
+                assert await con.execute(write) == "UPDATE 0"
+            return
+        with pytest.raises(MillpondError):
+            async with db.org(org) as con:
+                await con.execute(write)

@@ -221,7 +221,7 @@ def device_of(request: Request) -> Device:
 
 async def _admit(request: Request, ports: Ports, principal: Principal) -> None:
     """Let a request of a known caller through, or raise RateLimited; the answer tells how many are left."""
-    limits = await ports.reserver.limits(principal.org_id)
+    limits = await ports.reserver.limits_if_any(principal.org_id)
     if not limits:
         return
     try:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
-from millpond.errors import MillpondError, Transient
+from millpond.errors import Transient
 from millpond.types import NO_ORG, Principal
 
 _SQL = queries("rates")
@@ -104,14 +104,16 @@ class Rates:
 
     def _bucket(self, name: str, policy: str, per_s: float) -> _Bucket:
         bucket = self._buckets.get(name)
-        if bucket is None or bucket.per_s != per_s:
+        if bucket is None:
             bucket = self._buckets[name] = _Bucket(name, policy, per_s, max(1.0, per_s))
+        bucket.per_s, bucket.most = per_s, max(1.0, per_s)
         return bucket
 
     async def _take(self, bucket: _Bucket) -> bool:
         taken = bucket.take(time.monotonic())
         if taken is not None:
             return taken
+        bucket = self._buckets.setdefault(bucket.name, bucket)  # it may have been swept meanwhile
         future: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         bucket.waiting.append(future)
         if self._asking is None:
@@ -119,11 +121,12 @@ class Rates:
         return await future
 
     async def _ask(self) -> None:
-        """Take for everybody who waits, as often as somebody does."""
+        """Take for everybody who waits, as often as somebody does; nobody is left waiting."""
+        waiting: dict[str, list[asyncio.Future[bool]]] = {}
         try:
             while asked := [one for one in self._buckets.values() if one.waiting]:
-                waiting = {one.name: one.waiting for one in asked}
                 wanted = [one.wanted(time.monotonic()) for one in asked]
+                waiting = {one.name: one.waiting for one in asked}
                 for one in asked:
                     one.waiting = []
                 try:
@@ -131,13 +134,17 @@ class Rates:
                         granted = await _take_all(con, asked, wanted)
                         if self._sweeps():
                             await con.execute(_SQL["sweep"])
-                except MillpondError as error:
-                    for future in (one for held in waiting.values() for one in held):
-                        if not future.done():
-                            future.set_exception(error)
+                except Exception as error:  # noqa: BLE001 - whoever waits raises it
+                    _fail(waiting, error)
                     continue
                 for one in asked:
                     _give(one, waiting[one.name], *granted.get(one.name, (0, 0.0)))
+        except BaseException as error:
+            for one in self._buckets.values():
+                waiting.setdefault(one.name, []).extend(one.waiting)
+                one.waiting = []
+            _fail(waiting, error)
+            raise
         finally:
             self._asking = None
 
@@ -185,6 +192,17 @@ async def _take_all(
         await con.execute(_SQL["open"], new[0], new[3])
         rows += await con.fetch(_SQL["take"], *new)
     return {row["bucket"]: (row["granted"], row["tokens"]) for row in rows}
+
+
+def _fail(waiting: Mapping[str, Sequence[asyncio.Future[bool]]], error: BaseException) -> None:
+    """Let everybody who waits raise an error, or be cancelled where the asking was."""
+    for future in (one for held in waiting.values() for one in held):
+        if future.done():
+            continue
+        if isinstance(error, Exception):
+            future.set_exception(error)
+        else:
+            future.cancel()
 
 
 def _give(

@@ -48,13 +48,14 @@ class StepWrite:
 
 @dataclass(kw_only=True, slots=True)
 class FinishWrite:
-    """A run's end: `outcome` is succeeded, failed or cancelled."""
+    """A run's end: `outcome` is succeeded, failed or cancelled; `spent` what steps used that have no record of it."""
 
     lease: Lease
     outcome: str
     event_data: str
     output: str | None = None
     error: str | None = None
+    spent: Sequence[Spent] = ()
 
 
 W = TypeVar("W", StepWrite, FinishWrite)
@@ -86,7 +87,7 @@ class Batch:
     def has_more(self) -> bool:
         """Whether something needs rows of its own: a big value, what was spent on models."""
         return any(is_big(one.write.output) or one.write.spent for one in self.steps) or any(
-            is_big(one.write.output) for one in self.ends
+            is_big(one.write.output) or one.write.spent for one in self.ends
         )
 
     @property

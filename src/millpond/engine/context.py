@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -16,7 +16,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from millpond.engine import waits
-from millpond.engine.branches import Branches, Unwind
+from millpond.engine.branches import Branches, Unwind, refuse_secret
 from millpond.engine.calling import Caller, unregistered
 from millpond.engine.checkpoints import check_room
 from millpond.engine.children import Child, ChildFailed
@@ -26,6 +26,7 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, output_of, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
+from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
@@ -78,6 +79,7 @@ class Context(Fanning, Signals, Continuing, Values):
         input_type: TypeAdapter[Any] | None = None,
         performer: Callable[..., Performer] = Performer,
         heeds_cancel: bool = True,
+        opens: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
         self._claimed = claimed
         self._lease = claimed.lease
@@ -95,8 +97,8 @@ class Context(Fanning, Signals, Continuing, Values):
             # Endings undo what was done: they need no right.
             right=right_of(scope.asking, claimed) if heeds_cancel else None,
         )
-        self._opening = Opening(claimed, scope, self._performer)
-        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opening.open)
+        self._opens = opens or Opening(claimed, scope, self._performer).open
+        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opens)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -217,9 +219,7 @@ class Context(Fanning, Signals, Continuing, Values):
         may not act for its subject any more, and in every run that was started under a grant.
         """
         self._branches.here()
-        if self._performer.is_replay:
-            return f"[secret:{name}]"
-        return await self._opening.open(name)
+        return await self._opens(name)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""
@@ -363,6 +363,10 @@ class Context(Fanning, Signals, Continuing, Values):
         """Wait until every record of this attempt is stored or refused."""
         await self._performer.settled()
 
+    def unrecorded(self) -> Sequence[Spent]:
+        """Return what tries used on models that were ended from outside before their record."""
+        return self._performer.unrecorded
+
     async def await_answer(self, key: str) -> None:
         """Park until a human has answered what is asked about a step."""
         await self._branches.park(self._branches.here(), key, is_human=True)
@@ -378,7 +382,8 @@ class Context(Fanning, Signals, Continuing, Values):
     def _lookup(self, key: str, kind: str) -> Recorded | None:
         """Return the record of a key; ends the attempt when another stands at this place.
 
-        Raises Permanent where one more than a run may have would be recorded.
+        Raises Permanent where one more than a run may have would be recorded, InvalidInput where its name shows a
+        secret; what was recorded before that secret was opened is given out.
         """
         if self._history:
             place = self._branches.here().places.get(key)
@@ -388,6 +393,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 raise Unwind("blocked")
         recorded = self._history.get(key)
         if recorded is None:
+            refuse_secret(key)
             self._steps += 1
             check_room(self._steps)
         return recorded

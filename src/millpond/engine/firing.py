@@ -21,7 +21,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import quotas, targets
 from millpond.engine.calendar import LATE_S, calendar, missed_times
-from millpond.engine.quotas import USED_UP
+from millpond.engine.quotas import USED_UP, QuotaBusy
 from millpond.engine.schedules import LABEL
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.targets import Target
@@ -63,7 +63,7 @@ async def fire(database: EngineDatabase) -> list[Readied]:
     try:
         async with database.duty("schedule") as con:
             return await _fire(con, _BATCH, None)
-    except InvalidInput:
+    except (InvalidInput, QuotaBusy):
         return await _fire_each(database)
 
 
@@ -75,6 +75,8 @@ async def _fire_each(database: EngineDatabase) -> list[Readied]:
         try:
             async with database.duty("schedule_alone") as con:
                 readied += await _fire(con, 1, row["schedule_id"])
+        except QuotaBusy:
+            continue  # it stays due
         except Transient:
             raise
         except MillpondError as error:

@@ -19,7 +19,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import gathering, targets
 from millpond.engine.gathering import Group, Held, Rule
-from millpond.engine.quotas import Ticket
+from millpond.engine.quotas import QuotaBusy, Ticket
 from millpond.engine.starting import GroupKey, Outcome, Start, carry_out, group_columns
 from millpond.engine.waits import Readied
 from millpond.errors import Conflict, InvalidInput, MillpondError, Transient
@@ -110,7 +110,7 @@ async def lapse(database: EngineDatabase) -> list[Readied]:
     try:
         async with database.duty("trigger") as con:
             return await _lapse(con, _BATCH)
-    except InvalidInput:
+    except (InvalidInput, QuotaBusy):
         return await _lapse_each(database)
 
 
@@ -123,6 +123,8 @@ async def _lapse_each(database: EngineDatabase) -> list[Readied]:
         try:
             async with database.duty("trigger_alone") as con:
                 readied += await _lapse(con, 1, key)
+        except QuotaBusy:
+            continue  # it stays due
         except Transient:
             raise
         except MillpondError as error:

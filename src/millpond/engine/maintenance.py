@@ -51,14 +51,16 @@ class Maintenance:
             if now < self._hold_until:
                 return []
             dead = await con.fetch(_SQL["expired_workers"])
-            lost = await con.fetch(_SQL["orphaned"], _BATCH)
+            lost = await con.fetch(_SQL["orphaned"], _BATCH, self._lease_s)
             if not lost:
                 return []
             charges = now - self._hold_until > self._lease_s
             steps = [row for row in lost if row["kind"] == "step"]
             runs = [row for row in lost if row["kind"] == "run"]
             poisoned = [row for row in runs if charges and poison.is_poison(row)]
-            heard_at = {row["worker_id"]: row["beat_at"] for row in dead}
+            # The session of a worker that held more than a batch is gone since the first.
+            heard_at = {row["worker_id"]: row["silent_at"] for row in lost}
+            heard_at |= {row["worker_id"]: row["beat_at"] for row in dead}
             readied = await remote.rescue(con, steps, is_death=charges, heard_at=heard_at)
             readied += await poison.fail(con, poisoned, heard_at)
             back = [row for row in runs if row not in poisoned]

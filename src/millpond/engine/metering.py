@@ -8,8 +8,11 @@ days, so that it is counted once.
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import structlog
 
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
@@ -17,8 +20,9 @@ from millpond.errors import InvalidInput
 from millpond.types import new_id
 
 _SQL = queries("metering")
+_log = structlog.get_logger("millpond.metering")
 _BATCH = 2000
-_MOST = 2**53
+_MOST = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +39,7 @@ class Spent:
             raise InvalidInput("a model's name has 1 to 200 characters", param="model")
         for name in ("input_tokens", "output_tokens"):
             if not 0 <= getattr(self, name) <= _MOST:
-                raise InvalidInput("tokens are a whole number from 0", param=name)
+                raise InvalidInput(f"tokens are a whole number from 0 to {_MOST}", param=name)
 
 
 async def store(con: Connection, spent: Sequence[tuple[int, object, Spent]]) -> None:
@@ -55,6 +59,27 @@ async def store(con: Connection, spent: Sequence[tuple[int, object, Spent]]) -> 
 
 async def fold(database: EngineDatabase) -> bool:
     """Add the oldest parts to their days; returns whether more are left."""
+    try:
+        return await _fold(database, _BATCH) == _BATCH
+    except InvalidInput:
+        return await _fold_singly(database)
+
+
+async def _fold(database: EngineDatabase, limit: int, part_id: uuid.UUID | None = None) -> int:
     async with database.duty("fold_usage", durable=True) as con:
-        folded = await con.fetchval(_SQL["fold"], _BATCH)
-    return bool(folded == _BATCH)
+        folded: int = await con.fetchval(_SQL["fold"], limit, part_id)
+    return folded
+
+
+async def _fold_singly(database: EngineDatabase) -> bool:
+    """Add parts one by one, so that one that cannot be added stops no other; it is removed, and the log tells."""
+    async with database.statement("usage_parts") as con:
+        rows = await con.fetch(_SQL["part_ids"], _BATCH)
+    for row in rows:
+        try:
+            await _fold(database, 1, row["part_id"])
+        except InvalidInput as error:
+            _log.error("usage.part_dropped", part_id=str(row["part_id"]), error=error.code)
+            async with database.duty("drop_usage") as con:
+                await con.execute(_SQL["drop_part"], row["part_id"])
+    return len(rows) == _BATCH

@@ -2,14 +2,15 @@
 
 Called by `reserving` (blocks, in short transactions of their own) and by whoever starts runs in a transaction of
 the engine's or of a bulk step (at once). Invariants: what was spent and what blocks hold is never more than the
-quota; a block pays only for what commits while it stands; a count is locked before blocks of its quota, and a block
-that somebody spends of at this moment is passed over, so that nobody waits in a circle.
+quota; a block pays only for what commits while it stands; counts are locked before blocks, in the order of quota and
+period. A block that somebody spends of at this moment is passed over: what it has left is not known then, so that
+nobody is refused for it, but asked to come again.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -35,6 +36,15 @@ class BlockGone(Transient):
     """A block that should pay was taken back meanwhile, or its period is over: nothing is stored, take another."""
 
     code = "quota_block_gone"
+
+
+class QuotaBusy(Transient):
+    """Others spend of the last blocks at this moment: what is left is known when their transactions are over."""
+
+    code = "quota_busy"
+
+    def __init__(self) -> None:
+        super().__init__("others spend the last of the quota at this moment", retry_after_s=1.0)
 
 
 class TooFew(MillpondError):
@@ -104,25 +114,31 @@ async def take_block(
     needed: int,
     wanted: int,
     retired: Sequence[uuid.UUID],
+    is_patient: bool = False,
 ) -> tuple[Taken | None, set[uuid.UUID]]:
     """Take a block of at most `wanted`, fewer than `needed` where no more is left; ends `retired` blocks first.
 
     Returns None where the org has no such quota any more, and the retired blocks that are ended. Raises OverQuota when
-    nothing is left, nor in blocks of others.
+    nothing is left, nor in blocks of others, and QuotaBusy when that is not known; one that `is_patient` also when
+    fewer than `needed` may be left.
     """
     maximum = (await limits_of(con, org_id)).get(quota)
     if maximum is None:
         return None, set(retired)
+    if retired:
+        await con.execute(_SQL["lock_counts_of"], org_id, list(retired))
     count = await _open(con, org_id, quota)
     ended: set[uuid.UUID] = set()
     taken = count.taken
     if retired:
-        ended = await _lock(con, org_id, count, retired)
-        taken = await _fold(con, org_id, count, ended, taken)
+        taken = await _fold(con, org_id, count, await _lock(con, org_id, count, retired), taken)
+        ended = set(retired) - await _standing(con, org_id, retired)
     room = int(maximum) - taken
     if room < needed:
         taken = await _fold(con, org_id, count, await _lock(con, org_id, count, None), taken)
         room = int(maximum) - taken
+    if room <= 0 or (is_patient and room < needed):
+        await _check_known(con, org_id, count)
     if room <= 0:
         raise over(quota, taken, int(maximum), count.ends_at)
     # Near the maximum blocks are small: what one process holds, others have to fetch back.
@@ -137,7 +153,8 @@ async def take_block(
 async def take_now(con: Connection, org_id: int, amount: int) -> int:
     """Spend of an org's quotas of runs in this transaction; returns how many runs that allows, `amount` at most.
 
-    The counts stay locked until the transaction ends. Several orgs are taken in the order of their ids.
+    The counts stay locked until the transaction ends. Several orgs are taken in the order of their ids. Raises
+    QuotaBusy where it is not known whether it allows them all.
     """
     limits = await limits_of(con, org_id)
     allowed = amount if await _spent_all(con, org_id, limits) is None else 0
@@ -147,6 +164,8 @@ async def take_now(con: Connection, org_id: int, amount: int) -> int:
         taken, most = count.taken, int(limits[quota])
         if most - taken < allowed:
             taken = await _fold(con, org_id, count, await _lock(con, org_id, count, None), taken)
+        if most - taken < allowed:
+            await _check_known(con, org_id, count)
         allowed = max(0, min(allowed, most - taken))
         counts.append(count)
     for count in counts if allowed else ():
@@ -168,7 +187,7 @@ async def refuse(con: Connection, org_id: int) -> None:
     for used in await read_used(con, org_id, limits):
         if used.used >= used.maximum:
             raise over(used.quota, used.used, used.maximum, used.renews_at)
-    raise Transient("the quota is being spent by others at this moment", code="quota_busy")
+    raise QuotaBusy
 
 
 async def check_spent(con: Connection, org_id: int) -> None:
@@ -179,19 +198,32 @@ async def check_spent(con: Connection, org_id: int) -> None:
 
 
 async def give_back(con: Connection, org_id: int, blocks: Sequence[uuid.UUID]) -> set[uuid.UUID]:
-    """End blocks, and what was not spent of them goes back; returns those that nobody spends of at this moment."""
+    """End blocks, and what was not spent of them goes back; returns those that do not stand any more.
+
+    Those that somebody spends of at this moment go on standing.
+    """
+    await con.execute(_SQL["lock_counts_of"], org_id, list(blocks))
     rows = await con.fetch(_SQL["lock_blocks"], org_id, list(blocks), None, None)
-    ended = [row["block_id"] for row in rows]
-    await con.execute(_SQL["fold"], org_id, ended)
-    return set(ended)
+    await con.execute(_SQL["fold"], org_id, [row["block_id"] for row in rows])
+    return set(blocks) - await _standing(con, org_id, blocks)
 
 
 async def give_back_all(con: Connection, org_id: int) -> None:
-    """End all blocks of an org, so that changed limits hold at once for whoever takes the next."""
+    """End all blocks of an org, so that changed limits hold at once for whoever takes the next.
+
+    Waits for the transactions that spend of them, which wait for no count.
+    """
     await con.execute(_SQL["lock_counts"], org_id)
-    await give_back(
-        con, org_id, [row["block_id"] for row in await con.fetch(_SQL["blocks"], org_id)]
-    )
+    rows = await con.fetch(_SQL["lock_all_blocks"], org_id)
+    await con.execute(_SQL["fold"], org_id, [row["block_id"] for row in rows])
+
+
+async def recount(con: Connection, org_id: int, names: Iterable[str]) -> None:
+    """Let quotas of runs that were not counted for a while go on from the runs of their periods under way."""
+    for quota in sorted(RUNS.keys() & set(names)):
+        count = await _open(con, org_id, quota)
+        missed = max(0, await _runs_since(con, org_id, count.starts_at) - count.taken)
+        await con.execute(_SQL["take_now"], org_id, quota, count.starts_at, missed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -268,8 +300,7 @@ async def _open(con: Connection, org_id: int, quota: str) -> Count:
     assert row is not None
     taken = row["taken"]
     if row["is_new"]:
-        floor = _id_at(row["starts_at"] - timedelta(days=2))
-        taken = await con.fetchval(_SQL["runs_since"], org_id, row["starts_at"], floor)
+        taken = await _runs_since(con, org_id, row["starts_at"])
         await con.execute(_SQL["take_now"], org_id, quota, row["starts_at"], taken)
     return Count(
         quota=quota,
@@ -280,11 +311,29 @@ async def _open(con: Connection, org_id: int, quota: str) -> Count:
     )
 
 
+async def _runs_since(con: Connection, org_id: int, starts_at: datetime) -> int:
+    floor = _id_at(starts_at - timedelta(days=2))
+    runs: int = await con.fetchval(_SQL["runs_since"], org_id, starts_at, floor)
+    return runs
+
+
 async def _lock(
     con: Connection, org_id: int, count: Count, blocks: Sequence[uuid.UUID] | None
 ) -> set[uuid.UUID]:
     named = None if blocks is None else list(blocks)
     rows = await con.fetch(_SQL["lock_blocks"], org_id, named, count.quota, count.starts_at)
+    return {row["block_id"] for row in rows}
+
+
+async def _check_known(con: Connection, org_id: int, count: Count) -> None:
+    """Raise QuotaBusy where blocks that could not be ended may give something back."""
+    if await con.fetchval(_SQL["held"], org_id, count.quota, count.starts_at):
+        raise QuotaBusy
+
+
+async def _standing(con: Connection, org_id: int, blocks: Sequence[uuid.UUID]) -> set[uuid.UUID]:
+    """Return which blocks stand, as far as this transaction sees."""
+    rows = await con.fetch(_SQL["standing"], org_id, list(blocks))
     return {row["block_id"] for row in rows}
 
 

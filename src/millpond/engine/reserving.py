@@ -8,6 +8,8 @@ an org is refused only after the database said that nothing is left, also in blo
 from __future__ import annotations
 
 import asyncio
+import math
+import random
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -20,7 +22,7 @@ import structlog
 from millpond.db.pool import Database
 from millpond.engine import quotas
 from millpond.engine.quota_plans import Plans
-from millpond.engine.quotas import RUNS, SPENT, BlockGone, Ticket, TooFew
+from millpond.engine.quotas import RUNS, SPENT, BlockGone, QuotaBusy, Ticket, TooFew
 from millpond.errors import MillpondError, OverQuota, Transient
 
 R = TypeVar("R")
@@ -36,6 +38,8 @@ _FIRST, _LEAST, _MOST = 16, 8, 8192
 # A block is to last a few seconds.
 _SHORT_S, _LONG_S = 2.0, 20.0
 _TRIES = 20
+# How long to let others commit who spend the last of a quota, at most, before the next try.
+_BUSY_S = 0.1
 _MARGIN_S = 0.05
 
 
@@ -105,7 +109,7 @@ class Reserver:
         self._plans = plans
         self._idle_s = idle_s
         self._held: dict[int, _Held] = {}
-        self._heard_at = -_STALE_S
+        self._heard_at = -math.inf
         self._hearing = asyncio.Lock()
 
     async def spending(self, org_id: int, amount: int, work: Callable[[Ticket], Awaitable[R]]) -> R:
@@ -146,11 +150,12 @@ class Reserver:
             else:
                 self.settle(org_id, ticket)
                 return result
-        raise Transient("others spend the last of the quota", code="quota_busy", retry_after_s=1.0)
+        raise QuotaBusy
 
-    async def take(self, org_id: int, amount: int) -> Ticket:
+    async def take(self, org_id: int, amount: int, *, is_patient: bool = False) -> Ticket:
         """Return a ticket for `amount` runs, or for fewer; raises OverQuota when nothing is left.
 
+        One that `is_patient` gets fewer only when no more are left. Raises QuotaBusy when others spend for long.
         Whoever takes it settles or drops it after the transaction.
         """
         names = await self._names(org_id)
@@ -166,8 +171,10 @@ class Reserver:
             async with held.lock:
                 if (ticket := held.take(names, amount, time.monotonic())) is not None:
                     return ticket
-                await self._refill(org_id, held, names, amount)
-        raise Transient("others spend the last of the quota", code="quota_busy", retry_after_s=1.0)
+                is_known = await self._ask(org_id, held, names, amount, is_patient=is_patient)
+            if not is_known:
+                await asyncio.sleep(random.uniform(0, _BUSY_S))
+        raise QuotaBusy
 
     def settle(self, org_id: int, ticket: Ticket, error: BaseException | None = None) -> None:
         """Put back what a transaction did not spend; after an unknown outcome the database alone knows."""
@@ -193,28 +200,31 @@ class Reserver:
         """Hear of changed plans and give back what is not used; runs until it is cancelled."""
         while True:
             await asyncio.sleep(REFRESH_S)
-            try:
-                await self.refresh()
-                await self._give_back_idle()
-            except MillpondError as error:
-                _log.warning("quotas.failed", error=error.code)
+            for chore in (self.refresh, self._give_back_idle):
+                try:
+                    await chore()
+                except MillpondError as error:
+                    _log.warning("quotas.failed", error=error.code)
+                except Exception:  # noqa: BLE001 - a top-level loop; the log tells
+                    _log.exception("quotas.failed")
 
     async def refresh(self) -> None:
-        """Read plans now."""
+        """Read plans now; blocks that were taken by other limits than an org has now are used no more."""
         now = time.monotonic()
+        before = {org_id: self._plans.of(org_id) for org_id in self._held}
         async with self._db.globals() as con:
             await self._plans.refresh(con)
         self._heard_at = now
-        for held in self._held.values():
+        for org_id, held in self._held.items():
             held.refusal = None
+            if self._plans.of(org_id) != before.get(org_id):
+                for name in list(held.blocks):
+                    held.retire(name)
 
     async def close(self) -> None:
         """Give everything back; what the database does not hear of, others take when they need it."""
         for org_id, held in list(self._held.items()):
-            try:
-                await self._give_back(org_id, held)
-            except MillpondError as error:
-                _log.warning("quotas.not_given_back", org_id=org_id, error=error.code)
+            await self._try_give_back(org_id, held)
 
     async def limits(self, org_id: int) -> Mapping[str, float]:
         """Return what an org is limited to, by name, as this process last heard."""
@@ -224,33 +234,55 @@ class Reserver:
                     await self.refresh()
         return self._plans.of(org_id)
 
+    async def limits_if_any(self, org_id: int) -> Mapping[str, float]:
+        """Return the same, but without waiting for the database where no limits were heard of."""
+        if self._heard_at > -math.inf and not self._plans.of(org_id):
+            return {}
+        return await self.limits(org_id)
+
     async def _names(self, org_id: int) -> frozenset[str]:
         """Return by which quotas of runs an org is limited."""
         return _NAMES & (await self.limits(org_id)).keys()
 
     async def _take_all(self, org_id: int, amount: int) -> Ticket:
         """Take a ticket for all of `amount`; raises OverQuota when fewer are left."""
-        ticket = await self.take(org_id, amount)
+        for _ in range(_TRIES):
+            ticket = await self.take(org_id, amount)
+            if ticket.amount >= amount:
+                return ticket
+            self.settle(org_id, ticket)
+            again = await self._take_whole(org_id, amount)
+            if again is None:
+                await asyncio.sleep(random.uniform(0, _BUSY_S))
+                continue
+            if again.amount >= amount:
+                return again
+            self.settle(org_id, again)
+            await self._check_left(org_id, amount)
+        raise QuotaBusy
+
+    async def _take_whole(self, org_id: int, amount: int) -> Ticket | None:
+        """Take a ticket by blocks that are large enough, or by what is left; None while that is not known."""
         names = await self._names(org_id)
-        if ticket.amount >= amount:
-            return ticket
-        held = self._held[org_id]
-        held.give(ticket, ticket.amount)
+        held = self._held.setdefault(org_id, _Held())
         async with held.lock:
             for name in names & _COUNTED:
                 held.retire(name)
-            await self._refill(org_id, held, names, amount)
-            again = held.take(names, amount, time.monotonic())
-        if again is not None and again.amount >= amount:
-            return again
-        if again is not None:
-            held.give(again, again.amount)
+            if not await self._ask(org_id, held, names, amount, is_patient=True):
+                return None
+            return held.take(names, amount, time.monotonic())
+
+    async def _check_left(self, org_id: int, amount: int) -> None:
+        """Raise OverQuota for the quota that has the least left, if less than `amount`."""
         async with self._db.org(org_id) as con:
             limits = await quotas.limits_of(con, org_id)
             counted = {name: most for name, most in limits.items() if name in RUNS}
             used = await quotas.read_used(con, org_id, counted)
-        least = min(used, key=lambda one: one.maximum - one.used)
-        raise quotas.over(least.quota, least.used, least.maximum, least.renews_at, wanted=amount)
+        least = min(used, key=lambda one: one.maximum - one.used, default=None)
+        if least is not None and least.maximum - least.used < amount:
+            raise quotas.over(
+                least.quota, least.used, least.maximum, least.renews_at, wanted=amount
+            )
 
     async def _take_some(self, org_id: int, amount: int) -> Ticket:
         """Take a ticket for all of `amount`, or for what is left of it."""
@@ -259,14 +291,25 @@ class Reserver:
         except OverQuota:
             pass
         try:
-            ticket = await self.take(org_id, amount)
+            ticket = await self.take(org_id, amount, is_patient=True)
         except OverQuota:
             ticket = Ticket(0, [])
         ticket.is_last = True
         return ticket
 
-    async def _refill(self, org_id: int, held: _Held, names: frozenset[str], amount: int) -> None:
-        """Ask for what is not in hand; raises OverQuota, which is remembered for a moment."""
+    async def _ask(
+        self,
+        org_id: int,
+        held: _Held,
+        names: frozenset[str],
+        amount: int,
+        *,
+        is_patient: bool,
+    ) -> bool:
+        """Ask for what is not in hand; raises OverQuota, which is remembered for a moment.
+
+        Returns False where others spend the last at this moment.
+        """
         try:
             if names & _LOOKED_AT and time.monotonic() - held.looked_at >= REFRESH_S:
                 async with self._db.org(org_id) as con:
@@ -275,13 +318,18 @@ class Reserver:
             for name in sorted(names & _COUNTED):
                 block = held.blocks.get(name)
                 if block is None or block.left < 1 or time.monotonic() >= block.until:
-                    await self._refill_one(org_id, held, name, amount)
+                    await self._refill(org_id, held, name, amount, is_patient=is_patient)
+        except QuotaBusy:
+            return False
         except OverQuota as error:
             held.refusal = error
             held.refused_until = time.monotonic() + _REFUSED_S
             raise
+        return True
 
-    async def _refill_one(self, org_id: int, held: _Held, name: str, amount: int) -> None:
+    async def _refill(
+        self, org_id: int, held: _Held, name: str, amount: int, *, is_patient: bool
+    ) -> None:
         old = held.blocks.get(name)
         wanted = held.wanted.get(name, _FIRST)
         now = time.monotonic()
@@ -295,7 +343,13 @@ class Reserver:
         retired = held.retired.get(name, set())
         async with self._db.org(org_id) as con:
             taken, ended = await quotas.take_block(
-                con, org_id, name, needed=amount, wanted=held.wanted[name], retired=list(retired)
+                con,
+                org_id,
+                name,
+                needed=amount,
+                wanted=held.wanted[name],
+                retired=list(retired),
+                is_patient=is_patient,
             )
         retired -= ended
         if taken is None:
@@ -308,9 +362,18 @@ class Reserver:
         now = time.monotonic()
         for org_id, held in list(self._held.items()):
             if now - held.used_at > self._idle_s and not held.lock.locked():
-                await self._give_back(org_id, held)
+                await self._try_give_back(org_id, held)
                 if not held.blocks and not any(held.retired.values()) and not held.lock.locked():
                     self._held.pop(org_id, None)
+
+    async def _try_give_back(self, org_id: int, held: _Held) -> None:
+        """Give back; where that fails others go on, and it is tried again."""
+        try:
+            await self._give_back(org_id, held)
+        except MillpondError as error:
+            _log.warning("quotas.not_given_back", org_id=org_id, error=error.code)
+        except Exception:  # noqa: BLE001 - of one org; the log tells
+            _log.exception("quotas.not_given_back", org_id=org_id)
 
     async def _give_back(self, org_id: int, held: _Held) -> None:
         async with held.lock:

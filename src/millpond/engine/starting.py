@@ -28,6 +28,8 @@ _SQL = queries("inbound")
 EVENT_LABEL = "millpond.event"
 GroupKey = tuple[uuid.UUID, str]
 _Trigger = tuple[int, uuid.UUID]
+# What events (org, event id) are told of the runs that they started.
+_Runs = dict[tuple[int, str], list[Json]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,25 +67,28 @@ async def carry_out(
 ) -> list[Readied]:
     """Write what was decided; returns the new runs. `at_once` are the events just received.
 
-    A `ticket` pays for the runs of the one org that they are of; without one they are paid for here.
+    A `ticket` pays for the runs of the one org that they are of; without one they are paid for here. Triggers and
+    events are locked after what pays, in which order those lock who give back quotas.
     """
+    known = {_of(start.row): start.row["last_error"] for start in outcome.starts}
     await _store_groups(con, outcome)
-    intents = await _make(con, outcome, frozenset(at_once), ticket)
+    intents, runs = await _make(con, outcome, frozenset(at_once), ticket)
     by_org: dict[int, list[Intent]] = defaultdict(list)
     for intent in intents:
         by_org[intent.org_id].append(intent)
     for of_org in by_org.values():
         await submit(con, of_org, ticket)
+    await _note(con, outcome, known)
+    await _add_runs(con, runs)
     return [Readied(org_id=one.org_id, run_id=one.run_id, queue=one.queue) for one in intents]
 
 
 async def _make(
     con: Connection, outcome: Outcome, fresh: frozenset[str], ticket: Ticket | None
-) -> list[Intent]:
-    """Make intents of the starts that their flows take; tells triggers and events of them."""
+) -> tuple[list[Intent], _Runs]:
+    """Make intents of the starts that their flows take, and what to tell events of them."""
     rows = [start.row for start in outcome.starts]
     found = await targets.find(con, [(row["flow"], row["version"]) for row in rows])
-    known = {_of(row): row["last_error"] for row in rows}
     documents = [_document(start) for start in outcome.starts]
     misfits = [
         _misfit(row["flow"], found.get((row["flow"], row["version"])), document)
@@ -95,7 +100,7 @@ async def _make(
     paid = await _paid(con, fitting, ticket)
     senders = await _senders(con, outcome.starts)
     intents: list[Intent] = []
-    runs: dict[tuple[int, str], list[Json]] = defaultdict(list)
+    runs: _Runs = defaultdict(list)
     for start, document, misfit in zip(outcome.starts, documents, misfits, strict=True):
         row, error = start.row, misfit
         target = found.get((row["flow"], row["version"]))
@@ -113,9 +118,7 @@ async def _make(
                 at_once = {"at_once": event_id in fresh}
                 runs[row["org_id"], event_id].append({**told, **at_once})
         outcome.errors[_of(row)] = error
-    await _note(con, outcome, known)
-    await _add_runs(con, runs)
-    return intents
+    return intents, runs
 
 
 async def _paid(con: Connection, wanted: Mapping[int, int], ticket: Ticket | None) -> Counter[int]:
@@ -158,7 +161,7 @@ async def _note(con: Connection, outcome: Outcome, known: Mapping[_Trigger, str 
         )
 
 
-async def _add_runs(con: Connection, runs: Mapping[tuple[int, str], Sequence[Json]]) -> None:
+async def _add_runs(con: Connection, runs: _Runs) -> None:
     if runs:
         keys = sorted(runs)
         await con.execute(

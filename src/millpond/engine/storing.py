@@ -43,30 +43,25 @@ async def record(con: Connection, layer: Steps) -> dict[int, bool]:
         plain(["t" if write.is_new else "f" for write in writes]),
     )
     await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
-    if any(write.spent for write in writes):
-        stored = [writes[row[0] - 1] for row in rows]
-        await metering.store(
-            con,
-            [
-                (write.lease.org_id, write.lease.run_id, one)
-                for write in stored
-                for one in write.spent
-            ],
-        )
+    await _meter(con, writes, rows)
     return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
 
 
 async def finish(con: Connection, ends: Ends) -> set[int]:
     """End runs without duties; returns the ordinals stored."""
     rows = await con.fetch(_SQL["finish"], *_columns(ends))
-    await _keep(con, [(write, OUTPUT) for write in _big([write for _, write in ends], rows)])
+    writes = [write for _, write in ends]
+    await _keep(con, [(write, OUTPUT) for write in _big(writes, rows)])
+    await _meter(con, writes, rows)
     return {ends[row[0] - 1][0] for row in rows}
 
 
 async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], list[Readied]]:
     """End runs and see to their duties; returns the ordinals stored and runs that may go on."""
     rows = await con.fetch(_SQL["finish_with_duties"], *_columns(ends))
-    await _keep(con, [(write, OUTPUT) for write in _big([write for _, write in ends], rows)])
+    writes = [write for _, write in ends]
+    await _keep(con, [(write, OUTPUT) for write in _big(writes, rows)])
+    await _meter(con, writes, rows)
     ended = [
         Ended(org_id=org_id, run_id=run_id, duties=Duty(duties), outcome=outcome)
         for _, org_id, run_id, duties, outcome in rows
@@ -92,6 +87,16 @@ def _big(writes: Sequence[W], rows: Sequence[Record]) -> list[W]:
     if not any(is_big(write.output) for write in writes):
         return []
     return [write for row in rows if is_big((write := writes[row[0] - 1]).output)]
+
+
+async def _meter(con: Connection, writes: Sequence[W], rows: Sequence[Record]) -> None:
+    """Store what the writes that were stored tell of models."""
+    if any(write.spent for write in writes):
+        stored = [writes[row[0] - 1] for row in rows]
+        spent = [
+            (write.lease.org_id, write.lease.run_id, one) for write in stored for one in write.spent
+        ]
+        await metering.store(con, spent)
 
 
 async def _keep(

@@ -209,6 +209,7 @@ async def set_org_plan(
     await con.execute(_SQL["lock"])
     if plan is not None and not await con.fetchval(_SQL["exists"], plan):
         raise InvalidInput(f"there is no plan {plan}", param="plan")
+    before = await quotas.limits_of(con, org_id)
     await con.execute(_SQL["set_of_org"], org_id, plan, orjson.dumps(dict(overrides)).decode())
     details = {"plan": plan, "overrides": dict(overrides)}
     await audit.record(
@@ -216,6 +217,7 @@ async def set_org_plan(
     )
     await enter_org(con, org_id)
     await quotas.give_back_all(con, org_id)
+    await quotas.recount(con, org_id, (await quotas.limits_of(con, org_id)).keys() - before.keys())
     return await read_org_plan(con, org_id)
 
 

@@ -118,6 +118,19 @@ begin
   end loop;
 end $$;
 
+-- What is of the platform is changed by transactions without an org alone; all read it.
+do $$
+declare shared text;
+begin
+  foreach shared in array array['plan', 'model_price', 'rate_bucket'] loop
+    execute format('alter table %I enable row level security', shared);
+    execute format('create policy platform_write on %I to millpond_app
+      using (nullif(current_setting(''millpond.org'', true), '''') is null)
+      with check (nullif(current_setting(''millpond.org'', true), '''') is null)', shared);
+    execute format('create policy all_read on %I for select to millpond_app, millpond_engine using (true)', shared);
+  end loop;
+end $$;
+
 grant select, insert, update, delete on plan, model_price to millpond_app;
 grant select on plan, model_price to millpond_engine;
 grant select, insert, update on quota_count to millpond_app, millpond_engine;

@@ -59,8 +59,9 @@ delete from worker where worker_id in (
 returning worker_id, host, pid, beat_at;
 
 -- name: orphaned
--- Locks the live rows under leases that no worker's session stands behind.
-select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id, i.kind, i.deaths
+-- Locks the live rows under leases that no worker's session stands behind; it was silent for a lease ($2 seconds) at least.
+select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id, i.kind, i.deaths,
+       clock_timestamp() - $2::float8 * interval '1 second' as silent_at
 from lease l
 cross join lateral (
   select i.kind, i.deaths from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked

@@ -2,23 +2,25 @@
 -- Stores what runs spent on models, at today's prices; a model without a price costs nothing.
 insert into usage_part (part_id, orgs, flows, models, input_tokens, output_tokens, cost_micros)
 select u.part_id, array[u.org_id], array[r.flow], array[u.model], array[u.input_tokens], array[u.output_tokens],
-       array[coalesce(round((u.input_tokens::numeric * p.input_micros + u.output_tokens::numeric * p.output_micros) / 1000000), 0)::bigint]
+       array[least(coalesce(round((u.input_tokens::numeric * p.input_micros + u.output_tokens::numeric * p.output_micros)
+                                  / 1000000), 0), 9007199254740991)::bigint]
 from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[])
   as u(part_id, org_id, run_id, model, input_tokens, output_tokens)
 join run r on r.org_id = u.org_id and r.run_id = u.run_id
 left join model_price p on p.model = u.model;
 
 -- name: fold
--- Adds parts to the days that they are of, and removes them; returns how many parts that were. Days are locked in order.
+-- Adds parts (one, or as many as $1) to the days that they are of, and removes them; returns how many parts that were. Days are
+-- locked in order. What is too large for a number of JSON stays the largest.
 with parts as (
-  delete from usage_part where part_id in (select part_id from usage_part limit $1 for update skip locked)
+  delete from usage_part where part_id in (select part_id from usage_part where $2::uuid is null or part_id = $2 limit $1 for update skip locked)
   returning at, orgs, flows, models, runs, worker_s, input_tokens, output_tokens, cost_micros
 ),
 sums as (
   select u.org_id, (p.at at time zone 'UTC')::date as day, u.flow, coalesce(u.model, '') as model,
          coalesce(sum(u.runs), 0) as runs, coalesce(sum(u.worker_s), 0) as worker_s,
-         coalesce(sum(u.input_tokens), 0) as input_tokens, coalesce(sum(u.output_tokens), 0) as output_tokens,
-         coalesce(sum(u.cost_micros), 0) as cost_micros
+         least(coalesce(sum(u.input_tokens), 0), 9007199254740991)::bigint as input_tokens, least(coalesce(sum(u.output_tokens), 0), 9007199254740991)::bigint as output_tokens,
+         least(coalesce(sum(u.cost_micros), 0), 9007199254740991)::bigint as cost_micros
   from parts p
   cross join lateral unnest(p.orgs, p.flows, p.models, p.runs, p.worker_s, p.input_tokens, p.output_tokens, p.cost_micros)
     as u(org_id, flow, model, runs, worker_s, input_tokens, output_tokens, cost_micros)
@@ -30,7 +32,15 @@ added as (
   select org_id, day, flow, model, runs, worker_s, input_tokens, output_tokens, cost_micros from sums
   on conflict (org_id, day, flow, model) do update
     set runs = d.runs + excluded.runs, worker_s = d.worker_s + excluded.worker_s,
-        input_tokens = d.input_tokens + excluded.input_tokens, output_tokens = d.output_tokens + excluded.output_tokens,
-        cost_micros = d.cost_micros + excluded.cost_micros
+        input_tokens = least(d.input_tokens + excluded.input_tokens, 9007199254740991), output_tokens = least(d.output_tokens + excluded.output_tokens, 9007199254740991),
+        cost_micros = least(d.cost_micros + excluded.cost_micros, 9007199254740991)
 )
 select count(*) from parts;
+
+-- name: part_ids
+-- Reads which parts there are.
+select part_id from usage_part limit $1;
+
+-- name: drop_part
+-- Removes a part that cannot be added.
+delete from usage_part where part_id = $1;

@@ -57,8 +57,8 @@ delete from model_price where model = $1 returning model;
 -- Sums an org's usage of days, by what is asked for ($6 day, $7 flow, $8 model); what is not is null.
 select case when $6::bool then u.day end as day, case when $7::bool then u.flow end as flow,
        case when $8::bool then u.model end as model,
-       sum(u.runs)::bigint as runs, sum(u.worker_s)::float8 as worker_s, sum(u.input_tokens)::bigint as input_tokens,
-       sum(u.output_tokens)::bigint as output_tokens, sum(u.cost_micros)::bigint as cost_micros
+       sum(u.runs)::bigint as runs, sum(u.worker_s)::float8 as worker_s, least(sum(u.input_tokens), 9007199254740991)::bigint as input_tokens,
+       least(sum(u.output_tokens), 9007199254740991)::bigint as output_tokens, least(sum(u.cost_micros), 9007199254740991)::bigint as cost_micros
 from usage_day u
 where u.org_id = $1 and u.day between $2 and $3 and ($4::text is null or u.flow = $4) and ($5::text is null or u.model = $5)
 group by 1, 2, 3 order by 1 desc nulls last, 2, 3

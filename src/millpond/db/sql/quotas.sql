@@ -69,9 +69,28 @@ select c.quota, c.ends_at,
 from quota_count c
 where c.org_id = $1 and c.starts_at <= clock_timestamp() and c.ends_at > clock_timestamp();
 
--- name: blocks
--- Reads which blocks of an org stand.
-select block_id from quota_block where org_id = $1;
+-- name: standing
+-- Reads which of some blocks stand.
+select block_id from quota_block where org_id = $1 and block_id = any($2::uuid[]);
+
+-- name: held
+-- Tells whether blocks of a quota in a period have something left.
+select exists (
+  select from quota_block b
+  where b.org_id = $1 and b.quota = $2 and b.starts_at = $3
+    and b.size > coalesce((select sum(s.amount) from quota_spend s where s.org_id = b.org_id and s.block_id = b.block_id), 0)
+);
+
+-- name: lock_all_blocks
+-- Locks all blocks of an org, when nobody spends of them any more.
+select block_id from quota_block where org_id = $1 order by block_id for update;
+
+-- name: lock_counts_of
+-- Locks the counts that blocks are of, in the order in which others lock them.
+select from quota_count
+where org_id = $1
+  and (quota, starts_at) in (select b.quota, b.starts_at from quota_block b where b.org_id = $1 and b.block_id = any($2::uuid[]))
+order by quota, starts_at for update;
 
 -- name: lock_counts
 -- Locks all counts of an org, in the order in which others lock them.
@@ -83,8 +102,8 @@ select (date_trunc($1, clock_timestamp() at time zone 'UTC') + ('1 ' || $1)::int
 
 -- name: spent_month
 -- Reads what an org has spent on models in this month, and when the next one begins.
-select coalesce(sum(u.input_tokens + u.output_tokens), 0)::bigint as tokens_per_month,
-       coalesce(sum(u.cost_micros), 0)::bigint as cost_micros_per_month,
+select least(coalesce(sum(u.input_tokens + u.output_tokens), 0), 9007199254740991)::bigint as tokens_per_month,
+       least(coalesce(sum(u.cost_micros), 0), 9007199254740991)::bigint as cost_micros_per_month,
        m.ends_at
 from (select date_trunc('month', clock_timestamp() at time zone 'UTC') as starts_at,
              (date_trunc('month', clock_timestamp() at time zone 'UTC') + interval '1 month') at time zone 'UTC' as ends_at) m
