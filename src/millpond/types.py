@@ -65,17 +65,31 @@ class Standing:
 NO_ORG = 0
 
 
+# The version of rights of a run whose rights nobody asks for: true ones are not negative.
+_NOT_ASKED = -1
+
+
 class Backing(NamedTuple):
     """What a run's rights stand on, asked again before every step with an effect.
 
     `stamp` is the version of the subject's rights at the start, `permission` what starting it took (words with
     spaces between), `lent` the grant under which an operator started it and `granted_by` who gave that.
+    What an ending starts needs no right: its backing `is_asked` about no more, and only tells of the grant.
     """
 
     stamp: int
     permission: str | None = None
     lent: uuid.UUID | None = None
     granted_by: str | None = None
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether rights are asked for at all."""
+        return self.stamp != _NOT_ASKED
+
+    def unasked(self) -> Backing | None:
+        """Return what is left of this where no right is needed any more: the grant; None without one."""
+        return None if self.lent is None else self._replace(stamp=_NOT_ASKED, permission=None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,26 +10,30 @@ from __future__ import annotations
 import base64
 import json
 import re
+import threading
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import quote, quote_plus
+from weakref import WeakSet
 
 import orjson
 
 # Shorter values would hide common words.
 MIN_LENGTH = 8
+_MAX_MEMBERS = 200
 
 
 class Veil:
     """The secrets that one run has opened so far; a thread may draw it while one is added."""
 
-    __slots__ = ("_hidden", "_in_texts")
+    __slots__ = ("__weakref__", "_hidden", "_in_texts", "_known")
 
     def __init__(self) -> None:
         # Each form to hide with what stands in its place, the longest first; and how they may stand in JSON text.
         self._hidden: Sequence[tuple[str, str]] = ()
         self._in_texts: Sequence[str] = ()
+        self._known: frozenset[str] = frozenset()
 
     def __bool__(self) -> bool:
         """Whether there is anything to hide."""
@@ -40,12 +44,17 @@ class Veil:
         return f"Veil({len({instead for _, instead in self._hidden})} secrets)"
 
     def add(self, name: str, value: str) -> None:
-        """Hide a value from now on, and tell its name instead; one that is too short stays as it is."""
-        if len(value) < MIN_LENGTH:
+        """Hide a value from now on, and tell its name instead; one that is too short stays as it is.
+
+        Hidden too are the value without blanks around it, and texts in one that is a JSON object.
+        """
+        if len(value) < MIN_LENGTH or value in self._known:
             return
         hidden = dict(self._hidden)
-        for form in forms(value):
-            hidden.setdefault(form, f"[secret:{name}]")
+        for part in dict.fromkeys((value, value.strip(), *_members(value))):
+            for form in forms(part) if len(part) >= MIN_LENGTH else ():
+                hidden.setdefault(form, f"[secret:{name}]")
+        self._known |= {value}
         in_texts = {*hidden, *map(_escaped, hidden)}
         self._in_texts = sorted(in_texts, key=len, reverse=True)
         self._hidden = sorted(hidden.items(), key=lambda one: len(one[0]), reverse=True)
@@ -127,6 +136,8 @@ class _Number:
         self.text = text
 
 
+_live: WeakSet[Veil] = WeakSet()
+_lock = threading.Lock()
 _current: ContextVar[Veil | None] = ContextVar("millpond_veil", default=None)
 
 
@@ -135,9 +146,17 @@ def current() -> Veil | None:
     return _current.get()
 
 
+def live() -> list[Veil]:
+    """Return the veils of all runs that this process works for, for what belongs to none that is known."""
+    with _lock:
+        return [veil for veil in _live if veil]
+
+
 def begin() -> Veil:
     """Let the current task, and those that it begins, work under a new veil."""
     veil = Veil()
+    with _lock:
+        _live.add(veil)
     _current.set(veil)
     return veil
 
@@ -162,6 +181,23 @@ def forms(value: str) -> list[str]:
 _ESCAPE = re.compile("%..")
 _URL_ALPHABET = str.maketrans("+/", "-_")
 _PROBE = 8
+
+
+def _members(value: str) -> list[str]:
+    """Return the texts in a value that is a JSON object, as keys of service accounts are; the first hundred."""
+    if not value.lstrip().startswith("{"):
+        return []
+    try:
+        left, found = [json.loads(value)], list[str]()
+    except (ValueError, RecursionError):
+        return []
+    while left and len(found) < _MAX_MEMBERS:
+        one = left.pop()
+        if isinstance(one, str) and len(one) >= MIN_LENGTH:
+            found += [one, one.strip()]
+        elif isinstance(one, dict | list):
+            left += reversed(one.values() if isinstance(one, dict) else one)
+    return found
 
 
 def _escaped(text: str) -> str:

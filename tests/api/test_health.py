@@ -114,3 +114,10 @@ async def test_postgres_down_gives_503_and_its_return_is_noticed(
         assert (await ann.post("/v1/runs", json=body, headers=headers)).status_code == 202
         runs = (await ann.get("/v1/runs")).json()["data"]
         assert len(runs) == 2  # before and after: none of the refused ones
+
+
+async def test_metrics_are_not_served_to_anybody(front: Front, ann: Client) -> None:
+    """No route serves any yet; one that does has to ask for `metrics:read`, as the matrix sees to."""
+    nobody = await front.client(token="")
+    for caller in (nobody, ann):
+        assert (await caller.get("/metrics")).status_code == 404

@@ -72,10 +72,3 @@ async def test_many_who_store_one_name_at_once_make_one_secret(front: Front, ann
     assert sorted(one.status_code for one in answers) == [200] * 11 + [201]
     assert sorted(one.json()["version"] for one in answers) == list(range(1, 13))
     assert len((await ann.get("/v1/secrets")).json()["data"]) == 1
-
-
-async def test_metrics_are_not_served_to_anybody(front: Front, ann: Client) -> None:
-    """No route serves any yet; one that does has to ask for `metrics:read`, as the matrix sees to."""
-    nobody = await front.client(token="")
-    for caller in (nobody, ann):
-        assert (await caller.get("/metrics")).status_code == 404

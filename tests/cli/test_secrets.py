@@ -53,6 +53,21 @@ def test_the_key_is_rotated_under_a_running_platform(cli, cli_json, up):
     assert "opens nothing of this database any more" in told
     assert len(path.read_text().splitlines()) == 3
     assert cli("audit", "verify").exit_code == 0
+    # An export too, once this host has given the older keys up: the database keeps what chained with them.
+    export = str(up.data_dir / "export.ndjson")
+    assert cli("audit", "export", "--to", export).exit_code == 0
+    grown = path.read_text()
+    try:
+        path.write_text(grown.splitlines()[0] + "\n")
+        verified = cli("audit", "verify", "--file", export, "--allow-no-heads")
+        assert verified.exit_code == 0, verified.stdout + verified.stderr
+        elsewhere = {"MILLPOND_DATABASE_URL": "postgresql://x@127.0.0.1:1/x"}
+        apart = cli("audit", "verify", "--file", export, "--allow-no-heads", **elsewhere)
+        assert apart.exit_code == 1
+        assert "key_unknown" in apart.stdout
+        assert "out of reach" in apart.stderr
+    finally:
+        path.write_text(grown)
 
 
 def test_a_host_without_the_key_is_refused_and_left_as_it_was(up, folder):

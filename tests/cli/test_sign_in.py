@@ -278,6 +278,33 @@ def test_a_server_that_is_away_is_said_and_costs_no_session(sign, kept, file, ho
     assert other.read().refresh_token == kept.refresh_token
     assert sign("logout", "--url", away).exit_code == 5
     assert other.read() is not None
+    forgotten = sign("logout", "--forget", "--url", away)
+    assert forgotten.exit_code == 0
+    assert "not ended there" in forgotten.stdout
+    assert other.read() is None
+    assert file.read() is not None
+    assert "Nobody was signed in" in sign("logout", "--forget", "--url", away).stdout
+
+
+def test_a_session_that_cannot_be_kept_is_ended(sign, kept, email, up, tmp_path):
+    bearer = {"Authorization": f"Bearer {kept.access_token}"}
+
+    def sessions():
+        answer = httpx2.get(f"{up.url}/v1/me/sessions", headers=bearer, trust_env=False)
+        return {one["id"] for one in answer.json()["data"]}
+
+    before = sessions()
+    assert before
+    elsewhere = SessionFile(up.url, tmp_path / "full" / "millpond" / "sessions")
+    in_the_way = elsewhere.path.with_name(f".{elsewhere.path.name}.{os.getpid()}")
+    in_the_way.mkdir(parents=True)
+    place = {"XDG_CONFIG_HOME": str(tmp_path / "full")}
+    done = sign("login", email, "--password-stdin", stdin=f"{PASSWORD}\n", **place)
+    assert done.exit_code != 0
+    assert sessions() == before
+    in_the_way.rmdir()
+    assert sign("login", email, "--password-stdin", stdin=f"{PASSWORD}\n", **place).exit_code == 0
+    assert len(sessions() - before) == 1
 
 
 def test_servers_are_kept_apart(sign, kept, up, file):

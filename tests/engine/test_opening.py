@@ -8,7 +8,7 @@ import io
 import json
 import threading
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import quote
 
@@ -18,11 +18,13 @@ from tests.engine.test_rights import Cast, cast
 
 from millpond.cli.logs import configure_logging
 from millpond.db.pool import Database
-from millpond.engine import reruns
+from millpond.engine import opening, performing, reruns, step_executor
+from millpond.engine.checking import check
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.submit import submit
-from millpond.errors import Permanent, Transient
+from millpond.errors import Forbidden, InvalidInput, NotFound, Permanent, Transient
 from millpond.identity import secret_store
+from millpond.identity.resealing import rotate
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.vault import Vault
@@ -70,18 +72,22 @@ async def assert_nowhere(pond: Pond) -> None:
     """Look for the value, in every form, in every row of every table."""
     async with pond.engine_db.duty("test") as con:
         tables = [row["relname"] for row in await con.fetch(TABLES)]
-    found = []
+    found, unread = [], set(tables)
     for table in tables:
         for database in (pond.db.org(pond.org_id), pond.engine_db.duty("test")):
             try:
                 async with database as con:
                     rows = await con.fetch(f'select t::text as row from "{table}" t')
-            except Permanent:  # a role that may not read it
+            except Permanent as error:
+                if error.code != "database_privilege":
+                    raise
                 continue
+            unread.discard(table)
             found += [
                 (table, form, row["row"]) for row in rows for form in FORMS if form in row["row"]
             ]
     assert found == []
+    assert unread == set()  # each is read by one role or both
 
 
 async def opened(pond: Pond, run_id: uuid.UUID) -> list[Any]:
@@ -169,7 +175,8 @@ async def test_errors_of_steps_and_of_the_flow_show_nothing(pond: Pond) -> None:
 
 
 async def test_what_leaves_a_run_for_others_shows_nothing(pond: Pond) -> None:
-    """Arguments of steps elsewhere, inputs of children, questions, and the run that goes on."""
+    """Inputs of children, questions, and the run that goes on; as an argument elsewhere it is refused."""
+    refused: list[str] = []
 
     async def far(step: StepContext, words: str) -> str:
         return f"{words} and {await step.secret('stripe')}"
@@ -185,14 +192,18 @@ async def test_what_leaves_a_run_for_others_shows_nothing(pond: Pond) -> None:
         value = await ctx.secret("stripe")
         if data == "again":
             return value
-        told = [await ctx.step(sent, f"got {value}")]
+        try:
+            await ctx.step(sent, f"got {value}")
+        except InvalidInput as error:
+            refused.append(error.code)
+        told = [await ctx.step(sent, "got it")]
         told.append(await ctx.run_flow(kid, {"k": value}, labels={"k": value}))
         decision = await ctx.ask_human(
             "ok", role="support", form={}, title=f"Use {value}?", proposal={"k": value},
             expires_in_s=0.05, default={},
         )  # fmt: skip
         assert decision.is_expired
-        assert told == [f"got {SHOWN} and {SHOWN}", {"k": SHOWN}]
+        assert told == [f"got it and {SHOWN}", {"k": SHOWN}]
         await ctx.continue_as("again")
         return None
 
@@ -202,6 +213,7 @@ async def test_what_leaves_a_run_for_others_shows_nothing(pond: Pond) -> None:
         ended = await pond.ended(run_id)
         assert ended["outcome"] == "succeeded", ended["error"]
         assert (await pond.ended(ended["continued_to"]))["output"] == SHOWN
+    assert set(refused) == {"secret_in_argument"}
     await assert_nowhere(pond)
 
 
@@ -257,6 +269,56 @@ async def test_endings_hide_too_and_undo_opens(pond: Pond) -> None:
     await assert_nowhere(pond)
 
 
+async def test_an_ending_goes_the_way_that_a_body_went_by_its_secrets(
+    pond: Pond, ring: KeyRing
+) -> None:
+    """Its replay gets the same values, and the same refusals, as the flow did."""
+    await put(pond.db, ring, pond.org_id, json.dumps({"kind": "gold", "more": "x" * 9}), "gcp")
+    await put(pond.db, ring, pond.org_id, "it is gone later", "gone")
+    undone: list[str] = []
+
+    async def undo_it(step: StepContext, result: str) -> None:
+        undone.append(result)
+
+    async def book() -> str:
+        return "booked"
+
+    undoing = pond.step(undo_it)
+
+    async def order(ctx: Context, _: Any) -> None:
+        kind = json.loads(await ctx.secret("gcp"))["kind"]
+        await ctx.secret("gone")
+        try:
+            await ctx.secret("missing")
+        except NotFound:
+            await ctx.step(f"book {kind} without", book, undo=undoing)
+        async with pond.db.org(pond.org_id) as con:
+            await con.execute("delete from secret where name = 'gone'")
+        raise Permanent("no", code="no")
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        ended = await pond.ended(run_id)
+    assert (ended["outcome"], ended["error"]["code"]) == ("failed", "no")
+    assert undone == ["booked"]
+    assert [one["name"] for one in await opened(pond, run_id)] == ["gcp", "gone"]
+
+
+async def test_a_check_of_a_history_gets_names_in_place_of_values(pond: Pond) -> None:
+    got: list[str] = []
+
+    async def order(ctx: Context, _: Any) -> None:
+        got.append(await ctx.secret("stripe"))
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        await pond.ended(await pond.submit(flow))
+    found = [one async for one in check(pond.engine_db, [flow], {}, limit=10)]
+    assert [one.comparison.result for one in found] == ["ok"]
+    assert got == [CANARY, SHOWN]
+
+
 async def test_threads_open_and_tell_behind_the_veil(pond: Pond) -> None:
     def work(step: StepContext) -> str:
         value = step.secret_in_thread("stripe")
@@ -278,6 +340,21 @@ async def test_threads_open_and_tell_behind_the_veil(pond: Pond) -> None:
     shown = {e.data["name"]: e.data["key"] for e in await pond.events(run_id) if "key" in e.data}
     assert shown == {"working": SHOWN, "own": SHOWN}
     await assert_nowhere(pond)
+
+
+async def test_a_step_on_the_loop_is_refused_what_would_block_it(pond: Pond) -> None:
+    async def work(step: StepContext) -> str:
+        return step.secret_in_thread("stripe")
+
+    working = pond.step(work)
+
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.step(working)
+
+    flow = pond.flow(order)
+    async with asyncio.timeout(20), pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["error"]["code"] == "not_in_a_thread"
 
 
 async def test_text_that_comes_in_pieces_is_hidden_across_them(pond: Pond) -> None:
@@ -312,6 +389,9 @@ async def test_logs_of_a_run_hide_what_it_opened_and_others_are_left_alone(pond:
         value = await ctx.secret("stripe")
         log.info("calling", url=f"https://x.example/?k={quote(value, safe='')}", parts=[value])
         await asyncio.to_thread(log.info, f"from a thread {value}")
+        bare = threading.Thread(target=log.info, args=(f"from a bare thread {value}",))
+        bare.start()
+        bare.join()
         is_open.set()
         await is_over.wait()
 
@@ -333,6 +413,7 @@ async def test_logs_of_a_run_hide_what_it_opened_and_others_are_left_alone(pond:
     assert calling["url"] == f"https://x.example/?k={SHOWN}"
     assert calling["parts"] == [SHOWN]
     assert any(line["event"] == f"from a thread {SHOWN}" for line in lines)
+    assert any(line["event"] == f"from a bare thread {SHOWN}" for line in lines)
     # Only what a run opened itself is hidden: another run's line tells nothing by what it lacks.
     assert [line["text"] for line in lines if line["event"] == "other"] == [CANARY]
 
@@ -348,6 +429,36 @@ async def test_a_name_that_shows_a_value_is_refused(pond: Pond, ring: KeyRing) -
     async with pond.worker():
         run_id = await pond.submit(flow)
         assert (await pond.ended(run_id))["error"]["code"] == "secret_in_name"
+
+
+async def test_a_name_that_was_recorded_before_its_value_was_opened_is_found_again(
+    pond: Pond, ring: KeyRing
+) -> None:
+    await put(pond.db, ring, pond.org_id, "plainkey0123", "plain")
+    attempts: list[int] = []
+
+    async def work() -> int:
+        return 7
+
+    async def order(ctx: Context, _: Any) -> Any:
+        attempts.append(ctx.attempt)
+        first = await ctx.step("plainkey0123", work)
+        await ctx.secret("plain")
+        try:
+            await ctx.step("plainkey0123", work)
+        except InvalidInput as error:
+            await ctx.emit("refused", {"code": error.code})
+        await ctx.sleep(1.1)
+        return first
+
+    flow = pond.flow(order, retry=Retry(max_tries=1))
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        ended = await pond.ended(run_id)
+    assert (ended["outcome"], ended["output"]) == ("succeeded", 7), ended["error"]
+    assert len(attempts) == 2
+    told = [e.data["code"] for e in await pond.events(run_id) if e.kind == "progress"]
+    assert told == ["secret_in_name"]
 
 
 async def test_an_unknown_secret_fails_at_once_and_is_not_told_to_be_opened(pond: Pond) -> None:
@@ -478,6 +589,53 @@ async def test_a_run_under_a_grant_opens_nothing_at_its_end_either(pond: Pond, c
     assert await opened(pond, intent.run_id) == []
 
 
+async def test_what_an_ending_of_a_run_under_a_grant_starts_opens_nothing(
+    pond: Pond, cast: Cast
+) -> None:
+    """It needs no right, and is still a run under that grant, as are its own children and successors."""
+    seen: list[str] = []
+    acted: list[str] = []
+
+    async def act(step: StepContext) -> None:
+        acted.append(step.subject)
+
+    acting = pond.step(act)
+
+    async def kid(ctx: Context, depth: int) -> None:
+        await ctx.step(acting)
+        try:
+            await ctx.secret("stripe")
+        except Forbidden as error:
+            seen.append(error.code)
+        if depth == 0:
+            await ctx.run_flow("kid", 1)
+        if depth == 1:
+            await ctx.continue_as(2)
+
+    pond.flow(kid)
+
+    async def told(ctx: Context, _: Any, failure: Any) -> None:
+        await ctx.run_flow("kid", 0)
+
+    async def order(ctx: Context, _: Any) -> None:
+        raise Permanent("no", code="no")
+
+    flow = pond.flow(order, on_failure=told)
+    intent = replace(
+        pond.intent(flow), subject=cast.subject("operator"), backing=cast.backing("operator")
+    )
+    # The grant ends, and what is to be undone is undone all the same.
+    await cast.do("update access_grant set ended_at = clock_timestamp()")
+    async with pond.worker():
+        async with pond.db.org(pond.org_id) as con:
+            await submit(con, [intent])
+        pond.hints.wake(["default"])
+        await pond.ended(intent.run_id)
+    assert set(seen) == {"secret_lent"}
+    assert acted == [cast.subject("operator")] * 3
+    assert await pond.count("step", "kind = 'secret'") == 0
+
+
 @pytest.mark.parametrize("who", ["user", "service", "key", "outside"])
 async def test_whoever_may_act_has_secrets_opened_without_a_right_to_list_them(
     pond: Pond, cast: Cast, who: str
@@ -514,6 +672,88 @@ async def test_a_vault_that_is_away_is_waited_for(pond: Pond, ring: KeyRing) -> 
         run_id = await pond.submit(flow)
         assert (await pond.ended(run_id))["output"] == SHOWN
     assert len(asked) == 3
+
+
+NEWER = Seal(b"n" * KEY_BYTES)
+
+
+@dataclass
+class Late:
+    """A host that is given its installation's new key late."""
+
+    pond: Pond
+    seals: list[Seal] = field(default_factory=lambda: [Seal(bytes(KEY_BYTES))])
+
+    def ring(self) -> KeyRing:
+        return KeyRing(*self.seals, read=lambda: list(self.seals))
+
+    async def rotate(self) -> None:
+        """Turn the installation to a key that this host does not have."""
+        await rotate(self.pond.db, KeyRing(NEWER, *self.seals))
+
+    async def given(self, run_id: uuid.UUID, kind: str) -> None:
+        """Wait until the work was handed back, and give the key."""
+        told = await self.pond.until(run_id, kind)
+        assert told.data["reason"] == "away"
+        self.seals.insert(0, NEWER)
+
+
+@pytest.fixture
+def late(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> Late:
+    late = Late(pond)
+    pond.vault = Vault(pond.db, late.ring())
+    monkeypatch.setattr(opening, "_ELSEWHERE_S", 0.1)
+    monkeypatch.setattr(performing, "AGAIN_S", 0.01)
+    monkeypatch.setattr(step_executor, "AGAIN_S", 0.01)
+    return late
+
+
+async def test_a_host_without_the_new_key_hands_a_run_back(pond: Pond, late: Late) -> None:
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.secret("stripe")
+
+    await late.rotate()
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        await late.given(run_id, "run.released")
+        assert (await pond.ended(run_id))["output"] == SHOWN
+
+
+async def test_a_host_without_the_new_key_hands_a_step_back(pond: Pond, late: Late) -> None:
+    async def far(step: StepContext) -> str:
+        return await step.secret("stripe")
+
+    sent = pond.step(far, queue="other")
+
+    async def order(ctx: Context, _: Any) -> Any:
+        return await ctx.step(sent)
+
+    await late.rotate()
+    flow = pond.flow(order)
+    async with pond.worker({"default": 5, "other": 2}):
+        run_id = await pond.submit(flow)
+        await late.given(run_id, "step.released")
+        assert (await pond.ended(run_id))["output"] == SHOWN
+
+
+async def test_a_host_without_the_new_key_does_not_go_on_unveiled(pond: Pond, late: Late) -> None:
+    async def echo() -> str:
+        return CANARY
+
+    async def order(ctx: Context, _: Any) -> Any:
+        await ctx.secret("stripe")
+        if ctx.attempt == 1:
+            await late.rotate()
+        await ctx.sleep(1.1)
+        return await ctx.step("echo", echo)
+
+    flow = pond.flow(order)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        await late.given(run_id, "run.released")
+        assert (await pond.ended(run_id))["output"] == SHOWN
+    await assert_nowhere(pond)
 
 
 async def test_a_used_secret_tells_when(pond: Pond) -> None:

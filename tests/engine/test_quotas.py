@@ -22,7 +22,7 @@ from millpond.errors import MillpondError, OverQuota, Permanent
 from millpond.types import Intent
 
 from .conftest import Pond
-from .test_schedules import make, publish, read, reporting
+from .test_schedules import back, make, publish, read, reporting
 
 __all__ = ["reporting"]
 
@@ -415,7 +415,8 @@ async def test_a_due_schedule_that_is_not_paid_for_says_so_and_goes_on(
     await publish(pond)
     made = [await make(pond, name=name, missed="one") for name in ("one", "two", "three")]
     await _limit(admin, pond.org_id, runs_per_month=2)
-    await admin.execute("update schedule set next_due_at = date_trunc('minute', clock_timestamp())")
+    for schedule in made:
+        await back(pond, schedule, seconds=30)
     started = await firing.fire(pond.engine_db)
     assert len(started) == 2
     assert await _runs(admin, pond.org_id) == 2

@@ -108,6 +108,27 @@ async def test_an_empty_log_is_intact(pond: Pond) -> None:
     assert (report.sealed, report.head) == (0, None)
 
 
+@pytest.mark.parametrize("log", ["of the org", "of the platform"])
+async def test_a_log_that_was_emptied_is_unproven_without_its_heads(pond: Pond, log: str) -> None:
+    """Only while the org is new, or for the platform the oldest one, an empty log is believed."""
+    await pond.sealed(2)
+    org_id = pond.org_id if log == "of the org" else NO_ORG
+    for table in ("audit_seal", "audit_unsealed", "audit"):
+        await pond.root.execute(f"delete from {table} where org_id = $1", pond.org_id)
+    elsewhere = Auditor(OLD, Heads(pond.folder / "elsewhere"))
+
+    async def look() -> Report:
+        report = await elsewhere.verify(lambda: opened(pond.db, org_id), org_id)
+        assert (report.is_intact, report.sealed, report.published_seq) == (True, 0, None)
+        return report
+
+    assert not (await look()).is_unproven
+    await pond.root.execute("update org set created_at = now() - interval '61 minutes'")
+    assert (await look()).is_unproven
+    if org_id != NO_ORG:
+        assert await kinds(pond) == [("tail_cut", 1)]  # with its heads it is found
+
+
 @pytest.mark.parametrize(
     "change",
     [

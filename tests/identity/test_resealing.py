@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import uuid
 from pathlib import Path
 
 import asyncpg
 import pytest
 
+from millpond.cli.key_ring import KEY_FILE, new_key, read_ring
+from millpond.cli.secrets import _advice
 from millpond.db.embedded import Urls
-from millpond.db.pool import Database
-from millpond.errors import Permanent
+from millpond.db.pool import Database, EngineDatabase
+from millpond.errors import Conflict, Permanent
 from millpond.identity import key_file, resealing, secret_store
 from millpond.identity.audit_check import Auditor
 from millpond.identity.audit_heads import Heads
 from millpond.identity.audit_sealer import Sealer
+from millpond.identity.gate import Gate, Wish
 from millpond.identity.mailing import Mail, Postman, post
 from millpond.identity.resealing import rotate
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.signing import load
+from millpond.identity.signing import rotate as rotate_signing_key
+from millpond.identity.tokens import Keyring
 from millpond.identity.vault import Vault
+from millpond.settings import Settings
 from millpond.types import Principal
 
 OLD, NEW, NEXT = (Seal(bytes([n]) * KEY_BYTES) for n in (1, 2, 3))
@@ -265,6 +273,95 @@ async def test_a_key_file_that_grew_is_read_again_by_who_runs(
     assert (await Vault(db, running).open(org, "one")).value == "value of one"
     await put(db, running, org, "two", "value of two")
     assert running.key_id == key_file.read(path)[0].key_id
+
+
+async def test_a_host_without_the_new_key_keeps_mail_waiting(
+    db: Database, org: int, other_org: int, owner: asyncpg.Connection
+) -> None:
+    await filled(db, org, other_org, 1)
+    await rotate(db, KeyRing(NEW, OLD))
+    tray = Tray()
+    assert await Postman(db, KeyRing(OLD), tray, first_delay_s=0.0).send_one(tray)
+    assert await owner.fetchval("select count(*) from mail_outbox") == 1
+    assert tray.mails == []
+    assert await Postman(db, KeyRing(NEW), tray).send_one(tray)
+    assert tray.mails[0].to == "a@x.example"
+
+
+async def test_a_host_without_the_new_key_goes_on_admitting_whom_it_knows(
+    db: Database, org: int, other_org: int
+) -> None:
+    here = await Keyring.open(db, KeyRing(OLD))
+    token = here.mint(Principal(org_id=org, subject="user:ann"), "acme", 60)
+    await rotate(db, KeyRing(NEW, OLD))
+    there = await Keyring.open(db, KeyRing(NEW))
+    newer = await rotate_signing_key(db, KeyRing(NEW))
+    here._refreshed_at = there._refreshed_at = float("-inf")
+    await there.refresh()
+    gate = Gate(here)
+    assert (await gate.admit(token, Wish())).subject == "user:ann"
+    # Also tokens that another host signed with a key made since.
+    fresh = there.mint(Principal(org_id=org, subject="user:bob"), "acme", 60)
+    assert (await gate.admit(fresh, Wish())).subject == "user:bob"
+    assert newer in {key["kid"] for key in here.jwks()["keys"]}
+
+
+async def test_a_key_that_the_file_lost_is_not_turned_to(
+    db: Database, org: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret.key"
+    key_file.make(path)
+    before = path.read_text()
+    running = KeyRing(*key_file.read(path), read=lambda: key_file.read(path))
+    await put(db, running, org, "one", "value of one")
+    key_file.add(path)
+    running.reread()
+    path.write_text(before)
+    with pytest.raises(Permanent, match="not in this host's key file"):
+        await rotate(db, running)
+    assert (await Vault(db, running).open(org, "one")).value == "value of one"
+
+
+async def test_no_key_is_made_while_other_hosts_are_at_work_that_nobody_gave_it_to(
+    db: Database, engine_db: EngineDatabase, org: int, tmp_path: Path
+) -> None:
+    path = tmp_path / "secret.key"
+    key_file.make(path)
+    ring = KeyRing(*key_file.read(path), read=lambda: key_file.read(path))
+    await put(db, ring, org, "one", "value of one")
+    async with engine_db.duty("test") as con:
+        for host, lasts_s in ((socket.gethostname(), 60), ("elsewhere", 60), ("gone", -60)):
+            await con.execute(
+                """insert into worker (worker_id, host, pid, queues, capabilities, expires_at)
+                   values ($1, $2, 1, '{}', '{}', clock_timestamp() + $3 * interval '1 second')""",
+                uuid.uuid4(), host, float(lasts_s),
+            )  # fmt: skip
+    with pytest.raises(Conflict, match=r"this database: elsewhere$"):
+        await new_key(ring, db, path)
+    assert len(key_file.read(path)) == 1
+    with pytest.raises(Conflict):  # as with variables: the new key is at hand and not current
+        await new_key(KeyRing(NEW, *key_file.read(path)), db, None)
+    assert not await new_key(KeyRing(NEW, *key_file.read(path)), db, None, others_have_it=True)
+    assert await new_key(ring, db, path, others_have_it=True)
+    assert len(key_file.read(path)) == 2
+    assert not await new_key(ring, db, path)  # it is there now: as after `--prepare`
+
+
+def test_a_key_file_that_vanished_is_said_to_be_missing(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path)
+    path = tmp_path / KEY_FILE
+    key_file.make(path)
+    ring = read_ring(settings)
+    path.unlink()
+    with pytest.raises(Permanent) as caught:
+        ring.reread()
+    assert caught.value.code == "seal_key_missing"
+
+
+def test_advice_about_what_does_not_open_goes_by_its_kind() -> None:
+    assert "set or remove" in _advice(["secret:1:x", "mail_outbox:y"])
+    assert "set or remove" not in (told := _advice(["signing_key:x", "mail_outbox:y"]))
+    assert "keys rotate" in told
 
 
 def test_a_ring_shows_ids_of_keys_alone() -> None:

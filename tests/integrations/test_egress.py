@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import gzip
 import ipaddress
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 
 from millpond.errors import InvalidInput, Permanent, Unavailable
-from millpond.integrations.egress import Caps, Egress, GuardedTransport, resolve
+from millpond.integrations.egress import Caps, Egress, GuardedTransport
 from millpond.integrations.egress_rules import Rules, is_public
+from millpond.integrations.names import Names, payer
 
 CLOSED = [
     "0.0.0.0",
@@ -132,7 +135,7 @@ async def far() -> AsyncIterator[Far]:
 
 
 @asynccontextmanager
-async def guard(allow: str = "", resolver: Any = resolve) -> AsyncIterator[Egress]:
+async def guard(allow: str = "", resolver: Any = None) -> AsyncIterator[Egress]:
     egress = Egress(Rules.of_text(allow), resolver=resolver)
     yield egress
     await egress.close()
@@ -220,11 +223,20 @@ def test_a_setting_that_cannot_be_read_is_named(text: str) -> None:
 
 
 async def test_a_name_is_resolved_once_and_the_address_that_was_judged_is_used(far: Far) -> None:
-    """A name that is public when it is looked at and this machine after reaches nothing here."""
-    rounds = says(["192.0.2.1"], ["127.0.0.1"])
-    async with guard(resolver=rounds) as egress:
+    """A name that is open when it is looked at and this machine after reaches nothing here."""
+    asked: list[str] = []
+    rounds = says(["127.0.0.2"], ["127.0.0.1"])
+
+    async def resolver(host: str, port: int) -> Any:
+        asked.append(host)
+        return await rounds(host, port)
+
+    async with guard(f"127.0.0.2/32:{far.port}", resolver=resolver) as egress:
         url = f"https://rebinding.example:{far.port}/"
-        assert await refusal(egress, url) == "egress_refused"
+        with pytest.raises(Unavailable):  # nothing listens at the address that was judged
+            await egress.request("GET", url)
+        assert asked == ["rebinding.example"]
+        assert far.connections == 0
         assert await refusal(egress, url) == "egress_refused"
     assert far.connections == 0
 
@@ -306,8 +318,13 @@ async def test_a_far_end_that_is_not_there_is_unavailable(far: Far) -> None:
 
 
 async def test_neither_proxies_nor_netrc_of_the_environment_are_used(
-    far: Far, monkeypatch: pytest.MonkeyPatch
+    far: Far, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    netrc = tmp_path / ".netrc"
+    netrc.write_text("machine 127.0.0.1 login somebody password secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("HOME", str(tmp_path))
     for name in (
         "HTTP_PROXY",
         "HTTPS_PROXY",
@@ -319,6 +336,92 @@ async def test_neither_proxies_nor_netrc_of_the_environment_are_used(
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     async with guard(f"http://127.0.0.1:{far.port}") as egress:
         assert (await egress.request("GET", far.url())).status == 200
+    assert "authorization" not in far.requests[0][1]
+
+
+async def test_no_cookie_that_an_answer_set_comes_back(far: Far) -> None:
+    far.answers["/set"] = answer(b"x", Set_Cookie="a=b; Path=/")
+    far.answers["/moved"] = answer(status="302 Found", location="/end", Set_Cookie="c=d; Path=/")
+    async with guard(f"http://127.0.0.1:{far.port}") as egress:
+        for path in ("/set", "/moved", "/end"):
+            await egress.request("GET", far.url(path), caps=Caps(redirects=1))
+        assert len(egress._client.cookies) == 0
+    assert [path for path, _ in far.requests] == ["/set", "/moved", "/end", "/end"]
+    assert not any("cookie" in headers for _, headers in far.requests)
+
+
+class Stalled:
+    """A resolver of a system whose servers do not answer, until it is let go."""
+
+    def __init__(self) -> None:
+        self.gone_on = threading.Event()
+        self.asked: list[str] = []
+
+    def __call__(self, host: str, port: int) -> list[Any]:
+        self.asked.append(host)
+        assert self.gone_on.wait(30)
+        return [(2, 1, 6, "", ("192.0.2.1", port))]
+
+
+async def test_stalled_lookups_are_so_many_for_one_payer_and_in_all_and_hold_up_nothing_else() -> (
+    None
+):
+    stalled = Stalled()
+    names = Names(stalled, for_payer=2, in_all=3)
+
+    async def asked_by(who: str, name: str) -> str:
+        payer.set(who)
+        try:
+            await asyncio.wait_for(names.resolve(name, 443), 0.05)
+        except TimeoutError:
+            return "stalled"
+        except Unavailable as error:
+            return error.code
+        return "found"
+
+    try:
+        for who, name, came in (
+            ("org:1", "a", "stalled"),
+            ("org:1", "b", "stalled"),
+            ("org:1", "c", "egress_busy"),  # those whom nobody waits for any more count still
+            ("org:2", "d", "stalled"),
+            ("org:3", "e", "egress_busy"),
+        ):
+            assert await asyncio.create_task(asked_by(who, name)) == came, name
+        # The threads that everything else of the process shares are free.
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: 1), 5) == 1
+        stalled.gone_on.set()
+        async with asyncio.timeout(20):
+            while await asyncio.create_task(asked_by("org:1", "f")) != "found":
+                await asyncio.sleep(0.01)
+    finally:
+        stalled.gone_on.set()
+        names.close()
+    assert "c" not in stalled.asked
+    assert "e" not in stalled.asked
+
+
+async def test_the_guard_looks_names_up_for_whoever_pays(far: Far) -> None:
+    payers: list[str] = []
+
+    async def resolver(host: str, port: int) -> list[Any]:
+        payers.append(payer.get())
+        return []
+
+    async with guard(resolver=resolver) as egress:
+        for who in ("org:1", "org:2"):
+            with pytest.raises(Unavailable):
+                await egress.get("https://x.example/", max_bytes=1, timeout_s=5, payer=who)
+    assert payers == ["org:1", "org:2"]
+    assert payer.get() == ""
+
+
+def test_a_library_that_keeps_its_connections_elsewhere_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(httpx2.AsyncHTTPTransport, "__init__", lambda self, **_: None)
+    with pytest.raises(TypeError):
+        GuardedTransport(Rules())
 
 
 async def test_clients_of_other_libraries_are_guarded_by_the_transport(far: Far) -> None:

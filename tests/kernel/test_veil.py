@@ -100,6 +100,41 @@ def test_short_values_are_not_hidden_and_an_empty_veil_is_false() -> None:
     assert drawn(("pin", "12345678"))
 
 
+def test_blanks_around_a_value_are_not_part_of_what_is_hidden() -> None:
+    made = drawn(("pem", "  key-of-8-more\n"))
+    assert made.text("Bearer key-of-8-more!") == "Bearer [secret:pem]!"
+    assert not drawn(("pin", "1234567"))
+    assert drawn(("pin", " 1234567 ")).text("pin 1234567") == "pin 1234567"
+
+
+def test_texts_in_a_json_object_are_hidden_too() -> None:
+    account = {
+        "private_key": "-----BEGIN\nabcdef\n-----END\n",
+        "id": "short",
+        "more": [{"in": "deep-inside"}],
+    }
+    made = drawn(("gcp", json.dumps(account)))
+    for told in (account["private_key"], json.dumps(account["private_key"])[1:-1], "deep-inside"):
+        assert made.text(f"<{told}>") == "<[secret:gcp]>"
+    assert made.text("short") == "short"
+    assert drawn(("odd", '{"no json": ')).text("no json") == "no json"
+
+
+def test_many_texts_in_an_object_stay_cheap() -> None:
+    made = drawn(("big", json.dumps({f"k{n}": f"value-{n:06d}" for n in range(3000)})))
+    assert made.text("value-000000") == SHOWN.replace("stripe", "big")
+    assert len(made._hidden) < 4000
+
+
+def test_a_value_that_is_known_is_not_worked_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, asked = drawn(), []
+    monkeypatch.setattr(veil, "forms", lambda value: asked.append(value) or [value])
+    made.add("stripe", VALUE)
+    assert asked == []
+    made.add("other", "another value")
+    assert asked == ["another value"]
+
+
 def test_one_value_inside_another_leaves_no_rest() -> None:
     made = drawn(("short", "abcdefgh"), ("long", "xxabcdefghyy"))
     assert made.text("xxabcdefghyy") == "[secret:long]"

@@ -13,7 +13,7 @@ import structlog
 
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.registry import flow, step
-from millpond.errors import Permanent
+from millpond.errors import InvalidInput, Permanent
 from millpond.models.steps import complete
 
 _log = structlog.get_logger("leaky")
@@ -86,7 +86,11 @@ async def give_all_away(ctx: Context, given: Any) -> Any:
     await ctx.set_state("shown", leaks(value))
     await ctx.emit("leak", leaks(value))
     told = [await ctx.step(give_away), await ctx.step(in_thread)]
-    told.append(await ctx.step(elsewhere, value))
+    try:
+        await ctx.step(elsewhere, value)
+    except InvalidInput as error:
+        told.append(f"{error}: {error.advice}")
+    told.append(await ctx.step(elsewhere, "nothing"))
     told.append(await ctx.run_flow(child, leaks(value), labels={"key": value}))
     try:
         await ctx.step(fail)

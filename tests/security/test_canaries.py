@@ -343,7 +343,27 @@ def test_nothing_planted_is_found_in_answers_and_events(stage: Stage) -> None:
     } == {}
 
 
-def test_the_look_finds_what_is_there(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    "shown",
+    [
+        'c4nary-of-the/store "Zoë" 7+=7',
+        r'{"key": "c4nary-of-the/store \"Zo\u00eb\" 7+=7"}',
+        r'{"key": "c4nary-of-the/store \"Zoë\" 7+=7"}',
+        r'"\"c4nary-of-the/store \\\"Zo\\u00eb\\\" 7+=7\""',
+        "?key=c4nary-of-the%2Fstore%20%22Zo%C3%AB%22%207%2B%3D7&x",
+        "/c4nary-of-the/store%20%22Zo%C3%AB%22%207%2B%3D7",
+        "63346e6172792d6f662d7468652f73746f726520225a6fc3ab2220372b3d37",
+        "Basic YzRuYXJ5LW9mLXRoZS9zdG9yZSAiWm/DqyIgNys9Nw==",
+        "Basic dTpjNG5hcnktb2YtdGhlL3N0b3JlICJab8OrIiA3Kz03",
+        "Basic dXNlcjpjNG5hcnktb2YtdGhlL3N0b3JlICJab8OrIiA3Kz03",
+    ],
+)
+def test_the_look_finds_what_is_there(stage: Stage, shown: str) -> None:
+    """Forms written down by hand, so that looking for the wrong ones would show."""
+    assert found(stage, f"before {shown} after") == ["stored secret"]
+
+
+def test_the_look_finds_all_that_was_planted(stage: Stage) -> None:
     for name, value in stage.planted.items():
-        for form in forms(value):
-            assert name in found(stage, f"before {form} after")
+        assert name in found(stage, f"before {value} after")
+        assert found(stage, value[: len(value) // 2]) == []

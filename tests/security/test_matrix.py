@@ -56,7 +56,7 @@ async def bench(world: World) -> AsyncIterator[Bench]:
 def needed(front: Front, method: str, path: str) -> Requires:
     """Return what a route declares."""
     for route in api_routes(front.app):
-        if isinstance(route, APIRoute) and route.path == path and method in route.methods:
+        if isinstance(route, APIRoute) and route.path_format == path and method in route.methods:
             (declared,) = _requirements(route.dependant)
             return declared
     raise AssertionError(f"{method} {path} is not served")

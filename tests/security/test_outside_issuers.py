@@ -170,6 +170,7 @@ FORGERIES: dict[str, tuple[Callable[[Forge], str], str]] = {
         lambda f: f.issuer.token(aud=AUDIENCE[:-1]), "token_audience"),
     "no audience": (lambda f: f.issuer.token(aud=None), "token_malformed"),
     "expired": (lambda f: f.issuer.token(exp=int(time.time()) - 60), "token_expired"),
+    "expired before all time": (lambda f: f.issuer.token(exp=-(10**18)), "token_expired"),
     "no expiry": (lambda f: f.issuer.token(exp=None), "token_malformed"),
     "an expiry that is no number": (lambda f: f.issuer.token(exp="soon"), "token_malformed"),
     "an endless expiry": (lambda f: f.issuer.token(exp=float("inf")), "token_algorithm"),
@@ -352,14 +353,58 @@ async def test_a_role_is_what_the_newest_token_says(
     assert await asked(world, strong, path="/v1/api-keys") == (200, "")
     weak = issuer.token(iat=now - 10)
     assert await asked(world, weak, path="/v1/api-keys") == (403, "permission_missing")
-    assert await asked(world, strong, path="/v1/api-keys") == (403, "permission_missing")
+    assert await asked(world, strong, path="/v1/api-keys") == (401, "token_superseded")
     again = issuer.token(roles=["pond-admins"], iat=now)
     assert await asked(world, again, path="/v1/api-keys") == (200, "")
     gone = issuer.token(roles=[], iat=now)
     assert await asked(world, gone) == (403, "role_unmapped")
-    assert await asked(world, weak) == (403, "role_unmapped")
+    assert await asked(world, weak) == (401, "token_superseded")
     actions = await world.owner.fetch("select action from audit where action like 'identity.%'")
     assert [row["action"] for row in actions].count("identity.mapped") == 3
+
+
+OLDER: dict[str, tuple[dict[str, Any], tuple[int, str]]] = {
+    "of another tenant": ({"tid": "theirs", "roles": ["pond-admins"]}, (403, "role_unmapped")),
+    "of no tenant": ({"tid": None}, (403, "role_unmapped")),
+    "of no role": ({"roles": []}, (403, "role_unmapped")),
+    "of a weaker role": ({"roles": ["pond-users"]}, (401, "token_superseded")),
+    "of the same role": ({}, (200, "")),
+}
+
+
+@pytest.mark.parametrize("older", OLDER)
+async def test_an_older_token_has_no_more_than_its_own_claims_give(
+    world: World, owner: Client, issuer: Issuer, older: str
+) -> None:
+    """What the newest token of the same subject gave lends nothing to an older one."""
+    await registered(owner, issuer, org_claim="tid", org_values=["ours"])
+    now = int(time.time())
+    good = {"tid": "ours", "roles": ["pond-admins"]}
+    strong = issuer.token(**good, iat=now)
+    assert await asked(world, strong, path="/v1/api-keys") == (200, "")
+    changes, answer = OLDER[older]
+    token = issuer.token(**{**good, **changes}, iat=now - 20)
+    assert await asked(world, token, path="/v1/api-keys") == answer
+    assert await asked(world, strong, path="/v1/api-keys") == (200, "")
+
+
+async def test_only_a_token_that_gives_what_is_stored_keeps_an_identity_seen(
+    world: World, owner: Client, issuer: Issuer
+) -> None:
+    await registered(owner, issuer)
+    now = int(time.time())
+    long_ago = "update outside_identity set seen_at = now() - interval '31 days'"
+    is_seen = "select seen_at > now() - interval '1 day' from outside_identity"
+    assert await asked(world, issuer.token(iat=now - 10)) == (200, "")
+    await world.owner.execute(long_ago)
+    older = issuer.token(roles=["pond-admins"], iat=now - 20)
+    assert await asked(world, older) == (401, "token_superseded")
+    assert not await world.owner.fetchval(is_seen)
+    assert await asked(world, issuer.token(iat=now - 20)) == (200, "")
+    assert await world.owner.fetchval(is_seen)
+    await world.owner.execute(long_ago)
+    assert await asked(world, issuer.token(roles=["pond-admins"], iat=now)) == (200, "")
+    assert await world.owner.fetchval(is_seen)  # also where the token gave another role
 
 
 async def test_keys_that_were_rotated_are_known_and_those_withdrawn_are_not(
@@ -433,7 +478,7 @@ async def test_an_issuer_that_is_down_is_unavailable_and_known_keys_last_a_while
     later(world, 3600)  # too old
     assert told(await caller.get("/v1/runs")) == (503, "issuer_unavailable")
     issuer.is_down = False
-    later(world, 10)
+    later(world, 20)  # the second pause after failures
     assert told(await caller.get("/v1/runs")) == (200, "")
 
 
@@ -498,7 +543,8 @@ async def test_keys_at_a_closed_address_are_not_fetched(
         answer = await (await bearer(world, issuer.token())).get("/v1/runs")
         assert told(answer) == (503, "issuer_invalid")
         assert "its address is refused" in answer.text
-        later(world, 10)
+        later(world, 160)  # the longest pause after failures
+    assert issuer.asked["/.well-known/openid-configuration"] == 3
 
 
 WEAK: dict[str, Callable[[SigningKey], Any]] = {

@@ -67,6 +67,10 @@ async def end(owner: Client, made: str, how: str) -> None:
             body = {"is_disabled": True}
         case "rules changed":
             body = {"rules": [RULES[0]]}
+        case "audience narrowed":
+            body = {"audiences": ["https://other.example"]}
+        case "algorithms narrowed":
+            body = {"algorithms": ["ES256"]}
         case "tenant named":
             body = {"org_claim": "tid", "org_values": ["x"]}
         case "identity disabled":
@@ -81,6 +85,8 @@ AFTER = {
     "issuer disabled": (401, "token_issuer"),
     "rules changed": (403, "role_unmapped"),
     "tenant named": (403, "role_unmapped"),
+    "audience narrowed": (401, "token_audience"),
+    "algorithms narrowed": (401, "token_algorithm"),
     "identity disabled": (403, "identity_disabled"),
 }
 
@@ -130,6 +136,35 @@ async def test_a_stream_ends_with_its_token(world: World, owner: Client, issuer:
     caller = await bearer(world, issuer.token(exp=int(time.time()) + 1))
     words = []
     async with asyncio.timeout(30), caller.sse(f"/v1/runs/{run}/events") as source:
+        async for message in source:
+            words.append(message)
+    assert json.loads(words[-1].data)["reason"] == "token_expired"
+
+
+@pytest.mark.parametrize("whose", ["ours", "another issuer's"])
+async def test_a_stream_ends_with_its_token_also_when_what_was_remembered_of_it_is_gone(
+    world: World, owner: Client, issuer: Issuer, monkeypatch: pytest.MonkeyPatch, whose: str
+) -> None:
+    """Keys are read again, or too many tokens come, between its being admitted and the stream's beginning."""
+    await registered(owner, issuer)
+    await world.front.publish("echo")
+    run = (await owner.post("/v1/runs", json={"flow": "echo"})).json()["id"]
+    ports = world.front.app.state.ports
+    limits = ports.reserver.limits
+
+    async def meanwhile(org_id: int) -> Any:
+        ports.gate.keyring._verified.clear()
+        ports.outside._good.clear()
+        return await limits(org_id)
+
+    monkeypatch.setattr(ports.reserver, "limits", meanwhile)
+    passport = (await world.member("owner")).passport()
+    token = issuer.token(exp=int(time.time()) + 2)
+    if whose == "ours":
+        token = world.front.keyring.mint_access(passport, 2)
+    caller = await bearer(world, token)
+    words = []
+    async with asyncio.timeout(15), caller.sse(f"/v1/runs/{run}/events") as source:
         async for message in source:
             words.append(message)
     assert json.loads(words[-1].data)["reason"] == "token_expired"

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from millpond.errors import Unavailable
-from millpond.identity.issuer_keys import Keys
+from millpond.identity.issuer_documents import Keys
 from millpond.identity.issuers import Issuer
 from millpond.identity.outside_identities import Identity
 

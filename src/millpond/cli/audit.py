@@ -18,13 +18,14 @@ import typer
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode
 from millpond.cli.options import DEFAULT_URL, AsJson, DataDir, Token, Url
-from millpond.cli.output import out, plain, print_json, print_table
-from millpond.errors import InvalidInput, NotFound
+from millpond.cli.output import err, out, plain, print_json, print_table
+from millpond.errors import InvalidInput, MillpondError, NotFound
 from millpond.types import NO_ORG
 
 if TYPE_CHECKING:
     from millpond.cli.remote import Remote
     from millpond.identity.audit_check import Report
+    from millpond.identity.ring import KeyRing
     from millpond.settings import Settings
 
 app = typer.Typer(no_args_is_help=True, help="Read, export and verify the audit log.")
@@ -135,7 +136,8 @@ def verify(
 ) -> None:
     """Compute every seal again, and hold the log against what was published.
 
-    Exits with 1 when anything is found, with 8 when nothing is but a log has no published head: its end may be cut off.
+    Exits with 1 when anything is found, with 8 when nothing is but a log has no published head: its end may be cut off,
+    or all of it. Only the empty log of an org that is younger than an hour needs none.
     """
     from millpond.cli.config import read_settings
 
@@ -150,24 +152,39 @@ def verify(
         _print(reports)
     if not all(report.is_intact for report in reports.values()):
         raise typer.Exit(ExitCode.FAILED)
-    if not allow_no_heads and any(_is_unproven(report) for report in reports.values()):
+    if not allow_no_heads and any(report.is_unproven for report in reports.values()):
         raise typer.Exit(ExitCode.UNPROVEN)
-
-
-def _is_unproven(report: Report) -> bool:
-    """Whether a log has seals and nothing outside of it tells how many."""
-    return report.sealed > 0 and report.published_seq is None
 
 
 def _verify_file(settings: Settings, path: Path) -> Report:
     from millpond.cli.key_ring import read_ring
     from millpond.identity.audit_check import verify_lines
 
+    ring = read_ring(settings)
+    asyncio.run(_learn(ring, settings))
     try:
         with path.open("rb") as lines:
-            return verify_lines(read_ring(settings), lines)
+            return verify_lines(ring, lines)
     except OSError as error:
         raise InvalidInput(f"{path} cannot be read: {error.strerror}", param="--file") from error
+
+
+async def _learn(ring: KeyRing, settings: Settings) -> None:
+    """Learn of keys that were given up, which the database keeps; says so where it is out of reach."""
+    from millpond.cli.running import find_databases
+    from millpond.db.pool import Database
+
+    try:
+        db = await Database.connect(find_databases(settings).app, name="millpond-audit", max_size=1)
+    except MillpondError:
+        err().print(
+            "the database is out of reach: keys that were given up are not known", style="dim"
+        )
+        return
+    try:
+        await ring.keep(db)
+    finally:
+        await db.close()
 
 
 async def _verify(
@@ -216,7 +233,7 @@ def _print(reports: dict[str, Report]) -> None:
     columns = ["log", "seals", "published", "unsealed", "oldest", "found"]
     print_table(columns, rows, empty="There are no logs.")
     for name, report in reports.items():
-        if _is_unproven(report):
+        if report.is_unproven:
             out().print(plain(f"{name}: no published head was at hand: a cut end would not show"))
         for fault in report.faults:
             where = [f"seal {fault.seq}"] if fault.seq is not None else []

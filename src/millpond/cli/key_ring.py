@@ -7,12 +7,13 @@ host without its database's key is refused and left as it was; no key is part of
 from __future__ import annotations
 
 import asyncio
+import socket
 from pathlib import Path
 
 from millpond.cli.config import plain_text
 from millpond.db.pool import Database
 from millpond.db.queries import queries
-from millpond.errors import InvalidInput, Permanent
+from millpond.errors import Conflict, InvalidInput, Permanent
 from millpond.identity import key_file
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import Seal
@@ -32,8 +33,6 @@ def read_ring(settings: Settings) -> KeyRing:
     path = key_path(settings)
     if path is None:
         return KeyRing(*_of_variables(settings))
-    if not path.exists():
-        raise _missing(path, None)
     return KeyRing(*_of_file(settings, path), read=lambda: _of_file(settings, path))
 
 
@@ -54,16 +53,25 @@ async def open_ring(settings: Settings, db: Database) -> KeyRing:
     return ring
 
 
-async def new_key(ring: KeyRing, db: Database, path: Path | None) -> bool:
+async def new_key(
+    ring: KeyRing, db: Database, path: Path | None, *, others_have_it: bool = False
+) -> bool:
     """Make a key to rotate to, unless one is there or an older rotation is to be ended first; tells whether it did.
 
-    Raises InvalidInput where variables hold the keys: whoever sets them makes the key.
+    Raises InvalidInput where variables hold the keys: whoever sets them makes the key; and Conflict where other hosts
+    are at work that nobody gave it to.
     """
     async with db.globals() as con:
         rows = await con.fetch(_SQL["keys"])
     others = [row["key_id"] for row in rows if not row["is_current"] and row["emptied_at"] is None]
     is_behind = not any(row["is_current"] and row["key_id"] == ring.newest.key_id for row in rows)
-    if others or is_behind:
+    if others:
+        return False
+    if is_behind and path is not None:  # made by `--prepare`
+        return False
+    if is_behind or path is not None:
+        await _look_for_others(db, others_have_it=others_have_it)
+    if is_behind:
         return False
     if path is None:
         raise InvalidInput(
@@ -77,6 +85,21 @@ async def new_key(ring: KeyRing, db: Database, path: Path | None) -> bool:
     return True
 
 
+async def _look_for_others(db: Database, *, others_have_it: bool) -> None:
+    """Raise Conflict where other hosts work with the database: without the new key, they would stand still."""
+    if others_have_it:
+        return
+    async with db.globals() as con:
+        rows = await con.fetch(_SQL["other_hosts"], socket.gethostname())
+    if rows:
+        raise Conflict(
+            f"other hosts work with this database: {', '.join(row['host'] for row in rows)}",
+            code="other_hosts",
+            advice="give them the new key first (`rotate-key --prepare`, or MILLPOND_SECRET_KEY), then say so by "
+            "--other-hosts-have-it",
+        )
+
+
 def _of_variables(settings: Settings) -> list[Seal]:
     """Return the keys that variables name, the newest first."""
     newest = plain_text(settings.secret_key)
@@ -84,7 +107,10 @@ def _of_variables(settings: Settings) -> list[Seal]:
 
 
 def _of_file(settings: Settings, path: Path) -> list[Seal]:
-    return [*key_file.read(path), *_older(settings)]
+    try:
+        return [*key_file.read(path), *_older(settings)]
+    except FileNotFoundError as error:
+        raise _missing(path, None) from error
 
 
 def _older(settings: Settings) -> list[Seal]:

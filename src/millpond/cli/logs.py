@@ -80,10 +80,14 @@ def where_it_failed(_logger: Any, _method: str, event: EventDict) -> EventDict:
 
 
 def redact(_logger: Any, _method: str, event: EventDict) -> EventDict:
-    """Hide secrets: those of the current run by value, values under a telling name, passwords in addresses, tokens."""
-    drawn = veil.current()
-    if drawn:
-        event = {name: drawn.value(_plain(value)) for name, value in event.items()}
+    """Hide secrets: those of the current run by value, values under a telling name, passwords in addresses, tokens.
+
+    A line of no run, such as one of a thread that a step began by itself, may be of any: those of all are hidden.
+    """
+    current = veil.current()
+    for drawn in veil.live() if current is None else [current]:
+        if drawn:
+            event = {name: drawn.value(_plain(value)) for name, value in event.items()}
     return {name: _hidden(name, value) for name, value in event.items()}
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -89,6 +90,13 @@ def rotate_key(
             help="Only put a new key into this host's key file, to copy it to the other hosts first.",
         ),
     ] = False,
+    other_hosts_have_it: Annotated[
+        bool,
+        typer.Option(
+            "--other-hosts-have-it",
+            help="Go on although other hosts are at work: they were given the new key.",
+        ),
+    ] = False,
     data_dir: DataDir = None,
     as_json: AsJson = False,
 ) -> None:
@@ -103,7 +111,7 @@ def rotate_key(
             )
             out().print(plain("Copy the file to every host, then run this without --prepare."))
         return
-    done = asyncio.run(_rotate(data_dir))
+    done = asyncio.run(_rotate(data_dir, others_have_it=other_hosts_have_it))
     if as_json:
         print_json(
             {
@@ -120,7 +128,7 @@ def rotate_key(
         raise Permanent(
             f"{len(done.broken)} values do not open and stay as they are: {', '.join(done.broken[:5])}",
             code="seal_broken",
-            advice="set or remove them, and rotate again; until then the older key is not given up",
+            advice=_advice(done.broken),
         )
 
 
@@ -133,6 +141,19 @@ def _print(done: Resealed) -> None:
             "backup of before is to be restored"
         )
         out().print(plain(text), soft_wrap=True)
+
+
+def _advice(broken: Sequence[str]) -> str:
+    """Say what to do about values that do not open, which are named by their kind first."""
+    ways = {
+        "secret": "set or remove the secrets",
+        "signing_key": "sign with another key (`millpond keys rotate`), and delete the row of signing_key once the "
+        "tokens of the broken one have expired",
+        "mail_outbox": "mails are dropped by themselves",
+    }
+    kinds = {one.split(":", 1)[0] for one in broken}
+    told = [way for kind, way in ways.items() if kind in kinds]
+    return f"{'; '.join(told)}; then rotate again: until then the older key is not given up"
 
 
 def _value() -> str:
@@ -163,7 +184,7 @@ def _prepare(data_dir: DataDir) -> tuple[str, str]:
     return key_file.add(path).key_id, str(path)
 
 
-async def _rotate(data_dir: DataDir) -> Resealed:
+async def _rotate(data_dir: DataDir, *, others_have_it: bool) -> Resealed:
     from millpond.cli.config import read_settings
     from millpond.cli.key_ring import key_path, new_key, open_ring
     from millpond.cli.running import find_databases
@@ -177,7 +198,7 @@ async def _rotate(data_dir: DataDir) -> Resealed:
     db = await Database.connect(url, name="millpond-rotate", max_size=2)
     try:
         ring = await open_ring(settings, db)
-        if await new_key(ring, db, key_path(settings)):
+        if await new_key(ring, db, key_path(settings), others_have_it=others_have_it):
             progress(f"made key {ring.newest.key_id}")
         return await rotate(
             db, ring, told=lambda kind, count: progress(f"{count} {kind} sealed anew")

@@ -1,12 +1,14 @@
 """`millpond login`, `logout` and `whoami`: a session with a server that the other commands use.
 
 Called by `main`. Invariants: a password is asked for or read from standard input, never an argument, and is not sent
-over another machine's network in the clear unless that was said; a session that is replaced is ended.
+over another machine's network in the clear unless that was said; a session is ended that is replaced, or that could not
+be kept.
 """
 
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +18,7 @@ from millpond.cli.output import out, plain, print_fields, print_json
 from millpond.types import Json
 
 if TYPE_CHECKING:
-    from millpond.cli.kept import SessionFile
+    from millpond.cli.kept import Kept, SessionFile
 
 
 def login(
@@ -39,6 +41,7 @@ def login(
     """Sign in by email address and password; the other commands then use the session."""
     from millpond.cli.kept import SessionFile
     from millpond.cli.renewing import ask
+    from millpond.errors import MillpondError
 
     file = SessionFile(url)
     _check_is_private(file.url, allow_http=allow_http)
@@ -47,10 +50,13 @@ def login(
     answer = ask(file.url, "sign-in", body)
     try:
         chosen = None if org is None else place_of(answer["organizations"], org)["slug"]
+        former = _keep(file, answer, chosen)
     except BaseException:
-        _end(file.url, answer["refresh_token"])
+        with suppress(MillpondError):
+            _end(file.url, answer["refresh_token"])
         raise
-    _replace(file, answer, chosen)
+    if former is not None and not former.is_over:
+        _end(file.url, former.refresh_token)
     if as_json:
         print_json({"object": "kept_session", "server": file.url, **_shown(answer), "org": chosen})
         return
@@ -62,22 +68,40 @@ def login(
         )
 
 
-def logout(as_json: AsJson = False, url: Url = DEFAULT_URL) -> None:
+def logout(
+    forget: Annotated[
+        bool,
+        typer.Option(
+            "--forget",
+            help="Forget it also when it cannot be ended, as of a server that is gone.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+) -> None:
     """End the session at the server and forget it; without one there is nothing to do."""
     from millpond.cli.kept import SessionFile
+    from millpond.errors import MillpondError
 
     file = SessionFile(url)
     with file.lock():
-        kept = file.read(is_strict=False)
-        if kept is not None and not kept.is_over:
-            _end(file.url, kept.refresh_token)
+        had_one = file.path.is_symlink() or file.path.exists()
+        try:
+            kept = file.read(is_strict=False)
+            if kept is not None and not kept.is_over:
+                _end(file.url, kept.refresh_token)
+            is_ended = kept is not None
+        except MillpondError:
+            if not forget:
+                raise
+            is_ended = False
         file.remove()
     if as_json:
-        print_json({"object": "kept_session", "server": file.url, "ended": kept is not None})
+        print_json({"object": "kept_session", "server": file.url, "ended": is_ended})
         return
-    text = (
-        f"Signed out of {file.url}." if kept is not None else f"Nobody was signed in at {file.url}."
-    )
+    text = f"Signed out of {file.url}." if is_ended else f"Nobody was signed in at {file.url}."
+    if had_one and not is_ended:
+        text = f"Forgot the session with {file.url}, which was not ended there."
     out().print(plain(text), soft_wrap=True)
 
 
@@ -136,8 +160,8 @@ def _check_is_private(url: str, *, allow_http: bool) -> None:
         )
 
 
-def _replace(file: SessionFile, answer: Json, org: str | None) -> None:
-    """Keep a new session and end the one that was kept before, readable or not."""
+def _keep(file: SessionFile, answer: Json, org: str | None) -> Kept | None:
+    """Keep a new session; returns the one that was kept before, None for what cannot be read."""
     from millpond.cli.kept import Kept
     from millpond.cli.renewing import tokens_of
     from millpond.errors import MillpondError
@@ -149,8 +173,7 @@ def _replace(file: SessionFile, answer: Json, org: str | None) -> None:
             former = None
         email = answer["user"]["email"]
         file.write(Kept(url=file.url, email=email, org=org, **tokens_of(answer)))
-        if former is not None and not former.is_over:
-            _end(file.url, former.refresh_token)
+        return former
 
 
 def _end(url: str, refresh_token: str) -> None:

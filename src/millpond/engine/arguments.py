@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic.errors import PydanticUserError
 from pydantic_core import PydanticSerializationError
 
+from millpond import veil
 from millpond.engine.encoding import dump, dump_error
 from millpond.engine.payloads import check_size
 from millpond.errors import InvalidInput
@@ -31,12 +32,13 @@ class Arguments:
     adapters: Mapping[str, TypeAdapter[Any]]
 
     def written(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
-        """Return arguments as JSON text; raises InvalidInput that names one which is no JSON."""
+        """Return arguments as JSON text; raises InvalidInput that names one which is no JSON, or shows a secret."""
         try:
             bound = self.signature.bind(*args, **kwargs)
         except TypeError as error:
             raise InvalidInput(f"step {self.step}: {error}", param=self.step) from error
         plain = {name: self._plain(name, value) for name, value in bound.arguments.items()}
+        self._refuse_secrets(plain)
         text = dump(None, plain)
         check_size(text, f"the arguments of step {self.step}", param="arguments")
         self.read(text)
@@ -60,6 +62,19 @@ class Arguments:
         except TypeError as error:
             raise InvalidInput(f"step {self.step}: {error}", param=self.step) from error
         return bound.args, dict(bound.kwargs)
+
+    def _refuse_secrets(self, plain: Mapping[str, Any]) -> None:
+        """Raise where a value would be hidden in what is stored, and useless where it arrives."""
+        drawn = veil.current()
+        for name, value in plain.items() if drawn else ():
+            if drawn and drawn.value(value) != value:
+                raise InvalidInput(
+                    f"the argument {name} of step {self.step} shows a secret, and what goes to another queue is stored",
+                    code="secret_in_argument",
+                    param=name,
+                    advice="open it there, by `await step.secret(name)`; a step in a process of its own gets it as an "
+                    "argument only without another queue",
+                )
 
     def _plain(self, name: str, value: Any) -> Any:
         try:

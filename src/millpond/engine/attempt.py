@@ -17,6 +17,7 @@ from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
+from millpond.engine.performing import AGAIN_S
 from millpond.engine.registry import Flow
 from millpond.engine.slots import Slot
 from millpond.errors import InvalidInput, LeaseLost, Transient
@@ -94,9 +95,11 @@ def read_input(flow: Flow, text: str | None) -> Any:
 
 async def insist(write: Callable[[], Awaitable[R]]) -> R:
     """Do what an attempt needs of the database, again while that is out of reach."""
+    last: Transient | None = None
     for _ in range(100):
         try:
             return await write()
-        except Transient:
-            await asyncio.sleep(0.3)
-    raise LeaseLost("the database stayed out of reach")
+        except Transient as error:
+            last = error
+            await asyncio.sleep(AGAIN_S)
+    raise LeaseLost("the database stayed out of reach") from last

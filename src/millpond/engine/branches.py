@@ -76,7 +76,6 @@ class Branch:
         nth = self.occurrences.get(name, 0)
         if nth == 0:
             _check_name(name)
-            _refuse_secret(name)
         self.occurrences[name] = nth + 1
         key = f"{self.path}{name}:{nth}"
         self.places[key] = len(self.places)
@@ -118,10 +117,10 @@ def _check_name(name: str) -> None:
         )
 
 
-def _refuse_secret(name: str) -> None:
-    """Raise where a name shows a secret: names are kept as they are."""
+def refuse_secret(key: str) -> None:
+    """Raise where a key that is about to be recorded shows a secret: names are kept as they are."""
     drawn = veil.current()
-    if drawn and drawn.text(name) != name:
+    if drawn and drawn.text(key) != key:
         raise InvalidInput("the name of a step shows a secret", param="name", code="secret_in_name")
 
 

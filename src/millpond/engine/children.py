@@ -32,7 +32,7 @@ from millpond.engine.registry import Flow
 from millpond.engine.rights import ENDINGS, backing_of
 from millpond.engine.submit import deadline_of, submit
 from millpond.errors import InvalidInput, NotFound, Permanent
-from millpond.types import ClosePolicy, Intent, Json, Parent, new_id
+from millpond.types import Backing, ClosePolicy, Intent, Json, Parent, new_id
 
 _SQL = queries("children")
 # A flow that starts itself by mistake ends here.
@@ -297,10 +297,17 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         run_id=child_id(lease.org_id, lease.run_id, step_key),
         deadline_s=deadline_s,
         parent=Parent(run_id=lease.run_id, step_key=step_key, close_policy=wish.close),
-        # What an ending starts is part of it, and needs no right either.
-        backing=None if step_key.startswith(ENDINGS) else backing_of(basis),
+        backing=_backing(step_key, basis),
         behind=basis["behind"] or (),
     )
+
+
+def _backing(step_key: str, basis: Record) -> Backing | None:
+    """Return what a child's rights stand on: what an ending starts is part of it, and needs no right either."""
+    backing = backing_of(basis)
+    if backing is None or not step_key.startswith(ENDINGS):
+        return backing
+    return backing.unasked()
 
 
 async def published(con: Connection, flow: str, version: int | None) -> Record:

@@ -16,7 +16,7 @@ import orjson
 from pydantic import TypeAdapter
 
 from millpond.engine import waits
-from millpond.engine.branches import Branches, Unwind
+from millpond.engine.branches import Branches, Unwind, refuse_secret
 from millpond.engine.calling import Caller, unregistered
 from millpond.engine.checkpoints import check_room
 from millpond.engine.children import Child, ChildFailed
@@ -79,6 +79,7 @@ class Context(Fanning, Signals, Continuing, Values):
         input_type: TypeAdapter[Any] | None = None,
         performer: Callable[..., Performer] = Performer,
         heeds_cancel: bool = True,
+        opens: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
         self._claimed = claimed
         self._lease = claimed.lease
@@ -96,8 +97,8 @@ class Context(Fanning, Signals, Continuing, Values):
             # Endings undo what was done: they need no right.
             right=right_of(scope.asking, claimed) if heeds_cancel else None,
         )
-        self._opening = Opening(claimed, scope, self._performer)
-        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opening.open)
+        self._opens = opens or Opening(claimed, scope, self._performer).open
+        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opens)
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -218,9 +219,7 @@ class Context(Fanning, Signals, Continuing, Values):
         may not act for its subject any more, and in every run that was started under a grant.
         """
         self._branches.here()
-        if self._performer.is_replay:
-            return f"[secret:{name}]"
-        return await self._opening.open(name)
+        return await self._opens(name)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""
@@ -383,7 +382,8 @@ class Context(Fanning, Signals, Continuing, Values):
     def _lookup(self, key: str, kind: str) -> Recorded | None:
         """Return the record of a key; ends the attempt when another stands at this place.
 
-        Raises Permanent where one more than a run may have would be recorded.
+        Raises Permanent where one more than a run may have would be recorded, InvalidInput where its name shows a
+        secret; what was recorded before that secret was opened is given out.
         """
         if self._history:
             place = self._branches.here().places.get(key)
@@ -393,6 +393,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 raise Unwind("blocked")
         recorded = self._history.get(key)
         if recorded is None:
+            refuse_secret(key)
             self._steps += 1
             check_room(self._steps)
         return recorded

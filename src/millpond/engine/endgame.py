@@ -23,8 +23,11 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History
+from millpond.engine.opening import reopened
+from millpond.engine.performing import is_away
 from millpond.engine.replaying import Findings, Rehearsal, Undo
 from millpond.engine.scope import Scope
+from millpond.errors import LeaseLost
 from millpond.types import Json
 
 KEY = "!ending"
@@ -95,6 +98,12 @@ async def _decide(attempt: Attempt, scope: Scope, recorded: History, failure: Fa
 
 async def _rehearse(attempt: Attempt, scope: Scope, recorded: History) -> Findings:
     """Replay the flow to find its undos and doubts; Unwind when its code does not match."""
+    try:
+        reopening = await insist(lambda: reopened(attempt.claimed, scope, recorded))
+    except LeaseLost as error:
+        if is_away(error.__cause__):
+            raise Unwind("away") from error
+        raise
     rehearsal = Rehearsal(
         attempt.flow,
         attempt.claimed,
@@ -102,6 +111,7 @@ async def _rehearse(attempt: Attempt, scope: Scope, recorded: History) -> Findin
         scope,
         only_results=True,
         heeds_cancel=False,
+        opens=reopening.open,
     )
     if not rehearsal.findings.unmet:
         return rehearsal.findings

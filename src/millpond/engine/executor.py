@@ -33,6 +33,8 @@ from millpond.errors import LeaseLost, MillpondError, Permanent
 from millpond.retry import backoff_s, classify, retry_after_s
 
 _log = structlog.get_logger("millpond.executor")
+# Why a run goes to another worker, and what is told of it.
+_HANDED_BACK = {"drained": "drain", "away": "away"}
 
 
 def prepare(
@@ -52,8 +54,9 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     claimed, context = attempt.claimed, attempt.context
     began = time.monotonic()
     try:
-        if claimed.duties & Duty.SECRETS:
-            await insist(lambda: draw_again(claimed, scope, claimed.duties))
+        veils = claimed.duties & Duty.SECRETS
+        if veils and not await insist(lambda: draw_again(claimed, scope, claimed.duties)):
+            return await _unwound(attempt, scope, "away", began)
         if claimed.cancel_requested or attempt.is_ending:
             return await _stopped(attempt, scope)
         try:
@@ -122,10 +125,11 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
         return [readied] if readied is not None else []
     if reason == "cancelled":
         return await _stopped(attempt, scope)
-    if reason == "drained":
+    if reason in _HANDED_BACK:
         # What is on its way to the database still counts; without the lease it would not.
         await attempt.context.settled()
-        return await insist(lambda: waits.release(scope.database, lease, reason="drain"))
+        told = _HANDED_BACK[reason]
+        return await insist(lambda: waits.release(scope.database, lease, reason=told))
     if reason == "timeout":
         limit = attempt.claimed.timeout_s or attempt.flow.timeout_s
         error = Permanent(f"the run took longer than {limit} s", code="timeout")

@@ -26,7 +26,7 @@ from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
 from millpond.engine.rights import Right
 from millpond.engine.scope import Scope, Timed, UnderWay
-from millpond.errors import Forbidden, LeaseLost, NotDone, Transient
+from millpond.errors import Forbidden, LeaseLost, NotDone, Transient, Unavailable
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
 
@@ -34,12 +34,12 @@ R = TypeVar("R")
 
 # A backoff or sleep above this is a wait: recorded, and the slot is given back.
 HOLD_S = 1.0
+# What is out of reach is tried again after this time.
+AGAIN_S = 0.3
 
 
 class Performer:
     """Performs and records the steps of one attempt."""
-
-    is_replay = False
 
     def __init__(
         self,
@@ -361,14 +361,19 @@ class Performer:
             await asyncio.wait(self._in_flight)
 
     async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
-        """Make a write of its own, again while the database is out of reach; returns its result."""
+        """Make a write of its own, again while the database is out of reach; returns its result.
+
+        Where the database is there and something else is not, the run is left to another worker in the end.
+        """
+        reason = ""
         for _ in range(100):
             try:
                 return await self.own(write())
-            except Transient:
-                await self.own(asyncio.sleep(0.3))
-        self._branches.close("lost")
-        raise Unwind("lost")
+            except Transient as error:
+                reason = "away" if is_away(error) else "lost"
+                await self.own(asyncio.sleep(AGAIN_S))
+        self._branches.close(reason)
+        raise Unwind(reason)
 
     async def own(self, awaitable: Awaitable[R]) -> R:
         """Await something of the engine's; an attempt ended meanwhile gets Unwind."""
@@ -381,6 +386,11 @@ class Performer:
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
             raise
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether the database is there, and something else that is needed is not."""
+    return isinstance(error, Transient) and not isinstance(error, Unavailable)
 
 
 def raise_stray(error: BaseException, what: str) -> NoReturn:

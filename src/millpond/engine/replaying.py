@@ -19,6 +19,7 @@ from millpond.engine.branches import Branch, Unwind, forked_from
 from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
 from millpond.engine.history import History, Mismatch, Places, Recorded, unmet
+from millpond.engine.opening import named
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan
 from millpond.engine.registry import Flow, Step
@@ -54,8 +55,6 @@ class Findings:
 
 class Replayer(Performer):
     """A performer that performs nothing: whoever asks it to waits, and the others go on."""
-
-    is_replay = True
 
     def __init__(
         self,
@@ -158,7 +157,8 @@ class Replayed:
 class Rehearsal:
     """One replay of a run's history by a flow; its `context` executes nothing and writes nothing.
 
-    With `only_results` it is over when the code has asked for the last recorded result.
+    With `only_results` it is over when the code has asked for the last recorded result. `opens` gives it secrets;
+    without, it gets their names.
     """
 
     def __init__(
@@ -170,13 +170,16 @@ class Rehearsal:
         *,
         only_results: bool = False,
         heeds_cancel: bool = True,
+        opens: Callable[[str], Awaitable[str]] = named,
     ) -> None:
         self._flow = flow
         self._claimed = claimed
         self._history = history
         self.findings = Findings({key for key, one in history.items() if _is_result(key, one)})
         made = partial(Replayer, self.findings, Places(history), only_results=only_results)
-        self.context = Context(claimed, history, scope, performer=made, heeds_cancel=heeds_cancel)
+        self.context = Context(
+            claimed, history, scope, performer=made, heeds_cancel=heeds_cancel, opens=opens
+        )
 
     @property
     def mismatch(self) -> Mismatch | None:

@@ -129,7 +129,7 @@ class Right:
         Raises Transient when that cannot be known.
         """
         backing, claimed = self._backing, self._claimed
-        if backing is None:
+        if backing is None or not backing.is_asked:
             return (permission and _refusal(claimed.subject, "nobody_behind", permission)) or None
         holder = Holder(claimed.lease.org_id, claimed.subject, backing.lent)
         held = await self._asking.held(holder)
@@ -165,7 +165,8 @@ def right_of(asking: Asking, claimed: Claimed) -> Right | None:
     Runs of schedules and triggers have nobody whose rights could be asked: their steps get no permission.
     """
     is_by_itself = claimed.subject.startswith(_BY_ITSELF)
-    if claimed.backing is None and not is_by_itself:
+    is_asked = claimed.backing is not None and claimed.backing.is_asked
+    if not is_asked and not is_by_itself:
         return None
     return Right(asking, claimed, claimed.backing)
 

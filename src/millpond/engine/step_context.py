@@ -93,18 +93,21 @@ class StepContext:
         started under a grant.
         """
         if self._opens is None:
-            raise Permanent(
-                "a step in a process of its own opens no secrets",
-                code="no_secrets_here",
-                advice="pass it what ctx.secret(name) gave, as an argument",
-            )
+            raise _no_secrets()
         return await self._opens(name)
 
     def secret_in_thread(self, name: str) -> str:
-        """As `secret`, for functions that run in a thread; waits for the value."""
+        """As `secret`, for functions that run in a thread; waits for the value.
+
+        Raises Permanent also where it would block the worker: in the thread of its loop.
+        """
         if self._loop is None:
+            raise _no_secrets()
+        if asyncio._get_running_loop() is self._loop:
             raise Permanent(
-                "a step in a process of its own opens no secrets", code="no_secrets_here"
+                "secret_in_thread was called in the worker's own thread, which must not wait",
+                code="not_in_a_thread",
+                advice="call `await step.secret(name)` in an async function",
             )
         return asyncio.run_coroutine_threadsafe(self.secret(name), self._loop).result()
 
@@ -166,6 +169,15 @@ class StepContext:
                 "a step in a process of its own tells of nothing but its result", code="no_emit"
             )
         return self._teller
+
+
+def _no_secrets() -> Permanent:
+    return Permanent(
+        "a step in a process of its own opens no secrets",
+        code="no_secrets_here",
+        advice="pass it what ctx.secret(name) gave as an argument, without another queue; or leave out "
+        "runs_in='process'",
+    )
 
 
 def resource(resources: Mapping[type, object], kind: type[R]) -> R:

@@ -21,7 +21,7 @@ from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
-from millpond.engine.performing import HOLD_S, raise_stray
+from millpond.engine.performing import AGAIN_S, HOLD_S, is_away, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
 from millpond.engine.rights import ENDINGS, right_of
@@ -96,7 +96,8 @@ async def execute_step(attempt: StepAttempt, scope: Scope) -> list[Readied]:
             await _insist(lambda: remote.drop(scope.database, lease))
             return []
         order = attempt.order
-        await _insist(lambda: draw_again(attempt.claimed, scope, order.duties))
+        if not await _insist(lambda: draw_again(attempt.claimed, scope, order.duties)):
+            return await _unwound(attempt, scope, "away")
         try:
             await _Performance(attempt, scope, order).run()
         except Unwind as unwind:
@@ -115,8 +116,9 @@ async def _unwound(attempt: StepAttempt, scope: Scope, reason: str) -> list[Read
     lease = attempt.claimed.lease
     if reason == "cancelled":
         await _insist(lambda: remote.drop(scope.database, lease))
-    elif reason == "drained":
-        return await _insist(lambda: remote.release(scope.database, lease, reason="drain"))
+    elif reason in ("drained", "away"):
+        told = "drain" if reason == "drained" else reason
+        return await _insist(lambda: remote.release(scope.database, lease, reason=told))
     return []
 
 
@@ -179,8 +181,17 @@ class _Performance:
         return refused
 
     async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
-        """Do what needs the database, again while that is out of reach."""
-        return await self._own(_insist(write))
+        """Do what needs the database, again while that is out of reach.
+
+        Where the database is there and something else is not, the step is left to another worker in the end.
+        """
+        try:
+            return await self._own(_insist(write))
+        except LeaseLost as error:
+            if is_away(error.__cause__):
+                self._attempt.closed = self._attempt.closed or "away"
+                raise Unwind(self._attempt.closed) from error
+            raise
 
     async def _result(self, one: _Try) -> str:
         """Execute the function once; returns its result as JSON text that reads back as declared."""
@@ -350,9 +361,11 @@ class _Performance:
 
 async def _insist(write: Callable[[], Awaitable[R]]) -> R:
     """Make a write, again while the database is out of reach."""
+    last: Transient | None = None
     for _ in range(100):
         try:
             return await write()
-        except Transient:
-            await asyncio.sleep(0.3)
-    raise LeaseLost("the database stayed out of reach")
+        except Transient as error:
+            last = error
+            await asyncio.sleep(AGAIN_S)
+    raise LeaseLost("the database stayed out of reach") from last

@@ -24,5 +24,8 @@ class Vault(Protocol):
     """Opens secrets of an org."""
 
     async def open(self, org_id: int, name: str, *, is_use: bool = True) -> Opened:
-        """Return a secret; raises NotFound, Transient when it cannot be known, Permanent where it does not open."""
+        """Return a secret; raises NotFound, Permanent where it does not open.
+
+        Raises Transient where it may open later or elsewhere, and as Unavailable while the database is away.
+        """
         ...

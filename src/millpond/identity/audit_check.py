@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 
 from millpond.db.pool import Connection
+from millpond.db.queries import queries
 from millpond.errors import InvalidInput, Permanent
 from millpond.identity.audit_chain import PURPOSE, START, Head, Keys, entry_of, mac_of
 from millpond.identity.audit_heads import Heads
@@ -24,6 +25,7 @@ from millpond.types import NO_ORG
 
 Open = Callable[[], AbstractAsyncContextManager[Connection]]
 
+_SQL = queries("audit_chain")
 _PAGE = 1000
 # The sealer is at most seconds behind: a row that waits longer has been passed over.
 _LATE_S = 60.0
@@ -41,7 +43,10 @@ class Fault:
 
 @dataclass(kw_only=True, slots=True)
 class Report:
-    """What verifying a log found: `sealed` rows looked at, up to `last_seq`, and rows that wait for a seal."""
+    """What verifying a log found: `sealed` rows looked at, up to `last_seq`, and rows that wait for a seal.
+
+    `is_new` is of the org, or of the installation: its log may well be empty.
+    """
 
     org_id: int
     sealed: int = 0
@@ -51,6 +56,7 @@ class Report:
     unsealed: int = 0
     oldest_unsealed_s: float | None = None
     published_seq: int | None = None
+    is_new: bool = False
     fault_count: int = 0
     first_fault: Fault | None = None
     faults: list[Fault] = field(default_factory=list)
@@ -59,6 +65,11 @@ class Report:
     def is_intact(self) -> bool:
         """Whether nothing was found."""
         return self.fault_count == 0
+
+    @property
+    def is_unproven(self) -> bool:
+        """Whether nothing outside of the log tells how far it went; a new one may be empty."""
+        return self.published_seq is None and not (self.is_new and self.sealed == 0)
 
     def add(self, fault: Fault) -> None:
         """Keep a fault: the first ones whole, the rest as a count."""
@@ -252,6 +263,7 @@ async def _look_at_the_rest(con: Connection, report: Report, *, is_thorough: boo
     """Tell of rows without a seal, and of the head as it is now."""
     org_id = report.org_id
     report.head = await head_of(con, org_id)
+    report.is_new = await con.fetchval(_SQL["is_new"], org_id)
     waiting = await con.fetchrow(statement("waiting", org_id), org_id)
     assert waiting is not None
     report.unsealed, report.oldest_unsealed_s = waiting["rows"], waiting["oldest_s"]

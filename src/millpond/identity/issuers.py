@@ -56,6 +56,12 @@ class Issuer:
     disabled_at: datetime | None
 
 
+def belonging(terms: Terms) -> tuple[object, ...]:
+    """Return what tells whether a token is one for the org at all: no identity remembers it of its last token."""
+    org_values, audiences = tuple(terms.org_values), frozenset(terms.audiences)
+    return terms.org_claim, org_values, audiences, frozenset(terms.algorithms)
+
+
 async def page(
     con: Connection, org_id: int, wanted: PageOf, url: str | None = None
 ) -> tuple[list[Issuer], bool]:
@@ -143,8 +149,8 @@ async def change(
     )
     await con.execute(_SQL["clear_rules"], principal.org_id, issuer_id)
     await _store_rules(con, principal.org_id, issuer_id, terms.rules)
-    # What tells whether they are of this org is not remembered of anybody: they have to come again.
-    is_unknown = _belonging(terms) != _belonging(seen.terms)
+    # What is not remembered of anybody may have let them in wrongly: they have to come again.
+    is_unknown = belonging(terms) != belonging(seen.terms)
     await _map_again(con, principal.org_id, issuer_id, seen.url, is_unknown=is_unknown)
     told = {"from": _told(seen.terms), "to": _told(terms)}
     await _tell(con, principal, "changed", issuer_id, told, address)
@@ -222,10 +228,6 @@ async def _tell(
 
 def _told(terms: Terms) -> dict[str, Any]:
     return asdict(terms)
-
-
-def _belonging(terms: Terms) -> tuple[str | None, tuple[str, ...]]:
-    return terms.org_claim, tuple(terms.org_values)
 
 
 def _issuer(row: Record) -> Issuer:

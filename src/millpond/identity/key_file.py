@@ -1,16 +1,18 @@
 """The key file: the installation's keys where no variable holds them, one a line, the newest first.
 
 Called by `cli`. Invariants: only its owner can read it; it appears and changes whole or not at all, and a
-change loses no key.
+change loses no key, whoever else changes it at the same time.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import os
 import secrets
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from millpond.errors import InvalidInput, Permanent
@@ -37,20 +39,44 @@ def make(path: Path) -> None:
     Safe when several processes start together: all of them find the file of whoever came first. Blocking.
     """
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = _draft(path, [_new_key()])
-    try:
-        with contextlib.suppress(FileExistsError):
-            os.link(draft, path)
-    finally:
-        draft.unlink()
+    with _locked(path):
+        draft = _draft(path, [_new_key()])
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(draft, path)
+        finally:
+            draft.unlink()
+        _sync(path.parent)
 
 
 def add(path: Path) -> Seal:
-    """Put a new key before those of a file; returns it."""
-    read(path)
-    key = _new_key()
-    _draft(path, [key, *_lines(path)]).replace(path)
+    """Put a new key before those of a file; returns it. Blocking: one after the other."""
+    with _locked(path):
+        read(path)
+        key = _new_key()
+        _draft(path, [key, *_lines(path)]).replace(path)
+        _sync(path.parent)
     return Seal.from_text(key)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Let nobody else change the file until the block ends; the lock is a file beside it, which stays."""
+    lock = os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _sync(folder: Path) -> None:
+    """Make durable which files a folder has."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _lines(path: Path) -> list[str]:

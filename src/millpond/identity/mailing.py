@@ -134,7 +134,8 @@ class Postman:
         return True
 
     def _opened(self, mail_id: uuid.UUID, sealed: bytes, key_id: str) -> Mail:
-        to, subject, text = orjson.loads(self._ring.open(sealed, key_id, PURPOSE, str(mail_id)))
+        plain = self._ring.open_or_wait(sealed, key_id, PURPOSE, str(mail_id))
+        to, subject, text = orjson.loads(plain)
         return Mail(to=to, subject=subject, text=text, mail_id=mail_id)
 
     async def _drop(self, mail_id: uuid.UUID) -> None:

@@ -1,8 +1,9 @@
 """Outside identities: whom an issuer vouches for, known by issuer and subject, with the role that the claims gave.
 
 `admit` is called by `outside_reader` with verified claims, the rest by the API. Invariants: an address of mail decides
-nothing; the newest token of somebody decides their role, so that an older one gives back nothing that was taken; an
-identity is never removed, since runs and the audit log name it.
+nothing; a token is admitted only on the role that its own claims give, and the newest token of somebody decides their
+role, so that an older one gives back nothing that was taken; an identity is never removed, since runs and the audit log
+name it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Admitted:
-    """What became of verified claims: a principal, or why there is none (`unmapped`, `disabled`, `untrusted`)."""
+    """What became of verified claims: a principal, or why there is none (`unmapped`, `disabled`, `untrusted`,
+    `superseded`).
+    """
 
     principal: Principal | None = None
     refused: str = ""
@@ -64,15 +67,23 @@ async def admit(
         # What decides may have changed since it was read: the turn is taken first, then all is read again.
         await con.execute(_RIGHTS["lock"], org_id)
         now = await issuers.trusted_at(con, org_id, issuer.url)
-        if now is None:
+        if now is None or issuers.belonging(now.terms) != issuers.belonging(issuer.terms):
             return Admitted(refused="untrusted")
-        row = await _store(con, org_id, now, claims)
-    elif row["is_sight_due"] or _moment(claims) > row["mapped_at"]:
+        found = mapped(claims, now)
+        row = await _store(con, org_id, now, claims, found)
+    elif _is_as_stored(row, found) and (row["is_sight_due"] or _moment(claims) > row["mapped_at"]):
         await con.execute(_SQL["seen"], org_id, row["identity_id"], float(claims["iat"]))
-    if row is None or row["role"] is None:
+    return _judged(org_id, row, found)
+
+
+def _judged(org_id: int, row: Record | None, found: Match | None) -> Admitted:
+    """Say what becomes of claims that give `found`, of somebody whose newest token gave what is stored."""
+    if row is None or found is None:
         return Admitted(refused="unmapped")
     if row["disabled_at"] is not None:
         return Admitted(refused="disabled")
+    if row["role"] != found.role:
+        return Admitted(refused="superseded")
     return Admitted(principal=_principal(org_id, row))
 
 
@@ -133,15 +144,18 @@ async def disable(
 
 
 async def _store(
-    con: Connection, org_id: int, issuer: Issuer, claims: Mapping[str, Json]
+    con: Connection,
+    org_id: int,
+    issuer: Issuer,
+    claims: Mapping[str, Json],
+    found: Match | None,
 ) -> Record | None:
     """Link somebody, or map them anew; returns their row as it is then."""
-    found, issued_at = mapped(claims, issuer), float(claims["iat"])
-    subject = claims["sub"]
+    subject, issued_at = claims["sub"], float(claims["iat"])
     row = await _find(con, org_id, issuer.url, subject)
     if row is None and found is None:
         return None
-    given = (None, None, None) if found is None else (found.role, found.claim, found.value)
+    given = _given(found)
     if row is None:
         identity_id = new_id()
         label = _label(claims)
@@ -159,9 +173,15 @@ async def _store(
 
 def _is_news(row: Record, found: Match | None, issued_at: datetime) -> bool:
     """Whether claims say something else of an identity than is known, in a token that is not older."""
-    given = (None, None, None) if found is None else (found.role, found.claim, found.value)
-    is_other = given != (row["role"], row["claim"], row["claim_value"])
-    return is_other and issued_at >= row["mapped_at"]
+    return not _is_as_stored(row, found) and issued_at >= row["mapped_at"]
+
+
+def _is_as_stored(row: Record, found: Match | None) -> bool:
+    return _given(found) == (row["role"], row["claim"], row["claim_value"])
+
+
+def _given(found: Match | None) -> tuple[str | None, str | None, str | None]:
+    return (None, None, None) if found is None else (found.role, found.claim, found.value)
 
 
 def _moment(claims: Mapping[str, Json]) -> datetime:

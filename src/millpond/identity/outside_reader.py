@@ -20,7 +20,7 @@ from millpond.identity.issuer_keys import IssuerKeys
 from millpond.identity.issuers import Issuer
 from millpond.identity.outside_tokens import LEEWAY_S, Unverified
 from millpond.identity.passport import ORG_HEADER
-from millpond.identity.tokens import expired
+from millpond.identity.tokens import expired, expiry_of
 from millpond.types import Json, Principal
 
 _SQL = queries("grants")
@@ -50,9 +50,9 @@ class OutsideReader:
         return text in self._good or outside_tokens.issuer_of(text) not in (None, self.own)
 
     def expires_at(self, text: str) -> float | None:
-        """Return when a token that was admitted ends, in seconds since the epoch."""
+        """Return when a token that was admitted ends, in seconds since the epoch; remembered or not."""
         good = self._good.get(text)
-        return None if good is None else good.expires_at
+        return expiry_of(text) if good is None else good.expires_at
 
     async def admit(self, text: str, wish: Wish) -> Principal:
         """Return the principal that a token makes in the org wanted; raises Unauthenticated, Forbidden, Unavailable."""
@@ -60,7 +60,7 @@ class OutsideReader:
         org_id, issuer = await self._trusted(wish.org, seen.issuer)
         if seen.algorithm not in issuer.terms.algorithms:
             raise outside_tokens.wrong_algorithm()
-        key = await self.keys.key(seen.issuer, seen.kid, seen.algorithm)
+        key = await self.keys.key(seen.issuer, seen.kid, seen.algorithm, org_id=org_id)
         claims = self._claims(text, seen, key)
         outside_tokens.check_audience(claims, issuer.terms.audiences)
         async with self._db.org(org_id) as con:
@@ -126,6 +126,12 @@ def _not_admitted(why: str) -> Unauthenticated | Forbidden:
         return _untrusted()
     if why == "disabled":
         return Forbidden("This identity is disabled in the organization.", code="identity_disabled")
+    if why == "superseded":
+        return Unauthenticated(
+            "A newer token of the same identity gives another role than this one.",
+            code="token_superseded",
+            advice="get a new token",
+        )
     return Forbidden(
         "What this token says gives no role in the organization.",
         code="role_unmapped",

@@ -78,6 +78,7 @@ async def _turn(db: Database, ring: KeyRing, new: Seal) -> None:
     """Make a key the current one, once nobody seals with another."""
     async with db.globals() as con:
         await con.execute(_SQL["lock"])
+        _insist(ring, new)
         rows = await con.fetch(_SQL["keys"])
         for row in rows:
             if row["emptied_at"] is None and not ring.has(row["key_id"]):
@@ -96,6 +97,17 @@ async def _turn(db: Database, ring: KeyRing, new: Seal) -> None:
                 sealed = ring.sealed_audit_key(key_id, new)
                 await con.execute(_SQL["keep_audit_key"], key_id, sealed, new.key_id)
         await audit.record(con, _HOST, "seal_key.rotated", f"seal_key:{new.key_id}")
+
+
+def _insist(ring: KeyRing, new: Seal) -> None:
+    """Raise Permanent where the new key is not kept: what it seals would be lost with this process."""
+    ring.reread()
+    if new.key_id not in ring.key_ids:
+        raise Permanent(
+            f"the new key {new.key_id} is not in this host's key file any more",
+            code="seal_key_mismatch",
+            advice="run this again, and put no older copy of the key file in its place meanwhile",
+        )
 
 
 async def _kinds(db: Database) -> AsyncIterator[_Kind]:

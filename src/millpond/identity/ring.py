@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from millpond.db.pool import Connection, Database, Record
 from millpond.db.queries import queries
-from millpond.errors import Permanent
+from millpond.errors import Permanent, Transient
 from millpond.identity.audit_chain import PURPOSE as AUDIT
 from millpond.identity.seal import Seal
 
@@ -57,6 +57,11 @@ class KeyRing:
         self._keep(rows)
         return self._current
 
+    async def keep(self, db: Database) -> None:
+        """Keep what chained audit logs under keys that are gone, as far as this host's keys open it."""
+        async with db.globals() as con:
+            self._keep(await con.fetch(_SQL["keys"]))
+
     async def check(self, db: Database) -> None:
         """Raise Permanent where the database holds what this host's keys do not open."""
         async with db.globals() as con:
@@ -68,6 +73,16 @@ class KeyRing:
     def open(self, sealed: bytes, key_id: str, *associated: str) -> bytes:
         """Open what key `key_id` sealed; raises Permanent without it, or where it does not open."""
         return self._known(key_id).open(sealed, *associated)
+
+    def open_or_wait(self, sealed: bytes, key_id: str, *associated: str) -> bytes:
+        """As `open`, for work that can wait until this host has been given the key: raises Transient without it."""
+        try:
+            key = self._known(key_id)
+        except Permanent as error:
+            raise Transient(
+                error.message, code=error.code, advice=error.advice, details=error.details
+            ) from error
+        return key.open(sealed, *associated)
 
     def derive(self, purpose: str, key_id: str) -> bytes:
         """Return a key for one purpose, as `Seal.derive`; of keys that are gone, that of the audit log is kept."""

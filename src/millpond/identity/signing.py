@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from datetime import datetime
 
 import orjson
+import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from millpond.db.pool import Connection, Database, Record
 from millpond.db.queries import queries
+from millpond.errors import Permanent
 from millpond.identity import audit
 from millpond.identity.ring import KeyRing
 from millpond.types import NO_ORG, Principal, new_id
@@ -23,6 +25,7 @@ from millpond.types import NO_ORG, Principal, new_id
 ALGORITHM = "EdDSA"
 PURPOSE = "signing_key"
 _SQL = queries("identity")
+_log = structlog.get_logger("millpond.signing")
 # Whoever has the database and the installation's key, at a terminal.
 _HOST = Principal(org_id=NO_ORG, subject="host")
 
@@ -69,6 +72,17 @@ async def load(db: Database, ring: KeyRing) -> tuple[Signer, list[SigningKey]]:
                 await _add_key(con, ring)
                 rows = await con.fetch(_SQL["signing_keys"])
     return _signer(rows[0], ring), [_known(row) for row in rows]
+
+
+async def reload(db: Database, ring: KeyRing, signer: Signer) -> tuple[Signer, list[SigningKey]]:
+    """As `load`, for who has loaded before: without the installation's key, it goes on with the key it signs with."""
+    try:
+        return await load(db, ring)
+    except Permanent as error:
+        _log.error("signing_key.not_opened", code=error.code)
+    async with db.globals() as con:
+        rows = await con.fetch(_SQL["signing_keys"])
+    return signer, [_known(row) for row in rows]
 
 
 async def rotate(db: Database, ring: KeyRing, *, at_once: bool = False) -> str:

@@ -20,7 +20,7 @@ from millpond.db.pool import Database
 from millpond.errors import Unauthenticated
 from millpond.identity.passport import Passport, Seat
 from millpond.identity.ring import KeyRing
-from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load
+from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load, reload
 from millpond.types import Json, Principal, new_id
 
 _LEEWAY_S = 5.0  # clocks of two hosts may differ by this much
@@ -28,6 +28,7 @@ _REFRESH_S = 5.0  # tokens with unknown keys cause at most one look into the dat
 _MAX_TOKEN_CHARS = 8192
 _MAX_SEATED_CHARS = 6144
 _MAX_REMEMBERED = 4096
+_LAST_MOMENT = 253_402_300_799  # of the year 9999
 _REQUIRED = ("iss", "aud", "sub", "exp", "iat", "jti")
 # RFC 9068: what is signed for another purpose is no access token.
 TYPE = "at+jwt"
@@ -78,7 +79,7 @@ class Keyring:
         async with self._reading:
             if self.age_s < _REFRESH_S:
                 return
-            self._signer, known = await load(self._db, self._ring)
+            self._signer, known = await reload(self._db, self._ring, self._signer)
             self._refreshed_at = time.monotonic()
             self._known = {key.kid: key for key in known}
             self._verified.clear()
@@ -141,10 +142,14 @@ class Keyring:
         """Return the principal of a token that speaks for one org; raises as `read` and `Passport.in_org`."""
         return self.read(token).in_org()
 
-    def expires_at(self, token: str) -> float | None:
-        """Return when a token that was read ends, in seconds since the epoch; None for another text."""
+    def expires_at(self, token: str) -> float:
+        """Return when a token that was read ends, in seconds since the epoch; remembered or not."""
         remembered = self._verified.get(token)
-        return None if remembered is None else remembered[1]
+        return expiry_of(token) if remembered is None else remembered[1]
+
+    def knows(self, token: str) -> bool:
+        """Whether a token was read and is remembered."""
+        return token in self._verified
 
     def read(self, token: str) -> Passport:
         """Return who a token speaks for; raises Unauthenticated saying what is wrong with it.
@@ -213,7 +218,7 @@ def refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
     """Say what is wrong with a token that could not be verified."""
     match error:
         case jwt.ExpiredSignatureError():
-            return expired(_expiry(token))
+            return expired(expiry_of(token))
         case jwt.InvalidIssuerError():
             return Unauthenticated("The token is from another issuer.", code="token_issuer")
         case jwt.InvalidAudienceError():
@@ -230,15 +235,16 @@ def refusal(error: jwt.PyJWTError, token: str) -> Unauthenticated:
             return malformed("a part of it has the wrong form")
 
 
-def _expiry(token: str) -> float:
-    # Reached only after the signature and the form of `exp` were found good.
+def expiry_of(token: str) -> float:
+    """Return when a token ends, in seconds since the epoch; asked only of one whose signature was found good."""
     return float(jwt.decode(token, options={"verify_signature": False})["exp"])
 
 
 def expired(at: float) -> Unauthenticated:
-    """Make the refusal of a token that ended, in seconds since the epoch."""
+    """Make the refusal of a token that ended, in seconds since the epoch; any number is shown as a moment."""
+    moment = datetime.fromtimestamp(min(max(at, 0), _LAST_MOMENT), UTC)
     return Unauthenticated(
-        f"The token expired at {datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S} UTC.",
+        f"The token expired at {moment:%Y-%m-%d %H:%M:%S} UTC.",
         code="token_expired",
         advice="get a new token",
     )

@@ -24,7 +24,7 @@ class Vault:
         self._ring = ring
 
     async def open(self, org_id: int, name: str, *, is_use: bool = True) -> Opened:
-        """Return a secret's value; raises NotFound, and Permanent where it does not open.
+        """Return a secret's value; raises NotFound, Transient without its key, and Permanent where it does not open.
 
         `is_use`: the list shall tell that it was used now.
         """
@@ -39,5 +39,5 @@ class Vault:
                 advice="store it with `millpond secrets set`",
             )
         words = bound_to(org_id, row["secret_id"])
-        value = self._ring.open(row["sealed"], row["seal_key_id"], *words)
+        value = self._ring.open_or_wait(row["sealed"], row["seal_key_id"], *words)
         return Opened(name, row["version"], value.decode())

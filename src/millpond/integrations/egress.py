@@ -2,22 +2,24 @@
 
 Opened by `cli`, called by every room that sends requests to such addresses. Invariants: a name is resolved here and
 the connection is made to the very address that was judged; every redirect is judged anew; no proxy and no unix socket
-is ever used; an answer has a largest size and a longest time.
+is ever used; an answer has a largest size and a longest time; no request tells what an answer to another one set.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from http.cookiejar import CookieJar, DefaultCookiePolicy
 from typing import Any
 
 import httpcore2
 import httpx2
 
 from millpond.errors import InvalidInput, Permanent, Unavailable
+from millpond.integrations import names
 from millpond.integrations.egress_rules import Address, Rules, Target, literal, refused
+from millpond.integrations.names import Names
 
 # Returns the addresses of a name, in the order in which they are to be tried; raises OSError.
 Resolver = Callable[[str, int], Awaitable[Sequence[Address]]]
@@ -29,11 +31,11 @@ _MOVED = frozenset({301, 302, 303, 307, 308})
 _PRIVATE_HEADERS = ("authorization", "cookie", "proxy-authorization")
 
 
-async def resolve(host: str, port: int) -> list[Address]:
-    """Ask the system's resolver."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    addresses = [literal(str(one[4][0])) for one in found]
-    return list(dict.fromkeys(one for one in addresses if one is not None))
+class _NoCookies(DefaultCookiePolicy):
+    """Takes none: what one tenant's address set would be kept for all, and sent for another tenant."""
+
+    def __init__(self) -> None:
+        super().__init__(allowed_domains=[])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,15 +113,19 @@ class GuardedBackend(httpcore2.AsyncNetworkBackend):
 class GuardedTransport(httpx2.AsyncHTTPTransport):
     """A transport for any httpx2 client, such as those of other libraries: every connection goes through the guard."""
 
-    def __init__(self, rules: Rules, resolver: Resolver = resolve) -> None:
+    def __init__(self, rules: Rules, resolver: Resolver | None = None) -> None:
         super().__init__(trust_env=False)
+        # The pool is a private member of the library: where it is called otherwise, requests would pass by the guard.
+        if not isinstance(getattr(self, "_pool", None), httpcore2.AsyncConnectionPool):
+            raise TypeError("this release of httpx2 keeps its connections elsewhere")
         self._rules = rules
+        self._names = Names()
         self._pool = httpcore2.AsyncConnectionPool(
             ssl_context=httpx2.create_ssl_context(trust_env=False),
             max_connections=100,
             max_keepalive_connections=20,
             keepalive_expiry=5.0,
-            network_backend=GuardedBackend(rules, resolver),
+            network_backend=GuardedBackend(rules, resolver or self._names.resolve),
         )
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
@@ -127,14 +133,22 @@ class GuardedTransport(httpx2.AsyncHTTPTransport):
         self._rules.target(str(request.url))
         return await super().handle_async_request(request)
 
+    async def aclose(self) -> None:
+        """Close every connection, and look no more names up."""
+        self._names.close()
+        await super().aclose()
+
 
 class Egress:
     """Sends requests to addresses that tenants name; closed by whoever opened it."""
 
-    def __init__(self, rules: Rules, *, resolver: Resolver = resolve) -> None:
+    def __init__(self, rules: Rules, *, resolver: Resolver | None = None) -> None:
         self._rules = rules
         self._client = httpx2.AsyncClient(
-            transport=GuardedTransport(rules, resolver), trust_env=False, follow_redirects=False
+            transport=GuardedTransport(rules, resolver),
+            cookies=CookieJar(_NoCookies()),
+            trust_env=False,
+            follow_redirects=False,
         )
 
     async def close(self) -> None:
@@ -150,13 +164,13 @@ class Egress:
                 error.message, code=error.code, param=param, advice=error.advice
             ) from error
 
-    async def get(self, url: str, *, max_bytes: int, timeout_s: float) -> bytes:
+    async def get(self, url: str, *, max_bytes: int, timeout_s: float, payer: str = "") -> bytes:
         """Return the body of an answer of 200 to GET, without following redirects.
 
         Raises Permanent (`egress_refused`, `egress_status`, `egress_too_large`) or Unavailable.
         """
         caps = Caps(size_bytes=max_bytes, time_s=timeout_s)
-        reply = await self.request("GET", url, caps=caps)
+        reply = await self.request("GET", url, caps=caps, payer=payer)
         if reply.status >= _SERVER_FAULT or reply.status == httpx2.codes.TOO_MANY_REQUESTS:
             raise _unreachable(f"it answered {reply.status}")
         if reply.status != httpx2.codes.OK:
@@ -171,12 +185,15 @@ class Egress:
         headers: Mapping[str, str] | None = None,
         content: bytes | None = None,
         caps: Caps | None = None,
+        payer: str = "",
     ) -> Reply:
         """Send a request and read its answer whole; only GET and HEAD follow redirects, as far as `caps` say.
 
-        Raises Permanent (`egress_refused`, `egress_too_large`), or Unavailable when nothing good came in time.
+        `payer` is on whose behalf: nobody has more than some names looked up at once. Raises Permanent
+        (`egress_refused`, `egress_too_large`), or Unavailable when nothing good came in time.
         """
         caps = caps or Caps()
+        before = names.payer.set(payer)
         try:
             async with asyncio.timeout(caps.time_s):
                 return await self._follow(method, url, dict(headers or {}), content, caps)
@@ -186,6 +203,8 @@ class Egress:
             raise refused("the address is malformed") from error
         except httpx2.TransportError as error:
             raise _unreachable("it cannot be reached") from error
+        finally:
+            names.payer.reset(before)
 
     async def _follow(
         self, method: str, url: str, headers: dict[str, str], content: bytes | None, caps: Caps

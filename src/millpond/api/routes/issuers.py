@@ -126,7 +126,7 @@ async def test_issuer(caller: Writer, issuer_id: uuid.UUID) -> Response:
     async with caller.org() as con:
         issuer = await issuers.get(con, caller.org_id, issuer_id)
     try:
-        keys = await caller.ports.outside.keys.test(issuer.url)
+        keys = await caller.ports.outside.keys.test(issuer.url, org_id=caller.org_id)
     except Unavailable as failure:
         return reply(test_json({}, failure))
     return reply(test_json(keys, None))

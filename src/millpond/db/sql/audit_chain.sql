@@ -10,6 +10,10 @@ select exists (select from platform_audit_unsealed);
 -- Reads the next orgs by id.
 select org_id, slug from org where org_id > $1 order by org_id limit $2;
 
+-- name: is_new
+-- Whether an org, or for 0 the whole installation, is so young that its log may well be empty.
+select coalesce(min(created_at) > clock_timestamp() - interval '1 hour', true) from org where $1::bigint in (0, org_id);
+
 -- name: lock
 -- Lets one process at a time seal a log, until the transaction ends; false where another does.
 select pg_try_advisory_xact_lock(hashtextextended('millpond.audit_seal:' || $1::bigint::text, 0));

@@ -87,6 +87,7 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, to_timestamp($9::double precision), next
 -- Gives an identity what its newest token says; what was given for another role is stale.
 update outside_identity
 set role = $3, claim = $4, claim_value = $5, mapped_at = to_timestamp($6::double precision),
+    seen_at = clock_timestamp(),
     version = case when role is distinct from $3 then nextval('rights_version') else version end
 where org_id = $1 and identity_id = $2;
 

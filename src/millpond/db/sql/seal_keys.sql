@@ -20,6 +20,23 @@ select key_id, is_current, added_at, emptied_at, audit_sealed, audit_sealed_by f
 -- Makes a key the first that seals here, unless another process was faster.
 insert into seal_key (key_id, is_current) values ($1, true) on conflict do nothing;
 
+-- name: other_hosts
+-- Names the hosts other than $1 that work with this database: those of live workers, and addresses from which API and
+-- workers are connected other than ours, where all that come from the database's own host count as one.
+with seen as (
+  select case when a.client_addr <<= inet '127.0.0.0/8' or a.client_addr = inet '::1' then null else a.client_addr end as address
+  from pg_stat_activity a
+  where a.datname = current_database() and a.usename = current_user
+    and a.application_name in ('millpond-api', 'millpond-steps')
+),
+ours as (
+  select case when inet_client_addr() <<= inet '127.0.0.0/8' or inet_client_addr() = inet '::1' then null else inet_client_addr() end as address
+)
+select host from worker where expires_at > clock_timestamp() and host <> $1
+union
+select coalesce(host(s.address), 'the host of the database') from seen s, ours o where s.address is distinct from o.address
+order by 1;
+
 -- name: retire
 -- Lets the current key seal no more.
 update seal_key set is_current = false where is_current;
