@@ -270,6 +270,29 @@ async def test_all_blocks_are_given_back_when_whoever_spends_of_them_has_committ
     assert await admin.fetchval("select taken from quota_count where org_id = $1", org) == 1
 
 
+async def test_plans_are_heard_of_after_an_error_of_any_kind(
+    urls: Urls, org: int, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = 0
+
+    async def fail() -> None:
+        nonlocal failures
+        failures += 1
+        raise RuntimeError("something that nobody thought of")
+
+    monkeypatch.setattr(reserving, "REFRESH_S", 0.01)
+    async with _process(urls) as (_, reserver), asyncio.timeout(20):
+        await reserver.refresh()
+        await _limit(admin, org, runs_per_month=1)
+        async with reserving.keeping(reserver):
+            with monkeypatch.context() as patch:
+                patch.setattr(reserver, "refresh", fail)
+                while failures < 2:
+                    await asyncio.sleep(0.01)
+            while not await reserver.limits_if_any(org):
+                await asyncio.sleep(0.01)
+
+
 async def test_an_org_without_limits_does_not_wait_for_the_database(
     urls: Urls, org: int, admin: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
