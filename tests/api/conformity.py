@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -14,6 +15,7 @@ class Conformity:
 
     def __init__(self, document: dict[str, Any]) -> None:
         self._components = document["components"]
+        self._validators: dict[str, Any] = {}
         self._paths = [
             (re.compile(re.sub(r"\{\w+\}", "[^/]+", path)), operations)
             for path, operations in document["paths"].items()
@@ -34,9 +36,17 @@ class Conformity:
         if "json" not in media_type or media_type.endswith("ndjson"):
             return
         await response.aread()
-        schema = {**documented["content"][media_type]["schema"], "components": self._components}
-        for error in jsonschema_rs.validator_for(schema).iter_errors(response.json()):
+        validator = self._validator(documented["content"][media_type]["schema"])
+        for error in validator.iter_errors(response.json()):
             raise AssertionError(f"{named}: {error.instance_path}: {error.message}")
+
+    def _validator(self, schema: dict[str, Any]) -> Any:
+        """Return the validator of a schema, made once: that takes longer than most tests."""
+        key = json.dumps(schema, sort_keys=True)
+        if key not in self._validators:
+            whole = {**schema, "components": self._components}
+            self._validators[key] = jsonschema_rs.validator_for(whole)
+        return self._validators[key]
 
     def _operation(self, response: httpx2.Response) -> dict[str, Any] | None:
         for path, operations in self._paths:

@@ -59,6 +59,18 @@ ALL = frozenset(PERMISSIONS)
 Client = httpx2.AsyncClient
 
 
+# The document of an app takes a second to make, and apps with as many routes have the same.
+_CONFORMITIES: dict[int, Conformity] = {}
+
+
+def conformity_of(app: FastAPI) -> Conformity:
+    """Return what holds responses of an app against its document."""
+    routes = len(app.routes)
+    if routes not in _CONFORMITIES:
+        _CONFORMITIES[routes] = Conformity(app.openapi())
+    return _CONFORMITIES[routes]
+
+
 @dataclass
 class Front:
     """One API process, as its callers and a test see it."""
@@ -94,7 +106,7 @@ class Front:
     async def client(self, token: str | None = None, **who: Any) -> Client:
         """Open a client of a caller; without a token and a description, ann with all permissions."""
         held = self.token(**who) if token is None else token
-        conformity = Conformity(self.app.openapi())
+        conformity = conformity_of(self.app)
         client = httpx2.AsyncClient(
             base_url=self.url,
             headers={"Authorization": f"Bearer {held}"} if held else {},
