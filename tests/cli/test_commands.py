@@ -256,7 +256,7 @@ def test_an_expected_error_is_one_line_with_its_exit_code(arguments, code, words
 def test_without_a_token_the_call_is_refused(cli, tmp_path):
     result = cli("runs", "list", MILLPOND_DATA_DIR=str(tmp_path))
     assert result.exit_code == 4
-    assert "millpond token" in result.stderr
+    assert "millpond login" in result.stderr
 
 
 def test_doctor_finds_everything_in_order(cli):

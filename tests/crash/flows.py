@@ -15,6 +15,7 @@ from tests.crash.sink import SinkClient
 
 from millpond.engine.context import Context, InputExpired, StepContext, StepFailed
 from millpond.engine.registry import Registry, flow, step
+from millpond.engine.vault import Opened
 from millpond.errors import Permanent, Transient
 from millpond.retry import Retry
 
@@ -28,6 +29,19 @@ class Approval(BaseModel):
     """What a person says."""
 
     approved: bool
+
+
+class Chest:
+    """A vault that has every secret, all with one value."""
+
+    value = "what the chest holds"
+
+    async def open(self, org_id: int, name: str, *, is_use: bool = True) -> Opened:
+        """Return a secret."""
+        return Opened(name, 1, self.value)
+
+
+CHEST = Chest()
 
 
 @step("crash.touch", retry=QUICK, registry=REGISTRY)
@@ -110,6 +124,16 @@ async def sleeper(ctx: Context, _: None) -> list[str]:
 
     first = await take(ctx, "first")
     return [first, *await ctx.parallel(late(), take(ctx, "soon"))]
+
+
+@flow("crash.opens", registry=REGISTRY)
+async def opens(ctx: Context, _: None) -> list[str]:
+    """Open a secret, and again after a wait, with what hides it."""
+    assert await ctx.secret("door") == CHEST.value
+    first = await take(ctx, "first")
+    await ctx.sleep(PARKS_S)
+    assert await ctx.secret("door") == CHEST.value
+    return [first, await take(ctx, "last")]
 
 
 @flow("crash.asks", registry=REGISTRY)

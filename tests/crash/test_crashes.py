@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import pytest
 from tests.crash.arranged import ARRANGED, expire
 from tests.crash.elsewhere import QUEUE
-from tests.crash.flows import REGISTRY, resources
+from tests.crash.flows import CHEST, REGISTRY, resources
 from tests.crash.oracle import check
 from tests.crash.points import names
 from tests.crash.sink import Sink
@@ -31,6 +31,8 @@ EXEMPT: Mapping[str, str] = {
     "wake": "only reads which waits are over; what goes on then is crashed at its own points",
     "prune_preview": "a command that only reads",
     "prune_keys": "a command; each batch is whole by itself, and the next call goes on",
+    "usage_parts": "only reads which parts to add singly after a refusal",
+    "drop_usage": "after a refusal that only a fault of numbers brings; tests/engine/test_metering.py",
     "prune_runs": "a command; each batch is whole by itself, and the next call goes on",
 }
 # Passages at which the worker ends, where the first one alone would show too little.
@@ -65,7 +67,7 @@ async def test_a_worker_killed_there_loses_and_repeats_nothing(
         )
     sink.gate.set()
     await expire(pond)
-    given = resources(str(sink.path))
+    given, pond.vault = resources(str(sink.path)), CHEST
     async with pond.worker(SLOTS, registry=REGISTRY, resources=given, keep=KEEP):
         await people.until_left((), END_S)
         if promise is not None:

@@ -19,6 +19,7 @@ OWN_CONNECTIONS = {
 AS_APPLICATION = {
     "events.py": "reads only; what callers write is crashed in test_callers.py",
     "bulk.py": "inside a step, one whole act each, which a repeat of the step finds done",
+    "reserving.py": "of the API: a killed process's blocks come back; tests/engine/test_quotas.py",
 }
 
 

@@ -17,7 +17,7 @@ import orjson
 import structlog
 from tests.crash import elsewhere
 from tests.crash import patterns as patterns
-from tests.crash.flows import REGISTRY, resources
+from tests.crash.flows import CHEST, REGISTRY, resources
 
 from millpond.db.pool import EngineDatabase, Probe
 from millpond.engine.retention import Keep
@@ -72,6 +72,7 @@ async def main() -> None:
         drain_s=0.3,
         keep=KEEP,
         rights=CurrentRights(database),
+        vault=CHEST,
         # There are no suspects here; it is asked about them all the same.
         alone_command=[sys.executable, "-c", ""],
     )

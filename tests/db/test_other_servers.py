@@ -32,14 +32,8 @@ from millpond.engine.hints import Hints
 from millpond.errors import MillpondError
 
 DEBIAN = Path("/usr/lib/postgresql")
-# What the engine stands on beside its first migration; the rest needs extensions.
-AFTER_ENGINE = [
-    "0003_patterns.sql",
-    "0004_identity.sql",
-    "0005_people.sql",
-    "0006_organizations.sql",
-    "0011_rights.sql",
-]
+# The only migration that needs extensions.
+KNOWLEDGE = "0002_knowledge.sql"
 
 
 def _wheel_16() -> Path | None:
@@ -188,7 +182,9 @@ async def test_the_distributions_server_carries_the_engine_and_migrate_names_wha
         await con.execute("set search_path = millpond, public")
         # What needs no extension: all but the knowledge base.
         migrations = files("millpond.db").joinpath("migrations")
-        for name in AFTER_ENGINE if has_engine else ["0001_engine.sql", *AFTER_ENGINE]:
-            await con.execute(migrations.joinpath(name).read_text())
+        for path in sorted(migrations.iterdir(), key=lambda one: one.name):
+            is_there = has_engine and path.name.startswith("0001_")
+            if path.name.endswith(".sql") and path.name != KNOWLEDGE and not is_there:
+                await con.execute(path.read_text())
         await con.close()
         await _takes_a_run_down_the_road(urls)

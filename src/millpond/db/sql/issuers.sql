@@ -59,8 +59,7 @@ delete from issuer_rule where org_id = $1 and issuer_id = $2;
 insert into issuer_rule (org_id, issuer_id, nth, claim, claim_values, role) values ($1, $2, $3, $4, $5, $6);
 
 -- name: map_again
--- Gives identities of an issuer what its rules give now for what their last token said, nothing where $4; what was
--- given before is stale.
+-- Gives identities of an issuer what its rules give now for their last token, nothing where $4; former rights are stale.
 update outside_identity o
 set version = nextval('rights_version'),
     role = case when not $4::boolean then (

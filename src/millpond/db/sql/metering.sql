@@ -10,8 +10,7 @@ join run r on r.org_id = u.org_id and r.run_id = u.run_id
 left join model_price p on p.model = u.model;
 
 -- name: fold
--- Adds parts (one, or as many as $1) to the days that they are of, and removes them; returns how many parts that were. Days are
--- locked in order. What is too large for a number of JSON stays the largest.
+-- Adds parts (one, or as many as $1) to their days, locked in order, up to JSON's largest number; returns how many there were.
 with parts as (
   delete from usage_part where part_id in (select part_id from usage_part where $2::uuid is null or part_id = $2 limit $1 for update skip locked)
   returning at, orgs, flows, models, runs, worker_s, input_tokens, output_tokens, cost_micros

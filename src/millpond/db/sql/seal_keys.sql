@@ -21,8 +21,7 @@ select key_id, is_current, added_at, emptied_at, audit_sealed, audit_sealed_by f
 insert into seal_key (key_id, is_current) values ($1, true) on conflict do nothing;
 
 -- name: other_hosts
--- Names the hosts other than $1 that work with this database: those of live workers, and addresses from which API and
--- workers are connected other than ours, where all that come from the database's own host count as one.
+-- Names hosts other than $1 that work here: of live workers, and other addresses of connections; the database's own is one.
 with seen as (
   select case when a.client_addr <<= inet '127.0.0.0/8' or a.client_addr = inet '::1' then null else a.client_addr end as address
   from pg_stat_activity a

@@ -1,6 +1,5 @@
 -- name: submit
--- Inserts runs with their live rows, first events, ready rows (or start timers) and one arrival per lane. Where blocks of
--- quotas pay ($17) they are held until the commit; nothing is inserted when one of them is gone.
+-- Inserts runs, live rows, first events, ready rows or timers, an arrival per lane; nothing if a block that pays ($17) is gone.
 with t as materialized (
   select clock_timestamp() as at, (extract(epoch from clock_timestamp()) * 1000000)::bigint as us
 ),
