@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -40,10 +41,12 @@ async def kept_alive(pond: Pond) -> AsyncIterator[list[int]]:
         keeping.cancel()
         for process in processes:
             if process.returncode is None:
-                below = psutil.Process(process.pid).children(recursive=True)
-                for one in below:
-                    one.kill()
-                process.kill()
+                with contextlib.suppress(psutil.NoSuchProcess):  # it may have ended by now
+                    for one in psutil.Process(process.pid).children(recursive=True):
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            one.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    process.kill()
                 await process.wait()
 
 
