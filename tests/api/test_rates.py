@@ -116,6 +116,21 @@ async def test_who_waits_while_the_rate_changes_is_answered(front: Front) -> Non
     assert [dict(one)[b"ratelimit-policy"] for one in headers] == [b'"org";q=7;w=1'] * 2
 
 
+async def test_a_raised_rate_holds_at_once(front: Front) -> None:
+    rates = Rates(front.db)
+    who = Principal(org_id=front.org_id, subject="user:ann")
+    assert await rates.admit(who, {"requests_per_s": 0.01})
+    with pytest.raises(RateLimited):  # for a hundred seconds
+        await rates.admit(who, {"requests_per_s": 0.01})
+    async with asyncio.timeout(10):
+        while True:
+            try:
+                assert await rates.admit(who, {"requests_per_s": 100.0})
+                break
+            except RateLimited:
+                await asyncio.sleep(0.02)
+
+
 async def test_an_error_of_any_kind_reaches_whoever_waits(
     front: Front, monkeypatch: pytest.MonkeyPatch
 ) -> None:

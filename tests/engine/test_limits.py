@@ -339,7 +339,10 @@ async def _lanes_read(pond: Pond, able: list[str]) -> int:
         " from pg_stat_xact_user_tables where relname = 'lane'"
     )
     async with pond.engine_db.duty("test") as con:
+        nothing: int = await con.fetchval(read)
+        assert await con.fetchval("select count(*) from lane") >= 10_000
         before: int = await con.fetchval(read)
+        assert before - nothing >= 10_000, "such reads are counted"
         await con.fetch("select * from claim_rooms($1, $2, 5)", ["default"], able)
         await con.fetch(
             "select * from claim_heads(10, $1, $2, $3, $4, 16)",

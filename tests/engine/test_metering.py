@@ -288,14 +288,15 @@ async def test_the_time_of_a_dead_worker_with_many_leases_is_counted_for_each(
     assert 2 * 99 <= row["worker_s"] < 2 * 105
 
 
-@pytest.mark.parametrize("is_obliged", [False, True])
+@pytest.mark.parametrize("ending", ["none", "at once", "after a wait"])
 async def test_what_a_step_spent_before_its_run_was_cancelled_is_counted(
-    pond: Pond, admin: asyncpg.Connection, is_obliged: bool
+    pond: Pond, admin: asyncpg.Connection, ending: str
 ) -> None:
     has_spent = asyncio.Event()
 
     async def undo(step: StepContext, done: str) -> None:
-        pass
+        if ending == "after a wait" and step.try_number == 1:
+            raise Transient("not yet", retry_after_s=1.1)
 
     async def first(step: StepContext) -> str:
         return "done"
@@ -306,7 +307,7 @@ async def test_what_a_step_spent_before_its_run_was_cancelled_is_counted(
         await asyncio.sleep(60)
 
     async def asking(ctx: Context, _: None) -> None:
-        if is_obliged:
+        if ending != "none":
             await ctx.step(one, undo=back)
         await ctx.step(step)
 

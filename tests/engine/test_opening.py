@@ -461,6 +461,31 @@ async def test_a_name_that_was_recorded_before_its_value_was_opened_is_found_aga
     assert told == ["secret_in_name"]
 
 
+async def test_the_undo_of_a_step_whose_name_came_to_show_a_value_is_done(
+    pond: Pond, ring: KeyRing
+) -> None:
+    await put(pond.db, ring, pond.org_id, "plainkey0123", "plain")
+    undone: list[str] = []
+
+    async def work(step: StepContext) -> str:
+        return "made"
+
+    async def remove(step: StepContext, made: str) -> None:
+        undone.append(made)
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.step(make, undo=undo)
+        await ctx.secret("plain")
+        raise Permanent("it ends here")
+
+    make, undo = pond.step(work, name="make plainkey0123"), pond.step(remove)
+    flow = pond.flow(order, retry=Retry(max_tries=1))
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["outcome"] == "failed"
+    assert undone == ["made"]
+
+
 async def test_an_unknown_secret_fails_at_once_and_is_not_told_to_be_opened(pond: Pond) -> None:
     async def order(ctx: Context, _: Any) -> None:
         await ctx.secret("missing")

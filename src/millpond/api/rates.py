@@ -106,7 +106,10 @@ class Rates:
         bucket = self._buckets.get(name)
         if bucket is None:
             bucket = self._buckets[name] = _Bucket(name, policy, per_s, max(1.0, per_s))
-        bucket.per_s, bucket.most = per_s, max(1.0, per_s)
+        if bucket.per_s != per_s:
+            # What was known of it was at the former rate: the next request asks.
+            bucket.per_s, bucket.most = per_s, max(1.0, per_s)
+            bucket.left, bucket.empty_until = 0, 0.0
         return bucket
 
     async def _take(self, bucket: _Bucket) -> bool:

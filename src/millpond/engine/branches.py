@@ -118,9 +118,12 @@ def _check_name(name: str) -> None:
 
 
 def refuse_secret(key: str) -> None:
-    """Raise where a key that is about to be recorded shows a secret: names are kept as they are."""
-    drawn = veil.current()
-    if drawn and drawn.text(key) != key:
+    """Raise where a key that is about to be recorded ends in a name that shows a secret: names are kept as they are.
+
+    What stands before is of branches: numbers, and for an undo the key of the step that it undoes, which is recorded.
+    """
+    drawn, name = veil.current(), key.rpartition("/")[2]
+    if drawn and drawn.text(name) != name:
         raise InvalidInput("the name of a step shows a secret", param="name", code="secret_in_name")
 
 

@@ -23,6 +23,7 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History
+from millpond.engine.metering import Spent
 from millpond.engine.opening import reopened
 from millpond.engine.performing import is_away
 from millpond.engine.replaying import Findings, Rehearsal, Undo
@@ -50,13 +51,14 @@ class Failure:
         return orjson.dumps({"outcome": self.outcome, "error": self.error}).decode()
 
 
-async def perform(attempt: Attempt, scope: Scope, failure: Failure) -> Failure:
+async def perform(attempt: Attempt, scope: Scope, failure: Failure, spent: list[Spent]) -> Failure:
     """Do what is to be done before the run ends; returns how it ends, as recorded first.
 
+    What tries had `spent` that were ended from outside is stored with that record and taken from the list.
     Raises Unwind when the endings have to wait or were ended from outside: `attempt.context` tells.
     """
     recorded = await _load(attempt, scope)
-    failure = await _decide(attempt, scope, recorded, failure)
+    failure = await _decide(attempt, scope, recorded, failure, spent)
     findings = await _rehearse(attempt, scope, recorded)
     await _await_outcomes(attempt, scope, recorded, findings)
     attempt.enter(Context(attempt.claimed, recorded, scope, heeds_cancel=False))
@@ -77,7 +79,9 @@ async def _load(attempt: Attempt, scope: Scope) -> History:
     return (await insist(lambda: history.load(scope.database, [lease])))[lease]
 
 
-async def _decide(attempt: Attempt, scope: Scope, recorded: History, failure: Failure) -> Failure:
+async def _decide(
+    attempt: Attempt, scope: Scope, recorded: History, failure: Failure, spent: list[Spent]
+) -> Failure:
     """Record how the run ends, or return how it was recorded that it does."""
     known = recorded.get(KEY)
     if known is not None:
@@ -91,8 +95,10 @@ async def _decide(attempt: Attempt, scope: Scope, recorded: History, failure: Fa
         output=failure.text(),
         event_kind="run.ending",
         event_data=failure.text(),
+        spent=tuple(spent),
     )
     await scope.committer.record(write)
+    spent.clear()
     return failure
 
 

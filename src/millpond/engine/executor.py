@@ -54,6 +54,8 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     claimed, context = attempt.claimed, attempt.context
     began = time.monotonic()
     try:
+        if claimed.cancel_requested and not (attempt.is_ending or context.is_obliged):
+            return await _stopped(attempt, scope)  # nothing is executed: no secret is needed
         veils = claimed.duties & Duty.SECRETS
         if veils and not await insist(lambda: draw_again(claimed, scope, claimed.duties)):
             return await _unwound(attempt, scope, "away", began)
@@ -207,11 +209,11 @@ def _delay_s(attempt: Attempt, error: Exception) -> float | None:
 
 async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied]:
     """End a run that did not succeed, after what is to be done before that."""
-    spent = attempt.context.unrecorded()
+    spent = list(attempt.context.unrecorded())
     if attempt.is_ending or attempt.context.is_obliged:
         attempt.is_ending = True
         try:
-            failure = await endgame.perform(attempt, scope, failure)
+            failure = await endgame.perform(attempt, scope, failure, spent)
         except Unwind as unwind:
             return await _unwound(attempt, scope, unwind.reason, time.monotonic())
     error = failure.error

@@ -12,13 +12,15 @@ left join model_price p on p.model = u.model;
 -- name: fold
 -- Adds parts (one, or as many as $1) to their days, locked in order, up to JSON's largest number; returns how many there were.
 with parts as (
-  delete from usage_part where part_id in (select part_id from usage_part where $2::uuid is null or part_id = $2 limit $1 for update skip locked)
+  delete from usage_part where part_id in (
+    select part_id from usage_part where $2::uuid is null or part_id = $2 limit $1 for update skip locked)
   returning at, orgs, flows, models, runs, worker_s, input_tokens, output_tokens, cost_micros
 ),
 sums as (
   select u.org_id, (p.at at time zone 'UTC')::date as day, u.flow, coalesce(u.model, '') as model,
          coalesce(sum(u.runs), 0) as runs, coalesce(sum(u.worker_s), 0) as worker_s,
-         least(coalesce(sum(u.input_tokens), 0), 9007199254740991)::bigint as input_tokens, least(coalesce(sum(u.output_tokens), 0), 9007199254740991)::bigint as output_tokens,
+         least(coalesce(sum(u.input_tokens), 0), 9007199254740991)::bigint as input_tokens,
+         least(coalesce(sum(u.output_tokens), 0), 9007199254740991)::bigint as output_tokens,
          least(coalesce(sum(u.cost_micros), 0), 9007199254740991)::bigint as cost_micros
   from parts p
   cross join lateral unnest(p.orgs, p.flows, p.models, p.runs, p.worker_s, p.input_tokens, p.output_tokens, p.cost_micros)
@@ -31,7 +33,8 @@ added as (
   select org_id, day, flow, model, runs, worker_s, input_tokens, output_tokens, cost_micros from sums
   on conflict (org_id, day, flow, model) do update
     set runs = d.runs + excluded.runs, worker_s = d.worker_s + excluded.worker_s,
-        input_tokens = least(d.input_tokens + excluded.input_tokens, 9007199254740991), output_tokens = least(d.output_tokens + excluded.output_tokens, 9007199254740991),
+        input_tokens = least(d.input_tokens + excluded.input_tokens, 9007199254740991),
+        output_tokens = least(d.output_tokens + excluded.output_tokens, 9007199254740991),
         cost_micros = least(d.cost_micros + excluded.cost_micros, 9007199254740991)
 )
 select count(*) from parts;
