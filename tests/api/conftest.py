@@ -141,7 +141,6 @@ class Front:
                 timeout_s,
                 deadline_s,
                 "{}",
-                [],
             )
 
     def flow(self, function: Callable[..., Any], **options: Any) -> Flow:

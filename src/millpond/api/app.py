@@ -27,7 +27,6 @@ from millpond.api.models_calendar import (
 )
 from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
 from millpond.api.models_issuers import ChangeIdentity, ChangeIssuer, CreateIssuer
-from millpond.api.models_limits import PutLimit
 from millpond.api.models_orgs import (
     AcceptInvitation,
     ChangeMember,
@@ -72,7 +71,6 @@ from millpond.api.routes import (
     issuers,
     keys,
     knowledge_bases,
-    limits,
     me,
     members,
     organization,
@@ -161,7 +159,6 @@ _REFERRED = (
     PutPlan,
     SetOrgPlan,
     SetPrice,
-    PutLimit,
     Problem,
 )
 _ROOMS = (
@@ -180,7 +177,6 @@ _ROOMS = (
     queues,
     pauses,
     workers,
-    limits,
     organization,
     members,
     invitations,

@@ -88,7 +88,6 @@ class WhyReason(BaseModel):
         "scheduled",
         "paused",
         "no_worker",
-        "limit",
         "in_line",
         "running",
         "backoff",

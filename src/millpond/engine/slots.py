@@ -66,7 +66,6 @@ class Slots:
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
         self._gathers = 0
-        self._has_parked = False
 
     def free(self) -> dict[str, int]:
         """Return free slots by queue, queues without any left out."""
@@ -118,8 +117,6 @@ class Slots:
         before = self._averages.get(capability, used_s)
         self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used_s - before)
         self._freed(queue)
-        if self._has_parked and not self._gathers and not self._kick.is_set():
-            self._gather()
 
     def _freed(self, queue: str) -> None:
         """Kick the claim at once when many slots are free, else after a moment."""
@@ -150,10 +147,6 @@ class Slots:
             if self._free(queue) > 0:
                 self._freed(queue)
 
-    def note_parked(self, *, has_parked: bool) -> None:
-        """Remember whether work waits for room on a key, which the end of other work may give."""
-        self._has_parked = has_parked
-
     def wake(self) -> None:
         """There is a reason to claim."""
         self._kick.set()
@@ -179,9 +172,7 @@ class Slots:
         asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
 
     def _gathered(self) -> None:
-        few = not self._has_parked and all(
-            _MANY * self._free(queue) < self.total[queue] for queue in self._backlogged
-        )
+        few = all(_MANY * self._free(queue) < self.total[queue] for queue in self._backlogged)
         if few and self._gathers < _PATIENCE and not self._kick.is_set():
             return self._gather()
         self._gathers = 0

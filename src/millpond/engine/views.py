@@ -131,7 +131,6 @@ class FlowView:
     published_at: datetime
     needs: Json
     is_served: bool
-    keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
