@@ -127,7 +127,7 @@ class Claimer:
         return claimed, has_more
 
     async def _claim_at_once(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
-        """Lease all that is ready in one message; None where there is more than has room, which is to be decided about."""
+        """Lease all that is ready in one message; None where more than has room is ready."""
         queues = [queue for queue, slots in free.items() if slots > 0]
         async with self._database.statement("claim_at_once") as con:
             told, *rows = await con.fetch(

@@ -99,8 +99,8 @@ $$;
 -- A whole claim in one statement, for when all that is read has room, so that there is nothing to decide: every item goes.
 -- `orgs` is how many orgs of each queue are read, `estimates` the worker-seconds that work of each of `able` is expected to
 -- take. The first row tells how many arrivals were consumed (org_id) and how it went (attempt): -1 the worker's session is
--- gone, 0 nothing was taken since not all has room or somebody holds a row locked, 1 all was taken that there is, 2 all
--- that was read.
+-- gone, 0 nothing was taken, since not all has room or was read, or somebody holds a row locked, 1 all was taken, 2 there was
+-- nothing in the lanes that were read.
 create function claim_at_once(most integer, worker uuid, token uuid, queues text[], slots integer[], orgs integer[],
                               able text[], estimates float8[], depth integer)
   returns table (org_id bigint, item_id uuid, run_id uuid, attempt integer, token_now uuid, deaths smallint, tries smallint,
@@ -115,8 +115,7 @@ declare
   h record;
   arrivals bigint;
   n integer;
-  is_whole boolean;
-  all_whole boolean := true;
+  is_whole boolean := true;
   is_empty boolean := true;
   picked_orgs bigint[] := '{}';
   picked_lanes bigint[] := '{}';
@@ -126,16 +125,13 @@ declare
   lane_orgs bigint[] := '{}';
   lane_ids bigint[] := '{}';
   lane_counts integer[] := '{}';
-  lane_wholes boolean[] := '{}';
   lane_lasts bigint[] := '{}';
   lane_estimates float8[] := '{}';
   lane_weights float8[] := '{}';
   lane_virtuals float8[] := '{}';
-  lane_cursors bigint[] := '{}';
   share_orgs bigint[];
   share_queues text[];
   share_virtuals float8[];
-  share_empties boolean[];
   clock_queues text[];
   clocks float8[];
 begin
@@ -151,8 +147,7 @@ begin
       continue;
     end if;
     n := coalesce(cardinality(h.items), 0);
-    is_whole := n < depth;
-    all_whole := all_whole and is_whole;
+    is_whole := is_whole and n < depth;
     is_empty := false;
     picked_orgs := picked_orgs || array_fill(h.org_id, array[n]);
     picked_lanes := picked_lanes || array_fill(h.lane_id, array[n]);
@@ -162,16 +157,13 @@ begin
     lane_orgs := lane_orgs || h.org_id;
     lane_ids := lane_ids || h.lane_id;
     lane_counts := lane_counts || n;
-    lane_wholes := lane_wholes || is_whole;
     lane_lasts := lane_lasts || coalesce(h.ranks[n] + h.offset_us, 0);
     lane_estimates := lane_estimates || estimates[array_position(able, h.capability)];
     lane_weights := lane_weights || h.weight;
     lane_virtuals := lane_virtuals || h.virtual_s;
-    -- As the worker's own claims leave it: an empty lane gets the highest rank, since its next arrival brings its own.
-    lane_cursors := lane_cursors || case when is_whole then 4611686018427387904 else h.ranks[n] end;
   end loop;
   n := 1;
-  if exists (select from unnest(lane_queues, lane_counts) as l(queue, n) join unnest(queues, slots) as q(queue, slots)
+  if not is_whole or exists (select from unnest(lane_queues, lane_counts) as l(queue, n) join unnest(queues, slots) as q(queue, slots)
              on q.queue = l.queue group by q.queue, q.slots having sum(l.n) > q.slots)
     or cardinality(picked_items) <> (
       select count(*) from unnest(picked_orgs, picked_lanes, picked_ranks, picked_items) as p(org_id, lane_id, rank, item_id)
@@ -181,7 +173,7 @@ begin
         for update skip locked) i)
   then
     n := 0;
-  elsif not all_whole or (not is_empty and cardinality(picked_items) = 0) then
+  elsif not is_empty and cardinality(picked_items) = 0 then
     n := 2;
   end if;
   return query select arrivals, null::uuid, null::uuid, n, null::uuid, null::smallint, null::smallint, null::boolean, null,
@@ -190,12 +182,11 @@ begin
   if n = 0 or is_empty then
     return;
   end if;
-  select array_agg(s.org_id), array_agg(s.queue), array_agg(s.virtual_s), array_agg(s.maybe_empty)
-  into share_orgs, share_queues, share_virtuals, share_empties
+  select array_agg(s.org_id), array_agg(s.queue), array_agg(s.virtual_s) into share_orgs, share_queues, share_virtuals
   from (
-    select l.org_id, l.queue, min(l.virtual_s) + sum(l.n * l.estimate_s / l.weight) as virtual_s, bool_or(l.is_whole) as maybe_empty
-    from unnest(lane_queues, lane_orgs, lane_counts, lane_wholes, lane_estimates, lane_weights, lane_virtuals)
-      as l(queue, org_id, n, is_whole, estimate_s, weight, virtual_s)
+    select l.org_id, l.queue, min(l.virtual_s) + sum(l.n * l.estimate_s / l.weight) as virtual_s
+    from unnest(lane_queues, lane_orgs, lane_counts, lane_estimates, lane_weights, lane_virtuals)
+      as l(queue, org_id, n, estimate_s, weight, virtual_s)
     group by l.org_id, l.queue
   ) s;
   -- The clock of a queue is the virtual start of the last item that goes.
@@ -212,8 +203,10 @@ begin
     group by s.queue
   ) c;
   return query
+  -- Every lane is empty then, and has the highest rank, since its next arrival brings its own.
   select * from claim_take(picked_orgs, picked_lanes, picked_ranks, picked_items, worker, token, lane_orgs, lane_ids,
-    lane_cursors, array(select not w from unnest(lane_wholes) as w), share_orgs, share_queues, share_virtuals, share_empties,
+    array_fill(4611686018427387904, array[cardinality(lane_ids)]), array_fill(false, array[cardinality(lane_ids)]),
+    share_orgs, share_queues, share_virtuals, array_fill(true, array[cardinality(share_orgs)]),
     coalesce(clock_queues, '{}'), coalesce(clocks, '{}'));
 end
 $$;
