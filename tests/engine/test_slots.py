@@ -23,8 +23,8 @@ async def test_a_slot_handed_over_is_free_for_another_attempt() -> None:
     first.hand_over()
     assert slots.free() == {"a": 1}
     assert slots.used() == {"a": 1}
-    first.give("f@1", 0.1)
-    second.give("f@1", 0.1)
+    first.give()
+    second.give()
     assert slots.free() == {"a": 2}
 
 
@@ -37,7 +37,7 @@ async def test_no_more_ends_are_under_way_than_there_are_slots() -> None:
     assert slots.free() == {}
     more[0].hand_over()
     assert slots.free() == {}, "three ends are under way"
-    ending[0].give("f@1", 0.1)
+    ending[0].give()
     assert slots.free() == {"a": 1}
 
 
@@ -48,7 +48,7 @@ async def test_a_slot_taken_again_counts_once() -> None:
     slot.take_again()
     assert slots.free() == {}
     slot.take_again()
-    slot.give("f@1", 0.1)
+    slot.give()
     assert slots.free() == {"a": 1}
     assert slots.used() == {}
 

@@ -88,6 +88,7 @@ ENGINE = [
     "answers",
     "history",
     "slots",
+    "charging",
     "batches",
     "quota_plans",
     "quotas",

@@ -8,9 +8,11 @@ that may have more work than it had room for is claimed again soon after a slot 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from millpond.engine.charging import Charges, Use
 from millpond.engine.claim import Claimed
 
 # Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are fewer
@@ -25,17 +27,29 @@ _WEIGHT_OF_NEWEST = 0.1
 
 
 class Slot:
-    """The slot of one attempt, from its claim until its end is stored."""
+    """The slot of one attempt, from its claim until its end is stored; its time is that of executing code."""
 
-    __slots__ = ("_queue", "_slots", "is_handed_over")
+    __slots__ = ("_began", "_capability", "_queue", "_slots", "_use", "_used_s", "is_handed_over")
 
     def __init__(self, slots: Slots, queue: str) -> None:
         self._slots = slots
         self._queue = queue
+        self._capability = ""
+        self._began: float | None = None
+        self._used_s = 0.0
+        self._use: Use | None = None
         self.is_handed_over = False
+
+    def start(self, org_id: int, capability: str) -> None:
+        """Count time from now on: an attempt of an org, which needs that capability, has it."""
+        self._capability = capability
+        self._began = time.monotonic()
+        estimate_s = self._slots.estimate_s(capability)
+        self._use = self._slots.charges.begin(org_id, self._queue, estimate_s, self._began)
 
     def hand_over(self) -> None:
         """Let another attempt's code have it: of this attempt nothing is left but to store its end."""
+        self._stop()
         self.is_handed_over = True
         self._slots.hand_over(self._queue)
 
@@ -43,11 +57,22 @@ class Slot:
         """Have it after all, even if another has it by now: there is more to execute."""
         if self.is_handed_over:
             self.is_handed_over = False
+            self._began = time.monotonic()
             self._slots.take_again(self._queue)
 
-    def give(self, capability: str, used_s: float) -> None:
-        """Give it back; `used_s` is how long the attempt took, `capability` what it needed."""
-        self._slots.give(self._queue, capability, used_s, is_handed_over=self.is_handed_over)
+    def give(self) -> None:
+        """Give it back."""
+        self._stop()
+        if self._use is not None:
+            self._slots.charges.end(self._use, self._used_s)
+        self._slots.give(
+            self._queue, self._capability, self._used_s, is_handed_over=self.is_handed_over
+        )
+
+    def _stop(self) -> None:
+        if self._began is not None:
+            self._used_s += time.monotonic() - self._began
+            self._began = None
 
     def give_unused(self) -> None:
         """Give it back without an attempt."""
@@ -66,6 +91,7 @@ class Slots:
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
         self._gathers = 0
+        self.charges = Charges()
 
     def free(self) -> dict[str, int]:
         """Return free slots by queue, queues without any left out."""

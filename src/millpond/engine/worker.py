@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import time
 import uuid
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
@@ -222,6 +221,7 @@ class Worker:
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(tick(beat, pulse, scope, self._lost), name="tick"),
             asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
+            asyncio.create_task(self._slots.charges.settle_all(self._database), name="charge"),
         ]
         if not self._is_alone:
             upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
@@ -352,7 +352,8 @@ class Worker:
         task.add_done_callback(self._tasks.discard)
 
     async def _execute(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
-        began = time.monotonic()
+        if attempt.slot is not None:
+            attempt.slot.start(attempt.claimed.lease.org_id, attempt.capability)
         veil.begin()
         try:
             if isinstance(attempt, StepAttempt):
@@ -362,7 +363,7 @@ class Worker:
         finally:
             self._attempts.discard(attempt)
             if attempt.slot is not None:
-                attempt.slot.give(attempt.capability, time.monotonic() - began)
+                attempt.slot.give()
 
     # Hearing
 

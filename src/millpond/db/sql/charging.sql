@@ -1,0 +1,5 @@
+-- Charging: the fair order is kept by the worker time that orgs used.
+
+-- name: charge
+-- Moves orgs' virtual times under the claim's lock (function of the migrations); lost in a crash, it is a small unfairness.
+select from set_config('synchronous_commit', 'off', true), charge_shares($1::bigint[], $2::text[], $3::float8[]);

@@ -1,0 +1,68 @@
+"""Orgs are charged the worker time that they used, whatever was expected of their runs."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.engine.conftest import Pond
+
+from millpond.engine.charging import EVERY_S, Charges
+from millpond.engine.submit import submit
+
+LONG_S, SHORT_S = 0.1, 0.01
+
+
+def test_what_was_expected_and_not_used_is_given_back() -> None:
+    charges = Charges()
+    use = charges.begin(1, "q", 2.0, began=100.0)
+    charges.end(use, 0.5)
+    assert charges.take(200.0) == {(1, "q"): pytest.approx(-1.5)}
+    assert charges.take(300.0) == {}
+
+
+def test_work_under_way_is_charged_as_it_goes_and_once() -> None:
+    charges = Charges()
+    use = charges.begin(1, "q", 1.0, began=100.0)
+    assert charges.take(100.5) == {}, "what was expected is charged already"
+    assert charges.take(103.0) == {(1, "q"): pytest.approx(2.0)}
+    assert charges.take(104.0) == {(1, "q"): pytest.approx(1.0)}
+    charges.end(use, 5.5)
+    assert charges.take(110.0) == {(1, "q"): pytest.approx(1.5)}
+
+
+def test_small_differences_add_up_and_what_failed_is_settled_later() -> None:
+    charges = Charges()
+    for _ in range(3):
+        charges.end(charges.begin(1, "q", 0.002, began=0.0), 0.004)
+    due = charges.take(1.0)
+    assert due == {(1, "q"): pytest.approx(0.006)}
+    charges.end(charges.begin(1, "q", 0.002, began=0.0), 0.004)
+    assert charges.take(2.0) == {}
+    charges.put_back(due)
+    assert charges.take(3.0) == {(1, "q"): pytest.approx(0.008)}
+
+
+async def test_an_org_with_long_runs_gets_no_more_time_than_one_with_short_runs(
+    pond: Pond, other_org: int
+) -> None:
+    """Of one flow, so that what is expected of a run is the same for both."""
+    ended = {pond.org_id: 0, other_org: 0}
+
+    async def work(ctx: Any, org_id: int) -> None:
+        await asyncio.sleep(LONG_S if org_id == pond.org_id else SHORT_S)
+        ended[org_id] += 1
+
+    flow = pond.flow(work)
+    for org_id, count in ((pond.org_id, 100), (other_org, 1000)):
+        async with pond.db.org(org_id) as con:
+            await submit(con, [pond.intent(flow, org_id, org_id=org_id) for _ in range(count)])
+    async with pond.worker({"default": 4}):
+        async with asyncio.timeout(40):
+            while ended[other_org] < 300 and ended[pond.org_id] < 100:
+                await asyncio.sleep(0.01)
+        short_s, long_s = ended[other_org] * SHORT_S, ended[pond.org_id] * LONG_S
+    # By count of runs alone the long ones would have ten times as much.
+    bound_s = 5 * (LONG_S + SHORT_S) + 4 * EVERY_S
+    assert abs(long_s - short_s) <= bound_s
