@@ -2,7 +2,7 @@
 
 Started by the worker; runs as `python -m millpond.engine.heartbeat`. Invariants: it renews only while
 its worker's process exists and is not stopped, whether or not the worker's event loop is busy; it
-ends a worker whose step has outlived its time limit while the loop is silent for 10 s.
+ends a worker whose step has outlived its time limit while the loop is silent for `SILENT_S`.
 """
 
 from __future__ import annotations
@@ -69,14 +69,18 @@ class Orders:
     url: str
     worker_id: str
     lease_s: float
+    silent_s: float
     pid: int
     fd: int
 
 
 async def start(
-    *, url: str, worker_id: uuid.UUID, lease_s: float, pulse: Pulse
+    *, url: str, worker_id: uuid.UUID, lease_s: float, pulse: Pulse, silent_s: float = SILENT_S
 ) -> asyncio.subprocess.Process:
-    """Start the heartbeat of this process; it ends when its standard input closes."""
+    """Start the heartbeat of this process; it ends when its standard input closes.
+
+    A step over its time ends the worker once its loop has been silent for `silent_s`.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -89,6 +93,7 @@ async def start(
         "url": url,
         "worker_id": str(worker_id),
         "lease_s": lease_s,
+        "silent_s": silent_s,
         "pid": os.getpid(),
         "fd": pulse.fd,
     }
@@ -114,10 +119,10 @@ def is_stopped_or_gone(pid: int) -> bool:
     return state in "TtZX"
 
 
-def is_stuck(pulse: Pulse, now: float) -> bool:
+def is_stuck(pulse: Pulse, now: float, silent_s: float = SILENT_S) -> bool:
     """Tell whether a step is over its time while the worker's loop has been silent."""
     tick, deadline = pulse.read()
-    return deadline > 0 and now > deadline and now - tick > SILENT_S
+    return deadline > 0 and now > deadline and now - tick > silent_s
 
 
 async def _beat(orders: Orders) -> int:
@@ -131,7 +136,7 @@ async def _beat(orders: Orders) -> int:
             break
         if is_stopped_or_gone(orders.pid):
             continue
-        if is_stuck(pulse, time.monotonic()):
+        if is_stuck(pulse, time.monotonic(), orders.silent_s):
             print(
                 "millpond: a step is over its time and blocks the worker; ending it",
                 file=sys.stderr,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -141,7 +142,7 @@ class Performer:
         try:
             if plan.timeout_s is None:
                 return await call(tries)
-            timed = Timed(began + plan.timeout_s)
+            timed = Timed(time.monotonic() + plan.timeout_s)
             self._timed.add(timed)
             async with asyncio.timeout(plan.timeout_s) as limit:
                 value = await call(tries)

@@ -48,7 +48,7 @@ class Scope:
 
 @dataclass(eq=False, slots=True)
 class Timed:
-    """A step under way with a time limit: `deadline` is on the loop's clock."""
+    """A step under way with a time limit: `deadline` is on the clock of `time.monotonic`, as the pulse is."""
 
     deadline: float
 

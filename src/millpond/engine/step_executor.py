@@ -1,24 +1,26 @@
 """The step executor: one attempt of a step of a run elsewhere: resolve, perform, classify, record.
 
 Called by the worker, one call per claimed step. Invariants: the run's flow is not replayed; exactly one
-fenced write ends the attempt (settle, rest, release, drop), or none if the lease is lost.
+fenced write ends the attempt (settle, rest, release, drop, block), or none if the lease is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 import structlog
 
-from millpond.engine import remote
+from millpond.engine import blocking, remote
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.events import Fact
 from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
 from millpond.engine.performing import AGAIN_S, HOLD_S, is_away, raise_stray
@@ -106,9 +108,49 @@ async def execute_step(attempt: StepAttempt, scope: Scope) -> list[Readied]:
     except LeaseLost:
         _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
     except MillpondError as error:
-        # The lease stays until this worker ends; rescue then gives the step to another.
-        _log.error("step.stuck", run_id=str(lease.run_id), error=error.code)
+        return await _unstorable(attempt, scope, error)
     return []
+
+
+async def _unstorable(attempt: StepAttempt, scope: Scope, error: MillpondError) -> list[Readied]:
+    """Fail a step whose outcome the database refused to store as it was; if that fails too, block it."""
+    claimed, order = attempt.claimed, attempt.order
+    lease, key = claimed.lease, claimed.step_key or ""
+    name = order.name if order else ""
+    _log.error("step.unstorable", run_id=str(lease.run_id), error=error.code)
+    described = dump_error(error, name)
+    data = {"name": name, "tries": claimed.tries + 1, "queue": claimed.queue}
+    write = RemoteWrite(
+        lease=lease,
+        step_key=key,
+        event_kind="step.failed",
+        event_data=dump(None, {**data, "error": described}),
+        state="failed",
+        error=orjson.dumps(described).decode(),
+        tries=claimed.tries + 1,
+    )
+    try:
+        await scope.settler.record(write)
+    except LeaseLost:
+        _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
+    except MillpondError as again:
+        await _stuck(attempt, scope, again, Fact("step.blocked", key, data))
+    return []
+
+
+async def _stuck(attempt: StepAttempt, scope: Scope, error: MillpondError, told: Fact) -> None:
+    """Let a step that cannot be ended stand still: another attempt would come to the same."""
+    lease = attempt.claimed.lease
+    _log.error("step.stuck", run_id=str(lease.run_id), error=error.code)
+    try:
+        reason = dump_error(error)
+        await _insist(lambda: blocking.block_step(scope.database, lease, reason, told))
+        scope.hints.changed([lease.run_id])
+    except LeaseLost:
+        _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
+    except MillpondError as again:
+        # Not even that: the watch hands the lease back, and the step is tried again.
+        _log.error("step.unblockable", run_id=str(lease.run_id), error=again.code)
 
 
 async def _unwound(attempt: StepAttempt, scope: Scope, reason: str) -> list[Readied]:
@@ -213,7 +255,7 @@ class _Performance:
         attempt, limit, timed = self._attempt, None, None
         attempt.check()
         if step.timeout_s is not None:
-            timed = Timed(one.began + step.timeout_s)
+            timed = Timed(time.monotonic() + step.timeout_s)
             self._scope.timed.add(timed)
         try:
             async with asyncio.timeout(step.timeout_s) as limit:

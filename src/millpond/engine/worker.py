@@ -73,6 +73,7 @@ class Worker:
         labels: Mapping[str, str] | None = None,
         resources: Mapping[type, object] | None = None,
         lease_s: float = 6.0,
+        silent_s: float = heartbeat.SILENT_S,
         drain_s: float = 20.0,
         gather_s: float = 0.001,
         alone: bool = False,
@@ -93,6 +94,7 @@ class Worker:
         self._placing = Placing(threads=sum(slots.values()))
         self._resources = dict(resources or {})
         self._lease_s = lease_s
+        self._silent_s = silent_s
         self._drain_s = drain_s
         self._gather_s = gather_s
         self._is_alone = alone
@@ -173,7 +175,11 @@ class Worker:
             )
         pulse = heartbeat.Pulse.make()
         beat = await heartbeat.start(
-            url=self._engine_url, worker_id=self.worker_id, lease_s=self._lease_s, pulse=pulse
+            url=self._engine_url,
+            worker_id=self.worker_id,
+            lease_s=self._lease_s,
+            pulse=pulse,
+            silent_s=self._silent_s,
         )
         hints = await Hints.connect(self._engine_url)
         committer = Committer(
