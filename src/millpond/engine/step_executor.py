@@ -15,12 +15,11 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 import structlog
 
-from millpond.engine import blocking, remote
+from millpond.engine import refusals, remote
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error, read_back
-from millpond.engine.events import Fact
 from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
 from millpond.engine.performing import AGAIN_S, HOLD_S, is_away, raise_stray
@@ -108,49 +107,22 @@ async def execute_step(attempt: StepAttempt, scope: Scope) -> list[Readied]:
     except LeaseLost:
         _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
     except MillpondError as error:
-        return await _unstorable(attempt, scope, error)
+        return await _refused(attempt, scope, error)
     return []
 
 
-async def _unstorable(attempt: StepAttempt, scope: Scope, error: MillpondError) -> list[Readied]:
-    """Fail a step whose outcome the database refused to store as it was; if that fails too, block it."""
-    claimed, order = attempt.claimed, attempt.order
-    lease, key = claimed.lease, claimed.step_key or ""
-    name = order.name if order else ""
-    _log.error("step.unstorable", run_id=str(lease.run_id), error=error.code)
-    described = dump_error(error, name)
-    data = {"name": name, "tries": claimed.tries + 1, "queue": claimed.queue}
-    write = RemoteWrite(
-        lease=lease,
-        step_key=key,
-        event_kind="step.failed",
-        event_data=dump(None, {**data, "error": described}),
-        state="failed",
-        error=orjson.dumps(described).decode(),
-        tries=claimed.tries + 1,
-    )
+async def _refused(attempt: StepAttempt, scope: Scope, error: MillpondError) -> list[Readied]:
+    """End an attempt whose outcome the database did not store; nothing ends that from outside any more."""
+    lease, order = attempt.claimed.lease, attempt.order
+    attempt.end()
     try:
-        await scope.settler.record(write)
-    except LeaseLost:
-        _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
-    except MillpondError as again:
-        await _stuck(attempt, scope, again, Fact("step.blocked", key, data))
-    return []
-
-
-async def _stuck(attempt: StepAttempt, scope: Scope, error: MillpondError, told: Fact) -> None:
-    """Let a step that cannot be ended stand still: another attempt would come to the same."""
-    lease = attempt.claimed.lease
-    _log.error("step.stuck", run_id=str(lease.run_id), error=error.code)
-    try:
-        reason = dump_error(error)
-        await _insist(lambda: blocking.block_step(scope.database, lease, reason, told))
-        scope.hints.changed([lease.run_id])
+        await refusals.fail(attempt.claimed, order.name if order else "", scope, error)
     except LeaseLost:
         _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
     except MillpondError as again:
         # Not even that: the watch hands the lease back, and the step is tried again.
         _log.error("step.unblockable", run_id=str(lease.run_id), error=again.code)
+    return []
 
 
 async def _unwound(attempt: StepAttempt, scope: Scope, reason: str) -> list[Readied]:
