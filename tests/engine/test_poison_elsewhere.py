@@ -12,36 +12,39 @@ from millpond.db.queries import queries
 from millpond.engine import reruns, waits
 from millpond.engine.claim import Claimer
 from millpond.engine.context import Context, StepContext, StepFailed
+from millpond.engine.lanes import ALONE
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.reruns import Repeat
 from millpond.engine.worker import Worker
-from millpond.errors import Conflict, Permanent
+from millpond.errors import Conflict
 
 LEASE_S = 2.0
 
 
 async def _die_alone(pond: Pond, queue: str, capability: str) -> None:
-    """Claim what is queued there, as a process that has it alone, and die."""
-    worker_id = uuid.uuid4()
-    async with pond.engine_db.duty("test") as con:
-        sql = queries("maintenance")["register_worker"]
-        await con.execute(sql, worker_id, "here", 1, "{}", [], 600.0, "", "{}")
-    claimer = Claimer(
-        pond.engine_db,
-        worker_id=worker_id,
-        capabilities=[capability],
-        estimate_s=lambda _: 1.0,
-    )
-    [claimed], _ = await claimer.claim({queue: 1})
-    async with pond.engine_db.duty("test") as con:
+    """Claim what is queued there, as a process that has it alone, and die; again if that was not counted."""
+    item_id = None
+    while item_id is None or await pond.count("item", f"item_id = '{item_id}'"):
+        worker_id = uuid.uuid4()
+        async with pond.engine_db.duty("test") as con:
+            sql = queries("maintenance")["register_worker"]
+            await con.execute(sql, worker_id, "here", 1, "{}", [], 600.0, "", "{}")
+        claimer = Claimer(
+            pond.engine_db,
+            worker_id=worker_id,
+            capabilities=[capability, f"{capability}{ALONE}"],
+            estimate_s=lambda _: 1.0,
+        )
+        [claimed], _ = await claimer.claim({queue: 1})
         item_id = claimed.lease.item_id
-        await con.execute("update item set deaths = 2 where item_id = $1", item_id)
-        await con.execute("delete from worker where worker_id = $1", worker_id)
-    maintenance = Maintenance(pond.engine_db, lease_s=LEASE_S)
-    async with asyncio.timeout(DEADLINE_S):
-        while await pond.count("lease", f"item_id = '{item_id}'"):
-            await maintenance.rescue()
-            await asyncio.sleep(0.05)
+        async with pond.engine_db.duty("test") as con:
+            await con.execute("update item set deaths = 2 where item_id = $1", item_id)
+            await con.execute("delete from worker where worker_id = $1", worker_id)
+        maintenance = Maintenance(pond.engine_db, lease_s=LEASE_S)
+        async with asyncio.timeout(DEADLINE_S):
+            while await pond.count("lease", f"item_id = '{item_id}'"):
+                await maintenance.rescue()
+                await asyncio.sleep(0.05)
 
 
 async def _until_deaths_count(pond: Pond) -> None:
@@ -218,7 +221,6 @@ async def test_a_run_that_failed_by_a_poisoned_child_names_the_child_to_release(
     child_id = uuid.UUID(started[0]["run_id"])
     with pytest.raises(Conflict) as refused:
         await _release(pond, run_id)
-    assert isinstance(refused.value, Permanent)
     assert refused.value.code == "poisoned_child"
     assert str(child_id) in str(refused.value)
     assert str(child_id) in (refused.value.advice or "")

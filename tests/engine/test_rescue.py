@@ -7,8 +7,8 @@ import time
 import uuid
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
+import pytest
 from tests.conftest import TEST_OPTIONS
 from tests.engine.conftest import DEADLINE_S, Pond
 
@@ -16,6 +16,7 @@ from millpond.db.embedded import EmbeddedPostgres
 from millpond.db.migrate import migrate
 from millpond.db.pool import Database, EngineDatabase
 from millpond.db.queries import queries
+from millpond.engine import maintenance as maintenance_room
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.submit import submit
@@ -131,12 +132,10 @@ async def test_who_notices_a_gap_without_having_the_turn_waits_with_the_others(p
 
 
 async def test_what_a_draining_worker_held_comes_back_without_a_death(
-    pond: Pond, monkeypatch: Any
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what is more than one rescue takes: its session stays until nothing is held under it."""
-    from millpond.engine import maintenance as room
-
-    monkeypatch.setattr(room, "_BATCH", 2)
+    monkeypatch.setattr(maintenance_room, "_BATCH", 2)
     await _old_enough(pond.engine_db)
     await _held(pond.db, pond.engine_db, pond.org_id, count=3)
     maintenance = Maintenance(pond.engine_db, lease_s=LEASE_S)
