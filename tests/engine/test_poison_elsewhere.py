@@ -190,9 +190,8 @@ async def test_a_poisoned_step_that_the_flow_had_gone_on_without_stays_as_it_was
     # Then it takes its worker down itself.
     async with pond.engine_db.duty("test") as con:
         await con.execute("delete from item")
-        await con.execute(
-            'update run set outcome = \'failed\', error = \'{"class": "Poison", "code": "poison"}\''
-        )
+        sql = "update run set outcome = 'failed', finished_at = clock_timestamp(), error = $1"
+        await con.execute(sql, '{"class": "Poison", "code": "poison"}')
     released = await _release(pond, poisoned)
     assert await _alone(pond, "default")
     assert await pond.count("step", f"run_id = '{released}' and state = 'failed'") == 1

@@ -29,7 +29,7 @@ from millpond.db.queries import queries
 SILENT_S = 10.0
 GONE = 3  # exit status: the worker's session is no more
 
-_LAYOUT = struct.Struct("dd")
+_NUMBER, _LAYOUT = struct.Struct("d"), struct.Struct("dd")
 _SQL = queries("maintenance")
 
 
@@ -47,9 +47,17 @@ class Pulse:
             file.truncate(_LAYOUT.size)
             return cls(os.dup(file.fileno()))
 
-    def write(self, tick: float, deadline: float | None) -> None:
-        """Store when the loop last ran and when its first running step is over its time."""
-        _LAYOUT.pack_into(self._map, 0, tick, deadline or 0.0)
+    def tick(self, now: float) -> None:
+        """Store that the loop runs."""
+        if self._map.closed:
+            return  # the session is over
+        _NUMBER.pack_into(self._map, 0, now)
+
+    def expect(self, deadline: float | None) -> None:
+        """Store when the first of the running steps is over its time."""
+        if self._map.closed:
+            return  # an attempt outlived the session
+        _NUMBER.pack_into(self._map, _NUMBER.size, deadline or 0.0)
 
     def read(self) -> tuple[float, float]:
         """Return last tick and first deadline; 0 means none."""

@@ -19,7 +19,6 @@ from millpond.db.queries import queries
 from millpond.engine import dedup, poison
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import SUSPECT_DEATHS
-from millpond.engine.plans import StepFailed
 from millpond.engine.rights import backing_of
 from millpond.engine.submit import submit
 from millpond.engine.views import FlowView
@@ -94,7 +93,7 @@ async def read(con: Connection, org_id: int, run_id: uuid.UUID) -> Source:
         input=row["input"],
         outcome=row["outcome"],
         is_poison=row["outcome"] == "failed" and row["error_code"] == poison.CODE,
-        has_poisoned_step=row["error_class"] == StepFailed.__name__,
+        has_poisoned_step=row["has_poisoned_step"],
         poisoned_child=row["poisoned_child"],
         deadline_s=row["deadline_s"],
         dedup_key=row["dedup_key"],

@@ -26,7 +26,7 @@ from millpond.engine.performing import AGAIN_S, HOLD_S, is_away, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
 from millpond.engine.rights import ENDINGS, right_of
-from millpond.engine.scope import ANNOUNCE_S, Scope, Timed
+from millpond.engine.scope import ANNOUNCE_S, Scope
 from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.waits import Readied
@@ -227,8 +227,7 @@ class _Performance:
         attempt, limit, timed = self._attempt, None, None
         attempt.check()
         if step.timeout_s is not None:
-            timed = Timed(time.monotonic() + step.timeout_s)
-            self._scope.timed.add(timed)
+            timed = self._scope.timed.add(time.monotonic() + step.timeout_s)
         try:
             async with asyncio.timeout(step.timeout_s) as limit:
                 value = await self._call(step, one, args, kwargs)
@@ -243,7 +242,7 @@ class _Performance:
                 raise
         finally:
             if timed is not None:
-                self._scope.timed.discard(timed)
+                self._scope.timed.end(timed)
         # Also of a thread that went on: what it returned after its time does not count.
         raise Transient(f"step {step.name} took longer than {step.timeout_s} s", code="timeout")
 

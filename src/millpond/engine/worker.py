@@ -27,7 +27,6 @@ from millpond.engine import heartbeat, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
-from millpond.engine.context import Scope
 from millpond.engine.executor import execute
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.launching import Launcher
@@ -36,6 +35,7 @@ from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
 from millpond.engine.retention import Keep
 from millpond.engine.rights import Asking, Rights
+from millpond.engine.scope import Deadlines, Scope
 from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
@@ -203,6 +203,7 @@ class Worker:
             labels=self._labels,
             asking=Asking(self._rights),
             vault=self._vault,
+            timed=Deadlines(pulse.expect),
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         launcher = Launcher(

@@ -4,7 +4,8 @@
 -- Reads what a repeat of a run needs; a large input stands apart, and a child that was poison is named where it failed the run.
 select r.flow, r.version, r.queue, r.subject, r.priority, r.keys, r.labels, coalesce(r.input, p.body) as input, r.outcome,
        case when strpos(r.error::text, '\u0000') = 0 then r.error->>'code' end as error_code,
-       case when strpos(r.error::text, '\u0000') = 0 then r.error->>'class' end as error_class,
+       case when strpos(r.error::text, '\u0000') = 0 then coalesce(r.error->>'class' = 'StepFailed', false) else false end
+         as has_poisoned_step,
        case when strpos(r.error::text, '\u0000') = 0 and r.error->>'class' = 'ChildFailed' and r.error->>'code' = 'poison' then (
          select (s.error->>'run_id')::uuid from step s
          where s.org_id = r.org_id and s.run_id = r.run_id and s.kind = 'join' and s.state = 'failed'
