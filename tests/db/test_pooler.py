@@ -65,17 +65,18 @@ async def _pooled(urls: Urls, place: Path, *, size: int = 4) -> AsyncIterator[Ur
     people = [urlsplit(url) for url in (urls.app, urls.engine)]
     lines = [f'"{one.username}" "{one.password}"\n' for one in people]
     (place / "users").write_text("".join(lines))
-    more = f"max_prepared_statements = {100}\n" if _version() >= CARRIES else ""
+    more = "max_prepared_statements = 100\n" if _version() >= CARRIES else ""
     (place / "ini").write_text(
         f"[databases]\n{database} = host={socket} dbname={database}\n[pgbouncer]\n"
         f"listen_addr =\nlisten_port = {PORT}\nunix_socket_dir = {place}\nauth_type = scram-sha-256\n"
         f"auth_file = {place / 'users'}\npool_mode = transaction\ndefault_pool_size = {size}\n"
-        f"ignore_startup_parameters = extra_float_digits\n{more}"
+        f"logfile = {place / 'log'}\nignore_startup_parameters = extra_float_digits\n{more}"
     )
-    user = "nobody" if os.geteuid() == 0 else None
-    if user:
+    # The server's socket stands in a folder that only its own user may enter.
+    user = os.stat(socket).st_uid if os.geteuid() == 0 else None
+    if user is not None:
         for path in (place, *place.iterdir()):
-            shutil.chown(path, user)
+            os.chown(path, user, -1)
     process = await asyncio.create_subprocess_exec(
         _binary(), str(place / "ini"), stderr=subprocess.DEVNULL, user=user, cwd=place
     )
@@ -94,6 +95,7 @@ async def _pooled(urls: Urls, place: Path, *, size: int = 4) -> AsyncIterator[Ur
     finally:
         process.terminate()
         await process.wait()
+        print((place / "log").read_text()[-2000:])
 
 
 async def test_doctor_tells_whether_the_pooler_knows_prepared_statements_again(
