@@ -56,6 +56,9 @@ async def _is_direct(con: _Raw) -> bool:
 async def _knows_again(first: _Raw, second: _Raw) -> Pooler:
     """Prepare a statement, let somebody else have the connection that knows it, and ask for it again."""
     statement = await first.prepare("select 1", name=f"millpond_{uuid.uuid4().hex}")
+    await (
+        statement.fetchval()
+    )  # only then the driver ends the exchange, and the pooler has its connection back
     await second.execute("begin")
     try:
         await statement.fetchval(timeout=_LIMIT_S)
