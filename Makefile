@@ -42,8 +42,8 @@ bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch i
 bench-long: setup-dev ## Measure features, row-level security, waiting runs, a deep backlog and steadiness (about an hour)
 	@$(BIN)/python -m benchmarks.compare --only features,rls,waiting,backlog,steadiness
 
-soak: setup-dev ## Kill and stop workers and Postgres for five minutes: nothing lost, nothing repeated
-	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak tests/property
+soak: setup-dev ## Kill and stop workers and Postgres for five minutes, hold a transaction for one: nothing lost, nothing repeated
+	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak tests/property tests/engine
 
 reference: setup-dev ## Write the tables of docs/ that follow from the code
 	@$(BIN)/python scripts/reference.py

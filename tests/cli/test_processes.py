@@ -26,6 +26,7 @@ from millpond.engine.submit import submit
 from millpond.types import Intent
 
 DEADLINE_S = 60.0
+OWN_FLOWS = "tests.cli.process_flows"
 
 
 async def until(what: str, holds: Callable[[], Any]) -> Any:
@@ -40,7 +41,9 @@ async def until(what: str, holds: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def supervised(urls: Urls, log: Path, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+def supervised(
+    urls: Urls, log: Path, *options: str, flows: str = FLOWS, **settings: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """Run `millpond worker` with these options until the block ends."""
     environment = clean_environment(
         MILLPOND_DATABASE_URL=urls.app,
@@ -48,8 +51,9 @@ def supervised(urls: Urls, log: Path, *options: str) -> Iterator[subprocess.Pope
         MILLPOND_EMBEDDER="openai:unused",
         MILLPOND_LEASE_S="1.5",
         MILLPOND_DATA_DIR=str(log.parent),
+        **settings,
     )
-    command = [sys.executable, "-m", "millpond.cli", "worker", "--flows", FLOWS, *options]
+    command = [sys.executable, "-m", "millpond.cli", "worker", "--flows", flows, *options]
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr)
     try:
@@ -145,10 +149,8 @@ async def test_workers_end_when_their_supervisor_is_killed(
         await until("both have ended", none)
 
 
-async def test_a_suspect_run_is_executed_by_a_process_of_its_own(
-    urls: Urls, db: Database, org: int, folder: Path, admin_url: str
-) -> None:
-    run_id = await start(db, org, "sample.shout", {"word": "x"})
+async def make_suspect(admin_url: str) -> None:
+    """Let what is queued be executed alone."""
     admin = await asyncpg.connect(admin_url)
     # As rescue leaves it after two deaths.
     await admin.execute(
@@ -160,6 +162,13 @@ async def test_a_suspect_run_is_executed_by_a_process_of_its_own(
         """
     )
     await admin.close()
+
+
+async def test_a_suspect_run_is_executed_by_a_process_of_its_own(
+    urls: Urls, db: Database, org: int, folder: Path, admin_url: str
+) -> None:
+    run_id = await start(db, org, "sample.shout", {"word": "x"})
+    await make_suspect(admin_url)
     log = folder / "log"
     with supervised(urls, log) as worker:
         assert await until("it ends", lambda: outcome(db, org, run_id)) == "succeeded"
@@ -167,6 +176,49 @@ async def test_a_suspect_run_is_executed_by_a_process_of_its_own(
         assert worker.wait(timeout=DEADLINE_S) == 0
     started = [line for line in log_lines(log) if line["event"] == "worker.started"]
     assert [line["process"] for line in started] == ["worker", "worker-alone"]
+
+
+async def test_a_suspect_run_with_needs_is_executed_by_a_process_that_has_the_workers_labels(
+    urls: Urls, db: Database, org: int, folder: Path, admin_url: str
+) -> None:
+    run_id = await start(db, org, "process.needy", "")
+    await make_suspect(admin_url)
+    log = folder / "log"
+    labels = ("--label", "zone=a", "--label", "gpu=true")
+    with supervised(urls, log, *labels, flows=OWN_FLOWS) as worker:
+        assert await until("it ends", lambda: outcome(db, org, run_id)) == "succeeded"
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(timeout=DEADLINE_S) == 0
+    started = [line["process"] for line in log_lines(log) if line["event"] == "worker.started"]
+    assert started == ["worker", "worker-alone"]
+
+
+async def test_a_drain_that_outlasts_its_grace_is_no_death_of_what_it_held(
+    urls: Urls, db: Database, org: int, folder: Path, admin_url: str
+) -> None:
+    """Each deployment ends a thread that is not done; that makes no suspect of its run."""
+    gate, log = folder / "gate", folder / "log"
+    run_id = await start(db, org, "process.threaded", str(gate))
+
+    async def told(kind: str) -> bool:
+        async with db.org(org) as con:
+            sql = "select exists (select from event where run_id = $1 and kind = $2)"
+            found: bool = await con.fetchval(sql, run_id, kind)
+        return found
+
+    several = supervised(urls, log, "--processes", "2", flows=OWN_FLOWS, MILLPOND_DRAIN_S="0")
+    with several as supervisor:
+        await until("it is in its thread", lambda: told("step.started"))
+        supervisor.send_signal(signal.SIGTERM)
+        assert supervisor.wait(timeout=DEADLINE_S) == 0
+    assert [line["event"] for line in log_lines(log)].count("child_killed") == 1
+    with supervised(urls, folder / "next", flows=OWN_FLOWS):
+        await until("it is given back", lambda: told("run.rescued"))
+        admin = await asyncpg.connect(admin_url)
+        assert await admin.fetchval("select deaths from millpond.item") == 0
+        await admin.close()
+        gate.touch()
+        assert await until("it ends", lambda: outcome(db, org, run_id)) == "succeeded"
 
 
 def test_up_runs_as_many_workers_as_the_setting_says(

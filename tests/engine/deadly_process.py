@@ -33,6 +33,15 @@ async def deadly(ctx: Context, data: dict[str, Any]) -> int:
     return await ctx.step("die", _die, data)
 
 
+@flow("tests.weary", registry=REGISTRY)
+async def weary(ctx: Context, data: dict[str, Any]) -> int:
+    """Kill the own process in so many attempts, sleep, and tell in which process it woke."""
+    await ctx.step("before", _note, data["folder"], "before")
+    await ctx.step("die", _die, data)
+    await ctx.sleep(1.1)
+    return await ctx.step("work", _work, data)
+
+
 @flow("tests.hungry", registry=REGISTRY)
 async def hungry(ctx: Context, data: dict[str, Any]) -> int:
     """Eat memory until the process is killed for it."""

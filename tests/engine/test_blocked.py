@@ -79,7 +79,7 @@ async def _shown(pond: Pond, run_id: uuid.UUID) -> views.RunView:
 async def _resume(pond: Pond, run_id: uuid.UUID) -> None:
     async with pond.db.org(pond.org_id) as con:
         readied = await resume(con, pond.org_id, run_id, "user:test")
-    pond.hints.wake([readied.queue])
+    pond.hints.wake({one.queue for one in readied})
 
 
 @pytest.mark.parametrize(

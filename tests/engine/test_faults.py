@@ -22,6 +22,7 @@ from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer, FinishWrite, StepWrite
 from millpond.engine.context import Context
 from millpond.engine.duties import Duty
+from millpond.engine.heartbeat import SILENT_S
 from millpond.engine.operations import cancel
 from millpond.engine.waits import back_off, fire, park, release
 from millpond.errors import InvalidInput, LeaseLost, MillpondError
@@ -32,14 +33,15 @@ LEASE_S = 1.5
 
 @asynccontextmanager
 async def worker_process(
-    pond: Pond, slots: dict[str, int] | None = None
+    pond: Pond, slots: dict[str, int] | None = None, *, silent_s: float = SILENT_S
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """Start a worker process on the test's database; kill what is left of it in the end."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "tests.engine.worker_process", stdin=subprocess.PIPE
     )
     assert process.stdin is not None
-    orders = {"engine": pond.urls.engine, "lease_s": LEASE_S, "slots": slots or {"default": 10}}
+    orders = {"engine": pond.urls.engine, "lease_s": LEASE_S, "silent_s": silent_s}
+    orders["slots"] = slots or {"default": 10}
     process.stdin.write(orjson.dumps(orders) + b"\n")
     await process.stdin.drain()
     try:
@@ -132,6 +134,19 @@ async def test_a_blocked_loop_keeps_its_lease(pond: Pond, tmp_path: Path) -> Non
     assert row["output"] is True
     assert row["attempts"] == 1
     assert _log(tmp_path) == ["match"]
+
+
+async def test_a_step_that_blocks_the_loop_beyond_its_time_ends_the_worker_and_is_taken_over(
+    pond: Pond, tmp_path: Path
+) -> None:
+    async with worker_process(pond, silent_s=1.0) as first:
+        run_id = await pond.submit("tests.stuck", _data(tmp_path))
+        assert await asyncio.wait_for(first.wait(), DEADLINE_S) == -signal.SIGKILL
+        assert _log(tmp_path) == ["match"]
+        async with worker_process(pond):
+            row = await pond.ended(run_id)
+    assert (row["output"], row["attempts"]) == (True, 2)
+    assert (await pond.kinds(run_id)).count("run.rescued") == 1
 
 
 async def test_sigterm_hands_work_back_to_the_next_worker(pond: Pond, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import sys
 import time
 
 from millpond.engine.heartbeat import SILENT_S, Pulse, is_stopped_or_gone, is_stuck
+from millpond.engine.scope import Deadlines
 
 
 def _until_state(pid: int, stopped: bool) -> None:
@@ -29,17 +30,45 @@ def test_a_stopped_or_dead_process_is_told_from_a_living_one() -> None:
         assert is_stopped_or_gone(child.pid)
 
 
+def _store(pulse: Pulse, tick: float, deadline: float | None) -> None:
+    pulse.tick(tick)
+    pulse.expect(deadline)
+
+
+def test_the_first_deadline_is_told_at_once_whatever_begins_and_ends() -> None:
+    told: list[float | None] = []
+    deadlines = Deadlines(told.append)
+    late, early, middle = deadlines.add(9.0), deadlines.add(3.0), deadlines.add(5.0)
+    deadlines.end(middle)
+    assert told == [9.0, 3.0]
+    deadlines.end(early)
+    deadlines.end(late)
+    assert told == [9.0, 3.0, 9.0, None]
+    assert deadlines.first is None
+
+
+def test_short_steps_beside_a_long_one_are_forgotten_as_they_end() -> None:
+    told: list[float | None] = []
+    deadlines = Deadlines(told.append)
+    long = deadlines.add(1.0)
+    for nth in range(5000):
+        deadlines.end(deadlines.add(2.0 + nth))
+    assert len(deadlines._heap) < 1000
+    deadlines.end(long)
+    assert told == [1.0, None]
+
+
 def test_only_a_silent_loop_with_an_overdue_step_is_stuck() -> None:
     pulse = Pulse.make()
     try:
         now = 1000.0
-        pulse.write(now - SILENT_S - 1, None)
+        _store(pulse, now - SILENT_S - 1, None)
         assert not is_stuck(pulse, now), "no step has a time limit"
-        pulse.write(now - SILENT_S - 1, now + 5)
+        _store(pulse, now - SILENT_S - 1, now + 5)
         assert not is_stuck(pulse, now), "the step still has time"
-        pulse.write(now - 1, now - 5)
+        _store(pulse, now - 1, now - 5)
         assert not is_stuck(pulse, now), "the loop runs"
-        pulse.write(now - SILENT_S - 1, now - 5)
+        _store(pulse, now - SILENT_S - 1, now - 5)
         assert is_stuck(pulse, now)
         assert Pulse(os.dup(pulse.fd)).read() == pulse.read()
     finally:

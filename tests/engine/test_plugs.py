@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import asyncpg
@@ -15,6 +16,7 @@ from millpond.engine.context import Context
 from millpond.engine.events import tail
 from millpond.engine.submit import submit
 
+HELD_S = 60.0
 _CUT_LISTENERS = """
 select count(pg_terminate_backend(pid)) from pg_stat_activity
 where application_name = 'millpond-listen' and datname = current_database()
@@ -106,6 +108,40 @@ async def test_a_caller_that_holds_its_transaction_stalls_no_claim_of_any_org(
             assert await pond.count("run", f"org_id = {other_org} and outcome is null") <= 1
             assert await pond.count("run", f"run_id = '{mine.run_id}'") == 0
         assert (await pond.ended(mine.run_id))["output"] == -1
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+async def test_a_caller_that_holds_its_transaction_for_a_minute_stalls_nobody(
+    pond: Pond, other_org: int
+) -> None:
+    """Claims, timers, commits, rescue and submits of two orgs go on; what each needs is far from a minute."""
+
+    async def quick(ctx: Context, n: int) -> int:
+        await ctx.step("one", asyncio.sleep, 0)
+        await ctx.sleep(1.05)
+        return n
+
+    flow = pond.flow(quick)
+    mine = pond.intent(flow, -1)
+    rounds, longest_s = 0, 0.0
+    async with pond.worker({"default": 4}):
+        async with pond.db.org(pond.org_id) as con:
+            await submit(con, [mine])
+            until = time.monotonic() + HELD_S
+            while time.monotonic() < until:
+                began = time.monotonic()
+                theirs = pond.intent(flow, rounds, org_id=other_org)
+                async with pond.db.org(other_org) as other:
+                    await submit(other, [theirs])
+                assert (await pond.ended(await pond.submit(flow, rounds)))["output"] == rounds
+                while await pond.count("run", f"run_id = '{theirs.run_id}' and outcome is null"):
+                    await asyncio.sleep(0.05)
+                rounds, longest_s = rounds + 1, max(longest_s, time.monotonic() - began)
+            assert await pond.count("run", f"run_id = '{mine.run_id}'") == 0
+        assert (await pond.ended(mine.run_id))["output"] == -1
+    print(f"{rounds} rounds in {HELD_S:.0f} s, the longest {longest_s:.1f} s")
+    assert longest_s < HELD_S / 4
 
 
 async def test_one_value_that_postgres_refuses_fails_only_its_own_run(

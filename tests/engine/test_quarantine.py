@@ -106,6 +106,18 @@ async def test_a_run_that_kills_only_two_workers_succeeds_alone(pond: Pond, tmp_
     assert _pids(tmp_path, "deadly")[2] not in workers
 
 
+async def test_a_suspect_that_comes_to_a_wait_alone_goes_on_beside_others(
+    pond: Pond, tmp_path: Path
+) -> None:
+    async with kept_alive(pond) as workers, asyncio.timeout(3 * DEADLINE_S):
+        run_id = await pond.submit("tests.weary", _data(tmp_path, lives=2))
+        await pond.until(run_id, "run.waiting")
+        assert await pond.count("item", "deaths > 0 or lane_id & 2 = 2") == 0
+        row = await pond.ended(run_id)
+    assert _pids(tmp_path, "deadly")[2] not in workers
+    assert row["output"] in workers
+
+
 async def test_a_run_that_eats_all_memory_fails_alone(pond: Pond, tmp_path: Path) -> None:
     async with kept_alive(pond), asyncio.timeout(4 * DEADLINE_S):
         hungry = await pond.submit("tests.hungry", _data(tmp_path))

@@ -437,7 +437,7 @@ async def test_a_step_that_also_kills_the_process_that_has_it_alone_fails_in_its
         await con.execute("update item set deaths = 2 where kind = 'step'")
         await con.execute("delete from worker")
         lost = await con.fetch(queries("maintenance")["orphaned"], 10, 1.0)
-        readied = await remote.rescue(con, lost, is_death=True, heard_at={})
+        readied = await remote.rescue(con, lost, deaths={row["token"] for row in lost}, heard_at={})
     assert [one.run_id for one in readied] == [claimed.lease.run_id]
     assert await pond.count("item", "kind = 'step'") == await pond.count("lease") == 0
     async with pond.worker({"default": 1}):
@@ -454,12 +454,12 @@ async def test_rescue_waits_for_no_run_that_somebody_holds(pond: Pond) -> None:
         await held.execute("select from item where item_id = $1 for update", claimed.lease.run_id)
         async with pond.engine_db.duty("test") as con:
             lost = await con.fetch(queries("maintenance")["orphaned"], 10, 1.0)
-            assert await remote.rescue(con, lost, is_death=False, heard_at={}) == []
+            assert await remote.rescue(con, lost, deaths=frozenset(), heard_at={}) == []
     assert await pond.count("lease") == 1
     async with pond.engine_db.duty("test") as con:
         lost = await con.fetch(queries("maintenance")["orphaned"], 10, 1.0)
         assert [
-            one.queue for one in await remote.rescue(con, lost, is_death=False, heard_at={})
+            one.queue for one in await remote.rescue(con, lost, deaths=frozenset(), heard_at={})
         ] == ["sql"]
     assert await pond.count("lease") == 0
     assert (await pond.kinds(claimed.lease.run_id))[-1] == "step.rescued"

@@ -1,6 +1,6 @@
 """A worker in a process of its own, for tests that kill or stop it.
 
-Reads one JSON line {engine, lease_s, slots} on standard input; SIGTERM drains.
+Reads one JSON line {engine, lease_s, slots, silent_s} on standard input; SIGTERM drains.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import orjson
 from millpond.db.pool import EngineDatabase
 from millpond.engine.context import Context, StepContext
 from millpond.engine.endgame import Failure
+from millpond.engine.heartbeat import SILENT_S
 from millpond.engine.registry import Registry, flow, step
 from millpond.engine.worker import Worker
 from millpond.errors import Permanent
@@ -38,6 +39,12 @@ async def long(ctx: Context, data: dict[str, Any]) -> list[int]:
 async def blocking(ctx: Context, data: dict[str, Any]) -> bool:
     """Block the loop, and hold the interpreter, in one catastrophic regular expression."""
     return await ctx.step("match", _match, data["log"], data["seconds"])
+
+
+@flow("tests.stuck", registry=REGISTRY)
+async def stuck(ctx: Context, data: dict[str, Any]) -> bool:
+    """Block the loop for minutes in a step of one second; the next attempt does not."""
+    return await ctx.step("match", _match_once, data["log"], timeout_s=1.0)
 
 
 @flow("tests.woken", registry=REGISTRY)
@@ -148,6 +155,10 @@ async def _match(path: str, seconds: float) -> bool:
     return re.match(r"(a+)+$", "a" * letters + "b") is None
 
 
+async def _match_once(path: str) -> bool:
+    return Path(path).exists() or await _match(path, 300.0)
+
+
 async def main() -> None:
     """Work until SIGTERM."""
     orders = orjson.loads(sys.stdin.readline())
@@ -160,6 +171,7 @@ async def main() -> None:
         steps=list(REGISTRY.steps.values()),
         slots=orders.get("slots", {"default": 10}),
         lease_s=orders["lease_s"],
+        silent_s=orders.get("silent_s", SILENT_S),
         drain_s=2.0,
     )
     stop = asyncio.Event()

@@ -42,6 +42,7 @@ ENGINE = [
     "bulk",
     "inputs",
     "step_executor",
+    "refusals",
     "executor",
     "endgame",
     "checking",

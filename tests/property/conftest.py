@@ -48,7 +48,7 @@ async def _open(server: EmbeddedPostgres, name: str) -> Ground:
     await postgres.execute(f"create database {name} template {DATABASE} strategy file_copy")
     await postgres.close()
     admin = await asyncpg.connect(server.admin_url(name))
-    while await admin.fetchval(queries("maintenance")["uptime_s"]) < LEASE_S:
+    while await admin.fetchval(queries("maintenance")["take_turn"], column=2) < LEASE_S:
         await asyncio.sleep(0.1)
     urls = server.urls(name)
     db, engine_db = await Database.connect(urls.app), await EngineDatabase.connect(urls.engine)

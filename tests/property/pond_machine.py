@@ -297,6 +297,7 @@ class PondMachine(RuleBasedStateMachine):
         if run.is_cancel_requested:
             run.due.add("")
         run.kinds.append("run.retrying")
+        run.came_to_a_wait()
         self.model.unleased(run, "waiting")
 
     @precondition(lambda self: self._has_running())

@@ -9,6 +9,7 @@ import uuid
 from dataclasses import dataclass, field
 
 from millpond.engine.claim import Lease
+from millpond.engine.lanes import SUSPECT_DEATHS
 
 SLOTS = 3
 
@@ -36,6 +37,10 @@ class ModelRun:
     def is_live(self) -> bool:
         """Whether the run has not ended."""
         return self.state not in ("succeeded", "failed", "cancelled")
+
+    def came_to_a_wait(self) -> None:
+        """Note that a suspect, which is executed alone, did not take its process down."""
+        self.deaths = 0 if self.deaths >= SUSPECT_DEATHS else self.deaths
 
     def next_key(self, name: str) -> str:
         """Return a step key that the run has not used."""
@@ -84,6 +89,7 @@ class Model:
 
     def parked(self, run: ModelRun, state: str, *, is_over: bool) -> None:
         """Note a parking: a run whose wait is over, or that shall stop, is queued instead."""
+        run.came_to_a_wait()
         if is_over or run.is_cancel_requested:
             self.unleased(run, "queued")
         else:

@@ -21,6 +21,7 @@ from millpond.cli.running import find_databases
 from millpond.cli.work import load_flows
 from millpond.db.migrate import check_schema, revisions
 from millpond.db.pool import Connection, Database, Record
+from millpond.db.pooler import pooler_before
 from millpond.db.queries import queries
 from millpond.errors import InvalidInput, MillpondError
 from millpond.models.wheels import data_file
@@ -30,6 +31,11 @@ _SQL = queries("status")
 _OLDEST_SERVER = 150000
 _LEAST_FREE_BYTES = 2 * 1024**3
 _CLOCK_MAX_S = 5.0
+_POOLER = {
+    "carries": "a pooler that carries prepared statements",
+    "loses": "a pooler that loses prepared statements",
+    "unknown": "a pooler with one server connection",
+}
 State = Literal["ok", "warning", "failed"]
 
 
@@ -70,6 +76,7 @@ async def examine(settings: Settings) -> list[Check]:
         return checks
     for role, url in _served_by(databases):
         checks.extend(await check_database(role, url))
+        checks.extend(await check_pooler(role, url, databases.listen))
     return checks
 
 
@@ -159,6 +166,28 @@ async def check_database(role: str, url: str) -> list[Check]:
     finally:
         await db.close()
     return checks
+
+
+async def check_pooler(role: str, url: str, listen: str | None) -> list[Check]:
+    """Whether a pooler before the database can carry Millpond; nothing is told of where there is none."""
+    name = f"pooler of {role}"
+    try:
+        found = await pooler_before(url)
+    except MillpondError:
+        return []  # told of by the check of the database
+    match found:
+        case "none":
+            return []
+        case "loses":
+            advice = "Use PgBouncer 1.21 or newer with max_prepared_statements above 0, or a direct address."
+            return [Check(name=name, state="failed", found=_POOLER[found], advice=advice)]
+        case "unknown":
+            advice = "Give the pooler at least two server connections, and see that it carries prepared statements."
+            return [Check(name=name, state="warning", found=_POOLER[found], advice=advice)]
+    if listen is None:
+        advice = "Set MILLPOND_LISTEN_DATABASE_URL to a direct address: till then, polling finds what hints would tell."
+        return [Check(name=name, state="warning", found=_POOLER[found], advice=advice)]
+    return [Check(name=name, state="ok", found=_POOLER[found])]
 
 
 def _server_check(name: str, server: Record) -> Check:

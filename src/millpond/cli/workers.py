@@ -59,9 +59,13 @@ async def supervise(settings: Settings) -> None:
 
 def alone_command(settings: Settings, name: str) -> list[str]:
     """Return the command of a process that executes one work item alone; it watches its stdin."""
+    from millpond.cli.config import worker_labels
+
     command = [sys.executable, "-m", "millpond.cli", "worker", "--alone", "--parent-fd", "0"]
     command += ["--process-name", f"{name}-alone", "--data-dir", str(settings.data_dir)]
-    return [*command, "--flows", settings.flows, "--queues", settings.queues]
+    command += ["--flows", settings.flows, "--queues", settings.queues]
+    labels = worker_labels(settings)
+    return [*command, *(f"--label={name}={value}" for name, value in labels.items())]
 
 
 def run_supervised(settings: Settings) -> None:

@@ -2,7 +2,7 @@
 
 Started by the worker; runs as `python -m millpond.engine.heartbeat`. Invariants: it renews only while
 its worker's process exists and is not stopped, whether or not the worker's event loop is busy; it
-ends a worker whose step has outlived its time limit while the loop is silent for 10 s.
+ends a worker whose step has outlived its time limit while the loop is silent for `SILENT_S`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from millpond.db.queries import queries
 SILENT_S = 10.0
 GONE = 3  # exit status: the worker's session is no more
 
-_LAYOUT = struct.Struct("dd")
+_NUMBER, _LAYOUT = struct.Struct("d"), struct.Struct("dd")
 _SQL = queries("maintenance")
 
 
@@ -47,9 +47,17 @@ class Pulse:
             file.truncate(_LAYOUT.size)
             return cls(os.dup(file.fileno()))
 
-    def write(self, tick: float, deadline: float | None) -> None:
-        """Store when the loop last ran and when its first running step is over its time."""
-        _LAYOUT.pack_into(self._map, 0, tick, deadline or 0.0)
+    def tick(self, now: float) -> None:
+        """Store that the loop runs."""
+        if self._map.closed:
+            return  # the session is over
+        _NUMBER.pack_into(self._map, 0, now)
+
+    def expect(self, deadline: float | None) -> None:
+        """Store when the first of the running steps is over its time."""
+        if self._map.closed:
+            return  # an attempt outlived the session
+        _NUMBER.pack_into(self._map, _NUMBER.size, deadline or 0.0)
 
     def read(self) -> tuple[float, float]:
         """Return last tick and first deadline; 0 means none."""
@@ -69,14 +77,18 @@ class Orders:
     url: str
     worker_id: str
     lease_s: float
+    silent_s: float
     pid: int
     fd: int
 
 
 async def start(
-    *, url: str, worker_id: uuid.UUID, lease_s: float, pulse: Pulse
+    *, url: str, worker_id: uuid.UUID, lease_s: float, pulse: Pulse, silent_s: float = SILENT_S
 ) -> asyncio.subprocess.Process:
-    """Start the heartbeat of this process; it ends when its standard input closes."""
+    """Start the heartbeat of this process; it ends when its standard input closes.
+
+    A step over its time ends the worker once its loop has been silent for `silent_s`.
+    """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -89,6 +101,7 @@ async def start(
         "url": url,
         "worker_id": str(worker_id),
         "lease_s": lease_s,
+        "silent_s": silent_s,
         "pid": os.getpid(),
         "fd": pulse.fd,
     }
@@ -114,10 +127,10 @@ def is_stopped_or_gone(pid: int) -> bool:
     return state in "TtZX"
 
 
-def is_stuck(pulse: Pulse, now: float) -> bool:
+def is_stuck(pulse: Pulse, now: float, silent_s: float = SILENT_S) -> bool:
     """Tell whether a step is over its time while the worker's loop has been silent."""
     tick, deadline = pulse.read()
-    return deadline > 0 and now > deadline and now - tick > SILENT_S
+    return deadline > 0 and now > deadline and now - tick > silent_s
 
 
 async def _beat(orders: Orders) -> int:
@@ -131,7 +144,7 @@ async def _beat(orders: Orders) -> int:
             break
         if is_stopped_or_gone(orders.pid):
             continue
-        if is_stuck(pulse, time.monotonic()):
+        if is_stuck(pulse, time.monotonic(), orders.silent_s):
             print(
                 "millpond: a step is over its time and blocks the worker; ending it",
                 file=sys.stderr,

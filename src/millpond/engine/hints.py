@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import asyncpg
 import structlog
@@ -18,6 +18,11 @@ WAKE = "millpond_wake"  # payload: queue names, separated by commas
 CHANGED = "millpond_changed"  # payload: tails of run ids, separated by commas, or `*`
 CANCELLED = "millpond_cancelled"  # payload: run ids, separated by commas
 
+# A transaction that only notifies writes a commit record; nobody needs it on disk. The setting ends with the
+# statement: behind a transaction pooler, the next one on this connection may be anybody's.
+_SEND = """
+select set_config('synchronous_commit', 'off', true), pg_notify(c, p) from unnest($1::text[], $2::text[]) as u(c, p)
+"""
 _MAX_PAYLOAD = 7900  # NOTIFY takes less than 8,000 bytes
 _ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 _log = structlog.get_logger("millpond.hints")
@@ -93,12 +98,8 @@ class Hints:
                     continue
                 try:
                     if con is None or con.is_closed():
-                        con = await _connect(self._url)
-                    await con.execute(
-                        "select pg_notify(c, p) from unnest($1::text[], $2::text[]) as u(c, p)",
-                        [channel for channel, _ in messages],
-                        [payload for _, payload in messages],
-                    )
+                        con = await connect(self._url)
+                    await send(con, messages)
                 except _ERRORS:
                     if con is not None:
                         con.terminate()
@@ -110,13 +111,20 @@ class Hints:
                 con.terminate()
 
 
-async def _connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
-    con = await asyncpg.connect(
+async def connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
+    """Open a connection to send on."""
+    return await asyncpg.connect(
         url, timeout=5, server_settings={"application_name": "millpond-hints"}
     )
-    # A transaction that only notifies writes a commit record; nobody needs it on disk.
-    await con.execute("set synchronous_commit = off")
-    return con
+
+
+async def send(
+    con: asyncpg.Connection[asyncpg.Record], messages: Sequence[tuple[str, str]]
+) -> None:
+    """Send pairs of channel and payload in one round trip, without waiting for the disk; leaves no setting behind."""
+    await con.execute(
+        _SEND, [channel for channel, _ in messages], [payload for _, payload in messages]
+    )
 
 
 class Listener:

@@ -16,6 +16,7 @@ PRIORITY_STEP_US = 60_000_000
 # Resumed work goes before new work of its org that arrived up to a day earlier: finish what was begun.
 RESUME_LEAD_US = 86_400_000_000
 RESUMED = 1
+SUSPECT = 2
 KEY_SEPARATOR = "\x1f"
 # Work under which so many workers died is executed alone, by workers that name this ability.
 SUSPECT_DEATHS = 2

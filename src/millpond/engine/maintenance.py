@@ -1,8 +1,9 @@
 """Maintenance: rescue of leases whose worker is gone, due timers, deadlines, schedules, groups of events.
 
 Called by a loop in every worker; one process at a time does the chores. Invariants: only missed
-heartbeats end a lease, never elapsed work; after a gap in its own ticks or a restart of Postgres it
-waits one full lease and charges no death, since then everybody was silent.
+heartbeats end a lease, never elapsed work; after a gap in its own ticks, by its clock or by the
+database's, or a restart of Postgres it waits one full lease and charges no death, since then everybody
+was silent; nor does it for what a worker held that was told to end.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 
 import structlog
@@ -34,37 +36,34 @@ class Maintenance:
         self._database = database
         self._lease_s = lease_s
         self._last_tick = time.monotonic()
+        self._database_tick: datetime | None = None
         self._hold_until = 0.0
 
     async def rescue(self) -> list[Readied]:
         """Give back what dead workers held; returns the runs that may go on."""
         async with self._database.duty("rescue") as con:
-            if not await con.fetchval(_SQL["try_lock"]):
-                self._last_tick = time.monotonic()
-                return []
-            is_young = await con.fetchval(_SQL["uptime_s"]) < self._lease_s
+            turn = await con.fetchrow(_SQL["take_turn"])
+            assert turn is not None
             now = time.monotonic()
-            # A gap: this process slept, or the database did not answer; then nobody could beat.
-            if is_young or now - self._last_tick > self._lease_s / 2:
-                self._hold_until = now + self._lease_s
-            self._last_tick = now
-            if now < self._hold_until:
+            # Also without the turn: who has it next must know of the gap.
+            self._note_gap(now, turn["now"], turn["uptime_s"])
+            if not turn["is_mine"] or now < self._hold_until:
                 return []
             dead = await con.fetch(_SQL["expired_workers"])
             lost = await con.fetch(_SQL["orphaned"], _BATCH, self._lease_s)
             if not lost:
                 return []
-            charges = now - self._hold_until > self._lease_s
+            deaths = self._deaths(lost, now)
             steps = [row for row in lost if row["kind"] == "step"]
             runs = [row for row in lost if row["kind"] == "run"]
-            poisoned = [row for row in runs if charges and poison.is_poison(row)]
+            poisoned = [row for row in runs if row["token"] in deaths and poison.is_poison(row)]
             # The session of a worker that held more than a batch is gone since the first.
             heard_at = {row["worker_id"]: row["silent_at"] for row in lost}
             heard_at |= {row["worker_id"]: row["beat_at"] for row in dead}
-            readied = await remote.rescue(con, steps, is_death=charges, heard_at=heard_at)
+            readied = await remote.rescue(con, steps, deaths=deaths, heard_at=heard_at)
             readied += await poison.fail(con, poisoned, heard_at)
             back = [row for row in runs if row not in poisoned]
-            readied += await _give_back(con, back, heard_at, charges=charges)
+            readied += await _give_back(con, back, deaths, heard_at)
         _log.warning(
             "runs.rescued",
             workers=[str(row["worker_id"]) for row in dead],
@@ -73,6 +72,24 @@ class Maintenance:
             steps=len(steps),
         )
         return readied
+
+    def _note_gap(self, now: float, database_now: datetime, uptime_s: float) -> None:
+        """Hold rescue for a lease where this process or the database slept, or did not reach each other.
+
+        Then nobody could beat. This process's clock stands still while its machine is suspended, the
+        database's, by which sessions expire, goes on.
+        """
+        last = self._database_tick or database_now
+        passed_s = max(now - self._last_tick, (database_now - last).total_seconds())
+        if uptime_s < self._lease_s or passed_s > self._lease_s / 2:
+            self._hold_until = now + self._lease_s
+        self._last_tick, self._database_tick = now, database_now
+
+    def _deaths(self, lost: Sequence[Record], now: float) -> set[uuid.UUID]:
+        """Return the tokens of lost leases whose workers died under them, as far as one can know."""
+        if now - self._hold_until <= self._lease_s:
+            return set()
+        return {row["token"] for row in lost if not row["was_draining"]}
 
     async def fire(self) -> Sequence[Readied]:
         """Let due timers take effect; returns the runs that may go on."""
@@ -100,9 +117,8 @@ class Maintenance:
 async def _give_back(
     con: Connection,
     lost: Sequence[Record],
+    deaths: AbstractSet[uuid.UUID],
     heard_at: Mapping[uuid.UUID, datetime],
-    *,
-    charges: bool,
 ) -> list[Readied]:
     """Remove leases whose live rows are locked and queue their work again."""
     await con.execute(
@@ -119,7 +135,7 @@ async def _give_back(
                 org_id=row["org_id"],
                 run_id=row["item_id"],
                 event=Fact("run.rescued", None, {"attempt": row["attempt"]}),
-                is_death=charges,
+                is_death=row["token"] in deaths,
             )
             for row in lost
         ],

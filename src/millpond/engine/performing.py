@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeVar
@@ -25,7 +26,7 @@ from millpond.engine.history import Recorded
 from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
 from millpond.engine.rights import Right
-from millpond.engine.scope import Scope, Timed, UnderWay
+from millpond.engine.scope import Scope, UnderWay
 from millpond.errors import Forbidden, LeaseLost, NotDone, Transient, Unavailable
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
@@ -141,8 +142,7 @@ class Performer:
         try:
             if plan.timeout_s is None:
                 return await call(tries)
-            timed = Timed(began + plan.timeout_s)
-            self._timed.add(timed)
+            timed = self._timed.add(time.monotonic() + plan.timeout_s)
             async with asyncio.timeout(plan.timeout_s) as limit:
                 value = await call(tries)
             if limit.expired():  # a thread went on beyond it: what it returned does not count
@@ -162,7 +162,7 @@ class Performer:
         finally:
             branch.is_in_step = False
             if timed is not None:
-                self._timed.discard(timed)
+                self._timed.end(timed)
             plan.current_try = 0
 
     def _kept(self, plan: Plan, work: Awaitable[R]) -> Awaitable[R]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -21,7 +22,15 @@ from millpond.engine import metering, payloads
 from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
-from millpond.engine.lanes import RESUME_LEAD_US, RESUMED, SUSPECT_DEATHS, lane_id, offset_us
+from millpond.engine.lanes import (
+    ALONE,
+    RESUME_LEAD_US,
+    RESUMED,
+    SUSPECT,
+    SUSPECT_DEATHS,
+    lane_id,
+    offset_us,
+)
 from millpond.engine.metering import Spent
 from millpond.engine.payloads import Payload
 from millpond.engine.waits import Readied, Wake, ready
@@ -92,12 +101,16 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
         if run is None:
             raise LeaseLost("the lease is gone")
         # What was begun goes before what was not: the lane of resumed work from the start.
-        lane = RESUMED | lane_id(
-            queue=sent.queue,
-            org_id=org_id,
-            capability=sent.capability,
-            keys=run["keys"],
-            priority=run["priority"],
+        lane = (
+            (SUSPECT if run["is_careful"] else 0)
+            | RESUMED
+            | lane_id(
+                queue=sent.queue,
+                org_id=org_id,
+                capability=sent.capability,
+                keys=run["keys"],
+                priority=run["priority"],
+            )
         )
         is_sent = await con.fetchval(
             _SQL["send"],
@@ -116,6 +129,8 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
             orjson.dumps({"name": sent.name, "queue": sent.queue}).decode(),
             int(Duty.CHILDREN),
             sent.seq,
+            SUSPECT_DEATHS if run["is_careful"] else 0,
+            ALONE if run["is_careful"] else "",
         )
         if is_sent and payloads.is_big(sent.arguments):
             slot = payloads.slot_of_arguments(sent.step_key)
@@ -231,10 +246,13 @@ async def rescue(
     con: Connection,
     lost: Sequence[Record],
     *,
-    is_death: bool,
+    deaths: AbstractSet[uuid.UUID],
     heard_at: Mapping[uuid.UUID, datetime],
 ) -> list[Readied]:
-    """Give back steps whose worker is gone; their live rows are locked. A run that is held waits its turn."""
+    """Give back steps whose worker is gone; their live rows are locked. A run that is held waits its turn.
+
+    `deaths` are the tokens of leases under which a worker died.
+    """
     leases = [
         Lease(row["org_id"], row["item_id"], row["run_id"], row["attempt"], row["token"])
         for row in lost
@@ -246,7 +264,8 @@ async def rescue(
     free = {tuple(row) for row in await con.fetch(_SQL["lock_free_runs"], *columns)}
     live = {tuple(row) for row in await con.fetch(_SQL["live_runs"], *columns)}
     await _drop(con, [lease for lease in leases if _run_of(lease) not in live])
-    deadly = {row["token"] for row in lost if is_death and row["deaths"] >= SUSPECT_DEATHS}
+    suspects = {row["token"] for row in lost if row["deaths"] >= SUSPECT_DEATHS}
+    deadly = suspects & deaths
     mine = [lease for lease in leases if _run_of(lease) in free]
     poisoned = await _fail_poisoned(con, [lease for lease in mine if lease.token in deadly])
     back = [lease for lease in mine if lease.token not in deadly]
@@ -254,7 +273,7 @@ async def rescue(
     await con.execute(
         _MAINTENANCE["unlease"], *_columns(back), [until[lease.token] for lease in back]
     )
-    return poisoned + await _ready_again(con, back, "step.rescued", {}, is_death=is_death)
+    return poisoned + await _ready_again(con, back, "step.rescued", {}, deaths=deaths)
 
 
 async def _fail_poisoned(con: Connection, leases: Sequence[Lease]) -> list[Readied]:
@@ -291,7 +310,7 @@ async def _ready_again(
     kind: str,
     data: dict[str, str],
     *,
-    is_death: bool = False,
+    deaths: AbstractSet[uuid.UUID] = frozenset(),
 ) -> list[Readied]:
     """Queue steps again, telling of it on their runs, whose live rows are locked."""
     if not leases:
@@ -301,7 +320,10 @@ async def _ready_again(
         await append(con, lease.org_id, lease.run_id, [Fact(kind, row["step_key"], facts)])
     return await ready(
         con,
-        [Wake(org_id=one.org_id, run_id=one.item_id, is_death=is_death) for one in leases],
+        [
+            Wake(org_id=one.org_id, run_id=one.item_id, is_death=one.token in deaths)
+            for one in leases
+        ],
     )
 
 

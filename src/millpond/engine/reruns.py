@@ -33,7 +33,10 @@ _NEAR = 5
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Source:
-    """A run to repeat; `input` is JSON text, `outcome` None while it is live."""
+    """A run to repeat; `input` is JSON text, `outcome` None while it is live.
+
+    One that `is_poison` took its workers down itself, or failed by a step in another queue or a child that did.
+    """
 
     org_id: int
     run_id: uuid.UUID
@@ -47,6 +50,8 @@ class Source:
     input: str
     outcome: str | None
     is_poison: bool
+    has_poisoned_step: bool
+    poisoned_child: uuid.UUID | None
     deadline_s: float | None
     dedup_key: str | None
     backing: Backing | None = None
@@ -88,6 +93,8 @@ async def read(con: Connection, org_id: int, run_id: uuid.UUID) -> Source:
         input=row["input"],
         outcome=row["outcome"],
         is_poison=row["outcome"] == "failed" and row["error_code"] == poison.CODE,
+        has_poisoned_step=row["has_poisoned_step"],
+        poisoned_child=row["poisoned_child"],
         deadline_s=row["deadline_s"],
         dedup_key=row["dedup_key"],
         backing=backing_of(row),
@@ -123,12 +130,19 @@ def pick(versions: Sequence[FlowView], version: int) -> FlowView:
 
 
 def check_poison(source: Source) -> None:
-    """Raise Conflict unless the run was failed as poison."""
+    """Raise Conflict unless the run was failed as poison, by itself or by a step of its own."""
     if not source.is_poison:
         raise Conflict(
             f"run {source.run_id} was not failed as poison",
             code="not_poison",
             advice="rerun it instead",
+        )
+    if (child := source.poisoned_child) is not None:
+        raise Conflict(
+            f"run {source.run_id} failed because its child run {child} is poison",
+            code="poisoned_child",
+            advice=f"release {child}; to have its result here, rerun this run from the step that starts it",
+            details={"run_id": str(child)},
         )
 
 
@@ -156,7 +170,7 @@ def intent_of(source: Source, repeat: Repeat) -> Intent:
 
 
 async def copy(con: Connection, source: Source, repeat: Repeat, run_id: uuid.UUID) -> int:
-    """Copy to the new run what it keeps; returns how many steps that were.
+    """Copy to the new run what it keeps; returns how many steps that were. A step that was poison is tried again.
 
     Raises NotFound when retention deleted the run meanwhile: its effects must not happen again.
     """
@@ -165,7 +179,12 @@ async def copy(con: Connection, source: Source, repeat: Repeat, run_id: uuid.UUI
     if await con.fetchrow(_SQL["hold"], source.org_id, source.run_id) is None:
         raise NotFound(f"run {source.run_id} does not exist any more", param="run_id")
     count: int = await con.fetchval(
-        _SQL["copy_steps"], source.org_id, source.run_id, run_id, repeat.from_step
+        _SQL["copy_steps"],
+        source.org_id,
+        source.run_id,
+        run_id,
+        repeat.from_step,
+        source.has_poisoned_step,
     )
     return count
 

@@ -6,6 +6,7 @@ Made by `worker`. Invariant: what stands here belongs to one session of one work
 from __future__ import annotations
 
 import asyncio
+import heapq
 import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -24,6 +25,7 @@ from millpond.engine.waking import Mixed
 
 # A step that lasts longer is announced by an event of its own.
 ANNOUNCE_S = 0.05
+_SPARE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +42,7 @@ class Scope:
     labels: Mapping[str, str] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
     under_way: deque[UnderWay] = field(default_factory=deque)
-    timed: set[Timed] = field(default_factory=set)
+    timed: Deadlines = field(default_factory=lambda: Deadlines())
     asking: Asking = field(default_factory=lambda: Asking(None))
     mixed: Mixed = field(default_factory=Mixed)
     vault: Vault | None = None
@@ -48,9 +50,49 @@ class Scope:
 
 @dataclass(eq=False, slots=True)
 class Timed:
-    """A step under way with a time limit: `deadline` is on the loop's clock."""
+    """A step under way with a time limit: `deadline` is on the clock of `time.monotonic`, as the pulse is."""
 
     deadline: float
+    is_over: bool = False
+
+
+class Deadlines:
+    """By when steps under way have to be over; `tell` hears of the first one whenever that changes.
+
+    At once, and not by a loop now and then: a step may block the loop from its first moment on.
+    """
+
+    def __init__(self, tell: Callable[[float | None], None] = lambda _: None) -> None:
+        self._tell = tell
+        self._heap: list[tuple[float, int, Timed]] = []
+        self._nth = self._live = 0
+
+    @property
+    def first(self) -> float | None:
+        """The first deadline, None while no step under way has one."""
+        return self._heap[0][0] if self._heap else None
+
+    def add(self, deadline: float) -> Timed:
+        """Note that a step with a time limit begins."""
+        timed = Timed(deadline)
+        self._nth, self._live = self._nth + 1, self._live + 1
+        heapq.heappush(self._heap, (deadline, self._nth, timed))
+        if self._heap[0][2] is timed:
+            self._tell(deadline)
+        return timed
+
+    def end(self, timed: Timed) -> None:
+        """Note that a step is over."""
+        timed.is_over = True
+        self._live -= 1
+        if self._heap[0][2] is timed:
+            while self._heap and self._heap[0][2].is_over:
+                heapq.heappop(self._heap)
+            self._tell(self.first)
+        elif len(self._heap) > 2 * self._live + _SPARE:
+            # Those behind a long step would else stay until it ends.
+            self._heap = [one for one in self._heap if not one[2].is_over]
+            heapq.heapify(self._heap)
 
 
 class UnderWay(NamedTuple):

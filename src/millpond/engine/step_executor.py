@@ -1,20 +1,21 @@
 """The step executor: one attempt of a step of a run elsewhere: resolve, perform, classify, record.
 
 Called by the worker, one call per claimed step. Invariants: the run's flow is not replayed; exactly one
-fenced write ends the attempt (settle, rest, release, drop), or none if the lease is lost.
+fenced write ends the attempt (settle, rest, release, drop, block), or none if the lease is lost.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
 import structlog
 
-from millpond.engine import remote
+from millpond.engine import refusals, remote
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
@@ -25,7 +26,7 @@ from millpond.engine.performing import AGAIN_S, HOLD_S, is_away, raise_stray
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
 from millpond.engine.rights import ENDINGS, right_of
-from millpond.engine.scope import ANNOUNCE_S, Scope, Timed
+from millpond.engine.scope import ANNOUNCE_S, Scope
 from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.waits import Readied
@@ -106,8 +107,21 @@ async def execute_step(attempt: StepAttempt, scope: Scope) -> list[Readied]:
     except LeaseLost:
         _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
     except MillpondError as error:
-        # The lease stays until this worker ends; rescue then gives the step to another.
-        _log.error("step.stuck", run_id=str(lease.run_id), error=error.code)
+        return await _refused(attempt, scope, error)
+    return []
+
+
+async def _refused(attempt: StepAttempt, scope: Scope, error: MillpondError) -> list[Readied]:
+    """End an attempt whose outcome the database did not store; nothing ends that from outside any more."""
+    lease, order = attempt.claimed.lease, attempt.order
+    attempt.end()
+    try:
+        await refusals.fail(attempt.claimed, order.name if order else "", scope, error)
+    except LeaseLost:
+        _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
+    except MillpondError as again:
+        # Not even that: the watch hands the lease back, and the step is tried again.
+        _log.error("step.unblockable", run_id=str(lease.run_id), error=again.code)
     return []
 
 
@@ -213,8 +227,7 @@ class _Performance:
         attempt, limit, timed = self._attempt, None, None
         attempt.check()
         if step.timeout_s is not None:
-            timed = Timed(one.began + step.timeout_s)
-            self._scope.timed.add(timed)
+            timed = self._scope.timed.add(time.monotonic() + step.timeout_s)
         try:
             async with asyncio.timeout(step.timeout_s) as limit:
                 value = await self._call(step, one, args, kwargs)
@@ -229,7 +242,7 @@ class _Performance:
                 raise
         finally:
             if timed is not None:
-                self._scope.timed.discard(timed)
+                self._scope.timed.end(timed)
         # Also of a thread that went on: what it returned after its time does not count.
         raise Transient(f"step {step.name} took longer than {step.timeout_s} s", code="timeout")
 

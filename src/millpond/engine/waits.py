@@ -229,6 +229,7 @@ async def park(
         )
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         if goes:
+            await con.execute(_SQL["clear_suspect"], lease.org_id, lease.item_id)
             return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id)]))[0]
         state = "awaiting_input" if is_human else "waiting"
         data = orjson.dumps({"steps": list(step_keys)}).decode()

@@ -36,13 +36,11 @@ _WATCH_S = 1.0
 async def tick(
     beat: asyncio.subprocess.Process, pulse: heartbeat.Pulse, scope: Scope, lost: asyncio.Event
 ) -> None:
-    """Tell the heartbeat that the loop runs, and of long steps; sets `lost` when the heartbeat has ended."""
+    """Tell the heartbeat that the loop runs, and others of long steps; sets `lost` when the heartbeat has ended."""
     loop = asyncio.get_running_loop()
     while beat.returncode is None:
         announce(scope.under_way, loop.time())
-        deadlines = [one.deadline for one in scope.timed]
-        first = min(deadlines, default=None)
-        pulse.write(time.monotonic(), first)
+        pulse.tick(time.monotonic())
         await asyncio.sleep(_TICK_S)
     lost.set()
 

@@ -384,6 +384,8 @@ async def _elsewhere(con: Connection, org_id: int, row: Record) -> Reason:
                 rank=row["rank"],
             ),
         )
+    elif row["item_blocked"] is not None:
+        inner = [_blocked(orjson.loads(row["item_blocked"]))]
     text = f"Step {row['name']} is {row['item_state']} in queue {row['item_queue']}"
     told = _told(row, "other_queue", text, queue=row["item_queue"], state=row["item_state"])
     texts = " ".join([told.text, *(reason.text for reason in inner)])

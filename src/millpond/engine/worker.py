@@ -26,7 +26,6 @@ from millpond.engine import heartbeat, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
-from millpond.engine.context import Scope
 from millpond.engine.executor import execute
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.launching import Launcher
@@ -35,6 +34,7 @@ from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
 from millpond.engine.retention import Keep
 from millpond.engine.rights import Asking, Rights
+from millpond.engine.scope import Deadlines, Scope
 from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
@@ -72,6 +72,7 @@ class Worker:
         labels: Mapping[str, str] | None = None,
         resources: Mapping[type, object] | None = None,
         lease_s: float = 6.0,
+        silent_s: float = heartbeat.SILENT_S,
         drain_s: float = 20.0,
         gather_s: float = 0.001,
         alone: bool = False,
@@ -92,6 +93,7 @@ class Worker:
         self._placing = Placing(threads=sum(slots.values()))
         self._resources = dict(resources or {})
         self._lease_s = lease_s
+        self._silent_s = silent_s
         self._drain_s = drain_s
         self._gather_s = gather_s
         self._is_alone = alone
@@ -172,7 +174,11 @@ class Worker:
             )
         pulse = heartbeat.Pulse.make()
         beat = await heartbeat.start(
-            url=self._engine_url, worker_id=self.worker_id, lease_s=self._lease_s, pulse=pulse
+            url=self._engine_url,
+            worker_id=self.worker_id,
+            lease_s=self._lease_s,
+            pulse=pulse,
+            silent_s=self._silent_s,
         )
         hints = await Hints.connect(self._engine_url)
         committer = Committer(
@@ -196,6 +202,7 @@ class Worker:
             labels=self._labels,
             asking=Asking(self._rights),
             vault=self._vault,
+            timed=Deadlines(pulse.expect),
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
         launcher = Launcher(

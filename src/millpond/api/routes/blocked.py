@@ -38,7 +38,7 @@ async def resume_run(caller: Operator, run_id: uuid.UUID) -> Response:
         readied = await blocking.resume(con, org_id, run_id, caller.principal.subject)
         run = await views.get_run(con, org_id, run_id)
         await caller.tell(con, "run.resumed", f"run:{run_id}", run_id=run_id)
-    caller.ports.hints.wake([readied.queue])
+    caller.ports.hints.wake({one.queue for one in readied})
     caller.ports.hints.changed([run_id])
     headers = {"Location": f"/v1/runs/{run_id}", "Retry-After": "1"}
     return reply(run_for(caller.principal, run), status=202, headers=headers)

@@ -44,29 +44,30 @@ where l.worker_id = $1
   and (i.cancel_requested
        or i.kind = 'step' and not exists (select from item r where r.org_id = l.org_id and r.item_id = l.run_id));
 
--- name: try_lock
--- Lets one process at a time do the chores.
-select pg_try_advisory_xact_lock(7741002);
-
--- name: uptime_s
--- Tells for how long Postgres has been running.
-select extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8;
+-- name: take_turn
+-- Lets one process at a time do the chores; tells what time it is, and for how long Postgres has been running.
+select pg_try_advisory_xact_lock(7741002) as is_mine, clock_timestamp() as now,
+       extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8 as uptime_s;
 
 -- name: expired_workers
--- Locks and removes the sessions of workers whose heartbeat has stopped.
+-- Locks and removes sessions whose heartbeat has stopped; one that was draining stays until its leases are given back.
 delete from worker where worker_id in (
-  select worker_id from worker where expires_at < clock_timestamp() for update skip locked)
+  select worker_id from worker w where expires_at < clock_timestamp()
+    and not (draining and exists (select from lease l where l.worker_id = w.worker_id))
+  for update skip locked)
 returning worker_id, host, pid, beat_at;
 
 -- name: orphaned
--- Locks the live rows under leases that no worker's session stands behind; it was silent for a lease ($2 seconds) at least.
+-- Locks the live rows under leases that no live session stands behind; it was silent for a lease ($2 seconds) at least.
 select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id, i.kind, i.deaths,
-       clock_timestamp() - $2::float8 * interval '1 second' as silent_at
+       coalesce(w.beat_at, clock_timestamp() - $2::float8 * interval '1 second') as silent_at,
+       w.worker_id is not null as was_draining
 from lease l
+left join worker w on w.worker_id = l.worker_id
 cross join lateral (
   select i.kind, i.deaths from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked
 ) i
-where not exists (select from worker w where w.worker_id = l.worker_id)
+where w.worker_id is null or (w.draining and w.expires_at < clock_timestamp())
 limit $1;
 
 -- name: unlease

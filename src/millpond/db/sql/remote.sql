@@ -1,8 +1,9 @@
 -- Steps that execute in another queue than their run. Their live rows are locked before those of their runs.
 
 -- name: hold_run
--- Locks the live row of a run under this lease, and tells what its steps inherit.
-select r.keys, r.priority from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
+-- Locks the live row of a run under this lease, and tells what its steps inherit; one released from poison is careful with them.
+select r.keys, r.priority, i.lane_id & 2 = 2 and r.rerun_of is not null as is_careful
+from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
 where i.org_id = $1 and i.item_id = $2 and i.token = $3 for update of i;
 
 -- name: send
@@ -16,15 +17,15 @@ s as (
   returning step_key, tries
 ),
 i as (
-  insert into item (org_id, item_id, run_id, state, kind, lane_id, rank, tries, step_key, queue, capability)
-  select $1, $3, $2, 'queued', 'step', $10, t.us, s.tries, s.step_key, $8, $9 from s, t
+  insert into item (org_id, item_id, run_id, state, kind, lane_id, rank, tries, step_key, queue, capability, deaths)
+  select $1, $3, $2, 'queued', 'step', $10, t.us, s.tries, s.step_key, $8, $9, $16::smallint from s, t
 ),
 q as (
   insert into ready (org_id, lane_id, rank, item_id) select $1, $10, t.us, $3 from s, t
 ),
 a as (
   insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
-  select $1, $10, $8, $9, $11, $12, t.us from s, t
+  select $1, $10, $8, $9 || $17, $11, $12, t.us from s, t
 ),
 n as (
   update item set event_no = event_no + 1, duties = duties | $14::smallint
@@ -121,7 +122,7 @@ select c.org_id, c.run_id, n.base + c.nth, c.event_kind, c.step_key, c.event_dat
 from c join n on n.org_id = c.org_id and n.item_id = c.run_id;
 
 -- name: rest
--- Lets a locked step wait for its next try, without a lease; what was used under it is stored.
+-- Lets a locked step wait for its next try, without a lease; what was used is stored, what came so far alone is no suspect.
 with gone as (
   delete from lease l where l.org_id = $1 and l.item_id = $2
   returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
@@ -132,7 +133,9 @@ metered as (
   from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
   having count(*) > 0
 )
-update item set state = 'waiting', token = null where org_id = $1 and item_id = $2;
+update item set state = 'waiting', token = null, deaths = case when lane_id & 2 = 2 then 0 else deaths end,
+                lane_id = lane_id & ~2::bigint
+where org_id = $1 and item_id = $2;
 
 -- name: drop
 -- Removes steps under leases, whose runs have ended or end.

@@ -39,14 +39,19 @@ from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
 having count(*) > 0;
 
 -- name: rest
--- Lets the locked live row wait in the given state, with the event that tells of it.
+-- Lets the locked live row wait in the given state, with the event that tells of it; what came so far alone is no suspect.
 with i as (
   update item set state = $3, token = null, event_no = event_no + 1, tries = tries + $6::smallint,
+                  deaths = case when lane_id & 2 = 2 then 0 else deaths end, lane_id = lane_id & ~2::bigint,
                   duties = duties | case when $6::smallint > 0 then 1::smallint else 0::smallint end
   where org_id = $1 and item_id = $2 returning event_no
 )
 insert into event (org_id, run_id, event_no, kind, data)
 select $1, $2, i.event_no, $4, $5::json from i;
+
+-- name: clear_suspect
+-- Lets a locked work item that came to a wait alone be executed beside others again.
+update item set deaths = 0, lane_id = lane_id & ~2::bigint where org_id = $1 and item_id = $2 and lane_id & 2 = 2;
 
 -- name: ready
 -- Queues locked work items, unless blocked, in their resumed lane (first starts in their own), with events if given.

@@ -35,7 +35,8 @@ from worker where expires_at > clock_timestamp() order by started_at, worker_id;
 -- The steps that a run waits on, with their timers, questions, child runs and work items in other queues.
 select s.step_key, s.name, s.kind, s.state, s.tries, s.error, s.ref, t.due_at, q.request_id, q.role, q.title,
        q.expires_at, c.flow as child_flow, c.outcome as child_outcome, i.kind as item_kind, i.state as item_state,
-       i.queue as item_queue, i.capability as item_capability, i.lane_id, i.rank
+       i.queue as item_queue, i.capability as item_capability, i.lane_id, i.rank,
+       case when i.kind = 'step' then i.blocked end as item_blocked
 from step s
 left join timer t on t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key
 left join input_request q on q.org_id = s.org_id and q.run_id = s.run_id and q.step_key = s.step_key and q.state = 'pending'
