@@ -12,6 +12,7 @@ from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
+from millpond.engine.growing import Delta
 from millpond.engine.queues import QueueView
 from millpond.engine.views import FlowView, Kin, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
@@ -102,6 +103,20 @@ def event_json(event: Event) -> dict[str, Any]:
         "step": event.step_key,
         "data": event.data,
         "at": event.at,
+    }
+
+
+def delta_json(delta: Delta) -> dict[str, Any]:
+    """Return a piece of the text of a step under way."""
+    return {
+        "run_id": delta.run_id,
+        "object": "delta",
+        "step": delta.step_key,
+        "attempt": delta.attempt,
+        "tries": delta.tries,
+        "n": delta.n,
+        "text": delta.text,
+        "at": delta.at,
     }
 
 

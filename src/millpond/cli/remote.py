@@ -162,12 +162,26 @@ class Remote:
         A broken stream is opened again from the last event seen; raises Unavailable when the server
         stays away for 30 s.
         """
+        async with aclosing(self.watch(run_id, after)) as told:
+            async for one in told:
+                if "kind" in one:
+                    yield one
+
+    async def watch(self, run_id: str, after: int = 0) -> AsyncGenerator[Json, None]:
+        """As `follow`, with the text that steps show while they go on (`object` is `delta`)."""
         seen, delay_s, waited_s = after, 0.2, 0.0
+        shown: dict[str, tuple[int, int, int]] = {}
         while True:
             try:
                 async with aclosing(self._stream(run_id, seen)) as stream:
                     async for event in stream:
                         delay_s, waited_s = 0.2, 0.0
+                        if "kind" not in event:
+                            place = event["attempt"], event["tries"], event["n"]
+                            if place > shown.get(event["step"], (0, 0, 0)):
+                                shown[event["step"]] = place
+                                yield event
+                            continue
                         if event["id"] <= seen:
                             continue
                         seen = event["id"]
@@ -202,7 +216,7 @@ class Remote:
                     raise problem(source.response)
                 async for message in source:
                     event = json.loads(message.data) if message.data else None
-                    if isinstance(event, dict) and "kind" in event:
+                    if isinstance(event, dict) and ("kind" in event or message.event == "delta"):
                         yield event
         except httpx2.TransportError as error:
             raise away(self._client.base_url, error) from error

@@ -17,6 +17,7 @@ from millpond.cli import timeline
 from millpond.cli.batch_file import read_batch
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode, TimedOut
+from millpond.cli.growing import Growing
 from millpond.cli.options import (
     DEFAULT_URL,
     AsJson,
@@ -182,15 +183,19 @@ def tail(
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Print the events of a run, live, until it ends; with --json one event a line."""
+    """Print the events of a run, live, until it ends; with --json one event a line.
+
+    On a terminal, what steps write while they go on grows between the events.
+    """
 
     async def talk(remote: Remote) -> str:
-        async with asyncio.timeout(timeout_s), aclosing(remote.follow(run_id, after)) as events:
-            async for event in events:
-                if as_json:
-                    print_json_line(event)
-                else:
-                    out().print(timeline.event_line(event), soft_wrap=True)
+        page = Growing(out())
+        async with asyncio.timeout(timeout_s), aclosing(remote.watch(run_id, after)) as told:
+            async for one in told:
+                if not as_json:
+                    page.show(one)
+                elif "kind" in one:
+                    print_json_line(one)
         run = await remote.get(f"/v1/runs/{run_id}")
         return str(run["state"])
 

@@ -6,11 +6,11 @@ Invariant: no event is given twice and none is left out, however often the strea
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import httpx2
 
-from millpond.client.models import Event
+from millpond.client.models import Delta, Event
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 2.0
@@ -25,10 +25,13 @@ class Following:
     pause_s: float = _FIRST_PAUSE_S
     away_s: float = 0.0
     may_renew: bool = True
+    shown: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
-    def take(self, message: httpx2.ServerSentEvent) -> Event | None:
-        """Return the event of a message, None for one that was given already or is no event."""
+    def take(self, message: httpx2.ServerSentEvent) -> Event | Delta | None:
+        """Return what a message tells, None for what was given already and for what is neither event nor text."""
         document = json.loads(message.data) if message.data else None
+        if isinstance(document, dict) and document.get("object") == "delta":
+            return self._delta(Delta.model_validate(document))
         if not isinstance(document, dict) or "kind" not in document:
             return None
         event = Event.model_validate(document)
@@ -36,6 +39,14 @@ class Following:
             return None
         self.after, self.pause_s, self.away_s = event.id, _FIRST_PAUSE_S, 0.0
         return event
+
+    def _delta(self, delta: Delta) -> Delta | None:
+        """Return text that was not given yet: a stream that is opened again begins with all of a try's text."""
+        place = delta.attempt, delta.tries, delta.n
+        if place <= self.shown.get(delta.step, (0, 0, 0)):
+            return None
+        self.shown[delta.step] = place
+        return delta
 
     def next_pause_s(self) -> float | None:
         """Return how long to wait before the stream is opened again, None when it is to be given up."""

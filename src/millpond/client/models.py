@@ -121,6 +121,18 @@ class Event(Answer):
         return self.kind in FINAL_KINDS
 
 
+class Delta(Answer):
+    """A piece of text that a step shows while it goes on; `n` counts within step, attempt and try."""
+
+    run_id: uuid.UUID
+    step: str
+    attempt: int
+    tries: int
+    n: int
+    text: str
+    at: datetime
+
+
 class Page(Answer, Generic[Item]):
     """One page of a list; `last_id` is where the next one goes on."""
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -19,7 +20,7 @@ from millpond.client.errors import ApiError, Unauthenticated, Unavailable
 from millpond.client.following import Following
 from millpond.client.groups import Groups
 from millpond.client.handles import Run
-from millpond.client.models import Event, Page, RunData
+from millpond.client.models import Delta, Event, Page, RunData
 from millpond.client.renewing import OnRenewed, Tokens
 from millpond.client.sending import (
     Patience,
@@ -142,6 +143,13 @@ class Client(Groups[Now]):
         A stream that breaks is opened again from the last event; raises Unavailable when the server
         stays away for a minute.
         """
+        with closing(self.watch(run_id, after=after)) as watched:
+            for told in watched:
+                if isinstance(told, Event):
+                    yield told
+
+    def watch(self, run_id: Id, *, after: int = 0) -> Generator[Event | Delta, None, None]:
+        """As `follow`, with the text that steps show while they go on between the events."""
         following = Following(after=after)
         while True:
             used = self._tokens.access
@@ -159,11 +167,11 @@ class Client(Groups[Now]):
                     if source.response.status_code == httpx2.codes.NO_CONTENT:
                         return
                     for message in source:
-                        event = following.take(message)
-                        if event is not None:
-                            yield event
-                            if event.is_final:
-                                return
+                        told = following.take(message)
+                        if told is not None:
+                            yield told
+                        if isinstance(told, Event) and told.is_final:
+                            return
             except httpx2.TransportError as error:
                 broken = unreachable(error, self._http.base_url)
             except Unavailable as error:

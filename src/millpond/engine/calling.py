@@ -97,6 +97,7 @@ class Caller:
         teller = Teller(
             lambda body: performer.tell(key, name, body),
             lambda body: performer.tell_soon(key, name, body),
+            lambda text, veil: performer.show(plan, try_number, text, veil),
         )
         first = StepContext(
             facts,

@@ -260,6 +260,13 @@ async def back_off(
         )
 
 
+async def retrying_s(database: EngineDatabase, lease: Lease) -> float:
+    """Return for how many seconds a run's flow body has been tried again, by the database's clock."""
+    async with database.statement("retrying") as con:
+        seconds: float | None = await con.fetchval(_SQL["retrying_s"], lease.org_id, lease.run_id)
+    return seconds or 0.0
+
+
 async def resolve(
     con: Connection,
     org_id: int,

@@ -12,13 +12,16 @@ from typing import Any
 import httpx2
 from openai import AsyncOpenAI
 from openai.types import chat
-from pydantic_ai.direct import model_request
+from pydantic_ai.direct import model_request, model_request_stream
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
+    PartDeltaEvent,
+    PartStartEvent,
     SystemPromptPart,
     TextPart,
+    TextPartDelta,
     UserPromptPart,
 )
 from pydantic_ai.models import Model
@@ -30,7 +33,7 @@ from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
 from millpond.errors import Transient
-from millpond.models.port import Completion, FinishReason, Message, as_messages
+from millpond.models.port import Completion, FinishReason, Message, OnText, as_messages
 from millpond.models.provider_errors import translated
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -61,6 +64,7 @@ class ProviderTextModel:
         *,
         max_tokens: int = 512,
         temperature: float | None = None,
+        on_text: OnText | None = None,
     ) -> Completion:
         """Write the next message; see `TextModel`. An answer without a finish reason is Transient."""
         settings = ModelSettings(
@@ -68,11 +72,25 @@ class ProviderTextModel:
         )
         if temperature is not None:
             settings["temperature"] = temperature
+        history = _history(as_messages(messages))
         with translated(self.name):
-            response = await model_request(
-                self._model, _history(as_messages(messages)), model_settings=settings
-            )
+            if on_text is None:
+                response = await model_request(self._model, history, model_settings=settings)
+            else:
+                response = await self._stream(history, settings, on_text)
         return self._completion(response)
+
+    async def _stream(
+        self, history: Sequence[ModelMessage], settings: ModelSettings, on_text: OnText
+    ) -> ModelResponse:
+        """Ask for the answer as it is written; returns the whole of it."""
+        async with model_request_stream(self._model, history, model_settings=settings) as stream:
+            async for event in stream:
+                if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
+                    on_text(event.part.content)
+                elif isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
+                    on_text(event.delta.content_delta)
+            return stream.get()
 
     async def close(self) -> None:
         """Close the connections."""
