@@ -106,6 +106,7 @@ ENGINE = [
     "pages",
     "views",
     "pauses",
+    "feeds",
     "events",
     "growing",
     "hints",

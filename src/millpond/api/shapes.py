@@ -12,6 +12,7 @@ from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
+from millpond.engine.feeds import OrgEvent
 from millpond.engine.growing import Delta
 from millpond.engine.queues import QueueView
 from millpond.engine.views import FlowView, Kin, RequestView, RunView, StepView
@@ -99,6 +100,22 @@ def event_json(event: Event) -> dict[str, Any]:
         "run_id": event.run_id,
         "id": event.event_no,
         "object": "event",
+        "kind": event.kind,
+        "step": event.step_key,
+        "data": event.data,
+        "at": event.at,
+    }
+
+
+def org_event_json(told: OrgEvent) -> dict[str, Any]:
+    """Return one event of any run of the org; its id is its place among all of them."""
+    event = told.event
+    return {
+        "id": str(told.place),
+        "object": "run_event",
+        "run_id": event.run_id,
+        "flow": told.flow,
+        "number": event.event_no,
         "kind": event.kind,
         "step": event.step_key,
         "data": event.data,

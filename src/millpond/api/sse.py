@@ -1,9 +1,9 @@
-"""Server-sent events: a run's events as a stream that resumes by number.
+"""Server-sent events: a run's events as a stream that resumes by number, those of all runs by their place.
 
-Called by the events route. Invariants: every event goes out once and in order with `id:` = its
-number, text of steps under way between them without one; a stream ends after the final event, when the client has gone, when the server stops, or with a
-message `closed` when the caller's token has expired or what it may has changed;
-whatever ends it, nothing of it is left running.
+Called by the events routes. Invariants: every event goes out once and in order with `id:` = its
+number or place, text of steps under way between them without one; a stream ends after the final event, when the
+client has gone, when the server stops, or with a message `closed` when the caller's token has expired or what it may
+has changed; whatever ends it, nothing of it is left running.
 """
 
 from __future__ import annotations
@@ -11,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import structlog
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from millpond.api.reply import encode
-from millpond.api.shapes import delta_json, event_json
+from millpond.api.shapes import delta_json, event_json, org_event_json
 from millpond.engine.events import Event
+from millpond.engine.feeds import OrgEvent
 from millpond.engine.growing import Delta
 from millpond.errors import NotFound, Transient
 
@@ -34,8 +36,9 @@ _HEADERS = {
 }
 _log = structlog.get_logger("millpond.api.sse")
 
-Told = Event | Delta
-Open = Callable[[int], AsyncIterator[Told]]
+Told = Event | Delta | OrgEvent
+# Opens what is told after a number or place.
+Open = Callable[[Any], AsyncIterator[Told]]
 IsOver = Callable[[], Awaitable[str | None]]
 
 
@@ -48,7 +51,7 @@ class EventStream(Response):
         self,
         open_from: Open,
         *,
-        after: int,
+        after: object,
         stopping: asyncio.Event,
         keep_alive_s: float = KEEP_ALIVE_S,
         is_over: IsOver | None = None,
@@ -123,6 +126,8 @@ class EventStream(Response):
                 async for event in self._open_from(after):
                     if isinstance(event, Event):
                         after = event.event_no
+                    elif isinstance(event, OrgEvent):
+                        after = event.place
                     yield event
                 return
             except NotFound:
@@ -144,6 +149,12 @@ def frame(event: Told) -> bytes:
     """
     if isinstance(event, Delta):
         return b"event: delta\ndata: %s\n\n" % encode(delta_json(event))
+    if isinstance(event, OrgEvent):
+        return b"id: %s\nevent: %s\ndata: %s\n\n" % (
+            str(event.place).encode(),
+            event.event.kind.encode(),
+            encode(org_event_json(event)),
+        )
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (
         event.event_no,
         event.kind.encode(),

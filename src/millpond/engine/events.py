@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,6 +26,7 @@ from millpond.types import Json
 _SQL = queries("events")
 FINAL_EVENTS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
 _ENDS_OF_TRIES = frozenset({"step.succeeded", "step.retrying", "step.failed", "step.unknown"})
+_ANY = "any"
 _BUSY_S = 0.1
 _IDLE_S = 1.0
 
@@ -119,11 +120,17 @@ class Feed:
         """Stop listening; tails go on by polling."""
         await self._listener.close()
 
+    def subscribe(self, run_id: uuid.UUID) -> AbstractContextManager[asyncio.Event]:
+        """Give an event that is set whenever the run may have changed."""
+        return self._subscribe(tail_of(run_id))
+
+    def subscribe_all(self) -> AbstractContextManager[asyncio.Event]:
+        """Give an event that is set whenever any run may have changed."""
+        return self._subscribe(_ANY)
+
     @contextmanager
-    def subscribe(self, run_id: uuid.UUID) -> Iterator[asyncio.Event]:
-        """Yield an event that is set whenever the run may have changed."""
+    def _subscribe(self, tail: str) -> Iterator[asyncio.Event]:
         woken = asyncio.Event()
-        tail = tail_of(run_id)
         self._waiting.setdefault(tail, set()).add(woken)
         try:
             yield woken
@@ -134,7 +141,7 @@ class Feed:
                 del self._waiting[tail]
 
     def _hear(self, payload: str) -> None:
-        tails = list(self._waiting) if payload == "*" else payload.split(",")
+        tails = list(self._waiting) if payload == "*" else [*payload.split(","), _ANY]
         for tail in tails:
             for woken in self._waiting.get(tail, ()):
                 woken.set()

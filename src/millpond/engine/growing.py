@@ -1,7 +1,7 @@
 """Growing: text of steps under way, as somebody who follows a run reads it between the run's events.
 
-Called by `events`. Invariants: a piece is given once to a reader, in order within its try; none is given after the event
-that tells of the end of its try; a reader who comes later gets what is there of tries that still go on.
+Called by `events`. Invariants: a piece is given once to a reader, in order within its try; a reader who comes later
+gets what is there of tries that still go on, and nothing of others.
 """
 
 from __future__ import annotations

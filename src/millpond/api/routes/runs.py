@@ -42,8 +42,7 @@ from millpond.api.reply import listing, reply
 from millpond.api.shapes import event_json, run_detail_json, run_for, run_json
 from millpond.api.sse import MEDIA_TYPE, EventStream
 from millpond.api.texts import LabelPair, Word, moment
-from millpond.engine import events, operations, views
-from millpond.engine.growing import Reader
+from millpond.engine import events, growing, operations, views
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
 from millpond.types import RunState
@@ -248,7 +247,7 @@ async def _stream(caller: Caller, run_id: uuid.UUID, after: int) -> Response:
     if position.is_over and after >= position.last_no:
         # Tells browsers not to come back; the type is for clients that look at nothing else.
         return Response(status_code=204, headers={"Content-Type": MEDIA_TYPE})
-    reader = Reader()
+    reader = growing.Reader()
     return EventStream(
         lambda number: events.tail_with_text(
             ports.db, ports.feed, org_id, run_id, reader, after=number

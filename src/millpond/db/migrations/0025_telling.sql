@@ -22,3 +22,9 @@ create policy org_scope on delta to millpond_app
 create policy engine_duty on delta to millpond_engine using (true) with check (true);
 grant select on delta to millpond_app;
 grant select, insert, delete on delta to millpond_engine;
+
+-- The transaction that stored an event: all runs' events in an order in which a reader who stays below the oldest running
+-- transaction misses nothing. Events from before this migration have none and are not part of that sequence.
+alter table event add column xid xid8;
+alter table event alter column xid set default pg_current_xact_id();
+create index event_of_org on event (org_id, xid) where xid is not null;
