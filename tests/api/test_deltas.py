@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from millpond.client import AsyncClient, Delta, Event
+from millpond.engine.registry import step
 
 from .conftest import Client, Front, stream
 
@@ -15,13 +16,13 @@ from .conftest import Client, Front, stream
 async def test_text_comes_between_the_events_without_a_number(front: Front, ann: Client) -> None:
     go = asyncio.Event()
 
-    async def speak(step: Any) -> str:
-        step.delta("Good ")
+    async def speak(ctx: Any) -> str:
+        ctx.delta("Good ")
         await go.wait()
-        step.delta("morning")
+        ctx.delta("morning")
         return "Good morning"
 
-    spoken = front.step(speak)
+    spoken = step("speak", registry=front.registry)(speak)
 
     async def greet(ctx: Any, _: Any) -> Any:
         return await ctx.step(spoken)
@@ -57,13 +58,13 @@ async def test_the_client_gives_text_to_who_watches_and_events_alone_to_who_foll
 ) -> None:
     go = asyncio.Event()
 
-    async def speak(step: Any) -> str:
-        step.delta("Good ")
+    async def speak(ctx: Any) -> str:
+        ctx.delta("Good ")
         await go.wait()
-        step.delta("morning")
+        ctx.delta("morning")
         return "Good morning"
 
-    spoken = front.step(speak)
+    spoken = step("speak", registry=front.registry)(speak)
 
     async def greet(ctx: Any, _: Any) -> Any:
         return await ctx.step(spoken)

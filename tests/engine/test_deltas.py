@@ -238,7 +238,7 @@ async def test_the_fence_waits_for_no_number_of_the_run(pond: Pond) -> None:
     step = pond.step(speak)
 
     async def talk(ctx: Context, _: None) -> None:
-        await ctx.parallel(*(lambda: ctx.step(step) for _ in range(4)))
+        await ctx.parallel(*(ctx.step(step) for _ in range(4)))
 
     flow = pond.flow(talk)
     async with pond.worker():

@@ -12,6 +12,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import jsonschema_rs
 import orjson
@@ -258,6 +259,13 @@ async def back_off(
         await con.execute(
             _SQL["rest"], lease.org_id, lease.run_id, "waiting", "run.retrying", data, 1
         )
+
+
+async def now(database: EngineDatabase) -> datetime:
+    """Return the database's time in UTC."""
+    async with database.statement("now") as con:
+        at: datetime = await con.fetchval(_SQL["now"])
+    return at.astimezone(UTC)
 
 
 async def retrying_s(database: EngineDatabase, lease: Lease) -> float:
