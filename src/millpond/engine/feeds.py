@@ -23,7 +23,7 @@ from millpond.engine.events import Event, Feed
 from millpond.errors import InvalidInput
 
 _SQL = queries("feeds")
-# So many events are looked through in one statement, whether they are wanted or not.
+# So many events are looked through in one statement where not all are wanted.
 _SCAN = 2000
 _BUSY_S = 0.1
 _IDLE_S = 1.0
@@ -92,13 +92,14 @@ async def page(
 ) -> FeedPage:
     """Return up to `limit` wanted events after a place; looks through a bounded number of others."""
     kinds = None if wanted.kinds is None else sorted(wanted.kinds)
+    most = limit + 1 if wanted == ALL else max(_SCAN, limit + 1)
     rows = await con.fetch(
         _SQL["page"],
         org_id,
         str(after.xid),
         after.run_id,
         after.event_no,
-        _SCAN,
+        most,
         kinds,
         wanted.flow,
     )
@@ -110,7 +111,7 @@ async def page(
                 return FeedPage(events=found, reached=reached, has_more=True)
             found.append(_event(row))
         reached = _place(row)
-    return FeedPage(events=found, reached=reached, has_more=len(rows) == _SCAN)
+    return FeedPage(events=found, reached=reached, has_more=len(rows) == most)
 
 
 async def tail(
