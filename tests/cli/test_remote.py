@@ -178,9 +178,12 @@ async def test_the_feed_goes_on_from_the_last_place_when_its_stream_breaks():
 
     now = document({"data": [], "last_id": "5-x-0", "has_more": False})
     streams = [(200, "text/event-stream", text) for text in (told("6-a-1"), told("7-b-1"))]
-    async with serving(now, *streams) as (server, remote):
-        async with aclosing(remote.feed("now", {"flow": "echo", "kind": None})) as events:
-            assert [(await anext(events))["id"] for _ in range(2)] == ["6-a-1", "7-b-1"]
+    wanted = {"flow": "echo", "kind": None}
+    async with (
+        serving(now, *streams) as (server, remote),
+        aclosing(remote.feed("now", wanted)) as events,
+    ):
+        assert [(await anext(events))["id"] for _ in range(2)] == ["6-a-1", "7-b-1"]
     assert server.last_ids() == ["5-x-0", "6-a-1"]
     assert "flow=echo" in server.requests[1].splitlines()[0]
     assert "kind" not in server.requests[1].splitlines()[0]

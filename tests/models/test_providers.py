@@ -159,9 +159,10 @@ async def test_a_stream_without_a_finish_reason_is_an_error(provider: str) -> No
     async with far_end(Reply(chunks=whole[:kept])) as far:
         model = _open(provider, far.url)
         pieces: list[str] = []
-        with pytest.raises(Transient):
+        with pytest.raises(Transient) as caught:
             await model.complete("How long?", on_text=pieces.append)
         await model.close()
+        assert caught.value.code in ("model_cut_off", "model_unreachable")
         assert "Within " in pieces
         assert len(far.requests) == 1
 

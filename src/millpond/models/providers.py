@@ -7,7 +7,7 @@ are off, by the client and again by each request's settings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx2
 from openai import AsyncOpenAI
@@ -26,7 +26,7 @@ from pydantic_ai.messages import (
 )
 from pydantic_ai.models import Model
 from pydantic_ai.models.ollama import OllamaModel
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIStreamedResponse
 from pydantic_ai.providers.ollama import OllamaProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
@@ -99,10 +99,7 @@ class ProviderTextModel:
     def _completion(self, response: ModelResponse) -> Completion:
         finish = _FINISH.get(response.finish_reason or "")
         if finish is None or finish == "error":
-            raise Transient(
-                f"{self.name} gave an answer without a finish reason: it was cut off.",
-                code="model_cut_off",
-            )
+            raise _unfinished(self.name)
         return Completion(
             text="".join(part.content for part in response.parts if isinstance(part, TextPart)),
             model=self.name,
@@ -112,8 +109,19 @@ class ProviderTextModel:
         )
 
 
+class _StrictStream(OpenAIStreamedResponse):
+    """A stream that ends without a finish reason was cut off, and is not taken for whole."""
+
+    def _missing_finish_reason(self) -> NoReturn:
+        raise _unfinished(self.model_name)
+
+
 class _StrictChatModel(OpenAIChatModel):
     """OpenAI's chat protocol, where a missing finish reason stays missing instead of being `stop`."""
+
+    @property
+    def _streamed_response_cls(self) -> type[OpenAIStreamedResponse]:
+        return _StrictStream
 
     def _process_response(
         self, response: chat.ChatCompletion | str, **options: Any
@@ -125,6 +133,10 @@ class _StrictChatModel(OpenAIChatModel):
 class _StrictOllamaModel(OllamaModel):
     """Ollama's chat protocol, as strict about the finish reason."""
 
+    @property
+    def _streamed_response_cls(self) -> type[OpenAIStreamedResponse]:
+        return _StrictStream
+
     def _process_response(
         self, response: chat.ChatCompletion | str, **options: Any
     ) -> ModelResponse:
@@ -134,9 +146,13 @@ class _StrictOllamaModel(OllamaModel):
 
 def _refuse_unfinished(response: chat.ChatCompletion | str, name: str) -> None:
     if isinstance(response, str) or not response.choices or not response.choices[0].finish_reason:
-        raise Transient(
-            f"{name} gave an answer without a finish reason: it was cut off.", code="model_cut_off"
-        )
+        raise _unfinished(name)
+
+
+def _unfinished(name: str) -> Transient:
+    return Transient(
+        f"{name} gave an answer without a finish reason: it was cut off.", code="model_cut_off"
+    )
 
 
 def open_http(timeout_s: float) -> httpx2.AsyncClient:
