@@ -215,7 +215,9 @@ class Remote:
         A broken stream is opened again as in `follow`.
         """
         if after == "now":  # a place of its own, so that a stream that breaks early goes on there
-            now = await self.get(_FEED, {"after": "now", "limit": 1})
+            now = await self.get(_FEED, {**(params or {}), "after": "now"})
+            for event in now["data"]:  # between the question and the answer
+                yield event
             after = now["last_id"]
         delay_s, waited_s = 0.2, 0.0
         while True:

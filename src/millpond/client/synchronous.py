@@ -200,7 +200,9 @@ class Client(Groups[Now]):
         opened again from the last event; raises Unavailable when the server stays away for a minute.
         """
         if after == "now":  # a place of its own, so that a stream that breaks early goes on there
-            page = self.send(list_org_events(after="now", limit=1))
+            page = self.send(list_org_events(after="now", kind=kind, flow=flow))
+            for event in page.data:  # between the question and the answer
+                yield event
             after = str(page.last_id)
         following = FollowingAll(after=after, kind=kind, flow=flow)
         while True:
@@ -218,9 +220,9 @@ class Client(Groups[Now]):
                         source.response.read()
                         raise refused(source.response)
                     for message in source:
-                        event = following.take(message)
-                        if event is not None:
-                            yield event
+                        told = following.take(message)
+                        if told is not None:
+                            yield told
             except httpx2.TransportError as error:
                 broken = unreachable(error, self._http.base_url)
             except Unavailable as error:
