@@ -201,8 +201,7 @@ class Client(Groups[Now]):
         """
         if after == "now":  # a place of its own, so that a stream that breaks early goes on there
             page = self.send(list_org_events(after="now", kind=kind, flow=flow))
-            for event in page.data:  # between the question and the answer
-                yield event
+            yield from page.data  # between the question and the answer
             after = str(page.last_id)
         following = FollowingAll(after=after, kind=kind, flow=flow)
         while True:
