@@ -5,9 +5,14 @@ Pure: randomness is passed in, no clock is read. Called by the executor and by `
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
 from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
 
 from millpond.errors import MillpondError, NotDone, Transient
 
@@ -25,7 +30,8 @@ class Retry:
     """How often and how long a step is tried.
 
     `max_tries` counts executions, the first included; `unknown_tries` is the lower cap for errors
-    of no known class. Delays are in seconds; `max_elapsed_s` counts from the first try.
+    of no known class. Delays are in seconds; `max_elapsed_s` counts from the first try of a step, and from the first
+    error of a flow's own code, which may have waited for days before.
     """
 
     max_tries: int = 5
@@ -45,31 +51,92 @@ NO_RETRY = Retry(max_tries=1, unknown_tries=1)
 DEFAULT_RETRY = Retry()
 
 
+# What HTTP libraries and SDKs call their timeouts and broken connections: httpx2, requests, aiohttp, openai, anthropic.
+_BROKEN = frozenset(
+    {
+        "APIConnectionError",
+        "APITimeoutError",
+        "ClientConnectionError",
+        "ConnectionError",
+        "Timeout",
+        "TimeoutError",
+        "TimeoutException",
+        "TransportError",
+    }
+)
+# An address that no try makes better; to httpx2 it is a TransportError.
+_HOPELESS = frozenset({"InvalidURL", "UnsupportedProtocol"})
+# SQLSTATE: connection, serialization and deadlock, no room, shutting down or starting up.
+_PASSING_STATES = ("08", "40", "53", "57P")
+
+
 def classify(error: BaseException) -> Verdict:
     """Tell whether trying again may help.
 
-    Timeouts and broken connections are transient; an error that carries an HTTP `status_code`
-    (as the SDKs of model providers raise) is read by it.
+    Timeouts and broken connections are transient, also those of HTTP libraries, which are known by the names of their
+    classes; an error that carries an HTTP status, or an answer that has one, is read by it, one of a database by
+    its SQLSTATE. What did not fit a type, and what the system did not permit, is permanent.
     """
     if isinstance(error, Transient | NotDone):
         return Verdict.TRANSIENT
-    if isinstance(error, MillpondError):
+    if isinstance(error, MillpondError | ValidationError | PermissionError):
         return Verdict.PERMANENT
     if isinstance(error, TimeoutError | ConnectionError):
         return Verdict.TRANSIENT
-    status = getattr(error, "status_code", None)
-    if isinstance(status, int):
+    status = _status(error)
+    if status is not None:
         if status in (408, 409, 425, 429) or status >= 500:
             return Verdict.TRANSIENT
         if 400 <= status < 500:
             return Verdict.PERMANENT
-    return Verdict.UNKNOWN
+    state = getattr(error, "sqlstate", None)
+    if isinstance(state, str) and state.startswith(_PASSING_STATES):
+        return Verdict.TRANSIENT
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & _HOPELESS:
+        return Verdict.PERMANENT
+    return Verdict.TRANSIENT if names & _BROKEN else Verdict.UNKNOWN
 
 
 def retry_after_s(error: BaseException) -> float | None:
-    """Read the other side's wish for a delay, in seconds, if the error carries one."""
+    """Read the other side's wish for a delay, in seconds, if the error or the answer that it carries has one."""
     wish = getattr(error, "retry_after_s", None)
-    return float(wish) if isinstance(wish, int | float) and wish >= 0 else None
+    if wish is None:
+        wish = _wish_of(getattr(_answer(error), "headers", None))
+    if isinstance(wish, int | float) and math.isfinite(wish) and wish >= 0:
+        return float(wish)
+    return None
+
+
+def _status(error: BaseException) -> int | None:
+    for carrier in (error, _answer(error)):
+        status = getattr(carrier, "status_code", None)
+        if isinstance(status, int):
+            return status
+    return None
+
+
+def _answer(error: BaseException) -> Any:
+    """Return the answer that an error carries; some libraries raise where there is none."""
+    try:
+        return getattr(error, "response", None)
+    except Exception:  # noqa: BLE001 - others' code
+        return None
+
+
+def _wish_of(headers: Any) -> float | None:
+    """Read `Retry-After`: seconds, or a date, which is held against the answer's own."""
+    try:
+        wish = headers.get("Retry-After")
+        if wish is None:
+            wish = headers.get("retry-after")
+        try:
+            return float(wish)
+        except ValueError:
+            until, now = (parsedate_to_datetime(one) for one in (wish, headers.get("Date")))
+            return max(0.0, (until - now).total_seconds())
+    except Exception:  # noqa: BLE001 - whatever an answer of others holds, it is no wish then
+        return None
 
 
 def backoff_s(

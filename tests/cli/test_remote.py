@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 from contextlib import aclosing, asynccontextmanager
 
 import pytest
+from rich.console import Console
 
 from millpond.cli import remote as remote_module
+from millpond.cli.growing import Growing
 from millpond.cli.remote import Remote
 from millpond.errors import (
     Conflict,
@@ -148,3 +151,55 @@ async def test_a_server_that_is_away_is_unavailable_with_advice():
         with pytest.raises(Unavailable) as caught:
             await remote.get("/v1/runs")
     assert "millpond up" in caught.value.advice
+
+
+def delta(n, text="", tries=1):
+    body = {"object": "delta", "run_id": RUN, "step": "say:0", "attempt": 1, "tries": tries, "n": n}
+    return f"event: delta\ndata: {json.dumps({**body, 'text': text})}\n\n"
+
+
+async def test_text_is_given_once_to_who_watches_and_not_to_who_follows():
+    broken = frame(1) + delta(1, "Good ") + delta(2, "mor")
+    rest = delta(1, "Good ") + delta(2, "mor") + delta(3, "ning") + frame(2) + frame(3) + frame(4)
+    running = document({"id": RUN, "state": "running"})
+    streams = [(200, "text/event-stream", text) for text in (broken, rest)]
+    async with serving(streams[0], running, streams[1]) as (server, remote):
+        async with aclosing(remote.watch(RUN)) as told:
+            found = [one.get("text") or one["id"] async for one in told]
+        assert found == [1, "Good ", "mor", "ning", 2, 3, 4]
+    assert server.last_ids() == ["0", "1"]
+    async with serving((200, "text/event-stream", rest + frame(1))) as (_, remote):
+        assert await follow(remote, after=1) == [2, 3, 4]
+
+
+async def test_the_feed_goes_on_from_the_last_place_when_its_stream_breaks():
+    def told(place):
+        return f"id: {place}\nevent: run.queued\ndata: {json.dumps({**event(1), 'id': place})}\n\n"
+
+    now = document({"data": [], "last_id": "5-x-0", "has_more": False})
+    streams = [(200, "text/event-stream", text) for text in (told("6-a-1"), told("7-b-1"))]
+    wanted = {"flow": "echo", "kind": None}
+    async with (
+        serving(now, *streams) as (server, remote),
+        aclosing(remote.feed("now", wanted)) as events,
+    ):
+        assert [(await anext(events))["id"] for _ in range(2)] == ["6-a-1", "7-b-1"]
+    assert server.last_ids() == ["5-x-0", "6-a-1"]
+    assert "flow=echo" in server.requests[1].splitlines()[0]
+    assert "kind" not in server.requests[1].splitlines()[0]
+
+
+def test_text_grows_on_a_terminal_between_lines_of_events():
+    def shown(**options):
+        page = io.StringIO()
+        growing = Growing(Console(file=page, width=80, color_system=None, **options))
+        told = {"at": "2026-01-01T00:00:00Z", "data": {}, "step": None}
+        for text, tries in (("Good ", 1), ("mor\x1b[2J\rning", 1), ("again", 2)):
+            growing.show({"step": "say:0", "attempt": 1, "tries": tries, "text": text})
+        growing.show({**told, "kind": "run.succeeded"})
+        return page.getvalue().splitlines()
+
+    lines = [line.strip() for line in shown(force_terminal=True)]
+    assert lines[:4] == ["say:0:", "Good mor[2Jning", "say:0:", "again"]
+    assert lines[4].endswith("run.succeeded")
+    assert len(shown(force_terminal=False)) == 1

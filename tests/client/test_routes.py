@@ -56,6 +56,7 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "Step": models.Step,
     "InputRequest": models.InputRequest,
     "EventOut": models.Event,
+    "RunEventOut": models.OrgEvent,
     "AcceptedBatch": models.RunBatch,
     "BulkPreview": models.BulkPreview,
     "SignalOut": models.Signal,

@@ -68,8 +68,9 @@ async def refused(step_ctx: StepContext, attempt: int, effect: str) -> int:
 
 @step("crash.hold", retry=QUICK, registry=REGISTRY)
 async def hold(step_ctx: StepContext, attempt: int, effect: str) -> int:
-    """Take an effect, then wait for the gate."""
+    """Take an effect, show text, then wait for the gate."""
     number = await effect_of(step_ctx, attempt, effect)
+    step_ctx.delta("held")
     await step_ctx.get(SinkClient).wait()
     return number
 
@@ -116,12 +117,13 @@ async def fan(ctx: Context, _: None) -> list[str]:
 
 @flow("crash.sleeper", registry=REGISTRY)
 async def sleeper(ctx: Context, _: None) -> list[str]:
-    """Sleep between steps, in one strand of two."""
+    """Look at the time, and sleep between steps, in one strand of two."""
 
     async def late() -> str:
         await ctx.sleep(PARKS_S)
         return await take(ctx, "late")
 
+    await ctx.now()
     first = await take(ctx, "first")
     return [first, *await ctx.parallel(late(), take(ctx, "soon"))]
 
@@ -159,10 +161,10 @@ async def tries_again(ctx: Context, _: None) -> list[str]:
 
 @flow("crash.body", retry=QUICK, registry=REGISTRY)
 async def body(ctx: Context, _: None) -> list[str]:
-    """Fail once between steps, so that the body is tried again."""
+    """Fail twice between steps, so that the body is tried again, the second time as its policy still allows."""
     first = await take(ctx, "first")
-    if ctx.attempt == 1:
-        raise Transient("the first attempt fails")
+    if ctx.attempt <= 2:
+        raise Transient("the first attempts fail")
     return [first, await take(ctx, "second")]
 
 

@@ -18,6 +18,7 @@ OWN_CONNECTIONS = {
 # Rooms of the engine that open transactions of the application, and why those need no scenario of their own.
 AS_APPLICATION = {
     "events.py": "reads only; what callers write is crashed in test_callers.py",
+    "feeds.py": "reads only",
     "bulk.py": "inside a step, one whole act each, which a repeat of the step finds done",
     "reserving.py": "of the API: a killed process's blocks come back; tests/engine/test_quotas.py",
 }

@@ -13,7 +13,9 @@ from tests.engine.test_faults import _lease, _step
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.payloads import INLINE_BYTES, MAX_BYTES, is_big
+from millpond.engine.waits import resolve
 from millpond.errors import InvalidInput, LeaseLost
+from millpond.types import Principal
 
 
 def test_size_is_counted_in_bytes() -> None:
@@ -111,3 +113,35 @@ async def test_what_is_over_the_limit_is_refused_with_its_field_and_both_sizes(p
     assert row["output"].startswith("value_too_large: the output")
     assert failed["outcome"] == "failed"
     assert failed["error"]["code"] == "value_too_large"
+
+
+async def test_big_answers_of_humans_stand_apart_and_reach_their_steps(pond: Pond) -> None:
+    text = "ö" * (200 * 1024)
+
+    async def lose(step: StepContext) -> str:
+        raise RuntimeError("nobody knows")
+
+    lost = pond.step(lose, effect="once")
+
+    async def ask(ctx: Context, kind: str) -> int:
+        if kind == "outcome":
+            return len(await ctx.step(lost))
+        form = {"type": "string"}
+        return len((await ctx.ask_human("which", role="operator", form=form)).answer)
+
+    flow = pond.flow(ask)
+    kim = Principal(org_id=0, subject="user:kim", roles=frozenset({"operator"}))
+    async with pond.worker():
+        for kind, answer in (
+            ("question", text),
+            ("outcome", {"outcome": "done", "output": text}),
+        ):
+            run_id = await pond.submit(flow, kind)
+            event = await pond.until(run_id, "input.requested")
+            async with pond.db.org(pond.org_id) as con:
+                request_id = uuid.UUID(event.data["request_id"])
+                readied = await resolve(con, pond.org_id, request_id, kim, answer)
+            pond.hints.wake([readied.queue])
+            assert (await pond.ended(run_id))["output"] == len(text)
+            assert await pond.count("payload", f"run_id = '{run_id}'") == 1
+            assert await pond.count("step", f"run_id = '{run_id}' and output is not null") == 0

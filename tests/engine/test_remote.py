@@ -217,6 +217,12 @@ async def test_what_cannot_go_elsewhere_is_refused_by_name(pond: Pond) -> None:
     with pytest.raises(InvalidInput, match="may have that name"):
         pond.step(queued)
     step = pond.step(count)
+    for elsewhere in ({"queue": "sql"}, {"needs": {"gpu": "true"}}):
+        with pytest.raises(InvalidInput) as refused:
+            pond.step(count, name="once", effect="once", **elsewhere)
+        assert refused.value.code == "once_elsewhere"
+        assert refused.value.param in elsewhere
+    once = pond.step(count, name="once", effect="once")
 
     async def plain(_: Any) -> int:
         return 1
@@ -224,12 +230,16 @@ async def test_what_cannot_go_elsewhere_is_refused_by_name(pond: Pond) -> None:
     async def ask(ctx: Context, kind: str) -> Any:
         if kind == "unregistered":
             return await ctx.step("plain", plain, 1, queue="sql")  # type: ignore[call-overload]
+        if kind == "once":
+            return await ctx.step(once, 1, queue="sql")
         return await ctx.step(step, "many", queue="sql")
 
     flow = pond.flow(ask)
     async with pond.worker({"default": 5, "sql": 1}):
         unregistered = await pond.ended(await pond.submit(flow, "unregistered"))
         mistyped = await pond.ended(await pond.submit(flow, "mistyped"))
+        irreversible = await pond.ended(await pond.submit(flow, "once"))
+    assert irreversible["error"]["code"] == "once_elsewhere"
     assert unregistered["error"]["code"] == "step_not_registered"
     assert mistyped["error"]["code"] == "not_json"
     assert "argument n of step count" in mistyped["error"]["message"]

@@ -366,6 +366,38 @@ async def test_a_flow_body_is_tried_again_only_for_errors_outside_steps(pond: Po
     assert (await pond.kinds(run_id)).count("run.retrying") == 2
 
 
+async def test_a_flow_body_is_not_tried_again_for_longer_than_its_policy_says(pond: Pond) -> None:
+    bodies = 0
+
+    async def hopeless(ctx: Context, _: None) -> None:
+        nonlocal bodies
+        bodies += 1
+        raise Transient("never")
+
+    pond.flow(hopeless, retry=Retry(max_tries=200, base_s=0.02, cap_s=0.02, max_elapsed_s=0.5))
+    async with pond.worker():
+        row = await pond.ended(await pond.submit("hopeless"))
+    assert row["outcome"] == "failed"
+    assert 2 <= bodies < 100
+
+
+async def test_the_time_that_a_run_waited_is_no_time_of_trying_again(pond: Pond) -> None:
+    bodies = 0
+
+    async def patient(ctx: Context, _: None) -> int:
+        nonlocal bodies
+        await ctx.sleep(1.2)
+        bodies += 1
+        if bodies == 1:
+            raise Transient("once")
+        return bodies
+
+    pond.flow(patient, retry=Retry(base_s=0.01, cap_s=0.02, max_elapsed_s=1.0))
+    async with pond.worker():
+        row = await pond.ended(await pond.submit("patient"))
+    assert row["output"] == 2
+
+
 async def test_a_run_over_its_time_fails(pond: Pond) -> None:
     async def slow(ctx: Context, _: None) -> None:
         await ctx.step("forever", asyncio.Event().wait)

@@ -11,9 +11,30 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Pond
 
-from millpond.engine import views
+from millpond.engine import values, views
 from millpond.engine.context import Context
 from millpond.errors import InvalidInput
+
+
+async def test_now_is_the_time_of_the_database_and_not_of_the_worker(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:  # type: ignore[override]
+            return datetime(1999, 12, 31, tzinfo=UTC)
+
+    async def look(ctx: Context, _: None) -> datetime:
+        return await ctx.now()
+
+    pond.flow(look)
+    monkeypatch.setattr(values, "datetime", Wrong)
+    async with pond.engine_db.duty("test") as con:
+        before = await con.fetchval("select clock_timestamp()")
+    async with pond.worker():
+        told = datetime.fromisoformat((await pond.ended(await pond.submit("look")))["output"])
+    async with pond.engine_db.duty("test") as con:
+        assert before <= told <= await con.fetchval("select clock_timestamp()")
 
 
 async def test_now_and_random_are_the_same_in_every_attempt(pond: Pond) -> None:

@@ -12,13 +12,17 @@ from typing import Any
 
 @dataclass
 class Reply:
-    """One scripted answer; `cut_after` closes the connection after that many bytes of the body."""
+    """One scripted answer; `cut_after` closes the connection after that many bytes of the body.
+
+    With `chunks` the body is a stream of server-sent events, as text.
+    """
 
     status: int = 200
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
     cut_after: int | None = None
     hang: bool = False
+    chunks: list[str] | None = None
 
 
 @dataclass
@@ -57,7 +61,10 @@ async def far_end(*replies: Reply) -> AsyncIterator[Far]:
                     await gone.wait()
                     return
                 body = json.dumps(reply.body).encode()
-                headers = {"content-type": "application/json", **reply.headers}
+                kind = "application/json"
+                if reply.chunks is not None:
+                    body, kind = "".join(reply.chunks).encode(), "text/event-stream"
+                headers = {"content-type": kind, **reply.headers}
                 headers["content-length"] = str(len(body))
                 head = "".join(f"{k}: {v}\r\n" for k, v in headers.items())
                 writer.write(f"HTTP/1.1 {reply.status} X\r\n{head}\r\n".encode())

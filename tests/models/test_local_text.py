@@ -60,6 +60,19 @@ async def test_same_prompt_gives_the_same_text_and_max_tokens_cuts(model: LocalT
     assert first.output_tokens == 12
 
 
+async def test_words_are_passed_on_as_they_come_and_the_completion_has_all(
+    model: LocalTextModel,
+) -> None:
+    pieces: list[str] = []
+    shown = await model.complete("Tell me a long story.", max_tokens=12, on_text=pieces.append)
+    assert len(pieces) > 3
+    assert "".join(pieces).strip() == shown.text
+    # The same as without, and what was used is known too.
+    assert shown == await model.complete("Tell me a long story.", max_tokens=12)
+    with pytest.raises(InvalidInput):
+        await model.complete("word " * 3000, on_text=pieces.append)
+
+
 async def test_two_at_once_share_one_process(model: LocalTextModel) -> None:
     assert model.pid is None
     one, two = await asyncio.gather(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -87,6 +88,94 @@ async def test_completion_is_read_from_one_request(provider: str) -> None:
         assert "Be brief." in sent
         assert "How long may I return it?" in sent
         assert "77" in sent
+
+
+def _events(*documents: dict[str, Any], named: bool = False) -> list[str]:
+    """Return documents as server-sent events, with their types as names where the protocol has them."""
+    return [
+        (f"event: {one['type']}\n" if named else "") + f"data: {json.dumps(one)}\n\n"
+        for one in documents
+    ]
+
+
+def _chunk(delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    return {**OPENAI, "object": "chat.completion.chunk", "choices": [choice], "usage": None}
+
+
+def _streamed(provider: str) -> list[str]:
+    """Return what a provider sends as it writes, its last words first to go where an answer breaks off."""
+    if provider == "anthropic":
+        start = {**ANTHROPIC, "content": [], "stop_reason": None}
+        block = {"type": "text", "text": ""}
+        return _events(
+            {"type": "message_start", "message": start},
+            {"type": "content_block_start", "index": 0, "content_block": block},
+            *(
+                {
+                    "type": "content_block_delta",
+                    "index": 0,
+                    "delta": {"type": "text_delta", "text": text},
+                }
+                for text in ("Within ", "60 days.")
+            ),
+            {"type": "content_block_stop", "index": 0},
+            {
+                "type": "message_delta",
+                "delta": {"stop_reason": "end_turn", "stop_sequence": None},
+                "usage": {"input_tokens": 11, "output_tokens": 5},
+            },
+            {"type": "message_stop"},
+            named=True,
+        )
+    if provider == "google":
+        (whole,) = GOOGLE["candidates"]
+        first = {"content": {"role": "model", "parts": [{"text": "Within "}]}, "index": 0}
+        last = {**whole, "content": {"role": "model", "parts": [{"text": "60 days."}]}}
+        return _events({**GOOGLE, "candidates": [first]}, {**GOOGLE, "candidates": [last]})
+    usage = {**_chunk({}), "choices": [], "usage": OPENAI["usage"]}
+    pieces = [_chunk({"role": "assistant", "content": "Within "}), _chunk({"content": "60 days."})]
+    return [*_events(*pieces, _chunk({}, "stop"), usage), "data: [DONE]\n\n"]
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_words_are_passed_on_as_they_come_and_the_completion_has_all(provider: str) -> None:
+    async with far_end(Reply(chunks=_streamed(provider))) as far:
+        model = _open(provider, far.url)
+        pieces: list[str] = []
+        completion = await model.complete("How long?", on_text=pieces.append)
+        await model.close()
+        assert [piece for piece in pieces if piece] == ["Within ", "60 days."]
+        assert completion.text == "Within 60 days."
+        assert (completion.input_tokens, completion.output_tokens) == (11, 5)
+        assert completion.finish_reason == "stop"
+        assert len(far.requests) == 1
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_stream_without_a_finish_reason_is_an_error(provider: str) -> None:
+    whole = _streamed(provider)
+    kept = {"anthropic": 4, "google": 1}.get(provider, 2)
+    async with far_end(Reply(chunks=whole[:kept])) as far:
+        model = _open(provider, far.url)
+        pieces: list[str] = []
+        with pytest.raises(Transient) as caught:
+            await model.complete("How long?", on_text=pieces.append)
+        await model.close()
+        assert caught.value.code in ("model_cut_off", "model_unreachable")
+        assert "Within " in pieces
+        assert len(far.requests) == 1
+
+
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_a_refused_stream_is_an_error_by_its_status_and_asked_once(provider: str) -> None:
+    async with far_end(Reply(status=429, body=ERROR, headers={"retry-after": "17"})) as far:
+        model = _open(provider, far.url)
+        with pytest.raises(Transient) as caught:
+            await model.complete("hello", on_text=lambda _: None)
+        await model.close()
+        assert (caught.value.code, caught.value.retry_after_s) == ("model_rate_limited", 17)
+        assert len(far.requests) == 1
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -94,7 +94,7 @@ async def _listen(ctx: Any, _: Any) -> Any:
     return await ctx.wait_event("paid")
 
 
-@thing("GET /v1/runs")
+@thing("GET /v1/runs", "GET /v1/run-events")
 async def a_list(at: Bench) -> Wish:
     return Wish(makes=(await queued(at),))
 

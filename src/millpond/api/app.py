@@ -81,6 +81,7 @@ from millpond.api.routes import (
     reruns,
     roles,
     run_batches,
+    run_events,
     runs,
     schedules,
     secrets,
@@ -164,6 +165,7 @@ _REFERRED = (
 _ROOMS = (
     runs,
     run_batches,
+    run_events,
     why,
     signals,
     blocked,

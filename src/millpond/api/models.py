@@ -203,6 +203,20 @@ class EventOut(BaseModel):
     at: datetime
 
 
+class RunEventOut(BaseModel):
+    """A stored fact of any run of the org; on a stream, `id:` is its place and `event:` its kind."""
+
+    id: str = Field(description="Its place among the events of all runs: a cursor.")
+    object: Literal["run_event"]
+    run_id: uuid.UUID
+    flow: str
+    number: int = Field(description="Number within the run, from 1 without gaps.")
+    kind: str
+    step: str | None
+    data: dict[str, Any]
+    at: datetime
+
+
 class PauseOut(BaseModel):
     """A pause that holds."""
 

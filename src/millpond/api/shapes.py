@@ -12,6 +12,8 @@ from typing import Any
 
 from millpond.api.reply import raw
 from millpond.engine.events import Event
+from millpond.engine.feeds import OrgEvent
+from millpond.engine.growing import Delta
 from millpond.engine.queues import QueueView
 from millpond.engine.views import FlowView, Kin, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
@@ -102,6 +104,36 @@ def event_json(event: Event) -> dict[str, Any]:
         "step": event.step_key,
         "data": event.data,
         "at": event.at,
+    }
+
+
+def org_event_json(told: OrgEvent) -> dict[str, Any]:
+    """Return one event of any run of the org; its id is its place among all of them."""
+    event = told.event
+    return {
+        "id": str(told.place),
+        "object": "run_event",
+        "run_id": event.run_id,
+        "flow": told.flow,
+        "number": event.event_no,
+        "kind": event.kind,
+        "step": event.step_key,
+        "data": event.data,
+        "at": event.at,
+    }
+
+
+def delta_json(delta: Delta) -> dict[str, Any]:
+    """Return a piece of the text of a step under way."""
+    return {
+        "run_id": delta.run_id,
+        "object": "delta",
+        "step": delta.step_key,
+        "attempt": delta.attempt,
+        "tries": delta.tries,
+        "n": delta.n,
+        "text": delta.text,
+        "at": delta.at,
     }
 
 

@@ -1,9 +1,9 @@
-"""Server-sent events: a run's events as a stream that resumes by number.
+"""Server-sent events: a run's events as a stream that resumes by number, those of all runs by their place.
 
-Called by the events route. Invariants: every event goes out once and in order with `id:` = its
-number; a stream ends after the final event, when the client has gone, when the server stops, or with a
-message `closed` when the caller's token has expired or what it may has changed;
-whatever ends it, nothing of it is left running.
+Called by the events routes. Invariants: every event goes out once and in order with `id:` = its
+number or place, text of steps under way between them without one; a stream ends after the final event, when the
+client has gone, when the server stops, or with a message `closed` when the caller's token has expired or what it may
+has changed; whatever ends it, nothing of it is left running.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import structlog
 from fastapi import Response
 from starlette.types import Receive, Scope, Send
 
 from millpond.api.reply import encode
-from millpond.api.shapes import event_json
+from millpond.api.shapes import delta_json, event_json, org_event_json
 from millpond.engine.events import Event
+from millpond.engine.feeds import OrgEvent
+from millpond.engine.growing import Delta
 from millpond.errors import NotFound, Transient
 
 MEDIA_TYPE = "text/event-stream"
@@ -33,7 +36,9 @@ _HEADERS = {
 }
 _log = structlog.get_logger("millpond.api.sse")
 
-Open = Callable[[int], AsyncIterator[Event]]
+Told = Event | Delta | OrgEvent
+# Opens what is told after a number or place.
+Open = Callable[[Any], AsyncIterator[Told]]
 IsOver = Callable[[], Awaitable[str | None]]
 
 
@@ -46,7 +51,7 @@ class EventStream(Response):
         self,
         open_from: Open,
         *,
-        after: int,
+        after: object,
         stopping: asyncio.Event,
         keep_alive_s: float = KEEP_ALIVE_S,
         is_over: IsOver | None = None,
@@ -113,13 +118,16 @@ class EventStream(Response):
             await asyncio.wait({upcoming})
             await events.aclose()
 
-    async def _events(self) -> AsyncGenerator[Event, None]:
+    async def _events(self) -> AsyncGenerator[Told, None]:
         """Yield events, opening the tail again from the last number after a fault that passes."""
         after = self._after
         while True:
             try:
                 async for event in self._open_from(after):
-                    after = event.event_no
+                    if isinstance(event, Event):
+                        after = event.event_no
+                    elif isinstance(event, OrgEvent):
+                        after = event.place
                     yield event
                 return
             except NotFound:
@@ -134,8 +142,19 @@ def closed(why: str) -> bytes:
     return b'event: closed\ndata: {"reason":"%s"}\n\n' % why.encode()
 
 
-def frame(event: Event) -> bytes:
-    """Return one event as it goes over the wire; JSON has no line breaks, so one data line does."""
+def frame(event: Told) -> bytes:
+    """Return one event as it goes over the wire; JSON has no line breaks, so one data line does.
+
+    Text of a step under way has no number: whoever resumes does so from an event.
+    """
+    if isinstance(event, Delta):
+        return b"event: delta\ndata: %s\n\n" % encode(delta_json(event))
+    if isinstance(event, OrgEvent):
+        return b"id: %s\nevent: %s\ndata: %s\n\n" % (
+            str(event.place).encode(),
+            event.event.kind.encode(),
+            encode(org_event_json(event)),
+        )
     return b"id: %d\nevent: %s\ndata: %s\n\n" % (
         event.event_no,
         event.kind.encode(),

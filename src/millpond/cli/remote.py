@@ -35,6 +35,7 @@ FINAL_KINDS = frozenset(f"run.{state}" for state in FINAL_STATES)
 DEV_FILE = "token"
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 _PATIENCE_S = 30.0
+_FEED = "/v1/run-events"
 _SIGN_IN = "Sign in with `millpond login`, or set MILLPOND_TOKEN or --token."
 # Where the server's own advice speaks of HTTP.
 _ADVICE = {
@@ -162,12 +163,27 @@ class Remote:
         A broken stream is opened again from the last event seen; raises Unavailable when the server
         stays away for 30 s.
         """
+        async with aclosing(self.watch(run_id, after)) as told:
+            async for one in told:
+                if "kind" in one:
+                    yield one
+
+    async def watch(self, run_id: str, after: int = 0) -> AsyncGenerator[Json, None]:
+        """As `follow`, with the text that steps show while they go on (`object` is `delta`)."""
         seen, delay_s, waited_s = after, 0.2, 0.0
+        shown: dict[str, tuple[int, int, int]] = {}
         while True:
             try:
-                async with aclosing(self._stream(run_id, seen)) as stream:
+                path = f"/v1/runs/{run_id}/events"
+                async with aclosing(self._stream(path, str(seen))) as stream:
                     async for event in stream:
                         delay_s, waited_s = 0.2, 0.0
+                        if "kind" not in event:
+                            place = event["attempt"], event["tries"], event["n"]
+                            if place > shown.get(event["step"], (0, 0, 0)):
+                                shown[event["step"]] = place
+                                yield event
+                            continue
                         if event["id"] <= seen:
                             continue
                         seen = event["id"]
@@ -191,18 +207,49 @@ class Remote:
         left = await self.get(f"/v1/runs/{run_id}/events", {"after": seen, "limit": 1})
         return not left["data"]
 
-    async def _stream(self, run_id: str, after: int) -> AsyncGenerator[Json, None]:
-        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+    async def feed(
+        self, after: str, params: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Json, None]:
+        """Yield events of all runs of the org after a place, live, for ever; `now` is the place after all of them.
+
+        A broken stream is opened again as in `follow`.
+        """
+        if after == "now":  # a place of its own, so that a stream that breaks early goes on there
+            now = await self.get(_FEED, {**(params or {}), "after": "now"})
+            for event in now["data"]:  # between the question and the answer
+                yield event
+            after = now["last_id"]
+        delay_s, waited_s = 0.2, 0.0
+        while True:
+            try:
+                async with aclosing(self._stream(_FEED, after, params)) as stream:
+                    async for event in stream:
+                        delay_s, waited_s = 0.2, 0.0
+                        after = event["id"]
+                        yield event
+            except Transient:
+                if waited_s >= _PATIENCE_S:
+                    raise
+            waited_s += delay_s
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 2.0)
+
+    async def _stream(
+        self, path: str, after: str, params: Mapping[str, Any] | None = None
+    ) -> AsyncGenerator[Json, None]:
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": after}
         timeout = httpx2.Timeout(60.0, connect=5.0)
-        path = f"/v1/runs/{run_id}/events"
+        given = _given(params or {})
         try:
-            async with self._client.sse(path, headers=headers, timeout=timeout) as source:
+            async with self._client.sse(
+                path, params=given, headers=headers, timeout=timeout
+            ) as source:
                 if source.response.is_error:
                     await source.response.aread()
                     raise problem(source.response)
                 async for message in source:
                     event = json.loads(message.data) if message.data else None
-                    if isinstance(event, dict) and "kind" in event:
+                    if isinstance(event, dict) and ("kind" in event or message.event == "delta"):
                         yield event
         except httpx2.TransportError as error:
             raise away(self._client.base_url, error) from error

@@ -12,11 +12,13 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
+from rich.text import Text
 
 from millpond.cli import timeline
 from millpond.cli.batch_file import read_batch
 from millpond.cli.call import call
 from millpond.cli.exit import ExitCode, TimedOut
+from millpond.cli.growing import Growing
 from millpond.cli.options import (
     DEFAULT_URL,
     AsJson,
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
     from millpond.cli.remote import Remote
 
 T = TypeVar("T")
+_FIRST_PLACE = f"0-{'0' * 32}-0"
 
 app = typer.Typer(no_args_is_help=True, help="Start, watch, signal, repeat and cancel runs.")
 
@@ -182,19 +185,67 @@ def tail(
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Print the events of a run, live, until it ends; with --json one event a line."""
+    """Print the events of a run, live, until it ends; with --json one event a line.
+
+    On a terminal, what steps write while they go on grows between the events.
+    """
 
     async def talk(remote: Remote) -> str:
-        async with asyncio.timeout(timeout_s), aclosing(remote.follow(run_id, after)) as events:
-            async for event in events:
-                if as_json:
-                    print_json_line(event)
-                else:
-                    out().print(timeline.event_line(event), soft_wrap=True)
+        page = Growing(out())
+        async with asyncio.timeout(timeout_s), aclosing(remote.watch(run_id, after)) as told:
+            async for one in told:
+                if not as_json:
+                    page.show(one)
+                elif "kind" in one:
+                    print_json_line(one)
         run = await remote.get(f"/v1/runs/{run_id}")
         return str(run["state"])
 
     exit_by(patiently(lambda: call(url, token, talk), timeout_s))
+
+
+@app.command()
+def feed(
+    after: Annotated[
+        str, typer.Option(help="Only events after this place (`last_id`); `now` is after all.")
+    ] = "",
+    kind: Annotated[list[str] | None, typer.Option(help="Only events of this kind.")] = None,
+    flow: Annotated[str | None, typer.Option(help="Only runs of this flow.")] = None,
+    limit: Limit = 100,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what comes, until interrupted.")
+    ] = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Print events of all runs in the order in which they were stored; with --json and --follow one a line."""
+    params: dict[str, Json] = {"kind": kind or None, "flow": flow}
+
+    async def talk(remote: Remote) -> Json:
+        if not follow:
+            return await remote.get("/v1/run-events", {**params, "after": after, "limit": limit})
+        async with aclosing(remote.feed(after or _FIRST_PLACE, params)) as events:
+            async for event in events:
+                if as_json:
+                    print_json_line(event)
+                else:
+                    _print_event(event)
+        return None
+
+    page = call(url, token, talk)
+    if as_json and page is not None:
+        print_json(page)
+        return
+    for event in page["data"] if page is not None else ():
+        _print_event(event)
+    if page is not None and page["has_more"]:
+        err().print(f"more: --after {page['last_id']}", style="dim")
+
+
+def _print_event(event: Json) -> None:
+    line = Text.assemble((f"{plain(event['run_id'])} ", "dim"), timeline.event_line(event))
+    out().print(line, soft_wrap=True)
 
 
 def keyed(key: str | None) -> dict[str, str]:

@@ -33,8 +33,10 @@ from millpond.client.errors import (
 from millpond.client.handles import AsyncRun, Run
 from millpond.client.models import (
     BulkPreview,
+    Delta,
     Event,
     InputRequest,
+    OrgEvent,
     Page,
     RunBatch,
     RunData,
@@ -64,6 +66,7 @@ __all__ = [
     "BulkPreview",
     "Client",
     "Conflict",
+    "Delta",
     "Document",
     "Event",
     "EventWish",
@@ -79,6 +82,7 @@ __all__ = [
     "MySession",
     "NotFound",
     "OnRenewed",
+    "OrgEvent",
     "OverQuota",
     "Page",
     "Passage",

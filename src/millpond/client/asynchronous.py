@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
 
 from millpond.client.call import Call, Id, next_page, path_of
+from millpond.client.calls.runs import list_org_events
 from millpond.client.errors import ApiError, Unauthenticated, Unavailable
-from millpond.client.following import Following
+from millpond.client.following import Following, FollowingAll
 from millpond.client.groups import Groups
 from millpond.client.handles import AsyncRun
-from millpond.client.models import Event, Page, RunData
+from millpond.client.models import Delta, Event, OrgEvent, Page, RunData
 from millpond.client.renewing import OnRenewed, Tokens
 from millpond.client.sending import (
     Patience,
@@ -143,6 +145,13 @@ class AsyncClient(Groups[Later]):
         A stream that breaks is opened again from the last event; raises Unavailable when the server
         stays away for a minute.
         """
+        async with aclosing(self.watch(run_id, after=after)) as watched:
+            async for told in watched:
+                if isinstance(told, Event):
+                    yield told
+
+    async def watch(self, run_id: Id, *, after: int = 0) -> AsyncGenerator[Event | Delta, None]:
+        """As `follow`, with the text that steps show while they go on between the events."""
         following = Following(after=after)
         while True:
             used = self._tokens.access
@@ -160,11 +169,11 @@ class AsyncClient(Groups[Later]):
                     if source.response.status_code == httpx2.codes.NO_CONTENT:
                         return
                     async for message in source:
-                        event = following.take(message)
-                        if event is not None:
-                            yield event
-                            if event.is_final:
-                                return
+                        told = following.take(message)
+                        if told is not None:
+                            yield told
+                        if isinstance(told, Event) and told.is_final:
+                            return
             except httpx2.TransportError as error:
                 broken = unreachable(error, self._http.base_url)
             except Unavailable as error:
@@ -177,4 +186,54 @@ class AsyncClient(Groups[Later]):
             pause_s = following.next_pause_s()
             if pause_s is None:
                 raise broken or Unavailable(f"the events of run {run_id} ended early")
+            await asyncio.sleep(pause_s)
+
+    async def follow_all(
+        self,
+        *,
+        after: str = "now",
+        kind: str | Sequence[str] | None = None,
+        flow: str | None = None,
+    ) -> AsyncGenerator[OrgEvent, None]:
+        """Yield events of all runs of the org after a place, then live ones, for ever.
+
+        The place is an event's `id`; `now` stands after all that is over, an empty one before. A stream that breaks is
+        opened again from the last event; raises Unavailable when the server stays away for a minute.
+        """
+        if after == "now":  # a place of its own, so that a stream that breaks early goes on there
+            page = await self.send(list_org_events(after="now", kind=kind, flow=flow))
+            for event in page.data:  # between the question and the answer
+                yield event
+            after = str(page.last_id)
+        following = FollowingAll(after=after, kind=kind, flow=flow)
+        while True:
+            used = self._tokens.access
+            broken: ApiError | None = None
+            try:
+                async with self._http.sse(
+                    path_of("run-events"),
+                    params=following.params,
+                    headers=following.headers,
+                    timeout=_STREAM_TIMEOUT,
+                    max_event_size=None,
+                ) as source:
+                    if source.response.is_error:
+                        await source.response.aread()
+                        raise refused(source.response)
+                    async for message in source:
+                        told = following.take(message)
+                        if told is not None:
+                            yield told
+            except httpx2.TransportError as error:
+                broken = unreachable(error, self._http.base_url)
+            except Unavailable as error:
+                broken = error
+            except Unauthenticated as error:
+                if not following.may_renew or not await self._renew(error, used):
+                    raise
+                following.may_renew = False
+                continue
+            pause_s = following.next_pause_s()
+            if pause_s is None:
+                raise broken or Unavailable("the events of the organization ended early")
             await asyncio.sleep(pause_s)

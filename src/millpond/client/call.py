@@ -71,7 +71,7 @@ def read_text(text: str) -> str:
     return text
 
 
-def get(path: str, kind: Any, **params: Any) -> Call[Any]:
+def get(path: str, kind: Any, /, **params: Any) -> Call[Any]:
     """Make a call that reads; parameters that are None are left out."""
     return Call(method="GET", path=path, read=reader(kind), params=given(params))
 

@@ -38,6 +38,8 @@ class Runs(Group[Kind]):
     list = listing(runs.list_runs)
     page = method(runs.list_runs)
     event_page = method(runs.list_run_events)
+    feed = listing(runs.list_org_events)
+    feed_page = method(runs.list_org_events)
     why = method(runs.explain_run)
     signal = method(runs.signal_run)
     cancel = run_method(runs.cancel_run)

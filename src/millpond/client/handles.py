@@ -15,7 +15,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
 from millpond.client.call import Call, Id
 from millpond.client.calls import runs
 from millpond.client.errors import RunCancelled, RunFailed, WaitTimeout
-from millpond.client.models import Event, RunData
+from millpond.client.models import Delta, Event, RunData
 from millpond.client.surface import Group, Kind, Later, Made, Now, Sends
 
 P = ParamSpec("P")
@@ -152,6 +152,11 @@ class Run(Handle[Now]):
         events: Iterator[Event] = self._client.follow(self.id, after=after)
         return events
 
+    def watch(self, *, after: int = 0) -> Iterator[Event | Delta]:
+        """As `events`, with the text that steps show while they go on, such as a model's words."""
+        told: Iterator[Event | Delta] = self._client.watch(self.id, after=after)
+        return told
+
     def wait(self, timeout_s: float | None = None) -> Self:
         """Wait until the run has ended, whichever way; raises WaitTimeout, and the run goes on."""
         waiting = _Waiting(timeout_s)
@@ -187,6 +192,11 @@ class AsyncRun(Handle[Later]):
         """Yield stored events above a number, then live ones, to the final one."""
         events: AsyncGenerator[Event, None] = self._client.follow(self.id, after=after)
         return events
+
+    def watch(self, *, after: int = 0) -> AsyncGenerator[Event | Delta, None]:
+        """As `events`, with the text that steps show while they go on, such as a model's words."""
+        told: AsyncGenerator[Event | Delta, None] = self._client.watch(self.id, after=after)
+        return told
 
     async def wait(self, timeout_s: float | None = None) -> Self:
         """Wait until the run has ended, whichever way; raises WaitTimeout, and the run goes on."""

@@ -121,6 +121,31 @@ class Event(Answer):
         return self.kind in FINAL_KINDS
 
 
+class OrgEvent(Answer):
+    """A stored fact of any run of the org; `id` is its place among those of all runs, `number` the one in its run."""
+
+    id: str
+    run_id: uuid.UUID
+    flow: str
+    number: int
+    kind: str
+    step: str | None = None
+    data: dict[str, Any] = Field(default_factory=dict)
+    at: datetime
+
+
+class Delta(Answer):
+    """A piece of text that a step shows while it goes on; `n` counts within step, attempt and try."""
+
+    run_id: uuid.UUID
+    step: str
+    attempt: int
+    tries: int
+    n: int
+    text: str
+    at: datetime
+
+
 class Page(Answer, Generic[Item]):
     """One page of a list; `last_id` is where the next one goes on."""
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
 
 from millpond.client.call import Call, Id, next_page, path_of
+from millpond.client.calls.runs import list_org_events
 from millpond.client.errors import ApiError, Unauthenticated, Unavailable
-from millpond.client.following import Following
+from millpond.client.following import Following, FollowingAll
 from millpond.client.groups import Groups
 from millpond.client.handles import Run
-from millpond.client.models import Event, Page, RunData
+from millpond.client.models import Delta, Event, OrgEvent, Page, RunData
 from millpond.client.renewing import OnRenewed, Tokens
 from millpond.client.sending import (
     Patience,
@@ -142,6 +144,13 @@ class Client(Groups[Now]):
         A stream that breaks is opened again from the last event; raises Unavailable when the server
         stays away for a minute.
         """
+        with closing(self.watch(run_id, after=after)) as watched:
+            for told in watched:
+                if isinstance(told, Event):
+                    yield told
+
+    def watch(self, run_id: Id, *, after: int = 0) -> Generator[Event | Delta, None, None]:
+        """As `follow`, with the text that steps show while they go on between the events."""
         following = Following(after=after)
         while True:
             used = self._tokens.access
@@ -159,11 +168,11 @@ class Client(Groups[Now]):
                     if source.response.status_code == httpx2.codes.NO_CONTENT:
                         return
                     for message in source:
-                        event = following.take(message)
-                        if event is not None:
-                            yield event
-                            if event.is_final:
-                                return
+                        told = following.take(message)
+                        if told is not None:
+                            yield told
+                        if isinstance(told, Event) and told.is_final:
+                            return
             except httpx2.TransportError as error:
                 broken = unreachable(error, self._http.base_url)
             except Unavailable as error:
@@ -176,4 +185,53 @@ class Client(Groups[Now]):
             pause_s = following.next_pause_s()
             if pause_s is None:
                 raise broken or Unavailable(f"the events of run {run_id} ended early")
+            time.sleep(pause_s)
+
+    def follow_all(
+        self,
+        *,
+        after: str = "now",
+        kind: str | Sequence[str] | None = None,
+        flow: str | None = None,
+    ) -> Generator[OrgEvent, None, None]:
+        """Yield events of all runs of the org after a place, then live ones, for ever.
+
+        The place is an event's `id`; `now` stands after all that is over, an empty one before. A stream that breaks is
+        opened again from the last event; raises Unavailable when the server stays away for a minute.
+        """
+        if after == "now":  # a place of its own, so that a stream that breaks early goes on there
+            page = self.send(list_org_events(after="now", kind=kind, flow=flow))
+            yield from page.data  # between the question and the answer
+            after = str(page.last_id)
+        following = FollowingAll(after=after, kind=kind, flow=flow)
+        while True:
+            used = self._tokens.access
+            broken: ApiError | None = None
+            try:
+                with self._http.sse(
+                    path_of("run-events"),
+                    params=following.params,
+                    headers=following.headers,
+                    timeout=_STREAM_TIMEOUT,
+                    max_event_size=None,
+                ) as source:
+                    if source.response.is_error:
+                        source.response.read()
+                        raise refused(source.response)
+                    for message in source:
+                        told = following.take(message)
+                        if told is not None:
+                            yield told
+            except httpx2.TransportError as error:
+                broken = unreachable(error, self._http.base_url)
+            except Unavailable as error:
+                broken = error
+            except Unauthenticated as error:
+                if not following.may_renew or not self._renew(error, used):
+                    raise
+                following.may_renew = False
+                continue
+            pause_s = following.next_pause_s()
+            if pause_s is None:
+                raise broken or Unavailable("the events of the organization ended early")
             time.sleep(pause_s)

@@ -6,6 +6,7 @@ in doubt, takes one, and takes it once; the caller holds the run's live row lock
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 import jsonschema_rs
@@ -13,7 +14,9 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine import payloads
 from millpond.engine.events import Fact
+from millpond.engine.payloads import Payload
 from millpond.errors import Conflict
 from millpond.types import Json
 
@@ -57,7 +60,10 @@ async def record(
         "digest": request["digest"].hex(),
     }
     text = orjson.dumps(output).decode()
-    name = await con.fetchval(_WAITS["end_wait"], org_id, run_id, step_key, "done", text, None)
+    name = await con.fetchval(
+        _WAITS["end_wait"], org_id, run_id, step_key, "done", payloads.inline(text), None
+    )
+    await _keep(con, org_id, run_id, step_key, text)
     await con.execute(_WAITS["drop_timer"], org_id, run_id, step_key)
     return name, []
 
@@ -75,11 +81,23 @@ async def _settle(
         "message": f"{subject} decided that the step has failed",
     }
     text = orjson.dumps(error).decode() if state == "failed" else None
-    row = await con.fetchrow(_SQL["settle"], org_id, run_id, step_key, state, output, text)
+    row = await con.fetchrow(
+        _SQL["settle"], org_id, run_id, step_key, state, payloads.inline(output), text
+    )
     if row is None:
         raise Conflict(f"step {step_key} is not in doubt any more", code="not_pending")
+    await _keep(con, org_id, run_id, step_key, output)
     data: dict[str, Json] = {"name": row["name"], "tries": row["tries"], "decided_by": subject}
     if state == "failed":
         return row["name"], [Fact("step.failed", step_key, {**data, "error": error})]
     kind = "step.succeeded" if state == "done" else "step.retrying"
     return row["name"], [Fact(kind, step_key, data)]
+
+
+async def _keep(
+    con: Connection, org_id: int, run_id: uuid.UUID, step_key: str, text: str | None
+) -> None:
+    """Store what is too big for the step's own row beside it."""
+    if text is not None and payloads.is_big(text):
+        slot = payloads.slot_of_step(step_key)
+        await payloads.keep(con, [Payload(org_id, run_id, slot, text)])

@@ -30,7 +30,8 @@ class Attempt:
     """A claimed run with its code; `context` is the one that its code uses now, to be ended from outside.
 
     `is_ending` says that how the run ends is decided, so that a cancel changes nothing any more; `ended` is
-    why nothing more may be begun under this attempt. `slot` is that of a worker which counts them.
+    why nothing more may be begun under this attempt. `slot` is that of a worker which counts them; `decided` is an
+    error of the flow's own code, with the delay until its next try.
     """
 
     claimed: Claimed
@@ -39,6 +40,7 @@ class Attempt:
     is_ending: bool = False
     ended: str | None = None
     slot: Slot | None = None
+    decided: tuple[Exception, float | None] | None = None
 
     @property
     def capability(self) -> str:

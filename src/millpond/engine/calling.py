@@ -14,7 +14,7 @@ from millpond.engine.branches import Branches
 from millpond.engine.claim import Claimed
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan
-from millpond.engine.registry import Step, meets, place_of
+from millpond.engine.registry import Step, meets, once_elsewhere, place_of
 from millpond.engine.remote import Sent, send
 from millpond.engine.scope import Scope
 from millpond.engine.step_context import StepContext, StepFacts, Teller
@@ -46,12 +46,7 @@ class Caller:
         if wanted == self._queue and meets(self._scope.labels, step.needs):
             return None
         if step.effect == "once":
-            raise InvalidInput(
-                f"step {step.name} has effect once and cannot execute elsewhere",
-                param="queue",
-                code="once_elsewhere",
-                advice="give its flow that queue, or start a child run there",
-            )
+            raise once_elsewhere(step.name, "queue")
         return wanted
 
     async def send(
@@ -97,6 +92,7 @@ class Caller:
         teller = Teller(
             lambda body: performer.tell(key, name, body),
             lambda body: performer.tell_soon(key, name, body),
+            lambda text, veil: performer.show(plan, try_number, text, veil),
         )
         first = StepContext(
             facts,

@@ -82,6 +82,7 @@ async def compare(
         committer=_NOTHING,
         hints=_NOTHING,
         settler=_NOTHING,
+        deltas=_NOTHING,
         placing=_NOTHING,
         worker_id=uuid.UUID(int=0),
         resources=resources,

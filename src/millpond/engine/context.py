@@ -367,6 +367,10 @@ class Context(Fanning, Signals, Continuing, Values):
         """Return what tries used on models that were ended from outside before their record."""
         return self._performer.unrecorded
 
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Do what needs the database, again while that is out of reach."""
+        return await self._performer.persist(write)
+
     async def await_answer(self, key: str) -> None:
         """Park until a human has answered what is asked about a step."""
         await self._branches.park(self._branches.here(), key, is_human=True)

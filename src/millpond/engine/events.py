@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -18,12 +18,15 @@ import orjson
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
 from millpond.engine.duties import NO_DUTY, Duty
+from millpond.engine.growing import Delta, Reader
 from millpond.engine.hints import CHANGED, Listener, tail_of
 from millpond.errors import NotFound
 from millpond.types import Json
 
 _SQL = queries("events")
 FINAL_EVENTS = frozenset({"run.succeeded", "run.failed", "run.cancelled"})
+_ENDS_OF_TRIES = frozenset({"step.succeeded", "step.retrying", "step.failed", "step.unknown"})
+_ANY = "any"
 _BUSY_S = 0.1
 _IDLE_S = 1.0
 
@@ -117,11 +120,17 @@ class Feed:
         """Stop listening; tails go on by polling."""
         await self._listener.close()
 
+    def subscribe(self, run_id: uuid.UUID) -> AbstractContextManager[asyncio.Event]:
+        """Give an event that is set whenever the run may have changed."""
+        return self._subscribe(tail_of(run_id))
+
+    def subscribe_all(self) -> AbstractContextManager[asyncio.Event]:
+        """Give an event that is set whenever any run may have changed."""
+        return self._subscribe(_ANY)
+
     @contextmanager
-    def subscribe(self, run_id: uuid.UUID) -> Iterator[asyncio.Event]:
-        """Yield an event that is set whenever the run may have changed."""
+    def _subscribe(self, tail: str) -> Iterator[asyncio.Event]:
         woken = asyncio.Event()
-        tail = tail_of(run_id)
         self._waiting.setdefault(tail, set()).add(woken)
         try:
             yield woken
@@ -132,7 +141,7 @@ class Feed:
                 del self._waiting[tail]
 
     def _hear(self, payload: str) -> None:
-        tails = list(self._waiting) if payload == "*" else payload.split(",")
+        tails = list(self._waiting) if payload == "*" else [*payload.split(","), _ANY]
         for tail in tails:
             for woken in self._waiting.get(tail, ()):
                 woken.set()
@@ -146,6 +155,21 @@ async def tail(
     Raises NotFound when the org has no such run. A run whose final event is at or before `after`
     ends the stream at once.
     """
+    async for told in _follow(db, feed, org_id, run_id, after, None):
+        if isinstance(told, Event):
+            yield told
+
+
+def tail_with_text(
+    db: Database, feed: Feed, org_id: int, run_id: uuid.UUID, reader: Reader, *, after: int = 0
+) -> AsyncIterator[Event | Delta]:
+    """As `tail`, with the text of steps under way between the events, as far as `reader` has not had it."""
+    return _follow(db, feed, org_id, run_id, after, reader)
+
+
+async def _follow(
+    db: Database, feed: Feed, org_id: int, run_id: uuid.UUID, after: int, reader: Reader | None
+) -> AsyncIterator[Event | Delta]:
     async with db.org(org_id) as con:
         last = await con.fetchrow(_SQL["last"], org_id, run_id)
     if last is None:
@@ -158,13 +182,36 @@ async def tail(
             woken.clear()
             async with db.org(org_id) as con:
                 events = await page(con, org_id, run_id, after=after)
-            for event in events:
-                after = event.event_no
-                yield event
-                if event.is_final:
-                    return
-            wait_s = _BUSY_S if events else min(_IDLE_S, wait_s * 1.5)
+                # Read second: what a try wrote was stored before the event of its end.
+                text = [] if reader is None else await reader.read(con, org_id, run_id)
+            for told in _woven(events, text):
+                yield told
+                if isinstance(told, Event):
+                    after = told.event_no
+                    if told.is_final:
+                        return
+            wait_s = _BUSY_S if events or text else min(_IDLE_S, wait_s * 1.5)
             try:
                 await asyncio.wait_for(woken.wait(), wait_s)
             except TimeoutError:
                 continue
+
+
+def _woven(events: Sequence[Event], text: Sequence[Delta]) -> Iterator[Event | Delta]:
+    """Put text before the event that ends its try, and what is of none of these after all events."""
+    left = list(text)
+    for event in events:
+        if event.kind in _ENDS_OF_TRIES and isinstance(event.data, dict) and left:
+            tries = event.data.get("tries")
+            of_try = [
+                one
+                for one in left
+                if one.step_key == event.step_key and isinstance(tries, int) and one.tries <= tries
+            ]
+            yield from of_try
+            left = [one for one in left if one not in of_try]
+        elif event.is_final:
+            yield from left
+            left = []
+        yield event
+    yield from left

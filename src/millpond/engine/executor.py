@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import orjson
 import structlog
@@ -30,7 +30,7 @@ from millpond.engine.opening import draw_again
 from millpond.engine.registry import Flow
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, Permanent
-from millpond.retry import backoff_s, classify, retry_after_s
+from millpond.retry import Verdict, backoff_s, classify, retry_after_s
 
 _log = structlog.get_logger("millpond.executor")
 # Why a run goes to another worker, and what is told of it.
@@ -62,7 +62,7 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
         if claimed.cancel_requested or attempt.is_ending:
             return await _stopped(attempt, scope)
         try:
-            output = await _perform(attempt)
+            output = await _perform(attempt, scope)
         except Unwind as unwind:
             return await _unwound(attempt, scope, unwind.reason, began)
         except Exception as error:
@@ -80,7 +80,7 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     return []
 
 
-async def _perform(attempt: Attempt) -> str:
+async def _perform(attempt: Attempt, scope: Scope) -> str:
     """Run the flow code; returns its output as JSON text."""
     context, flow = attempt.context, attempt.flow
     timer = None
@@ -94,7 +94,7 @@ async def _perform(attempt: Attempt) -> str:
         try:
             result = await flow.function(context, value)
         except Exception as error:
-            if _delay_s(attempt, error) is None:
+            if await _decide(attempt, scope, error, context.persist) is None:
                 await context.settle_children()
             raise
         await context.settle_children()
@@ -167,7 +167,7 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
     """Retry the flow body for errors raised outside steps, else fail the run."""
     claimed = attempt.claimed
     described = dump_error(error)
-    delay_s = _delay_s(attempt, error)
+    delay_s = await _decide(attempt, scope, error, insist)
     if isinstance(error, StepFailed):
         described["step"], described["cause"] = error.step, error.error_class
         described["code"] = readable(error.code)
@@ -193,18 +193,31 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
     return []
 
 
-def _delay_s(attempt: Attempt, error: Exception) -> float | None:
-    """Return after which time the flow body is tried again, None when this error ends the run."""
-    if isinstance(error, StepFailed):
-        return None
-    return backoff_s(
-        attempt.flow.retry,
-        tries=attempt.claimed.tries + 1,
-        verdict=classify(error),
-        elapsed_s=0.0,
-        wish_s=retry_after_s(error),
-        random=random.random,
-    )
+async def _decide(
+    attempt: Attempt,
+    scope: Scope,
+    error: Exception,
+    persist: Callable[[Callable[[], Awaitable[float]]], Awaitable[float]],
+) -> float | None:
+    """Decide, once for an error, after which time the flow body is tried again; None when it ends the run."""
+    if attempt.decided is not None and attempt.decided[0] is error:
+        return attempt.decided[1]
+    delay_s, claimed = None, attempt.claimed
+    verdict = classify(error)
+    if not isinstance(error, StepFailed) and verdict is not Verdict.PERMANENT:
+        elapsed_s = 0.0
+        if claimed.tries:
+            elapsed_s = await persist(lambda: waits.retrying_s(scope.database, claimed.lease))
+        delay_s = backoff_s(
+            attempt.flow.retry,
+            tries=claimed.tries + 1,
+            verdict=verdict,
+            elapsed_s=elapsed_s,
+            wish_s=retry_after_s(error),
+            random=random.random,
+        )
+    attempt.decided = error, delay_s
+    return delay_s
 
 
 async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied]:

@@ -30,6 +30,7 @@ from millpond.engine.scope import Scope, UnderWay
 from millpond.errors import Forbidden, LeaseLost, NotDone, Transient, Unavailable
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
+from millpond.veil import Veil
 
 R = TypeVar("R")
 
@@ -55,6 +56,7 @@ class Performer:
         self._right = right
         self._database = scope.database
         self._committer = scope.committer
+        self._deltas = scope.deltas
         self._branches = branches
         self._loop = scope.loop
         self._under_way = scope.under_way
@@ -93,6 +95,8 @@ class Performer:
                 await self._mark(plan, tries, now() - began)
             try:
                 result = await self._kept(plan, self._try(branch, plan, call, tries))
+                if plan.text is not None:
+                    await self._shown(plan)
                 text = dump(plan.output, result)
                 # What the flow gets is what a replay will give it, or the step fails now.
                 value = read_back(plan.output, text)
@@ -102,6 +106,8 @@ class Performer:
                 done = self._done(branch, plan, text, tries, *took_s, is_new=is_new)
                 await self._kept(plan, self.own(done))
             except Exception as error:
+                if plan.text is not None:
+                    await self._shown(plan)
                 if plan.is_once and not isinstance(error, NotDone):
                     recorded = await self._doubt(branch, plan, tries, error)
                     continue
@@ -301,6 +307,20 @@ class Performer:
     def tell_soon(self, key: str, name: str, body: str) -> asyncio.Future[None] | None:
         """As `tell`, without waiting for it; gives None once the attempt was ended."""
         return self._tell(key, name, body) if self._branches.closed is None else None
+
+    def show(self, plan: Plan, tries: int, text: str, veil: Veil | None) -> None:
+        """Show text of a try that is under way to whoever follows the run."""
+        if plan.current_try != tries or self._branches.closed is not None:
+            return  # a thread that went on beyond its time
+        if plan.text is None:
+            plan.text = self._deltas.open(self._lease, plan.key, tries, veil)
+        plan.text.feed(text)
+
+    async def _shown(self, plan: Plan) -> None:
+        """Wait until what the try showed is stored, so that nothing of it comes after its record."""
+        text, plan.text = plan.text, None
+        if text is not None:
+            await self.own(text.end())
 
     def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
         return self._committer.record(

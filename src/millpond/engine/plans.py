@@ -13,6 +13,7 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter
 
+from millpond.engine.deltas import Growing
 from millpond.engine.encoding import read_back
 from millpond.engine.history import Recorded
 from millpond.engine.metering import Spent
@@ -41,7 +42,7 @@ class Plan:
     """How one step is to be performed; `current_try` is 0 while none is running.
 
     `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
-    needs the run's rights, and `permission` too.
+    needs the run's rights, and `permission` too. `text` is what the current try has shown while it goes on.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Plan:
     permission: str | None = None
     current_try: int = 0
     spent: list[Spent] | None = None
+    text: Growing | None = None
 
     def spend(self, spent: Spent) -> None:
         """Note what a try used; it is stored with the record of that try."""

@@ -231,7 +231,7 @@ def step(
     """Register a function `(step: StepContext, …)` as a step for any flow to use.
 
     With effect `once` it is never run again unless it raised `NotDone`: where its outcome is unknown,
-    somebody with `ask_role` is asked.
+    somebody with `ask_role` is asked. Such a step takes no `queue` and no `needs`: its run's worker executes it.
 
     An async function executes on the worker's event loop, a plain one in a thread, or with
     `runs_in="process"` in a child process. With a `queue` or `needs`, workers of that queue or with
@@ -243,6 +243,8 @@ def step(
 
     def register(function: Callable[..., Any]) -> Step[Any, Any]:
         _check_step(name, function, runs_in, queue or needs)
+        if effect == "once" and (queue or needs):
+            raise once_elsewhere(name, "queue" if queue else "needs")
         made: Step[Any, Any] = Step(
             name=name,
             function=function,
@@ -284,6 +286,16 @@ def _check_step(
         )
     if is_sent:
         arguments_of(name, function)
+
+
+def once_elsewhere(name: str, param: str) -> InvalidInput:
+    """Return why a step with effect `once` is executed by its run's own worker alone."""
+    return InvalidInput(
+        f"step {name} has effect once and cannot execute elsewhere",
+        param=param,
+        code="once_elsewhere",
+        advice="give its flow that queue and those needs, or start a child run of a flow that has them",
+    )
 
 
 def _origin(function: Callable[..., Any]) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from millpond.db.pool import EngineDatabase
 from millpond.engine.commit import Committer
+from millpond.engine.deltas import Deltas
 from millpond.engine.hints import Hints
 from millpond.engine.placing import Placing
 from millpond.engine.plans import Plan
@@ -36,6 +37,7 @@ class Scope:
     committer: Committer
     hints: Hints
     settler: Settler
+    deltas: Deltas
     placing: Placing
     worker_id: uuid.UUID
     resources: Mapping[type, object]

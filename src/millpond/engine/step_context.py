@@ -36,13 +36,14 @@ class StepFacts:
 
 @dataclass(frozen=True, slots=True)
 class Teller:
-    """How a step's progress is stored, as JSON text: with and without waiting for it.
+    """How a step's progress is stored, as JSON text: with and without waiting for it; and how its text is shown.
 
     `tell_soon` gives the write, or None once nothing more is stored.
     """
 
     tell: Callable[[str], Awaitable[None]]
     tell_soon: Callable[[str], asyncio.Future[None] | None]
+    show: Callable[[str, veil.Veil | None], None]
 
 
 class StepContext:
@@ -116,7 +117,8 @@ class StepContext:
 
         `feed` gives what may be shown of each piece by now, `end` the rest.
         """
-        return Stream(self._veil or veil.Veil())
+        # One that has nothing to hide yet may get it later.
+        return Stream(veil.Veil() if self._veil is None else self._veil)
 
     async def emit(self, name: str, data: Mapping[str, Json] | None = None) -> None:
         """Store a progress event; a further try of the step may store it again."""
@@ -127,6 +129,19 @@ class StepContext:
         self._told()
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._tell_later, self._body(name, data))
+
+    def delta(self, text: str) -> None:
+        """Show text as it comes, such as a model's words, to whoever follows the run; from any thread.
+
+        It is gathered for a tenth of a second, has the run's secrets hidden also across pieces, and is gone soon
+        after the step is recorded: the whole belongs into the result. Not more than 256 KiB of a try are shown.
+        """
+        teller = self._told()
+        if asyncio._get_running_loop() is self._loop:
+            teller.show(text, self._veil)
+        else:
+            assert self._loop is not None
+            self._loop.call_soon_threadsafe(teller.show, text, self._veil)
 
     def spend(self, model: str, *, input_tokens: int, output_tokens: int) -> None:
         """Note what a call of a model used: it is counted as the org's usage with the record of this try.

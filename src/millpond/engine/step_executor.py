@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import orjson
@@ -19,6 +20,7 @@ from millpond.engine import refusals, remote
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
+from millpond.engine.deltas import Growing
 from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
@@ -33,6 +35,7 @@ from millpond.engine.waits import Readied
 from millpond.errors import Forbidden, LeaseLost, MillpondError, NotFound, Transient
 from millpond.retry import DEFAULT_RETRY, Retry, backoff_s, classify, retry_after_s
 from millpond.types import Json
+from millpond.veil import Veil
 
 R = TypeVar("R")
 _log = structlog.get_logger("millpond.step_executor")
@@ -146,6 +149,8 @@ class _Performance:
         self._order = order
         self._lease = attempt.claimed.lease
         self._spent: list[Spent] = []
+        self._text: Growing | None = None
+        self._trying = 0
         self._retry: Retry = attempt.step.retry if attempt.step else DEFAULT_RETRY
 
     async def run(self) -> None:
@@ -159,10 +164,12 @@ class _Performance:
             try:
                 await self._permit()
                 text = await self._result(one)
+                await self._shown()
                 await self._own(self._done(one, text, now() - one.began))
             except LeaseLost:
                 raise
             except Exception as error:
+                await self._shown()
                 delay_s = await self._own(self._failed(one, error, now() - began))
             else:
                 return
@@ -226,6 +233,7 @@ class _Performance:
     ) -> Any:
         attempt, limit, timed = self._attempt, None, None
         attempt.check()
+        self._trying = one.number
         if step.timeout_s is not None:
             timed = self._scope.timed.add(time.monotonic() + step.timeout_s)
         try:
@@ -241,6 +249,7 @@ class _Performance:
             if limit is None or not limit.expired():
                 raise
         finally:
+            self._trying = 0
             if timed is not None:
                 self._scope.timed.end(timed)
         # Also of a thread that went on: what it returned after its time does not count.
@@ -259,7 +268,7 @@ class _Performance:
         )
         if step.place == "process":
             return await self._scope.placing.call_apart(step.function, facts, args, kwargs)
-        teller = Teller(self._tell, self._tell_soon)
+        teller = Teller(self._tell, self._tell_soon, partial(self._show, one.number))
         opening = Opening(self._attempt.claimed, self._scope, self)
         first = StepContext(
             facts,
@@ -334,6 +343,20 @@ class _Performance:
         write = self._record("progress", body)
         self._forget(write)
         return write
+
+    def _show(self, tries: int, text: str, veil: Veil | None) -> None:
+        if self._trying != tries or self._attempt.closed is not None:
+            return  # a thread that went on beyond its time
+        if self._text is None:
+            key = self._attempt.claimed.step_key or ""
+            self._text = self._scope.deltas.open(self._lease, key, tries, veil)
+        self._text.feed(text)
+
+    async def _shown(self) -> None:
+        """Wait until what the try showed is stored, so that nothing of it comes after its record."""
+        text, self._text = self._text, None
+        if text is not None:
+            await self._own(text.end())
 
     def _forget(self, write: asyncio.Future[None]) -> None:
         """Wait for no write, but stop what nobody asks for any more when its lease is gone."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 
 from millpond.db.pool import EngineDatabase
-from millpond.engine import chores, metering
+from millpond.engine import chores, deltas, metering
 from millpond.engine.deadlines import Expired
 from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
@@ -26,6 +26,7 @@ _log = structlog.get_logger("millpond.upkeep")
 _CHORE_S = 0.25
 _PRUNE_S = 5.0
 _COUNT_S = 1.0
+_FORGET_S = 5.0
 
 
 class Upkeep:
@@ -83,6 +84,16 @@ class Upkeep:
                 pause_s = 0.0 if await metering.fold(self._database) else _COUNT_S
             except MillpondError as error:
                 _log.warning("metering.failed", error=error.code)
+            await asyncio.sleep(pause_s)
+
+    async def forget(self) -> None:
+        """Remove what steps showed while they went on, once they are over."""
+        while True:
+            pause_s = _FORGET_S
+            try:
+                pause_s = 0.0 if await deltas.forget(self._database) else _FORGET_S
+            except MillpondError as error:
+                _log.warning("deltas.failed", error=error.code)
             await asyncio.sleep(pause_s)
 
     async def prune(self, keep: Keep) -> None:

@@ -6,11 +6,12 @@ A part of `Context`. Invariant: what a flow was told once, every attempt is told
 from __future__ import annotations
 
 import hashlib
-from datetime import UTC, datetime
+from datetime import datetime
 from random import Random
 
 import orjson
 
+from millpond.engine import waits
 from millpond.engine.checkpoints import Checkpoints
 from millpond.engine.encoding import dump
 from millpond.errors import InvalidInput
@@ -28,12 +29,12 @@ class Values(Checkpoints):
         return self._claimed.deadline_at
 
     async def now(self) -> datetime:
-        """Return the time in UTC; recorded, so that every attempt gets the same."""
+        """Return the database's time in UTC; recorded, so that every attempt gets the same."""
         key = self._branches.here().key("now")
         recorded = self._lookup(key, "value")
         if recorded is not None:
             return datetime.fromisoformat(orjson.loads(recorded.output or "null"))
-        now = datetime.now(UTC)
+        now = await self._performer.persist(lambda: waits.now(self._scope.database))
         data = {"name": "now", "value": now.isoformat()}
         await self._performer.record(
             key, "now", "value.recorded", data, kind="value", state="done", output=dump(None, now)

@@ -12,6 +12,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 import jsonschema_rs
 import orjson
@@ -259,6 +260,20 @@ async def back_off(
         await con.execute(
             _SQL["rest"], lease.org_id, lease.run_id, "waiting", "run.retrying", data, 1
         )
+
+
+async def now(database: EngineDatabase) -> datetime:
+    """Return the database's time in UTC."""
+    async with database.statement("now") as con:
+        at: datetime = await con.fetchval(_SQL["now"])
+    return at.astimezone(UTC)
+
+
+async def retrying_s(database: EngineDatabase, lease: Lease) -> float:
+    """Return for how many seconds a run's flow body has been tried again, by the database's clock."""
+    async with database.statement("retrying") as con:
+        seconds: float | None = await con.fetchval(_SQL["retrying_s"], lease.org_id, lease.run_id)
+    return seconds or 0.0
 
 
 async def resolve(

@@ -26,6 +26,7 @@ from millpond.engine import heartbeat, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
+from millpond.engine.deltas import Deltas
 from millpond.engine.executor import execute
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.launching import Launcher
@@ -191,11 +192,13 @@ class Worker:
         listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
         await listener.start()
         settler = Settler(self._database, hints)
+        deltas = Deltas(self._database, hints)
         scope = Scope(
             database=self._database,
             committer=committer,
             hints=hints,
             settler=settler,
+            deltas=deltas,
             placing=self._placing,
             worker_id=self.worker_id,
             resources=self._resources,
@@ -235,6 +238,7 @@ class Worker:
             loops.append(asyncio.create_task(upkeep.maintain(), name="maintain"))
             loops.append(asyncio.create_task(upkeep.carry_out(), name="carry out"))
             loops.append(asyncio.create_task(upkeep.count(), name="count"))
+            loops.append(asyncio.create_task(upkeep.forget(), name="forget"))
             if self._keep is not None:
                 loops.append(asyncio.create_task(upkeep.prune(self._keep), name="prune"))
         try:
@@ -256,6 +260,7 @@ class Worker:
                     _log.error("worker.loop_died", exc_info=ended)
             await listener.close()
             await scope.asking.close()
+            await deltas.close()
             await settler.close()
             await committer.close()
             await hints.close()

@@ -1,4 +1,4 @@
-"""The process that runs the local text model: JSON lines in, JSON lines out.
+"""The process that runs the local text model: JSON lines in, JSON lines out, pieces of text before the answer.
 
 Started by `local_text` as `python -m millpond.models.local_child`, so that loading (which holds the
 interpreter) and a crash in native code never touch the worker. Invariant: it ends when its parent
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, TextIO
 
 
@@ -60,6 +61,37 @@ def _load(settings: dict[str, Any]) -> Any:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+class Whole:
+    """A streamed answer, put together again as if it had come at once."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._finish: str | None = None
+        self._usage: dict[str, Any] = {}
+        self._error: dict[str, Any] | None = None
+
+    def take(self, chunk: Any, tell: Callable[[dict[str, Any]], None]) -> None:
+        """Take one part of it, or several, and tell of the text in them."""
+        for part in chunk if isinstance(chunk, list) else [chunk]:
+            self._error = part.get("error") or self._error
+            self._usage = part.get("usage") or self._usage
+            for choice in part.get("choices", ()):
+                self._finish = choice.get("finish_reason") or self._finish
+                if piece := choice.get("delta", {}).get("content"):
+                    self._text.append(piece)
+                    tell({"piece": piece})
+
+    def answer(self) -> dict[str, Any]:
+        """Return what an answer without a stream would have been."""
+        if self._error is not None:
+            return {"error": self._error}
+        message = {"content": "".join(self._text)}
+        return {
+            "choices": [{"message": message, "finish_reason": self._finish}],
+            "usage": {"prompt_tokens": 0, "completion_tokens": 0, **self._usage},
+        }
+
+
 def main() -> None:
     """Load the model, say ready, then answer one request a line until the input closes."""
     threading.Thread(target=_watch_parent, args=(os.getppid(),), daemon=True).start()
@@ -74,7 +106,12 @@ def main() -> None:
     answer({"ready": True})
 
     def serve(request: dict[str, Any]) -> None:
-        answer(server.handle_chat_completions(request))
+        if not request.get("stream"):
+            answer(server.handle_chat_completions(request))
+            return
+        whole = Whole()
+        server.handle_chat_completions(request, lambda chunk: whole.take(chunk, answer))
+        answer(whole.answer())
 
     for line in lines:
         threading.Thread(target=serve, args=(json.loads(line),), daemon=True).start()

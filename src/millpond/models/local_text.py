@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from millpond.errors import InvalidInput, Permanent, Transient
-from millpond.models.port import Completion, FinishReason, Message, as_messages
+from millpond.models.port import Completion, FinishReason, Message, OnText, as_messages
 from millpond.models.wheels import data_file
 
 _LINE_BYTES = 4 * 1024 * 1024
@@ -62,6 +62,7 @@ class LocalTextModel:
         *,
         max_tokens: int = 512,
         temperature: float | None = None,
+        on_text: OnText | None = None,
     ) -> Completion:
         """Write the next message; see `TextModel`. Without a temperature it always writes the same."""
         request = {
@@ -70,10 +71,12 @@ class LocalTextModel:
             "temperature": temperature or 0.0,
             "cache_prompt": False,
         }
+        if on_text is not None:
+            request |= {"stream": True, "stream_options": {"include_usage": True}}
         async with self._turn:
             try:
                 async with asyncio.timeout(self._timeout_s):
-                    answer = await self._ask(request)
+                    answer = await self._ask(request, on_text)
             except TimeoutError as error:
                 self._end()
                 raise Transient(
@@ -95,14 +98,17 @@ class LocalTextModel:
         """The id of the model's process, while one runs."""
         return self._process.pid if self._process is not None else None
 
-    async def _ask(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _ask(self, request: dict[str, Any], on_text: OnText | None) -> dict[str, Any]:
         if self._process is None or self._process.returncode is not None:
             await self._bury()
             self._process = await _start()
             await self._exchange(self._settings)
-        return await self._exchange(request)
+        return await self._exchange(request, on_text)
 
-    async def _exchange(self, message: dict[str, Any]) -> dict[str, Any]:
+    async def _exchange(
+        self, message: dict[str, Any], on_text: OnText | None = None
+    ) -> dict[str, Any]:
+        """Send one line and return the one that answers it; pieces of text come in lines before that."""
         process = self._process
         assert process is not None
         assert process.stdin is not None
@@ -110,13 +116,18 @@ class LocalTextModel:
         try:
             process.stdin.write(json.dumps(message).encode() + b"\n")
             await process.stdin.drain()
-            line = await process.stdout.readline()
+            while True:
+                line = await process.stdout.readline()
+                answer = json.loads(line) if line.endswith(b"\n") else {}
+                if "piece" not in answer:
+                    break
+                if on_text is not None:
+                    on_text(answer["piece"])
         except (ConnectionError, ValueError) as error:
             raise Transient("The local model's process broke off.", code="model_gone") from error
         if not line.endswith(b"\n"):
             raise Transient("The local model's process ended.", code="model_gone")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
+        return dict(answer)
 
     def _end(self) -> None:
         process, self._process = self._process, None

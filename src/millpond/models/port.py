@@ -6,11 +6,12 @@ CLI. Invariant: an implementation tries once; whoever calls (the engine's steps)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 from pydantic import BaseModel, ConfigDict
 
+OnText = Callable[[str], None]
 Role = Literal["system", "user", "assistant"]
 FinishReason = Literal["stop", "length", "content_filter", "tool_call", "error"]
 
@@ -54,9 +55,11 @@ class TextModel(Protocol):
         *,
         max_tokens: int = 512,
         temperature: float | None = None,
+        on_text: OnText | None = None,
     ) -> Completion:
         """Write the next message; a plain text stands for one user message.
 
+        With `on_text` the words are asked for as they come and passed to it; the completion has all of them.
         Raises Transient (rate limited, unreachable, timed out, answer cut off in transit) or
         Permanent (refused: key, model name, context length, malformed request).
         """

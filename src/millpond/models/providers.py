@@ -7,30 +7,33 @@ are off, by the client and again by each request's settings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import httpx2
 from openai import AsyncOpenAI
 from openai.types import chat
-from pydantic_ai.direct import model_request
+from pydantic_ai.direct import model_request, model_request_stream
 from pydantic_ai.messages import (
     ModelMessage,
     ModelRequest,
     ModelResponse,
+    PartDeltaEvent,
+    PartStartEvent,
     SystemPromptPart,
     TextPart,
+    TextPartDelta,
     UserPromptPart,
 )
 from pydantic_ai.models import Model
 from pydantic_ai.models.ollama import OllamaModel
-from pydantic_ai.models.openai import OpenAIChatModel
+from pydantic_ai.models.openai import OpenAIChatModel, OpenAIStreamedResponse
 from pydantic_ai.providers.ollama import OllamaProvider
 from pydantic_ai.providers.openai import OpenAIProvider
 from pydantic_ai.providers.openai_compatible import OpenAICompatibleProvider
 from pydantic_ai.settings import ModelSettings
 
 from millpond.errors import Transient
-from millpond.models.port import Completion, FinishReason, Message, as_messages
+from millpond.models.port import Completion, FinishReason, Message, OnText, as_messages
 from millpond.models.provider_errors import translated
 
 OPENAI_URL = "https://api.openai.com/v1"
@@ -61,6 +64,7 @@ class ProviderTextModel:
         *,
         max_tokens: int = 512,
         temperature: float | None = None,
+        on_text: OnText | None = None,
     ) -> Completion:
         """Write the next message; see `TextModel`. An answer without a finish reason is Transient."""
         settings = ModelSettings(
@@ -68,11 +72,25 @@ class ProviderTextModel:
         )
         if temperature is not None:
             settings["temperature"] = temperature
+        history = _history(as_messages(messages))
         with translated(self.name):
-            response = await model_request(
-                self._model, _history(as_messages(messages)), model_settings=settings
-            )
+            if on_text is None:
+                response = await model_request(self._model, history, model_settings=settings)
+            else:
+                response = await self._stream(history, settings, on_text)
         return self._completion(response)
+
+    async def _stream(
+        self, history: Sequence[ModelMessage], settings: ModelSettings, on_text: OnText
+    ) -> ModelResponse:
+        """Ask for the answer as it is written; returns the whole of it."""
+        async with model_request_stream(self._model, history, model_settings=settings) as stream:
+            async for event in stream:
+                if isinstance(event, PartStartEvent) and isinstance(event.part, TextPart):
+                    on_text(event.part.content)
+                elif isinstance(event, PartDeltaEvent) and isinstance(event.delta, TextPartDelta):
+                    on_text(event.delta.content_delta)
+            return stream.get()
 
     async def close(self) -> None:
         """Close the connections."""
@@ -81,10 +99,7 @@ class ProviderTextModel:
     def _completion(self, response: ModelResponse) -> Completion:
         finish = _FINISH.get(response.finish_reason or "")
         if finish is None or finish == "error":
-            raise Transient(
-                f"{self.name} gave an answer without a finish reason: it was cut off.",
-                code="model_cut_off",
-            )
+            raise _unfinished(self.name)
         return Completion(
             text="".join(part.content for part in response.parts if isinstance(part, TextPart)),
             model=self.name,
@@ -94,8 +109,19 @@ class ProviderTextModel:
         )
 
 
+class _StrictStream(OpenAIStreamedResponse):
+    """A stream that ends without a finish reason was cut off, and is not taken for whole."""
+
+    def _missing_finish_reason(self) -> NoReturn:
+        raise _unfinished(self.model_name)
+
+
 class _StrictChatModel(OpenAIChatModel):
     """OpenAI's chat protocol, where a missing finish reason stays missing instead of being `stop`."""
+
+    @property
+    def _streamed_response_cls(self) -> type[OpenAIStreamedResponse]:
+        return _StrictStream
 
     def _process_response(
         self, response: chat.ChatCompletion | str, **options: Any
@@ -107,6 +133,10 @@ class _StrictChatModel(OpenAIChatModel):
 class _StrictOllamaModel(OllamaModel):
     """Ollama's chat protocol, as strict about the finish reason."""
 
+    @property
+    def _streamed_response_cls(self) -> type[OpenAIStreamedResponse]:
+        return _StrictStream
+
     def _process_response(
         self, response: chat.ChatCompletion | str, **options: Any
     ) -> ModelResponse:
@@ -116,9 +146,13 @@ class _StrictOllamaModel(OllamaModel):
 
 def _refuse_unfinished(response: chat.ChatCompletion | str, name: str) -> None:
     if isinstance(response, str) or not response.choices or not response.choices[0].finish_reason:
-        raise Transient(
-            f"{name} gave an answer without a finish reason: it was cut off.", code="model_cut_off"
-        )
+        raise _unfinished(name)
+
+
+def _unfinished(name: str) -> Transient:
+    return Transient(
+        f"{name} gave an answer without a finish reason: it was cut off.", code="model_cut_off"
+    )
 
 
 def open_http(timeout_s: float) -> httpx2.AsyncClient:

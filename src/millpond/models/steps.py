@@ -19,11 +19,16 @@ async def complete(
     max_tokens: int = 512,
     temperature: float | None = None,
 ) -> Completion:
-    """Have the worker's text model answer `prompt`, under the instructions of `system`."""
+    """Have the worker's text model answer `prompt`, under the instructions of `system`.
+
+    Its words are shown as they come to whoever follows the run; the record has all of them.
+    """
     messages = [Message(role="user", content=prompt)]
     if system:
         messages.insert(0, Message(role="system", content=system))
     model = step.get(TextModel)  # type: ignore[type-abstract]
-    made = await model.complete(messages, max_tokens=max_tokens, temperature=temperature)
+    made = await model.complete(
+        messages, max_tokens=max_tokens, temperature=temperature, on_text=step.delta
+    )
     step.spend(made.model, input_tokens=made.input_tokens, output_tokens=made.output_tokens)
     return made

@@ -42,7 +42,7 @@ from millpond.api.reply import listing, reply
 from millpond.api.shapes import event_json, run_detail_json, run_for, run_json
 from millpond.api.sse import MEDIA_TYPE, EventStream
 from millpond.api.texts import LabelPair, Word, moment
-from millpond.engine import events, operations, views
+from millpond.engine import events, growing, operations, views
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
 from millpond.types import RunState
@@ -190,7 +190,10 @@ async def list_run_events(
         str | None, Header(description="Resume a stream after this number; goes before `after`.")
     ] = None,
 ) -> Response:
-    """Show a run's events: a page of JSON, or a live stream that ends after the final event."""
+    """Show a run's events: a page of JSON, or a live stream that ends after the final event.
+
+    On the stream, what steps show while they go on comes between as `event: delta`, without `id:`.
+    """
     org_id = caller.org_id
     if MEDIA_TYPE in accept:
         return await _stream(caller, run_id, _resume(last_event_id, after))
@@ -244,8 +247,11 @@ async def _stream(caller: Caller, run_id: uuid.UUID, after: int) -> Response:
     if position.is_over and after >= position.last_no:
         # Tells browsers not to come back; the type is for clients that look at nothing else.
         return Response(status_code=204, headers={"Content-Type": MEDIA_TYPE})
+    reader = growing.Reader()
     return EventStream(
-        lambda number: events.tail(ports.db, ports.feed, org_id, run_id, after=number),
+        lambda number: events.tail_with_text(
+            ports.db, ports.feed, org_id, run_id, reader, after=number
+        ),
         after=after,
         stopping=ports.stopping,
         is_over=caller.is_over,

@@ -22,7 +22,7 @@ from millpond.client.call import (
     set_of,
     time_text,
 )
-from millpond.client.models import Event, Page, RunBatch, RunData, Signal
+from millpond.client.models import Event, OrgEvent, Page, RunBatch, RunData, Signal
 from millpond.client.models_control import Why
 
 OnDuplicate = Literal["reject", "join", "cancel_old"]
@@ -124,6 +124,24 @@ def list_runs(
 def list_run_events(run_id: Id, *, after: int = 0, limit: int = 100) -> Call[Page[Event]]:
     """Stored events of a run numbered above `after`."""
     return get(path_of("runs", run_id, "events"), Page[Event], after=after, limit=limit)
+
+
+def list_org_events(
+    *,
+    after: str | None = None,
+    kind: str | Sequence[str] | None = None,
+    flow: str | None = None,
+    limit: int | None = None,
+) -> Call[Page[OrgEvent]]:
+    """Events of all runs after a place, which `last_id` of a page is; `now` is the place after all of them."""
+    return get(
+        path_of("run-events"),
+        Page[OrgEvent],
+        after=after,
+        kind=many(kind),
+        flow=flow,
+        limit=limit,
+    )
 
 
 def explain_run(run_id: Id) -> Call[Why]:

@@ -45,6 +45,7 @@ with gone as (
 ),
 steps as (delete from step s using gone g where s.org_id = $1 and s.run_id = g.run_id),
 events as (delete from event e using gone g where e.org_id = $1 and e.run_id = g.run_id),
+texts as (delete from delta d using gone g where d.org_id = $1 and d.run_id = g.run_id),
 bodies as (delete from payload p using gone g where p.org_id = $1 and p.run_id = g.run_id),
 signals as (delete from signal s using gone g where s.org_id = $1 and s.run_id = g.run_id),
 questions as (delete from input_request q using gone g where q.org_id = $1 and q.run_id = g.run_id)

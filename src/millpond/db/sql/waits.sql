@@ -220,3 +220,12 @@ with recursive behind as (
 select not may_resolve_own() and exists (
   select from behind r join behind m on m.subject = r.subject where r.side = 'run' and m.side = 'me'
 );
+
+-- name: retrying_s
+-- Tells how long ago the body of a run's flow was first put off for a further try.
+select extract(epoch from clock_timestamp() - min(at))::float8 from event
+where org_id = $1 and run_id = $2 and kind = 'run.retrying';
+
+-- name: now
+-- Tells the time.
+select clock_timestamp();
