@@ -89,6 +89,7 @@ ENGINE = [
     "history",
     "slots",
     "batches",
+    "features",
     "quota_plans",
     "quotas",
     "metering",
