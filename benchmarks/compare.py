@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks import bar
 from benchmarks.figures import OUT, Figure, store
-from benchmarks.ground import machine, quiet
+from benchmarks.ground import end_on_sigterm, machine, quiet
 from benchmarks.plan import Plan
 from benchmarks.suites import (
     accept,
@@ -73,6 +73,14 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=list(SYSTEMS),
         help=f"who is measured beside millpond, of {', '.join(SYSTEMS)}",
     )
+    parser.add_argument(
+        "--features",
+        nargs="+",
+        choices=features.TITLES,
+        default=[],
+        metavar="TITLE",
+        help=f"which of the suite `features`, all if unset: {'; '.join(features.TITLES)}",
+    )
     parser.add_argument("--rounds", type=int, help="pairs of each; 5, of steadiness 1")
     parser.add_argument("--seconds", type=float, help="how long a steady drain is measured")
     parser.add_argument("--depth", type=int, help="runs waiting in a steady drain")
@@ -93,6 +101,7 @@ def plan_of(options: argparse.Namespace) -> Plan:
         orgs=options.orgs,
         scale=options.scale,
         systems=options.systems,
+        features=options.features,
     )
 
 
@@ -119,6 +128,7 @@ def main() -> None:
     left_out: dict[str, str] = {}
 
     async def run() -> None:
+        end_on_sigterm()
         found, missing = await measure(plan_of(options), options.only)
         figures.extend(found)
         left_out.update(missing)

@@ -1,7 +1,8 @@
 """The doors that `accept` compares: the product's own API process, and bare endpoints, on one database.
 
-Called by the suite `accept`. Invariant: the API is `millpond api`, started as `millpond up` starts it, on loopback;
-who calls has signed in over HTTP.
+Called by the suite `accept` and by `sealing`. Invariants: the API is `millpond api`, started as `millpond up` starts
+it, on loopback; who calls has signed in over HTTP; the org has quotas of runs and rates, far above what is sent, so
+that each request is counted as a paying customer's is.
 """
 
 from __future__ import annotations
@@ -29,6 +30,13 @@ _PASSWORD = "a-password-for-the-benchmark"
 _READY_S = 60.0
 _END_S = 20.0
 _A_DAY_S = 86_400
+# Every kind of limit that is looked at where a run is accepted; none is ever reached.
+LIMITS = {
+    "runs_per_day": 10**12,
+    "runs_per_month": 10**12,
+    "requests_per_s": 10**6,
+    "key_requests_per_s": 10**6,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +63,8 @@ async def doors(at: Ground, org_id: int, folder: Path) -> AsyncIterator[Doors]:
     """Run both processes, with somebody of the org signed in."""
     email = f"bench-{org_id}@bench.example"
     await _seat(at, org_id, email)
-    async with _api(at, folder) as port:
+    await limit(at, org_id)
+    async with api(at, folder) as port:
         async with httpx2.AsyncClient(
             base_url=f"http://127.0.0.1:{port}", trust_env=False
         ) as client:
@@ -70,6 +79,36 @@ async def doors(at: Ground, org_id: int, folder: Path) -> AsyncIterator[Doors]:
                 bare=Door(port=bare_port, path="/accept", token=token),
                 bare_remembering=Door(port=bare_port, path="/accept-remembered", token=token),
             )
+
+
+async def limit(at: Ground, org_id: int) -> None:
+    """Give the org limits of its own; a process that starts later has heard of them."""
+    async with at.db.globals() as con:
+        await con.execute(
+            "update org set overrides = $2, plan_changed_at = clock_timestamp() where org_id = $1",
+            org_id,
+            orjson.dumps(LIMITS).decode(),
+        )
+
+
+async def check_limited(at: Ground, org_id: int, door: Door, body: bytes) -> None:
+    """Raise RuntimeError unless the door counts runs and requests: its answers tell rates, and runs were paid for."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        answer = await client.post(
+            f"http://127.0.0.1:{door.port}{door.path}",
+            content=body,
+            headers={"Authorization": f"Bearer {door.token}", "Content-Type": "application/json"},
+        )
+    policies = answer.raise_for_status().headers.get("RateLimit-Policy", "")
+    wanted = ['"org";q=', *(['"key";q='] if door.token.startswith("mpk_") else [])]
+    if missing := [one for one in wanted if one not in policies]:
+        raise RuntimeError(f"{door.path}: no rate {missing} in {policies!r}")
+    paid = await at.count("quota_spend", f"org_id = {org_id}")
+    counted = await at.count(
+        "quota_count", f"org_id = {org_id} and quota in ('runs_per_day', 'runs_per_month')"
+    )
+    if not paid or counted != 2:
+        raise RuntimeError(f"{door.path}: runs were not paid for ({paid} spends, {counted} counts)")
 
 
 async def _seat(at: Ground, org_id: int, email: str) -> None:
@@ -91,7 +130,8 @@ async def _seat(at: Ground, org_id: int, email: str) -> None:
 
 
 @asynccontextmanager
-async def _api(at: Ground, folder: Path) -> AsyncIterator[int]:
+async def api(at: Ground, folder: Path) -> AsyncIterator[int]:
+    """Run the API process; gives its port, which answers once it is ready."""
     environment = {
         **{name: value for name, value in os.environ.items() if "MILLPOND_" not in name},
         "MILLPOND_DATABASE_URL": at.urls.app,

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import shutil
+import signal
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -209,6 +210,13 @@ async def ground() -> AsyncIterator[Ground]:
     """Start a fresh server, migrate it, and remove it afterwards."""
     async with postgres() as server, open_ground(server) as at:
         yield at
+
+
+def end_on_sigterm() -> None:
+    """Let SIGTERM cancel the current task, so that servers and processes are ended and not left behind."""
+    task = asyncio.current_task()
+    assert task is not None
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
 
 
 def machine() -> str:

@@ -20,6 +20,7 @@ class Plan:
     orgs: int | None = None
     scale: float = 1.0
     systems: Sequence[str] = ()
+    features: Sequence[str] = ()
 
     def rounds_or(self, usual: int) -> int:
         """Return how often to measure."""

@@ -2,7 +2,8 @@
 
 Called by `compare`. All doors stand on one Postgres, and are sent the same 226 bytes over 32 connections by a load in
 a process of its own; in the last turn of a pair a worker drains a backlog of the same org beside the API. While one
-is measured nothing else works. `--seconds` and `--rounds` make it small.
+is measured nothing else works. The org has quotas and rates, and each turn of the API is checked to have counted
+them. `--seconds` and `--rounds` make it small.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 import orjson
 
 from benchmarks import bar
-from benchmarks.doors import Door, Doors, doors
+from benchmarks.doors import Door, Doors, check_limited, doors
 from benchmarks.figures import OURS, Figure, Notes
 from benchmarks.flows import accepted, noop
 from benchmarks.ground import PAYLOAD, Ground, ground
@@ -68,6 +69,8 @@ async def _pair(
     found = {}
     for door, title, system in reversed(order) if turned else order:
         found[door] = await _turn(plan, load, door)
+        if system == OURS:
+            await check_limited(at, org_id, door, BODY)
         await _clean(at)
         _note(notes, title, system, found[door])
     beside, drained = await _beside_a_drain(plan, at, org_id, load, ways.api)

@@ -2,7 +2,7 @@
 
 Called by `compare`. What is always on has no switch, so its cost is seen only by changing the throwaway
 database: a role without row-level security, commits that do not wait for the disk, a trigger that
-throws events away (a lower bound, since the trigger takes time itself). Invariant: the product's code
+throws events or usage away (a lower bound, since the trigger takes time itself). Invariant: the product's code
 is the same in all of them.
 """
 
@@ -57,6 +57,11 @@ FORGET_EVENTS = (
     """create or replace function millpond.bench_forget() returns trigger language plpgsql
        as $$ begin return null; end $$""",
     """create trigger bench_forget before insert on millpond.event
+       for each row execute function millpond.bench_forget()""",
+)
+FORGET_USAGE = (
+    FORGET_EVENTS[0],
+    """create trigger bench_forget before insert on millpond.usage_part
        for each row execute function millpond.bench_forget()""",
 )
 
@@ -116,19 +121,26 @@ FEATURES = (
         alter=FORGET_EVENTS,
         undo=["drop trigger bench_forget on millpond.event"],
     ),
+    Feature(
+        title="no metering",
+        alter=FORGET_USAGE,
+        undo=["drop trigger bench_forget on millpond.usage_part"],
+    ),
 )
 PLAIN = Feature(title="plain")
+TITLES = tuple(feature.title for feature in FEATURES)
 
 
 async def measure(plan: Plan) -> list[Figure]:
     """Measure pairs of a plain drain and one with the feature, on one server."""
     notes = Notes("features")
     count = plan.runs(RUNS)
+    chosen = [one for one in FEATURES if not plan.features or one.title in plan.features]
     async with postgres() as server:
         # The first drain of a server prepares what all later ones find.
         await _drain(server, PLAIN, count)
         for _ in range(plan.rounds_or(ROUNDS)):
-            for feature in FEATURES:
+            for feature in chosen:
                 plain = await _drain(server, PLAIN, count)
                 rate = await _drain(server, feature, count)
                 notes.add("drain, plain", "runs/s", plain)

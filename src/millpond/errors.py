@@ -71,7 +71,10 @@ class Conflict(Permanent):
 
 
 class OverQuota(Permanent):
-    """The org has used up what its plan allows; `details` name quota, used, maximum and renews_at."""
+    """The org has used up what its plan allows, or its plan has no such feature.
+
+    `details` name quota, used, maximum and renews_at, or the feature.
+    """
 
     code = "quota_exceeded"
 

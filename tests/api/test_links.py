@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
+from datetime import timedelta
 
 import pytest
 
@@ -80,6 +81,43 @@ async def test_of_two_operator_links_at_once_one_works_and_makes_one_operator(fr
     with pytest.raises(Conflict):
         await operators.make_link(front.db)
     assert await operators.make_link(front.db, is_reset=True)
+
+
+@pytest.mark.parametrize("kind", ["first operator", "operator reset", "password reset"])
+async def test_a_link_is_good_for_its_time_and_no_longer(front: Front, kind: str) -> None:
+    """An hour for operators' links; one that is too old makes nobody an operator and sets no password."""
+    nobody: Client = await front.client(token="")
+    old, new = f"an old one {uuid.uuid4()}", f"a new one {uuid.uuid4()}"
+    await made(front, old)
+    path, body = "auth/operator", {"email": "op@x.example", "password": new}
+    if kind == "password reset":
+        path, body = "auth/password-reset/confirm", {"password": new}
+        await post(nobody, "auth/password-reset", email=EMAIL)
+        (mail,) = await collected(front)
+        token = token_in(mail)
+    else:
+        if kind == "operator reset":
+            first = await operators.make_link(front.db)
+            assert (await post(nobody, path, token=first, **body)).status_code == 201
+            body = {**body, "password": f"a third one {uuid.uuid4()}"}
+        token = await operators.make_link(front.db, is_reset=kind == "operator reset")
+    operating = "select count(*) from account where is_operator"
+    async with front.db.globals() as con:
+        before = await con.fetchval(operating)
+        left = await con.fetchval(
+            "select max(expires_at) - clock_timestamp() from single_use_token"
+        )
+        assert timedelta(minutes=59) < left <= timedelta(hours=1)
+        await con.execute("update single_use_token set expires_at = clock_timestamp()")
+    refused = await post(nobody, path, token=token, **body)
+    assert (refused.status_code, refused.json()["code"]) == (422, "link_invalid")
+    async with front.db.globals() as con:
+        assert await con.fetchval(operating) == before
+    if kind == "password reset":
+        await signed_in(nobody, old)
+    assert (
+        await post(nobody, "auth/sign-in", email=EMAIL, password=body["password"])
+    ).status_code == 401
 
 
 async def test_registration_is_closed_unless_it_is_opened(front: Front) -> None:

@@ -307,5 +307,22 @@ async def test_a_grant_that_lets_write_still_opens_no_rights_and_names_both_peop
     ):
         answer = await operator.request(method, path, headers=there, json=body)
         assert told(answer) == (403, "permission_missing")
+    run = started.json()["id"]
+    assert (await operator.post(f"/v1/runs/{run}/cancel", headers=there)).status_code < 300
+    rows = await world.owner.fetch(
+        "select subject, granted_by from audit where action = 'run.cancelled' and resource = $1",
+        f"run:{run}",
+    )
+    assert [(row["subject"], row["granted_by"]) for row in rows] == [
+        (person.subject, owner.subject)
+    ]
+    # Every row that the operator's deeds left in the org's log names both; the org's own people are named alone.
+    rows = await world.owner.fetch(
+        "select subject, granted_by from audit where org_id = $1", world.org_id
+    )
+    named = {(row["subject"], row["granted_by"]) for row in rows}
+    assert named == {(person.subject, owner.subject), (owner.subject, None)}
+    row = await world.owner.fetchrow("select subject, granted_by from run")
+    assert (row["subject"], row["granted_by"]) == (person.subject, owner.subject)
     await world.owner.execute("update access_grant set expires_at = now()")
     assert told(await operator.get("/v1/runs", headers=there)) == (403, "org_forbidden")

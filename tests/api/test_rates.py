@@ -9,13 +9,14 @@ from collections import Counter
 import asyncpg
 import pytest
 from tests.api.test_quotas import admin, limit
+from tests.security.conftest import World, world
 
 from millpond.api.rates import RateLimited, Rates
 from millpond.types import Principal
 
 from .conftest import Client, Front, opened, served
 
-__all__ = ["admin"]
+__all__ = ["admin", "world"]
 
 
 async def _hammer(client: Client, url: str, seconds: float, seen: Counter[int]) -> None:
@@ -73,6 +74,28 @@ async def test_a_key_has_its_own_rate_within_that_of_its_org(
     assert answer.headers["RateLimit-Policy"] == '"key";q=3;w=1, "org";q=100;w=1'
     answer = await person.get("/v1/flows")
     assert answer.headers["RateLimit-Policy"] == '"org";q=100;w=1'
+
+
+async def test_a_real_keys_rate_is_its_own_whoever_made_it(
+    world: World, admin: asyncpg.Connection
+) -> None:
+    """Two keys of one person: each has its rate, one that was used up slows neither the other nor the person."""
+    person = await world.member("owner")
+    boss = await world.client(person)
+    keys = []
+    for name in ("one", "two"):
+        made = await boss.post("/v1/api-keys", json={"name": name, "scopes": ["flows:read"]})
+        assert made.json()["key"].startswith("mpk_")
+        keys.append(await world.front.client(token=made.json()["key"]))
+    one, two = keys
+    await limit(admin, world.front, requests_per_s=100, key_requests_per_s=3)
+    seen = [await one.get("/v1/flows") for _ in range(8)]
+    assert 3 <= [answer.status_code for answer in seen].count(200) < 8
+    refused = next(answer for answer in seen if answer.status_code == 429)
+    assert refused.headers["RateLimit"].startswith('"key";r=0;t=')
+    for other, policy in ((two, '"key";q=3;w=1, "org";q=100;w=1'), (boss, '"org";q=100;w=1')):
+        answer = await other.get("/v1/flows")
+        assert (answer.status_code, answer.headers["RateLimit-Policy"]) == (200, policy)
 
 
 async def test_who_is_not_limited_gets_no_headers(front: Front, ann: Client) -> None:

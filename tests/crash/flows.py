@@ -8,6 +8,7 @@ what a step does outside goes through the sink, under the step's own key, with t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 from pydantic import BaseModel
@@ -93,6 +94,23 @@ async def effect_of(
         is_once=is_once,
         execution=execution,
     )
+
+
+@step("crash.spends", registry=REGISTRY)
+async def spends(step_ctx: StepContext) -> None:
+    """Use a model, and never end."""
+    step_ctx.spend("m", input_tokens=1, output_tokens=1)
+    await asyncio.sleep(600)
+
+
+@flow("crash.cut", registry=REGISTRY)
+async def cut(ctx: Context, _: None) -> list[str]:
+    """Give a step up that used a model, and wait: what it used is stored before that."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await ctx.step(spends)
+    await ctx.sleep(PARKS_S)
+    return [await take(ctx, "after")]
 
 
 @flow("crash.steps", registry=REGISTRY)

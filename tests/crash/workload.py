@@ -39,6 +39,7 @@ MIX: Sequence[tuple[str, Any, dict[str, Any]]] = (
     ("crash.steps", None, {"delay_s": 0.3}),
     ("crash.fan", None, {}),
     ("crash.sleeper", None, {}),
+    ("crash.cut", None, {}),
     ("crash.opens", None, {}),
     ("crash.asks", None, {}),
     ("crash.asks", 0.5, {"labels": {"unanswered": "yes"}}),

@@ -42,7 +42,7 @@ GLOBAL_TABLES = {
     "rate_bucket",
 }
 IN_ORG = "(org_id = (NULLIF(current_setting('millpond.org'::text, true), ''::text))::bigint)"
-OF_PLATFORM = {"plan", "model_price", "rate_bucket"}
+OF_PLATFORM = {"plan", "model_price", "rate_bucket", "queue_pause"}
 NO_ORG = "(NULLIF(current_setting('millpond.org'::text, true), ''::text) IS NULL)"
 A_VALUE = {
     "bigint": "1",
@@ -114,7 +114,7 @@ async def test_every_tenant_table_has_forced_row_security(admin: asyncpg.Connect
     open_tables = await admin.fetch(
         """select relname from pg_class where relnamespace = 'millpond'::regnamespace
               and relname = any($1) and not (relrowsecurity and relforcerowsecurity)""",
-        tables,
+        [*tables, "org"],
     )
     assert tables
     assert [row["relname"] for row in open_tables] == []
@@ -136,7 +136,13 @@ async def test_the_application_is_bound_to_its_org_by_policy(admin: asyncpg.Conn
         for table in OF_PLATFORM
         for one in ((table, "ALL", NO_ORG, NO_ORG), (table, "SELECT", "true", None))
     }
-    tenant = [row for row in rows if row["tablename"] not in OF_PLATFORM]
+    orgs = [row for row in rows if row["tablename"] == "org"]
+    own_or_none = f"({IN_ORG} OR {NO_ORG})"
+    assert {(r["permissive"], r["cmd"], r["qual"], r["with_check"]) for r in orgs} == {
+        ("PERMISSIVE", "ALL", own_or_none, own_or_none),
+        ("RESTRICTIVE", "INSERT", None, NO_ORG),
+    }
+    tenant = [row for row in rows if row["tablename"] not in {*OF_PLATFORM, "org"}]
     wrong = [tuple(row) for row in tenant if (row["qual"], row["with_check"]) != (IN_ORG, IN_ORG)]
     assert wrong == []
     assert sorted(row["tablename"] for row in tenant) == await tenant_tables(admin)

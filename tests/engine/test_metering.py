@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from datetime import datetime
 from pathlib import Path
@@ -319,5 +320,118 @@ async def test_what_a_step_spent_before_its_run_was_cancelled_is_counted(
             await has_spent.wait()
         await cancel(pond, run_id)
         assert (await pond.ended(run_id))["outcome"] == "cancelled"
+    row = (await days(pond, admin))["asking", "m"]
+    assert (row["input_tokens"], row["output_tokens"]) == (100, 10)
+
+
+@pytest.mark.parametrize("end", ["succeeds", "fails", "waits", "backs off", "hands over", "undoes"])
+async def test_what_a_step_spent_before_the_flow_gave_it_up_is_counted(
+    pond: Pond, admin: asyncpg.Connection, end: str
+) -> None:
+    """A time limit of the flow's own cuts a try: nothing is recorded of it, but the model has answered."""
+    asked = 0
+
+    async def ask(step: StepContext) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:  # a replay of the flow tries it again
+            step.spend("m", input_tokens=100, output_tokens=10)
+        await asyncio.sleep(60)
+
+    async def first(step: StepContext) -> None:
+        pass
+
+    async def asking(ctx: Context, successors: int) -> None:
+        if successors:
+            return
+        if end == "undoes":
+            await ctx.step(done, undo=back)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await ctx.step(step)
+        match end:
+            case "fails" | "undoes":
+                raise Permanent("it ends here")
+            case "waits":
+                await ctx.sleep(1.1)
+            case "backs off" if asked == 1:
+                raise Transient("once more", retry_after_s=0.01)
+            case "hands over":
+                await ctx.continue_as(1)
+
+    async def undo(step: StepContext, _: None) -> None:
+        pass
+
+    step, done, back = pond.step(ask), pond.step(first), pond.step(undo)
+    flow = pond.flow(asking, retry=Retry(max_tries=2, base_s=0.01))
+    async with pond.worker():
+        await pond.submit(flow, 0)
+        async with asyncio.timeout(20):
+            while await pond.count("item"):
+                await asyncio.sleep(0.02)
+    row = (await days(pond, admin))["asking", "m"]
+    assert (row["input_tokens"], row["output_tokens"]) == (100, 10)
+
+
+async def test_what_a_step_spent_before_its_worker_stopped_is_counted(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    """The next worker tries the step again, and that is counted too: the model was asked twice."""
+    tries = 0
+    has_spent = asyncio.Event()
+
+    async def ask(step: StepContext) -> None:
+        nonlocal tries
+        tries += 1
+        step.spend("m", input_tokens=100, output_tokens=10)
+        has_spent.set()
+        if tries == 1:
+            await asyncio.sleep(60)
+
+    async def asking(ctx: Context, _: None) -> None:
+        await ctx.step(step)
+
+    step = pond.step(ask)
+    flow = pond.flow(asking)
+    async with pond.worker(drain_s=0.05):
+        run_id = await pond.submit(flow)
+        async with asyncio.timeout(20):
+            await has_spent.wait()
+    assert (await days(pond, admin))["asking", "m"]["input_tokens"] == 100
+    async with pond.worker():
+        assert (await pond.ended(run_id))["outcome"] == "succeeded"
+    assert (await days(pond, admin))["asking", "m"]["input_tokens"] == 200
+
+
+async def test_what_was_spent_is_counted_once_when_an_ending_is_cut_by_its_worker(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    """With how the run ends it is stored; the worker stops while it undoes, and another one ends the run."""
+    has_begun = asyncio.Event()
+
+    async def first(step: StepContext) -> None:
+        pass
+
+    async def ask(step: StepContext) -> None:
+        step.spend("m", input_tokens=100, output_tokens=10)
+        await asyncio.sleep(60)
+
+    async def undo(step: StepContext, _: None) -> None:
+        if not has_begun.is_set():
+            has_begun.set()
+            await asyncio.sleep(60)
+
+    async def asking(ctx: Context, _: None) -> None:
+        await ctx.step(done, undo=back)
+        await ctx.step(step)
+
+    done, step, back = pond.step(first), pond.step(ask), pond.step(undo)
+    flow = pond.flow(asking, timeout_s=0.2)
+    async with pond.worker(drain_s=0.05):
+        run_id = await pond.submit(flow)
+        async with asyncio.timeout(20):
+            await has_begun.wait()
+    async with pond.worker():
+        assert (await pond.ended(run_id))["outcome"] == "failed"
     row = (await days(pond, admin))["asking", "m"]
     assert (row["input_tokens"], row["output_tokens"]) == (100, 10)

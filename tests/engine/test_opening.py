@@ -486,6 +486,55 @@ async def test_the_undo_of_a_step_whose_name_came_to_show_a_value_is_done(
     assert undone == ["made"]
 
 
+async def test_an_undo_whose_own_name_shows_a_value_is_done(pond: Pond, ring: KeyRing) -> None:
+    """The name stands in the code, and what is promised to be undone is undone."""
+    await put(pond.db, ring, pond.org_id, "plainkey0123", "plain")
+    undone: list[str] = []
+
+    async def work(step: StepContext) -> str:
+        return "made"
+
+    async def remove(step: StepContext, made: str) -> None:
+        undone.append(made)
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("plain")
+        await ctx.step(make, undo=undo)
+        raise Permanent("it ends here")
+
+    make, undo = pond.step(work), pond.step(remove, name="remove plainkey0123")
+    flow = pond.flow(order, retry=Retry(max_tries=1))
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["outcome"] == "failed"
+    assert undone == ["made"]
+    assert "run.ending_failed" not in [one.kind for one in await pond.events(run_id)]
+
+
+async def test_what_follows_a_failure_is_refused_a_name_that_shows_a_value(
+    pond: Pond, ring: KeyRing
+) -> None:
+    await put(pond.db, ring, pond.org_id, "plainkey0123", "plain")
+
+    async def after(ctx: Context, _: Any, failure: Any) -> None:
+        await ctx.step(tell)
+
+    async def say(step: StepContext) -> None:
+        pass
+
+    async def order(ctx: Context, _: Any) -> None:
+        await ctx.secret("plain")
+        raise Permanent("it ends here")
+
+    tell = pond.step(say, name="tell plainkey0123")
+    flow = pond.flow(order, retry=Retry(max_tries=1), on_failure=after)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        assert (await pond.ended(run_id))["outcome"] == "failed"
+    told = [one.data for one in await pond.events(run_id) if one.kind == "run.ending_failed"]
+    assert [one["error"]["code"] for one in told] == ["secret_in_name"]
+
+
 async def test_an_unknown_secret_fails_at_once_and_is_not_told_to_be_opened(pond: Pond) -> None:
     async def order(ctx: Context, _: Any) -> None:
         await ctx.secret("missing")

@@ -57,8 +57,10 @@ class Cast:
         return Backing(1, permission, lent, by)
 
     async def do(self, statement: str) -> None:
-        """Change something in the org."""
-        async with self.pond.db.org(self.pond.org_id) as con:
+        """Change something in the org, or of it where no org is set."""
+        is_of_platform = statement.startswith(("update account", "update org"))
+        db = self.pond.db
+        async with db.globals() if is_of_platform else db.org(self.pond.org_id) as con:
             await con.execute(statement)
 
     async def audited(self) -> list[dict[str, Any]]:
@@ -73,10 +75,14 @@ async def cast(pond: Pond) -> Cast:
     """One of each kind with the role builder, and an operator whom a grant lets in to do what a builder does."""
     made = Cast(pond, new_id(), new_id(), new_id(), new_id(), new_id())
     org = pond.org_id
+    async with pond.db.globals() as con:
+        await con.execute(
+            "insert into account (user_id, email, is_operator) values ($1, 'a@example.org', true)",
+            made.user_id,
+        )
     async with pond.db.org(org) as con:
         await con.execute(
             f"""
-            insert into account (user_id, email, is_operator) values ('{made.user_id}', 'a@example.org', true);
             insert into membership (org_id, user_id, role, added_by) values ({org}, '{made.user_id}', 'builder', 'x');
             insert into service_principal (org_id, service_id, name, role, created_by)
               values ({org}, '{made.service_id}', 'robot', 'builder', 'user:x');

@@ -9,12 +9,13 @@ import ast
 import importlib
 import json
 import re
+from dataclasses import replace
 
 import pytest
-from benchmarks import bar, compare, quick
+from benchmarks import bar, compare, quick, sealing
 from benchmarks.figures import OURS, Figure, percentile, store
 from benchmarks.plan import Plan
-from benchmarks.suites import pairs
+from benchmarks.suites import accept, features, pairs
 from benchmarks.systems import SYSTEMS
 
 TINY = Plan(rounds=1, seconds=0.5, depth=60, waiting=10, orgs=3, scale=0.001, systems=[OURS])
@@ -64,9 +65,13 @@ def test_the_command_line_names_suites_and_systems():
     assert compare.plan_of(compare.parse([])).rounds_or(5) == 5
     assert set(compare.parse([]).only) < set(compare.SUITES)
     assert quick.parse(["--scale", "0.5"]).scale == 0.5
+    chosen = compare.parse(["--features", "no metering", "a child run, awaited", "--rounds", "1"])
+    assert compare.plan_of(chosen).features == ["no metering", "a child run, awaited"]
 
 
-@pytest.mark.parametrize("words", [["--only", "dran"], ["--systems", "kafka"], ["--rounds", "x"]])
+@pytest.mark.parametrize(
+    "words", [["--only", "dran"], ["--systems", "kafka"], ["--rounds", "x"], ["--features", "none"]]
+)
 def test_what_the_command_line_does_not_know_is_refused(words):
     with pytest.raises(SystemExit):
         compare.parse(words)
@@ -160,3 +165,28 @@ async def test_the_quick_benchmark_runs():
     figures = await quick.measure(1, set(), 0.001)
     check(figures, {"quick"})
     assert len({figure.figure for figure in figures}) == 10
+
+
+async def test_sealing_measures_every_row_that_was_told():
+    figures = {one.figure: one.median for one in await sealing.measure(3, 20.0, 0.5, 600)}
+    assert figures["rows told"] == 10
+    assert 0 < figures["wait for a seal, median"] <= figures["wait for a seal, longest"]
+    assert figures["accepted beside it"] > 0
+
+
+@pytest.mark.slow
+async def test_an_api_without_limits_is_not_measured_as_one_with_them(monkeypatch):
+    monkeypatch.setattr("benchmarks.doors.LIMITS", {"requests_per_s": 10**6})
+    with pytest.raises(RuntimeError, match="not paid for"):
+        await accept.measure(TINY)
+
+
+async def test_only_the_features_that_were_chosen_are_measured():
+    chosen = replace(TINY, features=["no metering"])
+    figures = {one.figure for one in await features.measure(chosen)}
+    assert figures == {
+        "drain, plain",
+        "drain, no metering",
+        "no metering, added per run",
+        "no metering, share of the plain rate",
+    }

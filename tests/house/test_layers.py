@@ -92,6 +92,7 @@ ENGINE = [
     "slots",
     "charging",
     "batches",
+    "features",
     "quota_plans",
     "quotas",
     "metering",

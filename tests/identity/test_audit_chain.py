@@ -389,6 +389,44 @@ async def until_published(pond: Pond, seq: int) -> None:
             await asyncio.sleep(0.02)
 
 
+async def until_count(pond: Pond, least: int) -> None:
+    """Wait until there are so many seals in all logs."""
+    async with asyncio.timeout(DEADLINE_S):
+        while await pond.root.fetchval("select count(*) from audit_seal") < least:
+            await asyncio.sleep(0.02)
+
+
+async def test_a_log_with_a_backlog_keeps_no_other_waiting(pond: Pond, other_org: int) -> None:
+    """A row that another org tells while the backlog is sealed has its seal before that is done."""
+    async with pond.db.org(pond.org_id) as con:
+        await con.execute(
+            """insert into audit (org_id, audit_id, subject, action, resource)
+               select $1, gen_random_uuid(), 'user:ann', 'thing.done', 'thing:' || n
+               from generate_series(1, 20000) n""",
+            pond.org_id,
+        )
+    newest = "select max(sealed_at) from audit_seal where org_id = $1"
+    async with sealing(Sealer(pond.db, OLD, pond.heads, poll_s=0.02)):
+        await until_count(pond, 1)
+        await pond.tell("thing:other", org_id=other_org)
+        await until_count(pond, 20001)
+    of_other = await pond.root.fetchval(newest, other_org)
+    assert of_other is not None
+    assert of_other < await pond.root.fetchval(newest, pond.org_id)
+    assert (await pond.verify()).is_intact
+
+
+async def test_rows_whose_mark_is_all_that_is_left_hold_up_no_others(pond: Pond) -> None:
+    """As many marks without a row as a part has, before a row that is there."""
+    await pond.root.execute(
+        "insert into audit_unsealed (org_id, audit_id)"
+        " select $1, ('00000000-0000-7000-8000-' || lpad(n::text, 12, '0'))::uuid from generate_series(1, 600) n",
+        pond.org_id,
+    )
+    await pond.tell("thing:1")
+    assert await pond.sealer.seal_all() == 1
+
+
 async def test_a_sealer_goes_on_after_the_database_was_away(pond: Pond) -> None:
     async with sealing(Sealer(pond.db, OLD, pond.heads, poll_s=0.05)):
         await pond.tell("thing:1")

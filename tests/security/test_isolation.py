@@ -42,6 +42,17 @@ CLOSED = {
     "document_text",
     "chunk",
 }
+# What stands in an org's row and is the platform's to change.
+OF_PLATFORM = {
+    "org": {
+        "plan",
+        "overrides",
+        "features",
+        "plan_changed_at",
+        "suspended_at",
+        "suspended_reason",
+    },
+}
 CLOSED_WORDS = ("secret", "message", "session", "password", "token")
 COLUMNS = """
 select quote_ident(a.attname) as name, format_type(a.atttypid, null) as type,
@@ -84,7 +95,7 @@ async def test_no_statement_without_its_where_touches_another_org(
             """select c.relname from pg_class c join pg_attribute a on a.attrelid = c.oid
                 where c.relnamespace = 'millpond'::regnamespace and c.relkind in ('r', 'p')
                   and a.attname = 'org_id' and not a.attisdropped
-                  and c.relname <> all (array['org', 'worker', 'flow_version', 'queue_pause']) order by 1"""
+                  and c.relname <> all (array['worker', 'flow_version']) order by 1"""
         )
     ]
     touched: set[str] = set()
@@ -100,6 +111,47 @@ async def test_no_statement_without_its_where_touches_another_org(
         f"{verb} {table}" for verb in ("select", "insert") for table in ("run", "event")
     } <= touched
     assert {"update membership", "delete membership", "select chunk"} <= touched
+    assert {"select org", "insert org", "update org"} <= touched
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "insert into org (slug, name) values ('dam', 'Dam')",
+        "update org set plan = 'unlimited'",
+        "update org set overrides = '{}' where org_id = 1",
+        "update org set features = '{}'",
+        "update org set suspended_at = null",
+        "update org set slug = 'dam'",
+        "delete from org",
+        "insert into queue_pause (queue, paused_by) values ('default', 'user:x')",
+        "update account set is_operator = true",
+        "update account set password_hash = 'x'",
+        "insert into account (user_id, email, name, is_operator) values (gen_random_uuid(), 'x@x.example', 'x', true)",
+    ],
+)
+async def test_an_orgs_transaction_changes_nothing_of_the_platform(
+    db: Database, org: int, statement: str
+) -> None:
+    await _refused(db, org, statement)
+
+
+async def test_an_orgs_transaction_lifts_no_pause_of_the_platform(db: Database, org: int) -> None:
+    async with db.globals() as con:
+        await con.execute("insert into queue_pause (queue, paused_by) values ('default', 'user:x')")
+    async with db.org(org) as con:
+        assert await con.fetchval("select count(*) from queue_pause") == 1
+        assert await con.execute("delete from queue_pause") == "DELETE 0"
+
+
+async def test_a_forgotten_where_renames_one_org(db: Database, org: int, other_org: int) -> None:
+    """Whoever renames their org by a statement without its WHERE renames no other."""
+    async with db.org(org) as con:
+        assert await con.execute("update org set name = 'renamed'") == "UPDATE 1"
+        seen = await con.fetch("select org_id, name from org")
+    assert [(row["org_id"], row["name"]) for row in seen] == [(org, "renamed")]
+    async with db.globals() as con:
+        assert await con.fetchval("select name from org where org_id = $1", other_org) == "marsh"
 
 
 async def _fingerprint(admin: asyncpg.Connection, table: str, org_id: int) -> list[str]:
@@ -122,7 +174,11 @@ async def _try_all(
             for row in await con.fetch(f"select {', '.join(readable)} from {table}"):
                 assert row["org_id"] == org, table
         async with db.globals() as con:
-            assert await con.fetch(f"select {', '.join(readable)} from {table}") == [], table
+            seen = await con.fetch(f"select {', '.join(readable)} from {table}")
+            # Without an org the platform works: it sees which orgs there are, and nothing of what they hold.
+            assert {row["org_id"] for row in seen} == (
+                {org, other_org} if table == "org" else set()
+            )
     if await admin.fetchval("select has_any_column_privilege($1, $2, 'insert')", APP, table):
         done.add(f"insert {table}")
         await _refused(db, org, await _insert(admin, table, other_org))
@@ -132,6 +188,9 @@ async def _try_all(
             to = str(other_org) if one["name"] == "org_id" else one["name"]
             if one["name"] == "org_id":
                 await _refused(db, org, f"update {table} set org_id = {to}")
+                continue
+            if one["name"] in OF_PLATFORM.get(table, ()):
+                await _refused(db, org, f"update {table} set {one['name']} = {to}")
                 continue
             async with db.org(org) as con:
                 status = await con.execute(f"update {table} set {one['name']} = {to}")

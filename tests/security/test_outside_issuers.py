@@ -568,3 +568,22 @@ async def test_a_key_that_is_not_for_this_is_not_used(
     assert await asked(world, issuer.token()) == (401, "token_unknown_key")
     issuer.keys = [other]
     assert await asked(world, issuer.token()) == (200, "")
+
+
+async def test_tokens_are_refused_while_the_plan_has_no_outside_issuers(
+    world: World, owner: Client, issuer: Issuer
+) -> None:
+    """As if the organization did not trust them; it can still take the issuer out."""
+    made = await registered(owner, issuer)
+    token = issuer.token(roles=["pond-users"])
+    assert (await asked(world, token))[0] == 200
+    operator = await world.client(await world.person(is_operator=True))
+    place = f"/v1/platform/orgs/{world.org_id}/plan"
+    await operator.put(place, json={"features": {"outside_issuers": False}})
+    assert await asked(world, token) == (401, "token_issuer")
+    await operator.put(place, json={})
+    assert (await asked(world, token))[0] == 200
+    await operator.put(place, json={"features": {"outside_issuers": False}})
+    changed = await owner.patch(f"/v1/issuers/{made}", json={"name": "Theirs"})
+    assert told(changed) == (402, "feature_off")
+    assert (await owner.delete(f"/v1/issuers/{made}")).status_code == 204

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 
 import pytest
 from tests.security.conftest import World
+from tests.security.people_things import PUBLIC_ENTRIES, SIGNED_IN_ENTRIES, street
 from tests.security.test_matrix import DOCUMENT, ROUTES, asked
+from tests.security.test_matrix_people import asked as asked_by_people
 from tests.security.things import FACTORIES, Bench
 
 FIELDS = ("org_id", "role", "status", "subject", "state", "created_by", "is_operator")
@@ -51,6 +54,38 @@ async def test_fields_that_nobody_may_set_are_refused_by_name(
         response = await asked(caller, method, path, wish)
         assert response.status_code == 422, f"{field}: {response.status_code} {response.text}"
         assert field in response.text
+
+
+WITHOUT_PERMISSION = [
+    (method, path)
+    for method, path in sorted({**PUBLIC_ENTRIES, **SIGNED_IN_ENTRIES})
+    if path in DOCUMENT["paths"] and properties(method, path) is not None
+]
+
+
+def test_there_are_bodies_of_public_routes_to_try() -> None:
+    assert len(WITHOUT_PERMISSION) > 8
+    assert {("POST", "/v1/auth/register/confirm"), ("PATCH", "/v1/me")} <= set(WITHOUT_PERMISSION)
+
+
+@pytest.mark.parametrize(
+    ("method", "path"), WITHOUT_PERMISSION, ids=[f"{m} {p}" for m, p in WITHOUT_PERMISSION]
+)
+async def test_fields_that_nobody_may_set_are_refused_where_no_permission_is_needed(
+    world: World, method: str, path: str
+) -> None:
+    """What is good but for the field is refused, and good without it afterwards: nothing was done or used up."""
+    at = await street(world)
+    is_public = (method, path) in PUBLIC_ENTRIES
+    made = await ({**PUBLIC_ENTRIES, **SIGNED_IN_ENTRIES}[method, path])(at)
+    client = at.nobody if is_public else at.client
+    for field in set(FIELDS) - (properties(method, path) or set()):
+        wish = replace(made.good, json={**(made.good.json or {}), field: world.other_id})
+        response = await asked_by_people(client, method, path, wish)
+        assert response.status_code == 422, f"{field}: {response.status_code} {response.text}"
+        assert field in response.text
+    good = await asked_by_people(client, method, path, made.good)
+    assert good.status_code == made.status, good.text
 
 
 async def test_fifty_identical_requests_with_one_key_make_one_run(world: World) -> None:

@@ -4,26 +4,40 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
+from tests.api.conftest import Client
 from tests.security.conftest import Person, World
 
 from millpond.api import sse
 
+Change = Callable[[], Awaitable[Any]]
+
 
 async def last_word(world: World, person: Person, change: str, *, ttl_s: float = 600) -> Any:
-    """Open the stream of a run that stands still, change something, and return how the stream ends."""
+    """Open somebody's stream of a run, change something in the database, and return how the stream ends."""
+    caller = await world.front.client(token=world.token(person, ttl_s))
+
+    async def act() -> None:
+        if change:
+            await world.owner.execute(change)
+
+    return await end_of(world, caller, act)
+
+
+async def end_of(world: World, caller: Client, change: Change) -> Any:
+    """Open a stream of a run that stands still, do something while it is open, and return why it ended."""
     await world.front.publish("echo")
     owner = await world.owner_of(world.org_id)
     run = (await owner.post("/v1/runs", json={"flow": "echo"})).json()["id"]
-    caller = await world.front.client(token=world.token(person, ttl_s))
     words = []
     async with asyncio.timeout(30), caller.sse(f"/v1/runs/{run}/events") as source:
         async for message in source:
             words.append(message)
-            if message.event == "run.queued" and change:
-                await world.owner.execute(change)
+            if message.event == "run.queued":
+                await change()
     assert [one.event for one in words] == ["run.queued", "closed"]
     return json.loads(words[-1].data)["reason"]
 
@@ -48,6 +62,49 @@ def often(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 async def test_a_stream_ends_when_rights_change(world: World, change: str, reason: str) -> None:
     assert await last_word(world, await world.member("viewer"), change) == reason
+
+
+@pytest.mark.parametrize("how", ["ended by the owner", "expired", "no operator any more"])
+async def test_an_operators_stream_ends_with_their_grant(world: World, how: str) -> None:
+    boss = await world.owner_of(world.org_id)
+    person = await world.person(is_operator=True)
+    wish = {"operator_email": person.email, "reason": "look", "hours": 1}
+    grant = (await boss.post("/v1/grants", json=wish)).json()["id"]
+    operator = await world.client(person)
+    operator.headers["X-Organization-Id"] = world.slugs[world.org_id]
+
+    async def change() -> None:
+        if how == "ended by the owner":
+            assert (await boss.delete(f"/v1/grants/{grant}")).status_code < 300
+        elif how == "expired":
+            await world.owner.execute("update access_grant set expires_at = now()")
+        else:
+            await world.owner.execute("update account set is_operator = false")
+
+    assert await end_of(world, operator, change) == "token_stale"
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired", "its owner left", "its owner is disabled"])
+async def test_a_keys_stream_ends_with_the_key(world: World, how: str) -> None:
+    person = await world.member("owner")
+    boss = await world.client(person)
+    made = (await boss.post("/v1/api-keys", json={"name": "k", "scopes": ["runs:read"]})).json()
+    other = await world.owner_of(world.org_id)
+
+    async def change() -> None:
+        if how == "revoked":
+            assert (await boss.delete(f"/v1/api-keys/{made['id']}")).status_code < 300
+        elif how == "expired":
+            await world.owner.execute("update api_key set expires_at = now()")
+        elif how == "its owner left":
+            assert (await other.delete(f"/v1/members/{person.user_id}")).status_code < 300
+        else:
+            await world.owner.execute(
+                "update account set disabled_at = now() where user_id = $1", person.user_id
+            )
+
+    key = await world.front.client(token=made["key"])
+    assert await end_of(world, key, change) == "token_stale"
 
 
 def test_the_last_word_has_no_number_that_a_client_could_resume_from() -> None:

@@ -28,7 +28,8 @@ BATCH_HEADERS: dict[str, Any] = {
 _WORDS = {
     400: "The body or a header cannot be read.",
     401: "The token is missing or not good.",
-    402: "A quota of the organization is used up; `quota`, `used`, `maximum` and `renews_at` say which and until when.",
+    402: "A quota of the organization is used up; `quota`, `used`, `maximum` and `renews_at` say which and until when. "
+    "Or its plan has no such `feature`.",
     403: "The token lacks a permission or role.",
     404: "There is no such thing in this org.",
     409: "The state of it does not allow this.",

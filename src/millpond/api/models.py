@@ -390,6 +390,9 @@ class Problem(BaseModel):
     quota: str | None = Field(None, description="Which quota is used up, of `quota_exceeded`.")
     used: int | None = Field(None, description="How much of it is used.")
     maximum: int | None = Field(None, description="How much there is.")
+    feature: str | None = Field(
+        None, description="Which feature the organization's plan has not, of `feature_off`."
+    )
     renews_at: datetime | None = Field(
         None, description="When its next period begins; absent for what stands until it is deleted."
     )

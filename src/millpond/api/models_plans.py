@@ -11,9 +11,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, Field, StringConstraints
 
 from millpond.api.models_orgs import OrgWish
+from millpond.engine.features import FEATURES
 from millpond.identity.plans import LIMITS
 
 _LIMITS = " ".join(f"`{name}`: {what}" for name, what in LIMITS.items())
+_FEATURES = " ".join(f"`{name}`: {what}" for name, what in FEATURES.items())
 PlanName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$")]
 
 
@@ -24,6 +26,10 @@ class PutPlan(OrgWish):
     limits: dict[str, float] = Field(
         default_factory=dict,
         description=f"Limits by name; what is absent is not limited. {_LIMITS}",
+    )
+    features: dict[str, bool] = Field(
+        default_factory=dict,
+        description=f"Features by name, on or off; what is absent is on. {_FEATURES}",
     )
     is_default: bool = Field(
         default=False, description="Make it the plan of every organization that was given none."
@@ -38,6 +44,7 @@ class PlanOut(BaseModel):
     name: str
     title: str
     limits: dict[str, float]
+    features: dict[str, bool]
     is_default: bool
     orgs: int = Field(description="How many organizations were given it.")
     changed_at: datetime
@@ -50,6 +57,9 @@ class SetOrgPlan(OrgWish):
     overrides: dict[str, float | None] = Field(
         default_factory=dict,
         description="Limits instead of the plan's, by name; null lifts a limit.",
+    )
+    features: dict[str, bool] = Field(
+        default_factory=dict, description="Features instead of the plan's, by name, on or off."
     )
 
 
@@ -72,6 +82,8 @@ class QuotasOut(BaseModel):
     is_default_plan: bool
     overrides: dict[str, float | None]
     quotas: list[QuotaOut]
+    features: dict[str, bool] = Field(description="Every feature, on or off.")
+    feature_overrides: dict[str, bool]
     requests_per_s: float | None
     key_requests_per_s: float | None
 

@@ -67,7 +67,7 @@ _STATUS_OF_CODE = {
     "rate_limited": 429,
 }
 # What an error's details may add to its document.
-_MEMBERS = ("run_id", "quota", "used", "maximum", "renews_at")
+_MEMBERS = ("run_id", "quota", "used", "maximum", "renews_at", "feature")
 _KIND_OF_STATUS = {kind.status: kind for _, kind in _KINDS}
 
 

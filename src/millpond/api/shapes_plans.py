@@ -28,6 +28,8 @@ def quotas_json(plan: OrgPlan) -> dict[str, Any]:
         "is_default_plan": plan.is_default,
         "overrides": dict(plan.overrides),
         "quotas": [asdict(one) for one in sorted(plan.used, key=lambda one: order[one.quota])],
+        "features": dict(plan.features),
+        "feature_overrides": dict(plan.feature_overrides),
         **{name: plan.limits.get(name) for name in RATES},
     }
 

@@ -27,6 +27,10 @@ Limit = Annotated[
     list[str] | None,
     typer.Option(help="A limit as name=number, such as runs_per_month=10000; may be repeated."),
 ]
+Off = Annotated[
+    list[str] | None,
+    typer.Option(help="A feature that is switched off, such as schedules; may be repeated."),
+]
 Model = Annotated[str, typer.Argument(help="The model as its provider names it.")]
 
 
@@ -42,16 +46,18 @@ def list_plans(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = N
             one["name"] + (" (default)" if one["is_default"] else ""),
             one["orgs"],
             ", ".join(f"{name}={most:g}" for name, most in one["limits"].items()) or "no limits",
+            ", ".join(name for name, is_on in one["features"].items() if not is_on) or "none",
         )
         for one in found["data"]
     ]
-    print_table(["plan", "organizations", "limits"], rows, empty="no plans")
+    print_table(["plan", "organizations", "limits", "switched off"], rows, empty="no plans")
 
 
 @plans.command("put")
 def put_plan(
     name: Name,
     limit: Limit = None,
+    off: Off = None,
     title: Annotated[str, typer.Option(help="What people call it.")] = "",
     default: Annotated[
         bool, typer.Option("--default", help="The plan of organizations that were given none.")
@@ -61,7 +67,12 @@ def put_plan(
     token: Token = None,
 ) -> None:
     """Make or replace a plan."""
-    body = {"title": title, "limits": limits_of(limit or ()), "is_default": default}
+    body = {
+        "title": title,
+        "limits": limits_of(limit or ()),
+        "features": dict.fromkeys(off or (), False),
+        "is_default": default,
+    }
     made = call(url, token, lambda remote: remote.put(f"/v1/platform/plans/{quote(name)}", body))
     if as_json:
         print_json(made)
@@ -92,13 +103,22 @@ def set_plan(
     no_limit: Annotated[
         list[str] | None, typer.Option(help="A limit of the plan that is lifted; may be repeated.")
     ] = None,
+    off: Off = None,
+    on: Annotated[
+        list[str] | None,
+        typer.Option(help="A feature that is on, whatever the plan says; may be repeated."),
+    ] = None,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
-    """Give an organization a plan, and limits instead of that plan's."""
+    """Give an organization a plan, and limits and features instead of that plan's."""
     lifted: dict[str, Json] = dict.fromkeys(no_limit or ())
-    body = {"plan": plan, "overrides": {**limits_of(limit or ()), **lifted}}
+    body = {
+        "plan": plan,
+        "overrides": {**limits_of(limit or ()), **lifted},
+        "features": {**dict.fromkeys(off or (), False), **dict.fromkeys(on or (), True)},
+    }
     path = f"/v1/platform/orgs/{org_id}/plan"
     print_quotas(call(url, token, lambda remote: remote.put(path, body)), as_json=as_json)
 

@@ -61,6 +61,8 @@ def print_quotas(found: Json, *, as_json: bool) -> None:
     rows += [(name, "", found[name], "each second") for name in _RATES if found[name] is not None]
     out().print(plain(f"plan {found['plan']}"))
     print_table(["quota", "used", "maximum", "renews"], rows, empty="no limits")
+    if off := [name for name, is_on in found["features"].items() if not is_on]:
+        out().print(plain(f"switched off: {', '.join(off)}"))
 
 
 def _sums(one: Json) -> tuple[str, ...]:

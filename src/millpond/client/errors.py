@@ -61,7 +61,10 @@ class Conflict(ApiError):
 
 
 class OverQuota(ApiError):
-    """A quota of the organization is used up; `problem` has `quota`, `used`, `maximum` and `renews_at` (402)."""
+    """A quota of the organization is used up, or its plan has no such feature (402).
+
+    `problem` has `quota`, `used`, `maximum` and `renews_at`, or `feature`.
+    """
 
 
 class Unavailable(ApiError):

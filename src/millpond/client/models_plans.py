@@ -15,6 +15,7 @@ class Plan(Answer):
     name: str
     title: str = ""
     limits: Mapping[str, float]
+    features: Mapping[str, bool] = {}
     is_default: bool = False
     orgs: int = 0
     changed_at: datetime
@@ -36,6 +37,8 @@ class Quotas(Answer):
     is_default_plan: bool
     overrides: Mapping[str, float | None]
     quotas: Sequence[Quota]
+    features: Mapping[str, bool] = {}
+    feature_overrides: Mapping[str, bool] = {}
     requests_per_s: float | None = None
     key_requests_per_s: float | None = None
 

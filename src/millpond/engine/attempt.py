@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from millpond.engine import metering
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
+from millpond.engine.metering import Spent
 from millpond.engine.performing import AGAIN_S
 from millpond.engine.registry import Flow
+from millpond.engine.scope import Scope
 from millpond.engine.slots import Slot
 from millpond.errors import InvalidInput, LeaseLost, Transient
 
@@ -31,7 +34,8 @@ class Attempt:
 
     `is_ending` says that how the run ends is decided, so that a cancel changes nothing any more; `ended` is
     why nothing more may be begun under this attempt. `slot` is that of a worker which counts them; `decided` is an
-    error of the flow's own code, with the delay until its next try.
+    error of the flow's own code, with the delay until its next try. `spent` is what its tries used on models and no
+    record told of; whoever stores it takes it from there.
     """
 
     claimed: Claimed
@@ -41,6 +45,7 @@ class Attempt:
     ended: str | None = None
     slot: Slot | None = None
     decided: tuple[Exception, float | None] | None = None
+    spent: list[Spent] = field(default_factory=list)
 
     @property
     def capability(self) -> str:
@@ -55,9 +60,15 @@ class Attempt:
 
     def enter(self, context: Context) -> None:
         """Go on under another context, unless the attempt was ended meanwhile: then raises Unwind."""
+        self.gather_spent()
         if self.ended is not None:
             raise Unwind(self.ended)
         self.context = context
+
+    def gather_spent(self) -> list[Spent]:
+        """Return what is to be stored of models with the next write, which stays until that is done."""
+        self.spent += self.context.take_unrecorded()
+        return self.spent
 
 
 async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
@@ -84,6 +95,13 @@ async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
         context.end()
         while task.cancelling():
             task.uncancel()
+
+
+async def keep_spent(attempt: Attempt, scope: Scope) -> None:
+    """Store what tries used that no record tells of, before the attempt ends by a write that has no place for it."""
+    if spent := attempt.gather_spent():
+        await insist(lambda: metering.keep(scope.database, attempt.claimed.lease, spent))
+        spent.clear()
 
 
 def read_input(flow: Flow, text: str | None) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -363,9 +363,9 @@ class Context(Fanning, Signals, Continuing, Values):
         """Wait until every record of this attempt is stored or refused."""
         await self._performer.settled()
 
-    def unrecorded(self) -> Sequence[Spent]:
-        """Return what tries used on models that were ended from outside before their record."""
-        return self._performer.unrecorded
+    def take_unrecorded(self) -> list[Spent]:
+        """Hand out, once, what tries used on models that were ended from outside before their record."""
+        return self._performer.take_unrecorded()
 
     async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
         """Do what needs the database, again while that is out of reach."""

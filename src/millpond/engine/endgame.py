@@ -23,7 +23,6 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History
-from millpond.engine.metering import Spent
 from millpond.engine.opening import reopened
 from millpond.engine.performing import is_away
 from millpond.engine.replaying import Findings, Rehearsal, Undo
@@ -51,14 +50,14 @@ class Failure:
         return orjson.dumps({"outcome": self.outcome, "error": self.error}).decode()
 
 
-async def perform(attempt: Attempt, scope: Scope, failure: Failure, spent: list[Spent]) -> Failure:
+async def perform(attempt: Attempt, scope: Scope, failure: Failure) -> Failure:
     """Do what is to be done before the run ends; returns how it ends, as recorded first.
 
-    What tries had `spent` that were ended from outside is stored with that record and taken from the list.
-    Raises Unwind when the endings have to wait or were ended from outside: `attempt.context` tells.
+    What the attempt had spent on models is stored with that record. Raises Unwind when the endings have to wait or
+    were ended from outside: `attempt.context` tells.
     """
     recorded = await _load(attempt, scope)
-    failure = await _decide(attempt, scope, recorded, failure, spent)
+    failure = await _decide(attempt, scope, recorded, failure)
     findings = await _rehearse(attempt, scope, recorded)
     await _await_outcomes(attempt, scope, recorded, findings)
     attempt.enter(Context(attempt.claimed, recorded, scope, heeds_cancel=False))
@@ -79,13 +78,12 @@ async def _load(attempt: Attempt, scope: Scope) -> History:
     return (await insist(lambda: history.load(scope.database, [lease])))[lease]
 
 
-async def _decide(
-    attempt: Attempt, scope: Scope, recorded: History, failure: Failure, spent: list[Spent]
-) -> Failure:
+async def _decide(attempt: Attempt, scope: Scope, recorded: History, failure: Failure) -> Failure:
     """Record how the run ends, or return how it was recorded that it does."""
     known = recorded.get(KEY)
     if known is not None:
         return Failure(**orjson.loads(known.output or "{}"))
+    spent = attempt.gather_spent()
     write = StepWrite(
         lease=attempt.claimed.lease,
         step_key=KEY,

@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from millpond.engine import deadlines, endgame, waits
-from millpond.engine.attempt import Attempt, insist, read_input, strand
+from millpond.engine.attempt import Attempt, insist, keep_spent, read_input, strand
 from millpond.engine.blocking import block
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
@@ -35,6 +35,8 @@ from millpond.retry import Verdict, backoff_s, classify, retry_after_s
 _log = structlog.get_logger("millpond.executor")
 # Why a run goes to another worker, and what is told of it.
 _HANDED_BACK = {"drained": "drain", "away": "away"}
+# Ends whose write has no place for what was spent on models.
+_NO_PLACE = frozenset({*_HANDED_BACK, "continued", "parked", "blocked"})
 
 
 def prepare(
@@ -71,7 +73,13 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
             attempt.slot.hand_over()
         data = f'{{"duration_s":{time.monotonic() - began:.6f}}}'
         await scope.committer.finish(
-            FinishWrite(lease=claimed.lease, outcome="succeeded", output=output, event_data=data)
+            FinishWrite(
+                lease=claimed.lease,
+                outcome="succeeded",
+                output=output,
+                event_data=data,
+                spent=tuple(attempt.gather_spent()),
+            )
         )
     except LeaseLost:
         _log.info("run.lease_lost", run_id=str(claimed.lease.run_id), org_id=context.org_id)
@@ -110,6 +118,8 @@ async def _perform(attempt: Attempt, scope: Scope) -> str:
 async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) -> list[Readied]:
     """End an attempt whose flow code was ended from outside, or goes on as another run."""
     lease = attempt.claimed.lease
+    if reason in _NO_PLACE:
+        await keep_spent(attempt, scope)
     if reason == "continued":
         return await _continued(attempt, scope, began)
     if reason == "parked":
@@ -181,6 +191,7 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
         )
     if delay_s is None:
         return await _end(attempt, scope, Failure(outcome="failed", error=described))
+    await keep_spent(attempt, scope)
     await insist(
         lambda: waits.back_off(
             scope.database,
@@ -222,11 +233,10 @@ async def _decide(
 
 async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied]:
     """End a run that did not succeed, after what is to be done before that."""
-    spent = list(attempt.context.unrecorded())
     if attempt.is_ending or attempt.context.is_obliged:
         attempt.is_ending = True
         try:
-            failure = await endgame.perform(attempt, scope, failure, spent)
+            failure = await endgame.perform(attempt, scope, failure)
         except Unwind as unwind:
             return await _unwound(attempt, scope, unwind.reason, time.monotonic())
     error = failure.error
@@ -236,7 +246,7 @@ async def _end(attempt: Attempt, scope: Scope, failure: Failure) -> list[Readied
             outcome=failure.outcome,
             error=None if error is None else orjson.dumps(error).decode(),
             event_data=orjson.dumps({} if error is None else {"error": error}).decode(),
-            spent=spent,
+            spent=tuple(attempt.gather_spent()),
         )
     )
     return []
@@ -262,6 +272,7 @@ async def _stuck(attempt: Attempt, scope: Scope, error: MillpondError) -> list[R
     _log.error("run.stuck", run_id=str(lease.run_id), error=error.code)
     try:
         await attempt.context.settled()
+        await keep_spent(attempt, scope)
         return await insist(
             lambda: block(scope.database, lease, dump_error(error), heeds_cancel=False)
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,7 +19,7 @@ import structlog
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import quotas, targets
+from millpond.engine import features, quotas, targets
 from millpond.engine.calendar import LATE_S, calendar, missed_times
 from millpond.engine.quotas import USED_UP, QuotaBusy
 from millpond.engine.schedules import LABEL
@@ -32,6 +32,7 @@ from millpond.types import Intent
 _SQL = queries("schedules")
 _BATCH = 100
 _LATE = timedelta(seconds=LATE_S)
+FEATURE = "schedules"
 TIME_LABEL = "millpond.scheduled_at"
 _log = structlog.get_logger("millpond.firing")
 
@@ -124,23 +125,28 @@ def _by_org(intents: Sequence[Intent]) -> dict[int, list[Intent]]:
 async def _paid(
     con: Connection, fresh: Sequence[Intent], plans: Sequence[_Plan]
 ) -> tuple[list[Intent], Sequence[_Plan]]:
-    """Leave out the runs that an org's quotas do not pay for, and tell their schedules."""
+    """Leave out the runs that an org's plan does not have or pay for, and tell their schedules."""
     kept: list[Intent] = []
-    refused: set[uuid.UUID] = set()
-    for org_id, intents in _by_org(fresh).items():
-        allowed = await quotas.take_now(con, org_id, len(intents))
+    refused: dict[uuid.UUID, str] = {}
+    by_org = _by_org(fresh)
+    without = await features.without(con, by_org.keys(), FEATURE)
+    for org_id, intents in by_org.items():
+        is_off = org_id in without
+        allowed = 0 if is_off else await quotas.take_now(con, org_id, len(intents))
         kept += intents[:allowed]
-        refused |= {one.run_id for one in intents[allowed:]}
+        why = features.off(FEATURE) if is_off else USED_UP
+        refused |= {one.run_id: why for one in intents[allowed:]}
     if not refused:
         return kept, plans
     return kept, [_unpaid(plan, refused) for plan in plans]
 
 
-def _unpaid(plan: _Plan, refused: set[uuid.UUID]) -> _Plan:
+def _unpaid(plan: _Plan, refused: Mapping[uuid.UUID, str]) -> _Plan:
     paid = [one for one in plan.intents if one.run_id not in refused]
     if len(paid) == len(plan.intents):
         return plan
-    return replace(plan, intents=paid, cancels=plan.cancels if paid else None, error=USED_UP)
+    why = next(refused[one.run_id] for one in plan.intents if one.run_id in refused)
+    return replace(plan, intents=paid, cancels=plan.cancels if paid else None, error=why)
 
 
 def _plan(row: Record, target: Target | None) -> _Plan:

@@ -1,9 +1,9 @@
 """Metering: what runs used, written with what they did and folded into days in the background.
 
-Called by `storing`, `remote` (what was spent on models) and `upkeep` (the folding); worker-seconds are written by the
-statements that end leases. Invariants: a part is written in the transaction of the record that it tells of, so that
-what a fence refuses is not counted, and a replay counts nothing; a part goes in the transaction that adds it to its
-days, so that it is counted once.
+Called by `storing`, `remote`, `attempt` (what was spent on models) and `upkeep` (the folding); worker-seconds are
+written by the statements that end leases. Invariants: a part is written in the transaction of the record that
+it tells of, so that what a fence refuses is not counted, and a replay counts nothing; a part goes in the transaction
+that adds it to its days, so that it is counted once.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import structlog
 
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
+from millpond.engine.claim import Lease, hold
 from millpond.errors import InvalidInput
 from millpond.types import new_id
 
@@ -55,6 +56,13 @@ async def store(con: Connection, spent: Sequence[tuple[int, object, Spent]]) -> 
         [one.input_tokens for _, _, one in spent],
         [one.output_tokens for _, _, one in spent],
     )
+
+
+async def keep(database: EngineDatabase, lease: Lease, spent: Sequence[Spent]) -> None:
+    """Store what an attempt spent, in a transaction of its own; raises LeaseLost."""
+    async with database.duty("spend") as con:
+        await hold(con, lease)
+        await store(con, [(lease.org_id, lease.run_id, one) for one in spent])
 
 
 async def fold(database: EngineDatabase) -> bool:

@@ -6,7 +6,8 @@ paused is accepted and stands queued, is not claimed, and keeps its place; what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -80,7 +81,8 @@ async def pause(con: Connection, org_id: int, scope: Scope, subject: str, reason
             param="name",
         )
     if scope.is_for_everyone:
-        await con.execute(_SQL["pause_queue"], scope.queue, subject, reason)
+        async with _without_org(con, org_id):
+            await con.execute(_SQL["pause_queue"], scope.queue, subject, reason)
     else:
         await con.execute(_SQL["pause"], org_id, scope.queue, scope.flow, subject, reason)
     for one in await list_pauses(con, org_id):
@@ -92,12 +94,21 @@ async def pause(con: Connection, org_id: int, scope: Scope, subject: str, reason
 async def resume(con: Connection, org_id: int, scope: Scope) -> Resumed:
     """Lift the pause of a scope; lifting none is no error."""
     if scope.is_for_everyone:
-        lifted = await con.fetchval(_SQL["resume_queue"], scope.queue)
+        async with _without_org(con, org_id):
+            lifted = await con.fetchval(_SQL["resume_queue"], scope.queue)
         return Resumed(was_paused=lifted is not None, queues=[scope.queue])
     if await con.fetchval(_SQL["resume"], org_id, scope.queue, scope.flow) is None:
         return Resumed(was_paused=False)
     rows = await con.fetch(_SQL["arrive"], org_id, scope.queue, scope.flow)
     return Resumed(was_paused=True, queues=[row["queue"] for row in rows])
+
+
+@contextlib.asynccontextmanager
+async def _without_org(con: Connection, org_id: int) -> AsyncIterator[None]:
+    """Leave the org for what is the platform's to change; an error ends the transaction, and with it all of that."""
+    await con.execute(_SQL["leave_org"])
+    yield
+    await con.execute(_SQL["enter_org"], org_id)
 
 
 async def list_pauses(con: Connection, org_id: int) -> list[Pause]:

@@ -63,8 +63,8 @@ class Performer:
         self._timed = scope.timed
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[None]] = set()
-        # What tries used that were ended from outside; the run's end tells of it.
-        self.unrecorded: list[Spent] = []
+        # What tries used that were ended from outside; the attempt's end tells of it.
+        self._unrecorded: list[Spent] = []
         branches.on_mixed = partial(scope.mixed.add, lease)
 
     async def perform(
@@ -156,8 +156,11 @@ class Performer:
             return value
         except (asyncio.CancelledError, SystemExit) as error:
             if self._branches.closed is not None:
-                self.unrecorded += plan.take_spent()
+                self._unrecorded += plan.take_spent()
                 raise Unwind(self._branches.closed) from error
+            # A time limit of the flow's own: nothing is recorded of this try.
+            if is_asked_for(error):
+                self._unrecorded += plan.take_spent()
             raise_stray(error, f"step {plan.name}")
         except TimeoutError as error:
             if limit is None or not limit.expired():
@@ -375,6 +378,11 @@ class Performer:
         stored.add_done_callback(self._in_flight.discard)
         return asyncio.shield(stored)
 
+    def take_unrecorded(self) -> list[Spent]:
+        """Hand out what tries used that no record will tell of, and forget it."""
+        taken, self._unrecorded = self._unrecorded, []
+        return taken
+
     async def settled(self) -> None:
         """Wait until every record of this attempt is stored or refused."""
         while self._in_flight:
@@ -413,13 +421,18 @@ def is_away(error: BaseException | None) -> bool:
     return isinstance(error, Transient) and not isinstance(error, Unavailable)
 
 
+def is_asked_for(error: BaseException) -> bool:
+    """Whether somebody asked the current task to be cancelled, such as a time limit around it."""
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
+
+
 def raise_stray(error: BaseException, what: str) -> NoReturn:
     """Turn a cancellation or exit that came from inside into an ordinary error.
 
     One that somebody asked this task for, such as a time limit around it, goes on as it is.
     """
-    task = asyncio.current_task()
-    if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+    if is_asked_for(error):
         raise error
     raise Transient(
         f"{what} was ended by a {type(error).__name__} from inside", code="stray_exit"

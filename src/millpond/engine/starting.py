@@ -15,7 +15,7 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine import quotas, targets
+from millpond.engine import features, quotas, targets
 from millpond.engine.gathering import Fire, Group
 from millpond.engine.quotas import USED_UP, Ticket
 from millpond.engine.submit import deadline_of, submit
@@ -25,6 +25,7 @@ from millpond.engine.waits import Readied
 from millpond.types import Intent, Json, new_id
 
 _SQL = queries("inbound")
+FEATURE = "triggers"
 EVENT_LABEL = "millpond.event"
 GroupKey = tuple[uuid.UUID, str]
 _Trigger = tuple[int, uuid.UUID]
@@ -90,8 +91,11 @@ async def _make(
     rows = [start.row for start in outcome.starts]
     found = await targets.find(con, [(row["flow"], row["version"]) for row in rows])
     documents = [_document(start) for start in outcome.starts]
+    without = await features.without(con, {row["org_id"] for row in rows}, FEATURE)
     misfits = [
-        _misfit(row["flow"], found.get((row["flow"], row["version"])), document)
+        features.off(FEATURE)
+        if row["org_id"] in without
+        else _misfit(row["flow"], found.get((row["flow"], row["version"])), document)
         for row, document in zip(rows, documents, strict=True)
     ]
     fitting = Counter(

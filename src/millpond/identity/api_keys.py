@@ -16,7 +16,7 @@ from millpond.db.queries import queries
 from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import InvalidInput
-from millpond.identity import audit, bearers
+from millpond.identity import audit, bearers, holdings
 from millpond.identity.permissions import check_permissions
 from millpond.identity.rights import absent, check_within, role_now, take_turn
 from millpond.types import Principal, new_id
@@ -93,6 +93,7 @@ async def create(
         principal.subject,
         draft.expires_in_days,
     )
+    await holdings.check(con, principal.org_id, "api_keys")
     await audit.record(
         con,
         principal,

@@ -1,16 +1,17 @@
 """The sealer: chains rows of audit logs after their commit, in an order that is given when they are sealed.
 
 Run by every API process; `cli` composes it. Invariants: one process at a time seals a log; a row is sealed once and
-its mark goes in the same transaction; a head is published only after the seals that it tells of are committed.
+its mark goes in the same transaction; a head is published only after the seals that it tells of are committed; no
+log waits for all that another has.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -21,6 +22,7 @@ from millpond.identity.audit_chain import PURPOSE, START, Head, Keys, entry_of, 
 from millpond.identity.audit_heads import Heads
 from millpond.types import NO_ORG
 
+R = TypeVar("R")
 _SQL = queries("audit_chain")
 _log = structlog.get_logger("millpond.audit")
 _POLL_S = 0.5
@@ -41,6 +43,31 @@ def opened(db: Database, org_id: int) -> AbstractAsyncContextManager[Connection]
     return db.globals() if org_id == NO_ORG else db.org(org_id)
 
 
+class _Line:
+    """Logs that have rows to be sealed, each once, in the order in which they came or come again."""
+
+    def __init__(self) -> None:
+        self._due: asyncio.Queue[int] = asyncio.Queue()
+        self._known: set[int] = set()
+
+    def add(self, logs: Iterable[int]) -> None:
+        """Let logs stand in line that do not, and that nobody is at."""
+        for org_id in logs:
+            if org_id not in self._known:
+                self._known.add(org_id)
+                self._due.put_nowait(org_id)
+
+    async def next(self) -> int:
+        """Wait for the log whose turn it is; it is in hand until `done`."""
+        return await self._due.get()
+
+    def done(self, org_id: int, *, has_more: bool) -> None:
+        """Let a log go that was in hand, to the end of the line where it has more."""
+        self._known.discard(org_id)
+        if has_more:
+            self.add([org_id])
+
+
 class Sealer:
     """Seals what waits and publishes how far each chain is; several processes share the work."""
 
@@ -50,48 +77,71 @@ class Sealer:
         self._heads = heads
         self._poll_s = poll_s
         self._halted: str | None = None
+        self._has_failed = False
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Seal until `stop` is set, then once more."""
-        is_published = False
-        while not stop.is_set():
-            try:
-                await self.seal_all()
-                if not is_published:
-                    await self.publish_all()
-                    is_published = True
-                self._halted = None
-            except MillpondError as error:
-                self._tell_halted(error.code)
-            except Exception:  # noqa: BLE001 - a top-level loop; the log tells
-                _log.exception("audit.halted", code="unexpected")
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), self._poll_s)
+        """Seal until `stop` is set, then once more.
+
+        Logs take turns, a part of each at a time: one with a backlog, or thousands of others, keep none waiting for
+        more than a turn. Who has rows is asked all the while.
+        """
+        line = _Line()
+        tasks = [asyncio.create_task(self._work(line), name="audit.seal") for _ in range(_AT_ONCE)]
+        tasks.append(asyncio.create_task(self._publish_before(), name="audit.publish"))
+        try:
+            while not stop.is_set():
+                await self._guarded(self._look(line))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), self._poll_s)
+                if not self._has_failed:
+                    self._halted = None
+                self._has_failed = False
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(_DRAIN_S):
                 await self.seal_all()
         except (MillpondError, OSError) as error:  # a timeout is one of these
             _log.warning("audit.left_unsealed", reason=getattr(error, "code", type(error).__name__))
 
-    def _tell_halted(self, code: str) -> None:
-        """Say once why nothing is sealed, until that changes."""
-        if code != self._halted:
-            _log.warning("audit.halted", code=code)
-        self._halted = code
+    async def _look(self, line: _Line) -> None:
+        line.add(await self._waiting())
+
+    async def _work(self, line: _Line) -> None:
+        """Seal a part of the log whose turn it is, for ever."""
+        while True:
+            org_id = await line.next()
+            sealed = await self._guarded(self._seal_part(org_id))
+            line.done(org_id, has_more=sealed == _AT_MOST)
+
+    async def _publish_before(self) -> None:
+        """Publish, once, what was sealed before this process began, while it seals already."""
+        while await self._guarded(self.publish_all()) is None:
+            await asyncio.sleep(self._poll_s)
+
+    async def _guarded(self, work: Coroutine[Any, Any, R]) -> R | None:
+        """Await a part of the work; returns None after an error, which the log tells once until there is none."""
+        try:
+            return await work
+        except MillpondError as error:
+            if error.code != self._halted:
+                _log.warning("audit.halted", code=error.code)
+            self._halted, self._has_failed = error.code, True
+        except Exception:  # noqa: BLE001 - a top-level loop; the log tells
+            _log.exception("audit.halted", code="unexpected")
+        return None
 
     async def seal_all(self) -> int:
-        """Seal every row that waits in a log that nobody else is at; returns how many."""
-        async with self._db.globals() as con:
-            logs = [row["org_id"] for row in await con.fetch(_SQL["orgs"])]
-            if await con.fetchval(_SQL["has_unsealed_platform"]):
-                logs.append(NO_ORG)
+        """Seal every row that waits now in a log that nobody else is at; returns how many."""
         places = asyncio.Semaphore(_AT_ONCE)
 
         async def seal(org_id: int) -> int:
             async with places:
                 return await self.seal_log(org_id)
 
-        sealed = await asyncio.gather(*map(seal, logs), return_exceptions=True)
+        sealed = await asyncio.gather(*map(seal, await self._waiting()), return_exceptions=True)
         for one in sealed:
             if isinstance(one, BaseException):
                 raise one
@@ -101,26 +151,43 @@ class Sealer:
         """Seal what waits in one log and publish its head; returns how many rows."""
         total = 0
         while True:
-            count, head = await self._seal_some(org_id)
-            if count:
-                assert head is not None
-                await self._publish(head)
+            count = await self._seal_part(org_id)
             total += count
             if count < _AT_MOST:
                 return total
 
-    async def publish_all(self) -> None:
-        """Publish what a process that was killed had sealed and not published."""
+    async def _waiting(self) -> list[int]:
+        """Return the logs that have rows to be sealed."""
+        async with self._db.globals() as con:
+            logs = [row["org_id"] for row in await con.fetch(_SQL["orgs"])]
+            if await con.fetchval(_SQL["has_unsealed_platform"]):
+                logs.append(NO_ORG)
+        return logs
+
+    async def _seal_part(self, org_id: int) -> int:
+        """Seal a part of what waits in one log, in one transaction, and publish its head; returns how many rows."""
+        count, head = await self._seal_some(org_id)
+        if count:
+            assert head is not None
+            await self._publish(head)
+        return count
+
+    async def publish_all(self) -> int:
+        """Publish what a process that was killed had sealed and not published; returns of how many logs it looked."""
         await self._publish_log(NO_ORG)
+        logs = 1
         async for org_id, _ in orgs(self._db):
             await self._publish_log(org_id)
+            logs += 1
+        return logs
 
     async def _publish_log(self, org_id: int) -> None:
+        # Heads are published after their commit: what was published before this look is in the database.
+        seen = await asyncio.to_thread(self._heads.last, org_id)
         async with opened(self._db, org_id) as con:
             head = await head_of(con, org_id)
         if head is not None:
             await self._publish(head)
-        seen = await asyncio.to_thread(self._heads.last, org_id)
         if seen is not None and (head is None or head.seq < seen.seq):
             _log.error("audit.behind_published", org_id=org_id, published_seq=seen.seq)
 

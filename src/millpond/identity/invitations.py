@@ -18,7 +18,7 @@ from millpond.db.queries import queries
 from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import Conflict, Forbidden, InvalidInput, NotFound
-from millpond.identity import audit, bearers, members, organizations
+from millpond.identity import audit, bearers, holdings, members, organizations
 from millpond.identity.addresses import parse_address
 from millpond.identity.permissions import OWNER
 from millpond.identity.rights import (
@@ -28,6 +28,7 @@ from millpond.identity.rights import (
     check_signed_in,
     enter_org,
     is_operator_now,
+    leave_org,
     permissions_in,
     rights_now,
     role_now,
@@ -158,6 +159,7 @@ async def issue(
         is_of_platform,
         days,
     )
+    await holdings.check(con, principal.org_id, "members")
     await _send(con, principal.org_id, to, role, text, mail, days)
     await audit.record(
         con,
@@ -198,6 +200,7 @@ async def resend(
     )
     if renewed is None:
         raise _over(seen)
+    await holdings.check(con, principal.org_id, "members")
     await _send(con, principal.org_id, seen.email, seen.role, text, mail, policy.invitation_days)
     await audit.record(
         con,
@@ -233,7 +236,7 @@ async def revoke(
 
 
 async def address_of(con: Connection, token: str) -> str:
-    """Return whom a token was mailed to, in a transaction that began without an org.
+    """Return whom a token was mailed to, in a transaction that began without an org, and goes on without one.
 
     Raises NotFound, and Forbidden or InvalidInput where it could not be accepted now.
     """
@@ -247,6 +250,7 @@ async def address_of(con: Connection, token: str) -> str:
     email: str = found["email"]
     org = await organizations.get(con, bearer.org_id)
     await _check_still_given(con, org, email, found)
+    await leave_org(con)
     return email
 
 
@@ -273,6 +277,7 @@ async def accept(
     await _check_still_given(con, org, email, found)
     await members.add(con, org.org_id, user_id, found["role"], found["invited_by"])
     await con.execute(_SQL["accept"], org.org_id, found["invitation_id"], person.subject)
+    await holdings.check(con, org.org_id, "members")
     await audit.record(
         con,
         replace(person, org_id=org.org_id),

@@ -17,10 +17,11 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine import features
 from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import Conflict, InvalidInput
-from millpond.identity import audit
+from millpond.identity import audit, holdings
 from millpond.identity.claims import Rule, check_claim
 from millpond.identity.outside_tokens import ALGORITHMS
 from millpond.identity.rights import absent, check_gives, check_role, permissions_in, take_turn
@@ -111,6 +112,7 @@ async def create(
     )
     if made is None:
         raise Conflict(f"the issuer {url} is known already", code="issuer_known", param="url")
+    await holdings.check(con, principal.org_id, "outside_issuers")
     await _store_rules(con, principal.org_id, issuer_id, terms.rules)
     # Identities from before it was removed, if it was.
     await _map_again(con, principal.org_id, issuer_id, url, is_unknown=True)
@@ -135,6 +137,8 @@ async def change(
     await _check_roles(con, principal, terms)
     if terms == seen.terms:
         return seen
+    if not terms.is_disabled:
+        await features.check(con, principal.org_id, "outside_issuers")
     await con.execute(
         _SQL["change"],
         principal.org_id,

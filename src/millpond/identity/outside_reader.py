@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from millpond.db.pool import Database
 from millpond.db.queries import queries
+from millpond.engine import features
 from millpond.errors import Forbidden, Unauthenticated
 from millpond.identity import issuers, outside_identities, outside_tokens
 from millpond.identity.gate import Wish
@@ -85,7 +86,8 @@ class OutsideReader:
         if org_id is not None:
             async with self._db.org(org_id) as con:
                 issuer = await issuers.trusted_at(con, org_id, url)
-            if issuer is not None:
+                is_off = bool(await features.without(con, [org_id], "outside_issuers"))
+            if issuer is not None and not is_off:
                 return org_id, issuer
         raise _untrusted()
 

@@ -17,6 +17,7 @@ import orjson
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.engine import quotas
+from millpond.engine.features import FEATURES
 from millpond.engine.quotas import RUNS, SPENT, Used
 from millpond.errors import Conflict, InvalidInput, NotFound
 from millpond.identity import audit, holdings, organizations
@@ -35,9 +36,7 @@ LIMITS: Mapping[str, str] = {
     "runs_per_month": "Runs accepted per month (UTC).",
     "tokens_per_month": "Tokens that runs use on models per month (UTC); no run is accepted beyond.",
     "cost_micros_per_month": "What models cost per month (UTC), in millionths; no run is accepted beyond.",
-    "knowledge_bases": "Knowledge bases at a time.",
-    "documents": "Documents in all knowledge bases at a time.",
-    "storage_bytes": "Bytes of the newest versions of documents at a time.",
+    **HOLDINGS,
     "requests_per_s": "Requests per second to the API.",
     "key_requests_per_s": "Requests per second to the API with one API key.",
 }
@@ -46,11 +45,12 @@ MAX_ROWS = 10_000
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """Limits under a name; `orgs` counts those that were given it."""
+    """Limits and features under a name; a feature that is absent is on. `orgs` counts those that were given it."""
 
     name: str
     title: str
     limits: Mapping[str, float]
+    features: Mapping[str, bool]
     is_default: bool
     changed_at: datetime
     orgs: int
@@ -58,12 +58,17 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OrgPlan:
-    """What an org is limited to: its plan's limits but for the overrides, and what it has used."""
+    """What an org is limited to: its plan's limits but for the overrides, and what it has used.
+
+    `features` tells of every feature whether it is on.
+    """
 
     plan: str
     is_default: bool
     overrides: Mapping[str, float | None]
     limits: Mapping[str, float]
+    feature_overrides: Mapping[str, bool]
+    features: Mapping[str, bool]
     used: list[Used]
 
 
@@ -121,6 +126,17 @@ def check_limits(limits: Mapping[str, float | None], *, param: str) -> None:
             )
 
 
+def check_features(wanted: Mapping[str, bool], *, param: str) -> None:
+    """Raise InvalidInput for a feature that nobody knows."""
+    for name in wanted:
+        if name not in FEATURES:
+            raise InvalidInput(
+                f"there is no feature {name!r}",
+                param=f"{param}.{name}",
+                advice=f"known are {', '.join(FEATURES)}",
+            )
+
+
 def _whole(limits: Mapping[str, float | None]) -> dict[str, float | None]:
     """Return limits with whole numbers written as such."""
     return {
@@ -136,6 +152,7 @@ async def list_plans(con: Connection) -> list[Plan]:
             name=row["plan"],
             title=row["title"],
             limits=orjson.loads(row["limits"]),
+            features=orjson.loads(row["features"]),
             is_default=row["is_default"],
             changed_at=row["changed_at"],
             orgs=row["orgs"],
@@ -151,6 +168,7 @@ async def put_plan(
     title: str,
     limits: Mapping[str, float],
     *,
+    features: Mapping[str, bool] | None = None,
     is_default: bool = False,
     address: str | None = None,
 ) -> Plan:
@@ -158,19 +176,26 @@ async def put_plan(
     if not _NAME.fullmatch(name):
         raise InvalidInput("a plan's name is 1 to 63 of a-z, 0-9, - and _", param="name")
     check_limits(limits, param="limits")
+    switches = dict(features or {})
+    check_features(switches, param="features")
     limits = {name: most for name, most in _whole(limits).items() if most is not None}
     await con.execute(_SQL["lock"])
     if is_default:
         await con.execute(_SQL["no_default"], name)
     is_new = await con.fetchval(
-        _SQL["put"], name, title, orjson.dumps(dict(limits)).decode(), is_default
+        _SQL["put"],
+        name,
+        title,
+        orjson.dumps(dict(limits)).decode(),
+        is_default,
+        orjson.dumps(switches).decode(),
     )
     await audit.record(
         con,
         operator,
         "plan.created" if is_new else "plan.changed",
         f"plan:{name}",
-        details={"limits": dict(limits), "is_default": is_default},
+        details={"limits": dict(limits), "features": switches, "is_default": is_default},
         address=address,
     )
     return next(one for one in await list_plans(con) if one.name == name)
@@ -200,18 +225,22 @@ async def set_org_plan(
     plan: str | None,
     overrides: Mapping[str, float | None],
     *,
+    features: Mapping[str, bool] | None = None,
     address: str | None = None,
 ) -> OrgPlan:
-    """Give an org a plan and overrides; raises NotFound, InvalidInput."""
+    """Give an org a plan, overrides and features instead of its plan's; raises NotFound, InvalidInput."""
     check_limits(overrides, param="overrides")
+    switches = dict(features or {})
+    check_features(switches, param="features")
     overrides = _whole(overrides)
     await organizations.get(con, org_id)
     await con.execute(_SQL["lock"])
     if plan is not None and not await con.fetchval(_SQL["exists"], plan):
         raise InvalidInput(f"there is no plan {plan}", param="plan")
     before = await quotas.limits_of(con, org_id)
-    await con.execute(_SQL["set_of_org"], org_id, plan, orjson.dumps(dict(overrides)).decode())
-    details = {"plan": plan, "overrides": dict(overrides)}
+    texts = [orjson.dumps(one).decode() for one in (dict(overrides), switches)]
+    await con.execute(_SQL["set_of_org"], org_id, plan, *texts)
+    details = {"plan": plan, "overrides": dict(overrides), "features": switches}
     await audit.record(
         con, operator, "org.plan_changed", f"org:{org_id}", details=details, address=address
     )
@@ -243,6 +272,8 @@ async def read_org_plan(con: Connection, org_id: int) -> OrgPlan:
         is_default=row["is_default"],
         overrides=orjson.loads(row["overrides"]),
         limits=limits,
+        feature_overrides=orjson.loads(row["feature_overrides"]),
+        features={**dict.fromkeys(FEATURES, True), **orjson.loads(row["features"])},
         used=used,
     )
 

@@ -139,6 +139,11 @@ async def enter_org(con: Connection, org_id: int) -> None:
     await con.execute(_SQL["enter_org"], org_id)
 
 
+async def leave_org(con: Connection) -> None:
+    """Let the rest of a transaction that entered an org go on as it began: accounts are changed there alone."""
+    await con.execute(_SQL["leave_org"])
+
+
 def check_signed_in(principal: Principal, what: str) -> None:
     """Raise Forbidden for a token made on the machine itself: what it gives could not be asked for again."""
     if principal.standing is None:

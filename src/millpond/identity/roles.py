@@ -13,8 +13,9 @@ from datetime import datetime
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine import features
 from millpond.errors import Conflict, InvalidInput
-from millpond.identity import audit
+from millpond.identity import audit, holdings
 from millpond.identity.permissions import ROLES, check_permissions, permissions_of
 from millpond.identity.rights import absent, check_within, take_turn
 from millpond.types import Principal
@@ -77,6 +78,10 @@ async def put(
     elif await con.fetchval(_SQL["count"], principal.org_id) >= MAX_ROLES:
         raise Conflict(f"an organization has {MAX_ROLES} roles at most", code="too_many_roles")
     await con.execute(_SQL["put"], principal.org_id, name, description, sorted(wanted))
+    if seen is None:
+        await holdings.check(con, principal.org_id, "custom_roles")
+    else:
+        await features.check(con, principal.org_id, "custom_roles")
     if seen is not None and seen.permissions != wanted:
         await _make_stale(con, principal.org_id, name)
     await audit.record(

@@ -12,10 +12,11 @@ from datetime import datetime
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine import features
 from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import Conflict, NotFound
-from millpond.identity import audit
+from millpond.identity import audit, holdings
 from millpond.identity.ring import KeyRing
 from millpond.types import Principal, new_id
 
@@ -98,6 +99,7 @@ async def put(
     while (row := await con.fetchrow(_SQL["lock"], org_id, name)) is None:
         if await _added(con, ring, principal, name, value, description or "", address):
             return await get(con, org_id, name), True
+    await features.check(con, org_id, "secrets")
     secret_id = row["secret_id"]
     seal = await ring.current(con)
     sealed = seal.seal(value.encode(), *bound_to(org_id, secret_id))
@@ -151,6 +153,7 @@ async def _added(
     )
     if made is None:
         return False
+    await holdings.check(con, principal.org_id, "secrets")
     added = await get(con, principal.org_id, name)
     await _tell(con, principal, "secret.created", added, address)
     return True

@@ -15,7 +15,7 @@ from millpond.db.queries import queries
 from millpond.engine.pages import read_page
 from millpond.engine.views import PageOf
 from millpond.errors import Conflict
-from millpond.identity import audit
+from millpond.identity import audit, holdings
 from millpond.identity.rights import absent, check_gives, check_role, permissions_in, take_turn
 from millpond.types import Principal, new_id
 
@@ -71,6 +71,7 @@ async def create(
     )
     if made is None:
         raise _taken(name)
+    await holdings.check(con, principal.org_id, "service_principals")
     await audit.record(
         con,
         principal,
@@ -107,6 +108,8 @@ async def change(
     if after == before:
         return seen
     await con.execute(_SQL["change"], principal.org_id, service_id, name, role, is_disabled)
+    if was_disabled and not is_disabled:
+        await holdings.check(con, principal.org_id, "service_principals")
     await audit.record(
         con,
         principal,

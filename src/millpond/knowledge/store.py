@@ -20,6 +20,7 @@ import orjson
 
 from millpond.db.pool import Block, Connection, Database, Record
 from millpond.db.queries import queries
+from millpond.engine import features
 from millpond.errors import Conflict, InvalidInput, NotFound
 from millpond.identity import holdings
 from millpond.knowledge import retrieval
@@ -50,7 +51,7 @@ class KnowledgeStore:
         """
         async with self.db.org(org_id) as con:
             base = await self.ensure_base(con, org_id, name)
-            await holdings.check(con, org_id)
+            await holdings.check(con, org_id, *holdings.KNOWLEDGE)
             return base
 
     async def ensure_base(self, con: Connection, org_id: int, name: str) -> Base:
@@ -117,7 +118,7 @@ class KnowledgeStore:
         assert row is not None
         document_id: uuid.UUID = row["document_id"]
         await con.execute(_SQL["store_content"], org_id, document_id, row["version"], content)
-        await holdings.check(con, org_id)
+        await holdings.check(con, org_id, *holdings.KNOWLEDGE)
         intent = _ingest_intent(org_id, document_id, subject, intent_id)
         return document_id, replace(intent, backing=backing)
 
@@ -174,6 +175,7 @@ class KnowledgeStore:
         asked = retrieval.check_query(query, limit)
         cut_off = retrieval.MIN_SCORE if min_score is None else min_score
         async with opened() as con:
+            await features.check(con, org_id, "knowledge")
             found = await self._base(con, org_id, base)
         self._check_embedder(found, base)
         vector = retrieval.to_sql((await self.embedder.embed([asked]))[0])

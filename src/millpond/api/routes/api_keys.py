@@ -52,7 +52,7 @@ async def list_api_keys(
     operation_id="create_api_key",
     status_code=201,
     openapi_extra=described(CreateApiKey),
-    responses={201: {"model": NewApiKey}, **failures(400, 401, 403, 413, 415, 422, 503)},
+    responses={201: {"model": NewApiKey}, **failures(400, 401, 402, 403, 413, 415, 422, 503)},
 )
 async def create_api_key(request: Request, caller: Writer) -> Response:
     """Make an API key for oneself or a service principal; its text is in this answer and never again."""

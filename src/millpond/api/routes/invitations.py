@@ -61,7 +61,7 @@ async def list_invitations(
     openapi_extra=described(CreateInvitation),
     responses={
         201: {"model": InvitationOut},
-        **failures(400, 401, 403, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 409, 413, 415, 422, 503),
     },
 )
 async def create_invitation(request: Request, caller: Writer) -> Response:
@@ -90,7 +90,7 @@ async def get_invitation(caller: Reader, invitation_id: uuid.UUID) -> Response:
 @router.post(
     "/invitations/{invitation_id}/resend",
     operation_id="resend_invitation",
-    responses={200: {"model": InvitationOut}, **failures(401, 403, 404, 409, 422, 503)},
+    responses={200: {"model": InvitationOut}, **failures(401, 402, 403, 404, 409, 422, 503)},
 )
 async def resend_invitation(caller: Writer, invitation_id: uuid.UUID) -> Response:
     """Send an invitation again with another token; the former one is good no more."""
@@ -124,7 +124,7 @@ async def revoke_invitation(caller: Writer, invitation_id: uuid.UUID) -> Respons
     openapi_extra=described(AcceptInvitation),
     responses={
         200: {"model": AcceptedInvitation},
-        **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 404, 409, 413, 415, 422, 503),
     },
 )
 async def accept_invitation(request: Request, caller: Person) -> Response:

@@ -59,7 +59,7 @@ async def list_issuers(
     operation_id="create_issuer",
     status_code=201,
     openapi_extra=described(CreateIssuer),
-    responses={201: {"model": IssuerOut}, **failures(400, 401, 403, 409, 413, 415, 422, 503)},
+    responses={201: {"model": IssuerOut}, **failures(400, 401, 402, 403, 409, 413, 415, 422, 503)},
 )
 async def create_issuer(request: Request, caller: Writer) -> Response:
     """Accept the tokens of an issuer, by OpenID Connect Discovery; it is not asked for anything yet."""
@@ -87,7 +87,7 @@ async def get_issuer(caller: Reader, issuer_id: uuid.UUID) -> Response:
     "/issuers/{issuer_id}",
     operation_id="change_issuer",
     openapi_extra=described(ChangeIssuer),
-    responses={200: {"model": IssuerOut}, **failures(400, 401, 403, 404, 413, 415, 422, 503)},
+    responses={200: {"model": IssuerOut}, **failures(400, 401, 402, 403, 404, 413, 415, 422, 503)},
 )
 async def change_issuer(request: Request, caller: Writer, issuer_id: uuid.UUID) -> Response:
     """Change what an issuer's tokens may, disable or enable it; open streams of its identities end."""

@@ -139,7 +139,7 @@ async def list_documents(caller: Reader, name: BaseName) -> Response:
     openapi_extra=described(SearchQuestion),
     responses={
         200: {"model": SearchOut},
-        **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 404, 409, 413, 415, 422, 503),
     },
 )
 async def search_knowledge_base(request: Request, caller: Reader, name: BaseName) -> Response:

@@ -59,6 +59,7 @@ async def put_plan(request: Request, caller: Writer, name: Word) -> Response:
             name,
             wish.title,
             wish.limits,
+            features=wish.features,
             is_default=wish.is_default,
             address=caller.address,
         )
@@ -101,11 +102,17 @@ async def get_org_quotas(caller: Reader, org_id: OrgId) -> Response:
     responses={200: {"model": QuotasOut}, **failures(400, 401, 403, 404, 413, 415, 422, 503)},
 )
 async def set_org_plan(request: Request, caller: Writer, org_id: OrgId) -> Response:
-    """Give an organization a plan, and limits that are its own; it is limited so within seconds."""
+    """Give an organization a plan, and limits and features that are its own; it is limited so within seconds."""
     wish = await read_json(request, SetOrgPlan)
     async with caller.org() as con:
         found = await plans.set_org_plan(
-            con, caller.principal, org_id, wish.plan, wish.overrides, address=caller.address
+            con,
+            caller.principal,
+            org_id,
+            wish.plan,
+            wish.overrides,
+            features=wish.features,
+            address=caller.address,
         )
     await caller.ports.reserver.refresh()
     return reply(quotas_json(found))

@@ -86,7 +86,7 @@ async def list_orgs(caller: Reader, page: Annotated[OrgsPage, Depends(_paged)]) 
     operation_id="create_org",
     status_code=201,
     openapi_extra=described(CreateOrg),
-    responses={201: {"model": CreatedOrg}, **failures(400, 401, 403, 409, 413, 415, 422, 503)},
+    responses={201: {"model": CreatedOrg}, **failures(400, 401, 402, 403, 409, 413, 415, 422, 503)},
 )
 async def create_org(request: Request, caller: Writer) -> Response:
     """Make an organization, and ask its first owner by mail to join."""

@@ -43,7 +43,7 @@ async def list_roles(caller: Reader) -> Response:
     "/{name}",
     operation_id="put_role",
     openapi_extra=described(PutRole),
-    responses={200: {"model": RoleOut}, **failures(400, 401, 403, 409, 413, 415, 422, 503)},
+    responses={200: {"model": RoleOut}, **failures(400, 401, 402, 403, 409, 413, 415, 422, 503)},
 )
 async def put_role(request: Request, caller: Writer, name: Word) -> Response:
     """Make or replace a custom role; tokens of those who hold it are refused until they are refreshed."""

@@ -38,12 +38,13 @@ from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import schedule_detail_json, schedule_json
 from millpond.api.texts import Word
 from millpond.db.pool import Connection
-from millpond.engine import schedules, views
+from millpond.engine import features, schedules, views
 from millpond.engine.calendar import calendar
 from millpond.engine.schedules import LABEL, Draft, Schedule
 from millpond.engine.submit import deadline_of
 from millpond.engine.views import FlowView
 from millpond.errors import InvalidInput, NotFound
+from millpond.identity import holdings
 from millpond.types import Intent
 
 router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
@@ -51,7 +52,7 @@ router = APIRouter(prefix="/v1/schedules", tags=["schedules"])
 _MAX_INPUT_BYTES = 256 * 1024
 Reader = Annotated[Caller, requires("schedules:read")]
 Writer = Annotated[Caller, requires("schedules:write")]
-_ON_CHANGE = failures(400, 401, 403, 404, 409, 413, 415, 422, 503)
+_ON_CHANGE = failures(400, 401, 402, 403, 404, 409, 413, 415, 422, 503)
 
 
 @router.get(
@@ -86,6 +87,7 @@ async def create_schedule(request: Request, caller: Writer) -> Response:
     await _check(caller, draft)
     async with caller.org() as con:
         made = await schedules.create(con, caller.org_id, draft, caller.principal.subject)
+        await holdings.check(con, caller.org_id, "schedules")
         await _tell(caller, con, "created", made.schedule_id, draft)
     headers = {"Location": f"/v1/schedules/{made.schedule_id}"}
     return reply(schedule_json(made), status=201, headers=headers)
@@ -116,6 +118,7 @@ async def change_schedule(request: Request, caller: Writer, schedule_id: uuid.UU
     wish = await read_json(request, ChangeSchedule)
     async with caller.org() as con:
         seen = await schedules.get(con, caller.org_id, schedule_id)
+        await features.check(con, caller.org_id, "schedules")
     draft = replace(seen.draft, **wish.model_dump(exclude_unset=True))
     await _check(caller, draft)
     async with caller.org() as con:
@@ -154,7 +157,7 @@ async def pause_schedule(caller: Writer, schedule_id: uuid.UUID) -> Response:
 @router.post(
     "/{schedule_id}/resume",
     operation_id="resume_schedule",
-    responses={200: {"model": ScheduleOut}, **failures(401, 403, 404, 409, 422, 503)},
+    responses={200: {"model": ScheduleOut}, **failures(401, 402, 403, 404, 409, 422, 503)},
 )
 async def resume_schedule(caller: Writer, schedule_id: uuid.UUID) -> Response:
     """Let a schedule go on from now; what fell into the pause is not made up for."""
@@ -179,6 +182,7 @@ async def run_schedule_now(
         return reply(accepted_json(first), status=202, headers=accepted_headers(first))
     async with caller.org() as con:
         found = await schedules.get(con, caller.org_id, schedule_id)
+        await features.check(con, caller.org_id, "schedules")
     flow = await _check(caller, found.draft)
 
     async def make(con: Connection) -> Intent:
@@ -235,6 +239,8 @@ async def _tell(
 
 async def _set_paused(caller: Caller, schedule_id: uuid.UUID, *, is_paused: bool) -> Response:
     async with caller.org() as con:
+        if not is_paused:
+            await features.check(con, caller.org_id, "schedules")
         changed = await schedules.set_paused(
             con, caller.org_id, schedule_id, caller.principal.subject, is_paused=is_paused
         )

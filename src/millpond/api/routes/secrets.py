@@ -49,7 +49,7 @@ async def list_secrets(
     openapi_extra=described(CreateSecret),
     responses={
         201: {"model": SecretOut},
-        **failures(400, 401, 403, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 409, 413, 415, 422, 503),
     },
 )
 async def create_secret(request: Request, caller: Writer) -> Response:
@@ -87,7 +87,7 @@ async def get_secret(caller: Reader, name: SecretName) -> Response:
     responses={
         200: {"model": SecretOut},
         201: {"model": SecretOut},
-        **failures(400, 401, 403, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 413, 415, 422, 503),
     },
 )
 async def put_secret(request: Request, caller: Writer, name: SecretName) -> Response:

@@ -55,7 +55,7 @@ async def list_service_principals(
     openapi_extra=described(CreateServicePrincipal),
     responses={
         201: {"model": ServicePrincipalOut},
-        **failures(400, 401, 403, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 409, 413, 415, 422, 503),
     },
 )
 async def create_service_principal(request: Request, caller: Writer) -> Response:
@@ -86,7 +86,7 @@ async def get_service_principal(caller: Reader, service_id: uuid.UUID) -> Respon
     openapi_extra=described(ChangeServicePrincipal),
     responses={
         200: {"model": ServicePrincipalOut},
-        **failures(400, 401, 403, 404, 409, 413, 415, 422, 503),
+        **failures(400, 401, 402, 403, 404, 409, 413, 415, 422, 503),
     },
 )
 async def change_service_principal(

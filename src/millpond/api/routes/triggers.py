@@ -23,14 +23,15 @@ from millpond.api.reply import listing, reply
 from millpond.api.shapes_calendar import trigger_detail_json, trigger_json
 from millpond.api.texts import Word
 from millpond.db.pool import Connection
-from millpond.engine import triggers
+from millpond.engine import features, triggers
 from millpond.engine.triggers import Draft
+from millpond.identity import holdings
 
 router = APIRouter(prefix="/v1/triggers", tags=["triggers"])
 
 Reader = Annotated[Caller, requires("triggers:read")]
 Writer = Annotated[Caller, requires("triggers:write")]
-_ON_CHANGE = failures(400, 401, 403, 404, 409, 413, 415, 422, 503)
+_ON_CHANGE = failures(400, 401, 402, 403, 404, 409, 413, 415, 422, 503)
 
 
 @router.get(
@@ -65,6 +66,7 @@ async def create_trigger(request: Request, caller: Writer) -> Response:
     await _check(caller, draft)
     async with caller.org() as con:
         made = await triggers.create(con, caller.org_id, draft, caller.principal.subject)
+        await holdings.check(con, caller.org_id, "triggers")
         await _tell(caller, con, "created", made.trigger_id, draft)
     headers = {"Location": f"/v1/triggers/{made.trigger_id}"}
     return reply(trigger_json(made), status=201, headers=headers)
@@ -94,6 +96,7 @@ async def change_trigger(request: Request, caller: Writer, trigger_id: uuid.UUID
     wish = await read_json(request, ChangeTrigger)
     async with caller.org() as con:
         seen = await triggers.get(con, caller.org_id, trigger_id)
+        await features.check(con, caller.org_id, "triggers")
     draft = replace(seen.draft, **wish.model_dump(exclude_unset=True))
     await _check(caller, draft)
     async with caller.org() as con:
@@ -132,7 +135,7 @@ async def pause_trigger(caller: Writer, trigger_id: uuid.UUID) -> Response:
 @router.post(
     "/{trigger_id}/resume",
     operation_id="resume_trigger",
-    responses={200: {"model": TriggerOut}, **failures(401, 403, 404, 409, 422, 503)},
+    responses={200: {"model": TriggerOut}, **failures(401, 402, 403, 404, 409, 422, 503)},
 )
 async def resume_trigger(caller: Writer, trigger_id: uuid.UUID) -> Response:
     """Let a trigger take events again; what it held when it was paused and is due starts now."""
@@ -160,6 +163,8 @@ async def _tell(
 
 async def _set_paused(caller: Caller, trigger_id: uuid.UUID, *, is_paused: bool) -> Response:
     async with caller.org() as con:
+        if not is_paused:
+            await features.check(con, caller.org_id, "triggers")
         changed = await triggers.set_paused(
             con, caller.org_id, trigger_id, caller.principal.subject, is_paused=is_paused
         )

@@ -17,10 +17,20 @@ def list_plans() -> Call[Page[Plan]]:
 
 
 def put_plan(
-    name: str, limits: Mapping[str, float], *, title: str = "", is_default: bool = False
+    name: str,
+    limits: Mapping[str, float],
+    *,
+    features: Mapping[str, bool] | None = None,
+    title: str = "",
+    is_default: bool = False,
 ) -> Call[Plan]:
-    """Make or replace a plan."""
-    body = {"title": title, "limits": dict(limits), "is_default": is_default}
+    """Make or replace a plan; a feature that is not named is on."""
+    body = {
+        "title": title,
+        "limits": dict(limits),
+        "features": dict(features or {}),
+        "is_default": is_default,
+    }
     path = path_of("platform", "plans", name)
     return Call(method="PUT", path=path, read=reader(Plan), body=body)
 
@@ -36,10 +46,13 @@ def get_org_quotas(org_id: int) -> Call[Quotas]:
 
 
 def set_org_plan(
-    org_id: int, plan: str | None, overrides: Mapping[str, float | None] | None = None
+    org_id: int,
+    plan: str | None,
+    overrides: Mapping[str, float | None] | None = None,
+    features: Mapping[str, bool] | None = None,
 ) -> Call[Quotas]:
-    """Give an organization a plan (None: the default one), and limits that are its own."""
-    body = {"plan": plan, "overrides": dict(overrides or {})}
+    """Give an organization a plan (None: the default one), and limits and features that are its own."""
+    body = {"plan": plan, "overrides": dict(overrides or {}), "features": dict(features or {})}
     path = path_of("platform", "orgs", org_id, "plan")
     return Call(method="PUT", path=path, read=reader(Quotas), body=body)
 

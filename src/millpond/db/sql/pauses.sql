@@ -19,6 +19,14 @@ where l.org_id = $1 and l.active and $2 in ('', l.queue)
 order by l.queue, l.cursor_rank
 returning queue;
 
+-- name: leave_org
+-- Lets the next statement be the platform's: no org's transaction changes what holds every org.
+select set_config('millpond.org', '', true);
+
+-- name: enter_org
+-- Goes on in the org's transaction.
+select set_config('millpond.org', $1::bigint::text, true);
+
 -- name: pause_queue
 -- Pauses a queue for every org; one paused already stays as it is.
 insert into queue_pause (queue, paused_by, reason) values ($1, $2, $3) on conflict (queue) do nothing;

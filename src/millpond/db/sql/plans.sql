@@ -1,6 +1,6 @@
 -- name: list
 -- Reads all plans, with how many orgs were given each.
-select p.plan, p.title, p.limits, p.is_default, p.changed_at, (select count(*) from org o where o.plan = p.plan) as orgs
+select p.plan, p.title, p.limits, p.features, p.is_default, p.changed_at, (select count(*) from org o where o.plan = p.plan) as orgs
 from plan p order by p.plan;
 
 -- name: lock
@@ -9,9 +9,9 @@ select pg_advisory_xact_lock(7741014);
 
 -- name: put
 -- Makes or replaces a plan; tells whether it is new.
-insert into plan as p (plan, title, limits, is_default) values ($1, $2, $3, $4)
+insert into plan as p (plan, title, limits, is_default, features) values ($1, $2, $3, $4, $5)
 on conflict (plan) do update
-  set title = excluded.title, limits = excluded.limits, is_default = p.is_default or excluded.is_default,
+  set title = excluded.title, limits = excluded.limits, features = excluded.features, is_default = p.is_default or excluded.is_default,
       changed_at = clock_timestamp()
 returning xmax = 0;
 
@@ -30,13 +30,14 @@ select exists (select from plan where plan = $1);
 
 -- name: of_org
 -- Reads an org's plan and what it has instead of its plan's limits.
-select coalesce(o.plan, p.plan) as plan, o.plan is null as is_default, o.overrides, jsonb_strip_nulls(p.limits || o.overrides) as limits
+select coalesce(o.plan, p.plan) as plan, o.plan is null as is_default, o.overrides, jsonb_strip_nulls(p.limits || o.overrides) as limits,
+       o.features as feature_overrides, p.features || o.features as features
 from org o join plan p on p.plan = coalesce(o.plan, (select d.plan from plan d where d.is_default))
 where o.org_id = $1;
 
 -- name: set_of_org
--- Gives an org a plan (null: the default one) and overrides.
-update org set plan = $2, overrides = $3, plan_changed_at = clock_timestamp() where org_id = $1;
+-- Gives an org a plan (null: the default one), overrides, and features of its own.
+update org set plan = $2, overrides = $3, features = $4, plan_changed_at = clock_timestamp() where org_id = $1;
 
 -- name: prices
 -- Reads what models cost.

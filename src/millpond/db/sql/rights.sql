@@ -12,6 +12,10 @@ select refuse_stale($1, $2, $3, $4);
 -- Sets the org of the rest of a transaction that began without one.
 select set_config('millpond.org', $1::bigint::text, true);
 
+-- name: leave_org
+-- Goes on without an org, for what is the platform's to change.
+select set_config('millpond.org', '', true);
+
 -- name: of_user
 -- The role of a member now.
 select m.role, m.version, c.permissions
