@@ -16,6 +16,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_over
 from millpond.engine.columns import plain
+from millpond.engine.limiting import Limiter
 from millpond.errors import LeaseLost
 from millpond.types import Backing
 
@@ -106,21 +107,31 @@ class Claimer:
         self._capabilities = list(capabilities)
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
+        self.limits = Limiter(self._capabilities)
 
     async def claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
         """Lease work for the free slots of each queue; also tells whether more could go at once.
 
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
-        try:
-            return await self._claim(free)
-        except BaseException:
-            self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
-            raise
+        for _ in range(_ROUNDS):
+            await self.limits.begin(self._database)
+            try:
+                found = await self._claim(free)
+            except BaseException:
+                self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
+                raise
+            if found is not None:
+                return found
+        return [], True
 
-    async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
+    async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
+        """Claim by the limits that are known; None when there are others, which the next round reads first."""
         queues = [queue for queue, slots in free.items() if slots > 0]
+        limits = self.limits
         async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
+            if limits.is_on and not await limits.open(con, queues):
+                return None
             consumed, *rows = await con.fetch(
                 _SQL["heads"],
                 _MAX_ARRIVALS,
@@ -133,15 +144,22 @@ class Claimer:
             arrivals, is_alive = consumed["lane_id"], consumed["offset_us"]
             if not is_alive:
                 raise LeaseLost("this worker's session is gone")
+            if not limits.note(consumed):
+                return None
             if not rows:
-                return [], arrivals >= _MAX_ARRIVALS
+                return [], arrivals >= _MAX_ARRIVALS or limits.has_more
+            if limits.is_on:
+                await limits.read(con, rows)
             shares = self._shares(rows)
             decision, claimed, missed = await self._admit(con, shares, free)
             if missed:
                 await _step_back(con, missed)
+            if limits.is_on:
+                await limits.close(con, shares)
         self._adapt(sum(free[queue] for queue in queues), len(rows), len(claimed), len(missed))
         is_idle = not decision.picks and not missed
-        return claimed, decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
+        has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
+        return claimed, has_more or limits.has_more
 
     async def _admit(
         self, con: Connection, shares: Sequence[Share], free: Mapping[str, int]
@@ -170,7 +188,8 @@ class Claimer:
 
     def _shares(self, rows: Sequence[Record]) -> list[Share]:
         shares: dict[tuple[str, int], Share] = {}
-        for queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items in rows:
+        for row in rows:
+            queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items, _ = row
             share = shares.get((queue, org_id))
             if share is None:
                 share = Share(queue=queue, org_id=org_id, weight=weight, virtual_s=virtual_s)
@@ -183,6 +202,7 @@ class Claimer:
                     items=items or (),
                     is_whole=len(items or ()) < self._depth,
                     estimate_s=self._estimate_s(able),
+                    rooms=self.limits.rooms(row) if self.limits.is_on else (),
                 )
             )
         return list(shares.values())
@@ -222,15 +242,19 @@ def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
     moved: list[tuple[int, Lane]] = []
     changed: list[tuple[Share, bool]] = []
     for share in shares:
-        lanes = [one for one in share.lanes if one.taken or (one.is_spent and one.is_whole)]
+        lanes = [
+            one
+            for one in share.lanes
+            if one.taken or one.was_full or (one.is_spent and one.is_whole)
+        ]
         if lanes:
             moved += [(share.org_id, lane) for lane in lanes]
-            changed.append((share, any(lane.is_spent and lane.is_whole for lane in lanes)))
+            changed.append((share, any(not _goes_on(lane) for lane in lanes)))
     return [
         [org_id for org_id, _ in moved],
         [lane.lane_id for _, lane in moved],
         [_cursor(lane) for _, lane in moved],
-        [not (lane.is_spent and lane.is_whole) for _, lane in moved],
+        [_goes_on(lane) for _, lane in moved],
         [share.org_id for share, _ in changed],
         [share.queue for share, _ in changed],
         [share.virtual_s for share, _ in changed],
@@ -238,6 +262,11 @@ def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
         list(decision.clocks),
         list(decision.clocks.values()),
     ]
+
+
+def _goes_on(lane: Lane) -> bool:
+    """Whether a lane stays in the active order: it may have more work, and room for it."""
+    return lane.full is None and not (lane.is_spent and lane.is_whole)
 
 
 def _cursor(lane: Lane) -> int:

@@ -58,9 +58,11 @@ class Launcher:
 
         The task ends when all of it is started and tells how much that was; it raises what is no MillpondError.
         """
-        slots = [self._slots.take(one.queue) for one in claimed]
+        slots = [self._slots.take(one.queue) for one in reversed(claimed)]
         self.leases.update(one.lease for one in claimed)
         self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")
+        # Also where the task is ended before its first step, of which it knows nothing itself.
+        self._last.add_done_callback(lambda _: self._end(claimed, slots))
         return self._last
 
     def check(self) -> None:
@@ -78,7 +80,6 @@ class Launcher:
     async def _launch(
         self, claimed: Sequence[Claimed], slots: list[Slot], before: asyncio.Task[int] | None
     ) -> int:
-        slots.reverse()
         started = 0
         try:
             if before is not None:
@@ -92,11 +93,13 @@ class Launcher:
             _log.warning("start.failed", error=error.code)
             self.leases.difference_update(one.lease for one in claimed)
             await asyncio.sleep(_PAUSE_S)
-        finally:
-            self.leases.difference_update(one.lease for one in claimed)
-            for slot in slots:
-                slot.give_unused()
         return started
+
+    def _end(self, claimed: Sequence[Claimed], slots: list[Slot]) -> None:
+        """Let the rest of a launch go: leave its leases to the watch, and give back the slots that no attempt has."""
+        self.leases.difference_update(one.lease for one in claimed)
+        while slots:
+            slots.pop().give_unused()
 
     async def _attempts(self, claimed: Sequence[Claimed]) -> AsyncIterator[Attempt | StepAttempt]:
         """Yield work with what it needs beyond its lease: big inputs, arguments, recorded steps.
