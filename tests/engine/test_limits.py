@@ -279,6 +279,10 @@ async def test_all_gets_done_whatever_keys_and_limits(pond: Pond) -> None:
 
     flow = pond.flow(held, name="any")
     names = ["model:a", "model:b", "provider:c", "provider:d"]
+    nameless = (
+        "parked_on is not null and not exists (select from room r where r.room = lane.parked_on"
+        " and r.queue = lane.queue and r.capability = lane.capability)"
+    )
     await limit(pond.db, "model:*", 3)
     await limit(pond.db, "org:* x provider:*", 2)
     await limit(pond.db, "provider:d", 100, kind="rate", period_s=1.0, burst=3)
@@ -291,6 +295,7 @@ async def test_all_gets_done_whatever_keys_and_limits(pond: Pond) -> None:
         for maximum in (1, 4, 2):
             await limit(pond.db, "model:a", maximum)
             await asyncio.sleep(0.2)
+            assert await pond.count("lane", nameless) == 0
         await over(pond, flow, 300, within_s=40)
     assert gauge.most["model:b"] <= 3
     assert gauge.most["provider:c"] <= 4

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from millpond.engine import rules as limits
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
-from millpond.engine.rules import Rule, Rules, parse_key
+from millpond.engine.rules import Rule, Rules, check_keys, parse_key
 from millpond.errors import InvalidInput
 
 NAMES = "abcd"
@@ -28,6 +28,7 @@ class Ground:
     shares: list[Share]
     needs: dict[tuple[int, int], frozenset[str]]
     slots: int
+    waiting: list[Waiting] = field(default_factory=list)
     before: dict[str, int] = field(default_factory=dict)
 
     def picked(self) -> Counter[str]:
@@ -42,30 +43,34 @@ class Ground:
 
 @st.composite
 def grounds(draw: st.DrawFn) -> Ground:
+    """Rooms that all orgs share, and two of each org's own."""
     rooms = {name: Room(left=draw(st.integers(-1, 5)), name=name) for name in NAMES}
+    for org_id in range(1, 6):
+        for name in (f"x{org_id}", f"y{org_id}"):
+            rooms[name] = Room(left=draw(st.integers(-1, 3)), org_id=org_id, name=name)
     shares, needs = [], {}
     for org_id in range(1, draw(st.integers(1, 5)) + 1):
         lanes = []
         for lane_id in range(draw(st.integers(1, 3))):
-            mine = draw(st.frozensets(st.sampled_from(NAMES), max_size=4))
+            names = [*NAMES, f"x{org_id}", f"y{org_id}"]
+            mine = draw(st.frozensets(st.sampled_from(names), max_size=4))
             needs[org_id, lane_id] = mine
             count = draw(st.integers(0, 6))
             lanes.append(_lane(org_id, lane_id, count, [rooms[name] for name in sorted(mine)]))
         shares.append(Share(queue="default", org_id=org_id, weight=1.0, virtual_s=0.0, lanes=lanes))
-    waiting = [place for place in needs if draw(st.booleans())]
-    keep_rooms(
-        [
-            Waiting(
-                org_id=org,
-                lane_id=lane,
-                since_us=draw(st.integers(0, 3)),
-                rooms=[rooms[name] for name in sorted(needs[org, lane])],
-            )
-            for org, lane in waiting
-        ]
-    )
-    slots = draw(st.integers(0, 20))
-    return Ground(rooms, shares, needs, slots, {name: room.left for name, room in rooms.items()})
+    waiting = [
+        Waiting(
+            org_id=org,
+            lane_id=lane,
+            since_us=draw(st.integers(0, 3)),
+            rooms=[rooms[name] for name in sorted(needs[org, lane])],
+        )
+        for org, lane in needs
+        if draw(st.booleans())
+    ]
+    keep_rooms(waiting)
+    before = {name: room.left for name, room in rooms.items()}
+    return Ground(rooms, shares, needs, draw(st.integers(0, 20)), waiting, before)
 
 
 def _lane(org_id: int, lane_id: int, count: int, rooms: Sequence[Room], cost: float = 1.0) -> Lane:
@@ -115,13 +120,42 @@ def test_picks_that_could_not_be_had_give_their_room_back(at: Ground) -> None:
 
 
 @given(grounds())
-def test_a_head_keeps_all_its_rooms_or_none(at: Ground) -> None:
-    kept: dict[tuple[int, int], set[str]] = {}
-    for name, room in at.rooms.items():
-        if room.kept_for is not None:
-            kept.setdefault(room.kept_for, set()).add(name)
-    for place, names in kept.items():
-        assert names == at.needs[place]
+def test_a_head_keeps_shared_rooms_only_with_place_in_all_of_its_own(at: Ground) -> None:
+    for one in at.waiting:
+        place = (one.org_id, one.lane_id)
+        own = [room for room in one.rooms if room.org_id == one.org_id]
+        shared = [room for room in one.rooms if room.org_id != one.org_id]
+        for rooms in (own, shared):
+            kept = [room.kept_for == place for room in rooms]
+            assert all(kept) or not any(kept), "all or none"
+        if any(room.kept_for == place for room in shared):
+            assert all(room.kept_for == place and room.left > 0 for room in own)
+
+
+@given(grounds())
+def test_the_longest_wait_keeps_all_of_its_own_rooms(at: Ground) -> None:
+    oldest = min(at.waiting, key=lambda one: (one.since_us, one.org_id, one.lane_id), default=None)
+    if oldest is not None:
+        place = (oldest.org_id, oldest.lane_id)
+        assert all(room.kept_for == place for room in oldest.rooms if room.org_id)
+
+
+@given(grounds(), st.data())
+def test_an_org_whose_own_room_is_full_holds_up_nobody_else(
+    at: Ground, data: st.DataObject
+) -> None:
+    """What others' lanes find is the same with its waiting head as without."""
+    full = [one for one in at.waiting if any(r.org_id and r.left < 1 for r in one.rooms)]
+    if not full:
+        return
+    one = data.draw(st.sampled_from(full))
+    for room in at.rooms.values():
+        room.kept_for = None
+    keep_rooms([one])
+    other = (one.org_id + 1, 0)
+    for room in at.rooms.values():
+        if room.org_id != one.org_id:
+            assert room.has_for(other) == (room.left > 0)
 
 
 def _run(
@@ -288,7 +322,8 @@ def test_a_rate_lets_through_rate_times_window_and_burst_and_no_more(
             tat = limits.spent(rule, tat, now, got)
             went.append((now, got))
         if tat is not None and got == could:
-            # The next one may go exactly from then on.
+            # The next one may go exactly from then on, and the meter is no further ahead than it can be.
+            assert now <= tat <= now + rule.span_us
             at = limits.next_at_us(rule, tat)
             assert limits.allowed(rule, tat, at) >= 1
             assert limits.allowed(rule, tat, at - 1) == 0
@@ -297,6 +332,32 @@ def test_a_rate_lets_through_rate_times_window_and_burst_and_no_more(
         for end, got in went[nth:]:
             count += got
             assert count <= (end - start) / rule.interval_us + burst + 1e-9
+
+
+@given(
+    st.integers(1, 100_000),
+    st.floats(1e-3, 86_400 * 31),
+    st.integers(1, 2**31 - 1),
+    st.none() | st.integers(-(2**63), 2**63 - 1),
+    st.integers(0, 2**52),
+)
+def test_a_meter_fits_its_column_and_a_raised_rate_does_not_wait_for_it(
+    maximum: int, period_s: float, burst: int, tat: int | None, now: int
+) -> None:
+    rule = Rule(
+        owner=0, key="provider:x", kind="rate", maximum=maximum, period_s=period_s, burst=burst
+    )
+    could = limits.allowed(rule, tat, now)
+    after = limits.spent(rule, tat, now, could)
+    assert -(2**63) <= after < 2**63
+    at = limits.next_at_us(rule, after)
+    assert at <= now + rule.span_us
+    assert limits.allowed(rule, after, at) >= 1
+
+
+def test_an_interval_is_never_shorter_than_the_rate_says() -> None:
+    rule = Rule(owner=0, key="a:b", kind="rate", maximum=96_000, period_s=1.0, burst=1)
+    assert rule.interval_us * 96_000 >= 1_000_000
 
 
 def _rules(*rules: Rule) -> Rules:
@@ -356,6 +417,41 @@ def test_the_limit_of_a_room_is_found_again_from_its_id(
     rules = _rules(*(_rule(key, nth, owner=owner) for nth, key in enumerate(written)))
     for place in rules.places(org_id, "llm", "answer@3", sorted(keys)):
         assert rules.rule_of(limits.RoomId.parse(place.room.text)) == place.rule
+
+
+@given(st.lists(st.text(max_size=12) | st.sampled_from(["n:a×b×c", "×", "a:1×b:2", "a:1"])))
+def test_lanes_of_whatever_keys_have_rooms_and_rooms_of_whatever_name_a_limit_or_none(
+    keys: list[str],
+) -> None:
+    rules = _rules(_rule("a:* x b:*", 1), _rule("a:*", 2), _rule("n:*", 3), _rule("org:* x a:*", 4))
+    found = _found(rules, 7, *keys)
+    for key in [*keys, *found]:
+        rules.rule_of(limits.RoomId.parse(key))
+    if "a:1×b:2" in keys:
+        assert found["concurrency 0 0 a:1"] == 2, "a pair counts as each of its parts"
+
+
+def test_a_key_of_a_run_may_be_a_pair_and_nothing_else_with_its_sign() -> None:
+    assert check_keys(["b:2 × a:1", "a:1"]) == ("a:1", "b:2")
+    for key in ("note:a×b", "a:1×b:2×c:3", "×", "a:1×org:acme"):
+        with pytest.raises(InvalidInput) as refused:
+            check_keys([key])
+        assert refused.value.param == "keys"
+
+
+def test_limits_are_put_and_dropped_one_by_one() -> None:
+    rules = _rules(_rule("a:*", 1), _rule("a:* x b:*", 2), _rule("a:1", 3, owner=7))
+    rules.put(_rule("a:*", 5))
+    rules.drop(0, "a:*×b:*", "concurrency")
+    rules.drop(7, "a:none", "concurrency")
+    assert _found(rules, 7, "a:1", "b:1") == {
+        "concurrency 0 0 a:1": 5,
+        "concurrency 7 7 a:1": 3,
+    }
+    rules.drop(7, "a:1", "concurrency")
+    rules.drop(0, "a:*", "concurrency")
+    assert not rules
+    assert _found(rules, 7, "a:1", "b:1") == {}
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from millpond.engine.rules import (
     Rule,
     Rules,
     allowed,
+    meter_us,
     next_at_us,
     parse_key,
 )
@@ -149,7 +150,8 @@ def _full(place: Place, row: Record, held: _Held) -> Full | None:
             return None
         until = None
         if rule.maximum > 0:
-            until = datetime.fromtimestamp(next_at_us(rule, row["tat_us"]) / 1e6, UTC)
+            ahead_us = meter_us(rule, row["tat_us"], row["now_us"])
+            until = datetime.fromtimestamp(next_at_us(rule, ahead_us) / 1e6, UTC)
         return Full(rule=rule, is_shared=is_shared, until=until)
     in_use = row["in_use"] if is_shared else held.in_use.get(room, 0)
     if rule.maximum < 1:

@@ -7,8 +7,10 @@ waited for on disk: a lost claim is only claimed again.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import NamedTuple
 
@@ -30,6 +32,8 @@ _DEEPEST = 512
 # A worker stopped in the middle of a statement would keep the claim's lock, and with it every other claim.
 _LIMIT_S = 3.0
 _END = 2**62
+# What a rate let go begins so soon after, or is admitted anew.
+_LATE_S = 0.25
 
 
 class Lease(NamedTuple):
@@ -52,7 +56,7 @@ class Claimed(NamedTuple):
 
     A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for
     a step that executes in another queue than its run. `is_rerun`: it may have recorded steps before its
-    first attempt.
+    first attempt. `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate.
     """
 
     lease: Lease
@@ -74,6 +78,7 @@ class Claimed(NamedTuple):
     permission: str | None = None
     lent: uuid.UUID | None = None
     granted_by: str | None = None
+    begin_by: float | None = None
 
     @property
     def backing(self) -> Backing | None:
@@ -128,7 +133,7 @@ class Claimer:
     async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
         """Claim by the limits that are known; None when there are others, which the next round reads first."""
         queues = [queue for queue, slots in free.items() if slots > 0]
-        limits = self.limits
+        limits, began = self.limits, time.monotonic()
         async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
             if limits.is_on and not await limits.open(con, queues):
                 return None
@@ -156,6 +161,7 @@ class Claimer:
                 await _step_back(con, missed)
             if limits.is_on:
                 await limits.close(con, shares)
+                claimed = _timed(claimed, limits.paced(shares), began + _LATE_S)
         self._adapt(sum(free[queue] for queue in queues), len(rows), len(claimed), len(missed))
         is_idle = not decision.picks and not missed
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
@@ -261,6 +267,18 @@ def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
         [maybe_empty for _, maybe_empty in changed],
         list(decision.clocks),
         list(decision.clocks.values()),
+    ]
+
+
+def _timed(
+    claimed: list[Claimed], paced: AbstractSet[tuple[int, uuid.UUID]], begin_by: float
+) -> list[Claimed]:
+    """Set by when work begins that a rate let go."""
+    if not paced:
+        return claimed
+    return [
+        one._replace(begin_by=begin_by) if (one.lease.org_id, one.lease.item_id) in paced else one
+        for one in claimed
     ]
 
 

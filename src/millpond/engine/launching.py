@@ -8,12 +8,14 @@ which hands it back, and its slots stay taken meanwhile, so that claims do not g
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
-from millpond.engine import history, inputs, remote
+from millpond.engine import history, inputs, remote, waits
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Lease
 from millpond.engine.executor import prepare
@@ -21,7 +23,7 @@ from millpond.engine.registry import Flow, Step
 from millpond.engine.scope import Scope
 from millpond.engine.slots import Slot, Slots
 from millpond.engine.step_executor import StepAttempt
-from millpond.errors import MillpondError
+from millpond.errors import LeaseLost, MillpondError
 
 _log = structlog.get_logger("millpond.worker")
 # Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
@@ -81,19 +83,35 @@ class Launcher:
         self, claimed: Sequence[Claimed], slots: list[Slot], before: asyncio.Task[int] | None
     ) -> int:
         started = 0
+        late: list[tuple[Lease, Slot]] = []
         try:
             if before is not None:
                 await before
             async for attempt in self._attempts(claimed):
+                begin_by = attempt.claimed.begin_by
+                if begin_by is not None and time.monotonic() > begin_by:
+                    late.append((attempt.claimed.lease, slots.pop()))
+                    continue
                 attempt.slot = slots.pop()
                 self._start(attempt)
                 self.leases.discard(attempt.claimed.lease)
                 started += 1
+            await self._hand_back(late)
         except MillpondError as error:
             _log.warning("start.failed", error=error.code)
             self.leases.difference_update(one.lease for one in claimed)
             await asyncio.sleep(_PAUSE_S)
+        finally:
+            slots += [slot for _, slot in late]
         return started
+
+    async def _hand_back(self, late: Sequence[tuple[Lease, Slot]]) -> None:
+        """Queue again what was not begun in time for the rate that let it go: it is admitted anew."""
+        for lease, _ in late:
+            give_back = remote.release if lease.is_of_step else waits.release
+            with contextlib.suppress(LeaseLost):
+                readied = await give_back(self._scope.database, lease, reason="late")
+                self._scope.hints.wake({one.queue for one in readied})
 
     def _end(self, claimed: Sequence[Claimed], slots: list[Slot]) -> None:
         """Let the rest of a launch go: leave its leases to the watch, and give back the slots that no attempt has."""

@@ -7,6 +7,7 @@ under one full room, whose row stands until no lane has its name; only what hold
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -200,6 +201,17 @@ class Limiter:
         taken = [(share.org_id, one.lane_id) for share, one in lanes if one.taken]
         seen.held += [seen.lanes[lane] for lane in taken]
         self._note_awaited()
+
+    def paced(self, shares: Sequence[Share]) -> set[tuple[int, uuid.UUID]]:
+        """Return what was taken that a rate let go, as org and item."""
+        rates = {one.room.name for one in self._seen.states.values() if one.rule.kind == "rate"}
+        return {
+            (share.org_id, item)
+            for share in shares
+            for lane in share.lanes
+            if lane.taken and any(room.name in rates for room in lane.rooms)
+            for item in lane.items[: lane.taken]
+        }
 
     async def _park(self, con: Connection, lanes: Sequence[tuple[Share, Lane]]) -> None:
         full = {lane.full.name for _, lane in lanes if lane.full is not None}

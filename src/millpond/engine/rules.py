@@ -157,7 +157,7 @@ def keys_of(queue: str, capability: str, keys: Sequence[str]) -> tuple[str, ...]
     implied = [f"queue:{queue}"]
     if not capability.startswith("step:"):
         implied.append(f"flow:{capability.rsplit('@', 1)[0]}")
-    parts = [part for key in keys for part in (key.split(PAIR) if PAIR in key else (key,))]
+    parts = [part for key in keys for part in key.split(PAIR) if part]
     return tuple(dict.fromkeys([*implied, *parts]))
 
 

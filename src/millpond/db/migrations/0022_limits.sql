@@ -86,7 +86,7 @@ create index lane_parked on lane (parked_on, queue, capability, parked_s, org_id
   where parked_on is not null and not active;
 create index lane_awake on lane (parked_on, queue, capability) where parked_on is not null and active;
 create index lane_blocked on lane (blocked_at) where blocked_at is not null;
-create index lane_blocked_org on lane (org_id) where blocked_at is not null;
+create index lane_blocked_org on lane (org_id, blocked_at) where blocked_at is not null;
 
 -- Keys that a flow declares: its runs have them.
 alter table flow_version add column keys text[] not null default '{}';
@@ -154,6 +154,7 @@ declare
   now_at timestamptz;
   now_us bigint;
   set_version bigint;
+  blocked timestamptz;
 begin
   perform pg_advisory_xact_lock(7741001);
   now_at := clock_timestamp();
@@ -191,7 +192,8 @@ begin
     order by x.version limit page
   ) r
   left join meter m on m.room = r.room;
-  if not exists (select from lane l where l.blocked_at <= now_at - patience_s * interval '1 second') then
+  blocked := (select l.blocked_at from lane l where l.blocked_at is not null order by l.blocked_at limit 1);
+  if blocked is null or blocked > now_at - patience_s * interval '1 second' then
     return;
   end if;
   return query

@@ -14,8 +14,12 @@ select coalesce((select version from limit_version), 0);
 select c.version, c.owner, c.key, c.kind, coalesce(o.maximum, p.maximum) as maximum, coalesce(o.period_s, p.period_s) as period_s,
        coalesce(o.burst, p.burst) as burst, p.of_org
 from limit_change c
-left join org_limit o on c.owner <> 0 and o.org_id = c.owner and o.key = c.key and o.kind = c.kind
-left join platform_limit p on c.owner = 0 and p.key = c.key and p.kind = c.kind
+left join lateral (
+  select l.maximum, l.period_s, l.burst from org_limit l
+  where c.owner <> 0 and l.org_id = c.owner and l.key = c.key and l.kind = c.kind limit 1) o on true
+left join lateral (
+  select l.maximum, l.period_s, l.burst, l.of_org from platform_limit l
+  where c.owner = 0 and l.key = c.key and l.kind = c.kind limit 1) p on true
 where c.version > $1 order by c.version limit $2;
 
 -- name: rules
@@ -124,7 +128,8 @@ b as materialized (
   -- Room is kept for the heads of so many lanes of an org at most, so that the line of those that wait is of many orgs.
   select u.org_id, u.lane_id,
          row_number() over (partition by u.org_id order by u.lane_id)
-           + (select count(*) from (select from lane k where k.org_id = u.org_id and k.blocked_at is not null limit $12) k) <= $12 as fits
+           + (select count(*) from (select from lane k where k.org_id = u.org_id and k.blocked_at is not null
+                                   order by k.blocked_at limit $12) k) <= $12 as fits
   from u join lane l on l.org_id = u.org_id and l.lane_id = u.lane_id
   where u.room is not null and u.is_many and l.blocked_at is null
 ),
