@@ -98,6 +98,7 @@ ENGINE = [
     "claim",
     "limiting",
     "rulebook",
+    "counting",
     "admission",
     "why",
     "ceilings",

@@ -10,28 +10,27 @@ from __future__ import annotations
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
+from millpond.engine.counting import AT_ONCE, NEVER, Counts, State
 from millpond.engine.lanes import ALONE
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
-from millpond.engine.rules import Place, RoomId, Rule, allowed, next_at_us, spent
+from millpond.engine.rules import Place, RoomId
 
 _SQL = queries("limiting")
 # So long a head that needs several rooms is passed over before one of each is kept for it.
 PATIENCE_S = 5.0
 # Of so many lanes of an org at most: the next ones wait until these have gone.
-_MAX_WAITERS = 8
+_MAX_WAITERS = 2
 # Of one claim: how many rooms of each queue it looks at, and of how many, and how many lanes of each, it wakes.
 _PAGE = 500
 _MAX_ROOMS = 64
 _MAX_WOKEN = 256
 # A worker that could not look at all rooms of a queue in one claim claims again so soon.
 _NEXT_PAGE_S = 0.02
-_AT_ONCE, _NEVER = 0, 2**62
 _FIRST = (-1, "", "")
 
 
@@ -49,44 +48,6 @@ class _Stand(NamedTuple):
 _Key = tuple[str, str, str]
 
 
-@dataclass(kw_only=True, slots=True)
-class _State:
-    """A room in this claim."""
-
-    rule: Rule
-    room: Room
-    in_use: int
-    tat_us: int | None = None
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether the end of other work gives place here."""
-        return self.rule.kind == "concurrency" and self.rule.maximum > 0
-
-    def plan_us(self, now_us: int) -> int:
-        """Return when to look at lanes that are parked here now, after what goes in this claim."""
-        if self.rule.maximum < 1:
-            return _NEVER
-        if self.rule.kind != "rate" or self.room.left > 0:
-            return _AT_ONCE
-        return next_at_us(self.rule, spent(self.rule, self.tat_us, now_us, self.room.went))
-
-
-@dataclass(slots=True)
-class _Seen:
-    """What one claim has read; `awaited` are rooms under which lanes stand until other work ends."""
-
-    now_us: int = 0
-    in_use: Counter[RoomId] = field(default_factory=Counter)
-    tats: dict[str, int | None] = field(default_factory=dict)
-    states: dict[RoomId, _State] = field(default_factory=dict)
-    lanes: dict[tuple[int, int], tuple[str, tuple[Place, ...]]] = field(default_factory=dict)
-    held: list[tuple[str, tuple[Place, ...]]] = field(default_factory=list)
-    crowded: list[_Key] = field(default_factory=list)
-    awaited: set[str] = field(default_factory=set)
-    is_whole: bool = True
-
-
 class Limiter:
     """The limits as one claimer knows them, and where this claim stands.
 
@@ -98,7 +59,9 @@ class Limiter:
         # Whoever executes work alone is started for lanes that are active, so that others wake these.
         self._able = [*capabilities, *(f"{able}{ALONE}" for able in capabilities)]
         self._book = RuleBook()
-        self._seen = _Seen()
+        self._seen = Counts()
+        self._crowded: list[_Key] = []
+        self._is_whole = True
         self._after: dict[str, tuple[int, str, str]] = {}
         self._next_us = 0
         self._has_rooms = False
@@ -116,7 +79,7 @@ class Limiter:
         """Return after how long to claim again: sooner while lanes wait for work to end, or for a time."""
         if self._seen.awaited:
             poll_s = min(poll_s, parked_s)
-        if not self._seen.is_whole:
+        if not self._is_whole:
             poll_s = min(poll_s, _NEXT_PAGE_S)
         if self._next_us:
             poll_s = min(poll_s, max(0.0, (self._next_us - self._seen.now_us) / 1e6))
@@ -124,7 +87,9 @@ class Limiter:
 
     async def begin(self, database: EngineDatabase) -> None:
         """Make ready for a claim; reads outside of it what has changed by more than it may read itself."""
-        self._seen = _Seen()
+        self._seen = Counts()
+        self._crowded = []
+        self._is_whole = True
         self._next_us = 0
         self._is_open = self.has_more = False
         self.awaited = frozenset()
@@ -153,11 +118,13 @@ class Limiter:
             self._is_behind = True
             return False
         self._is_open = True
-        self._count([row for row in rows if row["kind"] == "held"])
+        for row in rows:
+            if row["kind"] == "held":
+                self._seen.add_held(row["capability"], self._book.places(row), row["n"])
         stands = self._turn(names, [row for row in rows if row["kind"] == "room"])
         chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"])
         await self._wake(con, stands, chosen)
-        self._note_awaited()
+        self.awaited = self._seen.holders()
         return True
 
     def note(self, first: Record) -> bool:
@@ -174,22 +141,16 @@ class Limiter:
 
     def rooms(self, row: Record) -> list[Room]:
         """Return the rooms in which every item of a lane takes a place."""
-        places = self._book.places(row)
-        self._seen.lanes[row["org_id"], row["lane_id"]] = (row["capability"], places)
-        return [self._state(place.room, place.rule).room for place in places]
+        lane = (row["org_id"], row["lane_id"])
+        return self._seen.rooms(lane, row["capability"], self._book.places(row))
 
     async def close(self, con: Connection, shares: Sequence[Share]) -> None:
         """Store what was spent and where the lanes that were looked at stand."""
         seen = self._seen
-        rates = [
-            (room.text, spent(one.rule, one.tat_us, seen.now_us, one.room.went))
-            for room, one in seen.states.items()
-            if one.rule.kind == "rate" and one.room.went > 0
-        ]
-        if rates:
-            await con.execute(_SQL["spend"], [room for room, _ in rates], [at for _, at in rates])
-        by_name = {one.room.name: one for one in seen.states.values()}
-        await self._plan(con, {key: by_name[key[0]].plan_us(seen.now_us) for key in seen.crowded})
+        if meters := seen.meters():
+            await con.execute(_SQL["spend"], [name for name, _ in meters], [at for _, at in meters])
+        states = seen.states()
+        await self._plan(con, {key: states[key[0]].plan_us(seen.now_us) for key in self._crowded})
         lanes = [
             (share, lane)
             for share in shares
@@ -198,24 +159,16 @@ class Limiter:
         ]
         if lanes:
             await self._park(con, lanes)
-        taken = [(share.org_id, one.lane_id) for share, one in lanes if one.taken]
-        seen.held += [seen.lanes[lane] for lane in taken]
-        self._note_awaited()
+        seen.add_taken(lanes)
+        self.awaited = seen.holders()
 
     def paced(self, shares: Sequence[Share]) -> set[tuple[int, uuid.UUID]]:
         """Return what was taken that a rate let go, as org and item."""
-        rates = {one.room.name for one in self._seen.states.values() if one.rule.kind == "rate"}
-        return {
-            (share.org_id, item)
-            for share in shares
-            for lane in share.lanes
-            if lane.taken and any(room.name in rates for room in lane.rooms)
-            for item in lane.items[: lane.taken]
-        }
+        return self._seen.paced(shares)
 
     async def _park(self, con: Connection, lanes: Sequence[tuple[Share, Lane]]) -> None:
         full = {lane.full.name for _, lane in lanes if lane.full is not None}
-        under = [one for one in self._seen.states.values() if one.room.name in full]
+        under = [one for name, one in self._seen.states().items() if name in full]
         due = [one.plan_us(self._seen.now_us) for one in under]
         await con.execute(
             _SQL["park"],
@@ -223,7 +176,7 @@ class Limiter:
             [lane.lane_id for _, lane in lanes],
             [None if lane.full is None else lane.full.name for _, lane in lanes],
             [share.virtual_s for share, _ in lanes],
-            [len(lane.rooms) > 1 for _, lane in lanes],
+            [self._seen.can_wait((share.org_id, lane.lane_id)) for share, lane in lanes],
             [lane.taken > 0 for _, lane in lanes],
             [one.room.name for one in under],
             due,
@@ -235,15 +188,6 @@ class Limiter:
         self._has_rooms = self._has_rooms or bool(full)
         self._seen.awaited |= {one.room.name for one in under if one.is_counted}
         self._sooner(due)
-
-    def _count(self, rows: Sequence[Record]) -> None:
-        """Count the leases in the rooms of their lanes."""
-        for row in rows:
-            places = self._book.places(row)
-            self._seen.held.append((row["capability"], places))
-            for room, rule in places:
-                if rule.kind == "concurrency":
-                    self._seen.in_use[room] += row["n"]
 
     def _turn(self, names: Sequence[str], rows: Sequence[Record]) -> list[_Stand]:
         """Return the rooms to look at, each once; the next claim goes on after them where there may be more."""
@@ -262,22 +206,9 @@ class Limiter:
                 continue
             row = last[name]
             self._after[name] = (row["n"], row["room"], row["capability"])
-            self._seen.is_whole = False
+            self._is_whole = False
         self.has_more = self.has_more or any(count >= _PAGE for count in old.values())
         return list(stands.values())
-
-    def _state(self, room_id: RoomId, rule: Rule) -> _State:
-        state = self._seen.states.get(room_id)
-        if state is None:
-            text = room_id.text
-            tat_us, in_use = self._seen.tats.get(text), self._seen.in_use[room_id]
-            left = rule.maximum - in_use
-            if rule.kind == "rate":
-                left = allowed(rule, tat_us, self._seen.now_us)
-            room = Room(left=left, org_id=room_id.org_id, name=text)
-            state = _State(rule=rule, room=room, in_use=in_use, tat_us=tat_us)
-            self._seen.states[room_id] = state
-        return state
 
     async def _meter(self, con: Connection, places: Sequence[Place]) -> None:
         texts = {place.room.text for place in places if place.rule.kind == "rate"}
@@ -290,8 +221,10 @@ class Limiter:
         """Keep room for heads that waited long; returns the lanes of those that can go here and now."""
         await self.read(con, rows)
         waiting: list[tuple[Waiting, bool]] = []
+        closed: list[tuple[int, int]] = []
         for row in rows:
             if any(place.rule.maximum < 1 for place in self._book.places(row)):
+                closed.append((row["org_id"], row["lane_id"]))
                 continue
             one = Waiting(
                 org_id=row["org_id"],
@@ -300,6 +233,10 @@ class Limiter:
                 rooms=self.rooms(row),
             )
             waiting.append((one, bool(row["n"])))
+        if closed:
+            await con.execute(
+                _SQL["forget"], [org_id for org_id, _ in closed], [lane_id for _, lane_id in closed]
+            )
         keep_rooms([one for one, _ in waiting])
         return [
             (one.org_id, one.lane_id)
@@ -315,13 +252,13 @@ class Limiter:
     ) -> None:
         """Put as many lanes back into the active order as their rooms have place for."""
         plans: dict[_Key, int | None] = {}
-        woken: list[tuple[_Stand, _State | None, int]] = []
+        woken: list[tuple[_Stand, State | None, int]] = []
         for stand in stands:
             room_id = RoomId.parse(stand.room)
             rule = self._book.rules.rule_of(room_id)
-            state = None if rule is None else self._state(room_id, rule)
+            state = None if rule is None else self._seen.state(room_id, rule)
             most = _MAX_WOKEN
-            due_us = _AT_ONCE
+            due_us = AT_ONCE
             if state is not None:
                 room, due_us = state.room, state.plan_us(self._seen.now_us)
                 most = min(most, room.left - (room.kept_for is not None))
@@ -349,7 +286,7 @@ class Limiter:
                 if row["is_over"]:
                     plans[key] = None
                 elif key in rates:
-                    self._seen.crowded.append(key)
+                    self._crowded.append(key)
         await self._plan(con, plans)
 
     async def _plan(self, con: Connection, plans: dict[_Key, int | None]) -> None:
@@ -366,15 +303,5 @@ class Limiter:
 
     def _sooner(self, times: Iterable[int]) -> None:
         """Let the next claim be when the first of these is due."""
-        due = [at for at in [*times, self._next_us] if _AT_ONCE < at < _NEVER]
+        due = [at for at in [*times, self._next_us] if AT_ONCE < at < NEVER]
         self._next_us = min(due, default=0)
-
-    def _note_awaited(self) -> None:
-        """Find whose end may give place where lanes are parked."""
-        awaited = self._seen.awaited
-        if awaited:
-            self.awaited = frozenset(
-                able.rstrip(ALONE)
-                for able, places in self._seen.held
-                if any(place.room.text in awaited for place in places)
-            )

@@ -200,7 +200,7 @@ begin
   with w as materialized (
     select l.org_id, l.lane_id, l.queue, l.capability, l.keys, l.blocked_at from lane l
     where l.blocked_at <= now_at - patience_s * interval '1 second'
-    order by l.blocked_at limit 64
+    order by l.blocked_at limit 128
   ),
   d as materialized (
     select w.*, exists (select from worker k where k.expires_at > now_at and not k.draining and k.queues->>w.queue is not null

@@ -36,6 +36,11 @@ select * from (
 -- How far rates are used.
 select room, tat_us from meter where room = any($1::text[]);
 
+-- name: forget
+-- Lets lanes wait no more for room to be kept.
+update lane set blocked_at = null from unnest($1::bigint[], $2::bigint[]) as u(org_id, lane_id)
+where lane.org_id = u.org_id and lane.lane_id = u.lane_id;
+
 -- name: wake
 -- Puts lanes back into the active order: as many as their room has place for beside those awake, in fair order, and some by name.
 with f as materialized (
