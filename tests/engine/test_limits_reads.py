@@ -45,7 +45,8 @@ async def test_lanes_that_may_not_be_woken_are_not_walked(pond: Pond, case: str)
     async with pond.engine_db.duty("test") as con:
         await con.execute(
             "insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active,"
-            " parked_on, parked_s, blocked_at) select $1::bigint, n * 4, $2::text, $3::text, array[$4::text], 0, 0, false, $5::text, n,"
+            " parked_on, parked_s, blocked_at)"
+            " select $1::bigint, n * 4, $2::text, $3::text, array[$4::text], 0, 0, false, $5::text, n,"
             " case when $6::bool then clock_timestamp() - interval '1 day' end from generate_series(1, 3000) n",
             *(pond.org_id, queue, able, KEY, ROOM, case == "waiting"),
         )
