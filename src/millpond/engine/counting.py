@@ -12,19 +12,24 @@ from dataclasses import dataclass, field
 
 from millpond.engine.admission import Lane, Room, Share
 from millpond.engine.lanes import ALONE
-from millpond.engine.rules import Place, RoomId, Rule, allowed, next_at_us, spent
+from millpond.engine.rules import Place, RoomId, Rule, allowed, meter_us, next_at_us, spent
 
 AT_ONCE, NEVER = 0, 2**62
 
 
 @dataclass(kw_only=True, slots=True)
 class State:
-    """A room in this claim; `tat_us` is a rate's meter, None where nothing went before."""
+    """A room in this claim; `tat_us` is a rate's meter, None where nothing went before.
+
+    `is_cut`: an earlier, slower limit had put the meter further ahead than the present one can, and it
+    has to be stored where it now is, or it would stand as far ahead of every later claim.
+    """
 
     rule: Rule
     room: Room
     in_use: int
     tat_us: int | None = None
+    is_cut: bool = False
 
     @property
     def is_counted(self) -> bool:
@@ -69,11 +74,14 @@ class Counts:
         if state is None:
             text = room_id.text
             tat_us, in_use = self.tats.get(text), self._in_use[room_id]
-            left = rule.maximum - in_use
+            left, is_cut = rule.maximum - in_use, False
             if rule.kind == "rate":
                 left = allowed(rule, tat_us, self.now_us)
+                is_cut = tat_us is not None and tat_us > self.now_us + rule.span_us
+            if is_cut:
+                tat_us = meter_us(rule, tat_us, self.now_us)
             room = Room(left=left, org_id=room_id.org_id, name=text)
-            state = State(rule=rule, room=room, in_use=in_use, tat_us=tat_us)
+            state = State(rule=rule, room=room, in_use=in_use, tat_us=tat_us, is_cut=is_cut)
             self._states[room_id] = state
         return state
 
@@ -94,12 +102,15 @@ class Counts:
         return len(places) > 1 and all(place.rule.maximum > 0 for place in places)
 
     def meters(self) -> list[tuple[str, int]]:
-        """Return the meters of rates under which something went."""
-        return [
-            (one.room.name, one.meter_us(self.now_us))
+        """Return the meters of rates to store: those under which something went, and those that were cut."""
+        changed = [
+            one
             for one in self._states.values()
-            if one.rule.kind == "rate" and one.room.went > 0
+            if one.rule.kind == "rate" and (one.room.went > 0 or one.is_cut)
         ]
+        for one in changed:
+            one.is_cut = False
+        return [(one.room.name, one.meter_us(self.now_us)) for one in changed]
 
     def paced(self, shares: Sequence[Share]) -> set[tuple[int, uuid.UUID]]:
         """Return what was taken that a rate let go, as org and item."""

@@ -124,6 +124,7 @@ class Limiter:
         stands = self._turn(names, [row for row in rows if row["kind"] == "room"])
         chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"])
         await self._wake(con, stands, chosen)
+        await self._spend(con)
         self.awaited = self._seen.holders()
         return True
 
@@ -147,8 +148,7 @@ class Limiter:
     async def close(self, con: Connection, shares: Sequence[Share]) -> None:
         """Store what was spent and where the lanes that were looked at stand."""
         seen = self._seen
-        if meters := seen.meters():
-            await con.execute(_SQL["spend"], [name for name, _ in meters], [at for _, at in meters])
+        await self._spend(con)
         states = seen.states()
         await self._plan(con, {key: states[key[0]].plan_us(seen.now_us) for key in self._crowded})
         lanes = [
@@ -165,6 +165,10 @@ class Limiter:
     def paced(self, shares: Sequence[Share]) -> set[tuple[int, uuid.UUID]]:
         """Return what was taken that a rate let go, as org and item."""
         return self._seen.paced(shares)
+
+    async def _spend(self, con: Connection) -> None:
+        if meters := self._seen.meters():
+            await con.execute(_SQL["spend"], [name for name, _ in meters], [at for _, at in meters])
 
     async def _park(self, con: Connection, lanes: Sequence[tuple[Share, Lane]]) -> None:
         full = {lane.full.name for _, lane in lanes if lane.full is not None}
