@@ -19,7 +19,7 @@ import asyncpg
 from benchmarks.flows import SEEN, mark, noop, three
 from benchmarks.ground import PAYLOAD, Ground
 from millpond.engine.registry import Flow
-from millpond.engine.submit import submit
+from millpond.engine.submit import submit, submit_alone
 from millpond.types import Intent
 
 SLOTS = 200
@@ -43,8 +43,7 @@ async def submit_one_by_one(at: Ground, *, count: int) -> Submits:
     found = Submits(took=[], commits=[], transactions=[])
 
     async def one_run() -> None:
-        async with at.db.org(org_id) as con:
-            await submit(con, [at.intent(noop, org_id)])
+        await submit_alone(at.db, [at.intent(noop, org_id)])
 
     async with yardsticks(at.urls.owner) as (commit, transaction):
         await one_run()
@@ -150,8 +149,7 @@ async def idle_dispatch(at: Ground, *, count: int) -> list[float]:
             started: asyncio.Future[float] = asyncio.get_running_loop().create_future()
             SEEN.marks[str(intent.run_id)] = started
             began = time.perf_counter()
-            async with at.db.org(org_id) as con:
-                await submit(con, [intent])
+            await submit_alone(at.db, [intent])
             hints.wake([intent.queue])
             took.append(await asyncio.wait_for(started, _DISPATCH_S) - began)
             await asyncio.sleep(PAUSE_S)

@@ -24,6 +24,13 @@ Promise = tuple[str, int]
 _TOO_MUCH = "x" * (MAX_BYTES + 1)
 
 
+async def crowd(pond: Pond, people: People) -> Promise:
+    """Let more be ready than has room, so that claims decide."""
+    runs = [intent(people.org_id, "crash.steps", labels={"crowd": "yes"}) for _ in range(120)]
+    await people.submit(runs)
+    return "labels->>'crowd' = 'yes'", 120
+
+
 async def orphan(pond: Pond, people: People) -> Promise:
     """Leave a run under the lease of a worker that is no more."""
     await people.submit([intent(people.org_id, "crash.steps", labels={"orphan": "yes"})])
@@ -144,6 +151,7 @@ async def old_run(pond: Pond, people: People) -> Promise:
 
 
 ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
+    "claim": crowd,
     "rescue": orphan,
     "schedule": due_schedule,
     "due_ids": broken_schedule,

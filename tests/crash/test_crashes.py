@@ -39,7 +39,7 @@ EXEMPT: Mapping[str, str] = {
 OFTEN = (1, 4)
 PASSAGES: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(names(), (1,)),
-    **dict.fromkeys(("claim", "finish", "record", "park"), OFTEN),
+    **dict.fromkeys(("claim", "claim_at_once", "finish", "record", "park"), OFTEN),
 }
 SCENARIOS = [
     f"{when}:{name}#{passage}"

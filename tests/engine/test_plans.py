@@ -14,7 +14,6 @@ from tests.engine.conftest import Pond
 from millpond.db.queries import queries
 
 HOT = {
-    ("claim", "take"),
     ("commit", "record"),
     ("commit", "finish"),
     ("commit", "hold"),
@@ -123,6 +122,38 @@ async def test_a_claim_reads_the_heads_of_lanes_and_not_what_stands_behind(pond:
     scans = {row["relname"]: row["seq_scan"] for row in read}
     assert not {table for table in ("lane", "share", "ready", "worker") if scans.get(table)}
     assert sum(row["rows"] for row in read if row["relname"] == "ready") <= 16
+
+
+@pytest.mark.parametrize("slots", [10, 3000])
+async def test_a_claim_at_once_moves_all_by_key_or_reads_little_in_vain(
+    pond: Pond, slots: int
+) -> None:
+    async def idle(ctx: Any, _: Any) -> None:
+        return None
+
+    flow, worker_id = pond.flow(idle), uuid.uuid4()
+    from millpond.engine.submit import submit
+
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [pond.intent(flow, n) for n in range(60)])
+    async with pond.engine_db.duty("register") as con:
+        await con.execute(
+            queries("maintenance")["register_worker"],
+            worker_id, "here", 1, "{}", [flow.capability], 30.0, "0", "{}",
+        )  # fmt: skip
+    async with pond.engine_db.duty("explain") as con:
+        told, *rows = await con.fetch(
+            queries("claim")["at_once"],
+            100, worker_id, uuid.uuid4(), ["default"], [slots], [10], [flow.capability], [1.0], 64,
+        )  # fmt: skip
+        read = await con.fetch(
+            "select relname, seq_scan, coalesce(idx_tup_fetch, 0) as rows from pg_stat_xact_user_tables"
+        )
+    assert (told["attempt"], len(rows)) == ((1, 60) if slots > 60 else (0, 0))
+    scans = {row["relname"]: row["seq_scan"] for row in read}
+    tables = ("lane", "share", "ready", "worker", "item", "lease", "run")
+    assert not {table for table in tables if scans.get(table)}
+    assert sum(row["rows"] for row in read if row["relname"] == "ready") <= 2 * 60
 
 
 async def test_runs_that_end_together_stay_on_their_pages(pond: Pond) -> None:

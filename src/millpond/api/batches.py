@@ -18,7 +18,7 @@ from millpond.db.queries import queries
 from millpond.engine import dedup
 from millpond.engine.quotas import BlockGone, Ticket
 from millpond.engine.reserving import Reserver
-from millpond.engine.submit import submit
+from millpond.engine.submit import submit, submit_alone
 from millpond.errors import MillpondError, Transient, Unavailable
 from millpond.types import Intent, Standing
 
@@ -185,6 +185,9 @@ class Batches:
         """Store the runs whose keys are free; returns their ids, and those without a live key."""
         free = {entry.intent.run_id for entry in batch if entry.promise is None}
         callers = [(one.intent.subject, one.standing) for one in batch if one.standing is not None]
+        if not any(one.promise or one.intent.dedup_key is not None for one in batch):
+            await submit_alone(self._db, [one.intent for one in batch], ticket, callers)
+            return free, set()
         async with self._db.org_for(org_id, callers) as con:
             wanted = [(entry.intent, entry.promise) for entry in batch if entry.promise is not None]
             if wanted:

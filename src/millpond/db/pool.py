@@ -102,6 +102,13 @@ class Database(_Pool):
             begin += f"; select {', '.join(calls)}"
         return self._transaction(begin, "org")
 
+    def alone(self) -> Block:
+        """Lend a connection for one statement that is a durable transaction by itself.
+
+        It enters its org by `enter_org`, before which it sees no tenant's rows.
+        """
+        return Statement(self._lending, self._probe, name="org")
+
     def globals(self) -> Block:
         """Open a transaction without an org: only global tables have rows in it."""
         return self._transaction("begin; set local millpond.org = ''", "globals")

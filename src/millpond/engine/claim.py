@@ -34,6 +34,8 @@ _LIMIT_S = 3.0
 _END = 2**62
 # What a rate let go begins so soon after, or is admitted anew.
 _LATE_S = 0.25
+# How a claim at once went: `claim_at_once` of the migrations.
+_GONE, _TOO_MUCH, _TAKEN = -1, 0, 1
 
 
 class Lease(NamedTuple):
@@ -113,22 +115,56 @@ class Claimer:
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
         self.limits = Limiter(self._capabilities)
+        # Whether all that was ready had room at the last claim, so that it may be so again.
+        self._is_calm = True
 
     async def claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
         """Lease work for the free slots of each queue; also tells whether more could go at once.
 
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
+        try:
+            if self._is_calm and not self.limits.is_on:
+                await self.limits.begin(self._database)
+                if (found := await self._claim_at_once(free)) is not None:
+                    return found
+            claimed, has_more = await self._decide(free)
+        except BaseException:
+            self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
+            raise
+        self._is_calm = not has_more
+        return claimed, has_more
+
+    async def _decide(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
+        """Claim by decision, once the limits are known by which it is made."""
         for _ in range(_ROUNDS):
             await self.limits.begin(self._database)
-            try:
-                found = await self._claim(free)
-            except BaseException:
-                self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
-                raise
-            if found is not None:
+            if (found := await self._claim(free)) is not None:
                 return found
         return [], True
+
+    async def _claim_at_once(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
+        """Lease all that is ready in one message; None where more than has room is ready."""
+        queues = [queue for queue, slots in free.items() if slots > 0]
+        async with self._database.statement("claim_at_once") as con:
+            told, *rows = await con.fetch(
+                _SQL["at_once"],
+                _MAX_ARRIVALS,
+                self._worker_id,
+                uuid.uuid4(),
+                queues,
+                [free[queue] for queue in queues],
+                [min(free[queue], _MAX_ORGS) for queue in queues],
+                self._capabilities,
+                [self._estimate_s(able) for able in self._capabilities],
+                self._depth,
+            )
+        arrivals, outcome = told["org_id"], told["attempt"]
+        if outcome == _GONE:
+            raise LeaseLost("this worker's session is gone")
+        has_more = outcome != _TAKEN or arrivals >= _MAX_ARRIVALS
+        self._is_calm = not has_more
+        return None if outcome == _TOO_MUCH else (_claimed(rows), has_more)
 
     async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
         """Claim by the limits that are known; None when there are others, which the next round reads first."""
@@ -228,10 +264,7 @@ class Claimer:
             uuid.uuid4(),
             *_settled(shares, decision),
         )
-        # One token object for all of them: the driver's ids keep their text once it was asked for.
-        return [
-            Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows
-        ]
+        return _claimed(rows)
 
     def _adapt(self, slots: int, lanes: int, got: int, missed: int) -> None:
         """Read next time about twice what each lane can be expected to give, and one more than all of it at most.
@@ -241,6 +274,11 @@ class Claimer:
         is_short = missed > 0 and got < slots
         expected = min(slots + 1, 2 * -(-slots // max(1, lanes)))
         self._depth = max(2, min(_DEEPEST, 2 * self._depth if is_short else expected))
+
+
+def _claimed(rows: Sequence[Record]) -> list[Claimed]:
+    # One token object for all of them: the driver's ids keep their text once it was asked for.
+    return [Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows]
 
 
 def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:

@@ -1,12 +1,18 @@
 -- name: submit
--- Inserts runs, live rows, first events, ready rows or timers, an arrival per lane; nothing if a block that pays ($17) is gone.
-with t as materialized (
-  select clock_timestamp() as at, (extract(epoch from clock_timestamp()) * 1000000)::bigint as us
+-- Inserts runs, live rows, first events, ready rows or timers, arrivals; nothing if a block that pays ($17) is gone. By itself it enters the org ($18 to $21).
+with o as materialized (
+  select case when $18::text[] is not null then enter_org($1, $18::text[], $19::int[], $20::uuid[], $21::uuid[]) end as org_id
 ),
+t as materialized (
+  select clock_timestamp() as at, (extract(epoch from clock_timestamp()) * 1000000)::bigint as us from o
+),
+-- Read for each row of t: in a statement by itself there is no org before that, and no row of it to be seen.
 paying as materialized (
-  select b.block_id from quota_block b, t
-  where b.org_id = $1 and b.block_id = any($17::uuid[]) and b.ends_at > t.at
-  for key share of b
+  select b.block_id from t cross join lateral (
+    select b.block_id from quota_block b
+    where b.org_id = $1 and b.block_id = any($17::uuid[]) and b.ends_at > t.at
+    for key share
+  ) b
 ),
 w as materialized (
   select u.run_id, u.flow, u.version, u.queue, u.subject, u.priority, string_to_array(u.keys, chr(31)) as keys,

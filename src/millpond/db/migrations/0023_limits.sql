@@ -336,3 +336,28 @@ begin
   ) h on true;
 end
 $$;
+
+-- A whole claim in one statement is for where there is nothing to decide: it takes nothing (0) while there are limits, or lanes
+-- that stand under one. What it does elsewhere is as before, under another name.
+alter function claim_at_once(integer, uuid, uuid, text[], integer[], integer[], text[], float8[], integer) rename to claim_all;
+create function claim_at_once(most integer, worker uuid, token uuid, queues text[], slots integer[], orgs integer[],
+                              able text[], estimates float8[], depth integer)
+  returns table (org_id bigint, item_id uuid, run_id uuid, attempt integer, token_now uuid, deaths smallint, tries smallint,
+                 cancel_requested boolean, flow text, version integer, queue text, input json, subject text,
+                 timeout_s float8, deadline_at timestamptz, is_rerun boolean, duties smallint, kind text, step_key text,
+                 stamp integer, permission text, lent uuid, granted_by text)
+  language plpgsql volatile rows 10
+  set search_path = millpond, pg_temp
+as $$
+#variable_conflict use_column
+begin
+  perform pg_advisory_xact_lock(7741001);
+  if exists (select from room) or exists (select from platform_limit) or exists (select from org_limit) then
+    return query select 0::bigint, null::uuid, null::uuid, 0, null::uuid, null::smallint, null::smallint, null::boolean, null,
+      null::int, null, null::json, null, null::float8, null::timestamptz, null::boolean, null::smallint, null, null,
+      null::int, null, null::uuid, null;
+    return;
+  end if;
+  return query select * from claim_all(most, worker, token, queues, slots, orgs, able, estimates, depth);
+end
+$$;
