@@ -141,6 +141,7 @@ class Front:
                 timeout_s,
                 deadline_s,
                 "{}",
+                [],
             )
 
     def flow(self, function: Callable[..., Any], **options: Any) -> Flow:

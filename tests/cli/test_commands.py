@@ -122,6 +122,24 @@ def test_queues_and_orgs_are_paused_and_resumed(cli, cli_json, scope, shown):
     assert cli("pauses").stdout == "Nothing is paused.\n"
 
 
+def test_limits_are_set_listed_and_removed(cli, cli_json):
+    assert cli("limits", "list").stdout == "Nothing is limited.\n"
+    told = cli("limits", "set", "model:mini", "--concurrency", "2").stdout
+    assert told == "model:mini: 2 at once\n"
+    rate = cli_json("limits", "set", "model:mini", "--rate", "60", "--period", "60")
+    assert (rate["maximum"], rate["period_s"], rate["burst"]) == (60, 60.0, 1)
+    shared = cli("limits", "set", "org:* x model:mini", "--concurrency", "1", "--everyone")
+    assert shared.exit_code == 0, shared.stderr
+    listed = cli("limits", "list").stdout
+    for part in ("2 at once", "60 in 60 s, 1 at once", "org:*×model:mini", "platform"):
+        assert part in listed
+    assert cli("limits", "set", "model:mini").exit_code != 0
+    assert cli("limits", "remove", "model:mini", "--rate").stdout == "model:mini: removed\n"
+    assert cli("limits", "remove", "model:mini").exit_code == 0
+    assert cli("limits", "remove", "org:* x model:mini", "--everyone").exit_code == 0
+    assert cli("limits", "list").stdout == "Nothing is limited.\n"
+
+
 def test_workers_are_listed(cli, cli_json, up):
     (worker,) = cli_json("workers")["data"]
     assert worker["pid"] == up.worker_pid

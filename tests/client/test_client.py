@@ -289,7 +289,7 @@ def test_both_clients_have_the_same_calls() -> None:
 
     with Client() as pond:
         assert groups(pond) == groups(AsyncClient())
-        assert len(groups(pond)) == 24
+        assert len(groups(pond)) == 25
     assert _names(Client) == _names(AsyncClient)
     assert _names(Run) == _names(AsyncRun)
 

@@ -51,6 +51,19 @@ async def test_work_is_held_and_let_go(front: Front, pond: AsyncClient) -> None:
         assert not (await pond.org.resume()).was_paused
 
 
+async def test_limits_are_set_listed_and_removed(front: Front, pond: AsyncClient) -> None:
+    made = await pond.limits.put("model:mini", 2)
+    assert (made.key, made.maximum, made.is_of_platform) == ("model:mini", 2, False)
+    rate = await pond.limits.put("model:mini", 60, kind="rate", period_s=60.0, burst=5)
+    assert [limit.id async for limit in pond.limits.list()] == [made.id, rate.id]
+    await pond.limits.delete("model:mini", kind="rate")
+    await pond.limits.delete("model:mini")
+    assert [limit.id async for limit in pond.limits.list()] == []
+    shared = await pond.platform.put_limit("model:mini", 9)
+    assert [limit.id async for limit in pond.platform.limits()] == [shared.id]
+    await pond.platform.delete_limit("model:mini")
+
+
 async def test_an_operator_holds_a_queue_for_everyone(front: Front, pond: AsyncClient) -> None:
     await front.publish()
     token = front.token(permissions=ALL - {"platform:operate"})

@@ -65,6 +65,7 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "PauseOut": models_control.Pause,
     "ResumedOut": models_control.Resumed,
     "WorkerOut": models_control.Worker,
+    "LimitOut": models_control.Limit,
     "WhyOut": models_control.Why,
     "WhyReason": models_control.WhyReason,
     "ScheduleOut": models_calendar.Schedule,

@@ -64,6 +64,7 @@ class Pond:
             queue=options.pop("queue", "default" if isinstance(flow, str) else flow.queue),
             input=orjson.dumps(data),
             subject="user:test",
+            keys=options.pop("keys", () if isinstance(flow, str) else flow.keys),
             **options,
         )
 

@@ -12,6 +12,7 @@ from tests.engine.conftest import Pond
 from millpond.engine import inputs, storing
 from millpond.engine.claim import Claimed, Lease
 from millpond.engine.context import Context
+from millpond.engine.launching import Launcher
 from millpond.engine.slots import Slots
 from millpond.errors import Transient
 
@@ -102,6 +103,34 @@ async def test_a_queue_that_gave_all_that_was_asked_for_is_claimed_again_at_once
     slots.note_claim(wanted, [_claimed("a") for _ in range(100)])
     async with asyncio.timeout(0.05):
         await slots.wait(10)
+
+
+async def test_the_end_of_work_whose_room_is_waited_for_is_a_reason_to_claim() -> None:
+    slots = Slots({"a": 100})
+    awaited, other = slots.take("a"), slots.take("a")
+    slots.note_awaited(frozenset({"f@1"}))
+    slots.expect()
+    other.give("g@1", 0.1)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.05):
+            await slots.wait(10)
+    awaited.give("f@1", 0.1)
+    async with asyncio.timeout(1):
+        await slots.wait(10)
+
+
+async def test_a_launch_that_is_ended_before_its_first_step_gives_its_slots_back() -> None:
+    slots = Slots({"a": 2})
+    scope: Any = None
+    launcher = Launcher(scope, slots, flows={}, steps={}, start=lambda _: None)
+    claimed = _claimed("a")
+    launched = launcher.launch([claimed])
+    assert slots.free() == {"a": 1}
+    launched.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await launched
+    assert slots.free() == {"a": 2}
+    assert launcher.leases == set()
 
 
 async def test_a_slot_without_an_attempt_teaches_nothing() -> None:

@@ -242,6 +242,40 @@ async def a_pause(at: Bench) -> Wish:
     return Wish(makes=("of-one-org",))
 
 
+async def limited(at: Bench, path: str = "/v1/limits") -> dict[str, str]:
+    client = at.client
+    if path != "/v1/limits":
+        client = await at.world.client(await at.world.person(is_operator=True))
+    response = await client.put(path, json={"key": "model:of-one-org", "maximum": 1})
+    assert response.status_code == 200, response.text
+    return {"key": "model:of-one-org", "kind": "concurrency"}
+
+
+@thing("GET /v1/limits")
+async def limits(at: Bench) -> Wish:
+    return Wish(makes=((await limited(at))["key"],))
+
+
+@thing("PUT /v1/limits", "PUT /v1/platform/limits")
+async def a_new_limit(at: Bench) -> Wish:
+    return Wish(json={"key": "model:m", "kind": "rate", "maximum": 2, "period_s": 1.0})
+
+
+@thing("DELETE /v1/limits")
+async def a_limit(at: Bench) -> Wish:
+    return Wish(params=await limited(at))
+
+
+@thing("GET /v1/platform/limits")
+async def platform_limits(at: Bench) -> Wish:
+    return Wish(makes=((await limited(at, "/v1/platform/limits"))["key"],))
+
+
+@thing("DELETE /v1/platform/limits")
+async def a_platform_limit(at: Bench) -> Wish:
+    return Wish(params=await limited(at, "/v1/platform/limits"))
+
+
 @thing("POST /v1/org/resume")
 async def a_paused_org(at: Bench) -> Wish:
     await sent(at.client, "/v1/org/pause")

@@ -24,6 +24,7 @@ from millpond.db.queries import queries
 from millpond.engine import dedup
 from millpond.engine.dedup import Holder, OnDuplicate, Settled
 from millpond.engine.quotas import Ticket
+from millpond.engine.rules import check_keys
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.views import FlowView
 from millpond.errors import Forbidden, InvalidInput, OverQuota
@@ -87,6 +88,7 @@ def intent_of(
         subject=caller.principal.subject,
         priority=wish.priority,
         delay_s=wish.delay_s,
+        keys=check_keys([*flow.keys, *wish.keys]),
         timeout_s=flow.timeout_s,
         traceparent=wellformed(traceparent),
         labels=wish.labels,

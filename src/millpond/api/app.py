@@ -27,6 +27,7 @@ from millpond.api.models_calendar import (
 )
 from millpond.api.models_control import PauseQueue, PauseWork, ResumeQueue, StartBatch
 from millpond.api.models_issuers import ChangeIdentity, ChangeIssuer, CreateIssuer
+from millpond.api.models_limits import PutLimit
 from millpond.api.models_orgs import (
     AcceptInvitation,
     ChangeMember,
@@ -71,6 +72,7 @@ from millpond.api.routes import (
     issuers,
     keys,
     knowledge_bases,
+    limits,
     me,
     members,
     organization,
@@ -160,6 +162,7 @@ _REFERRED = (
     PutPlan,
     SetOrgPlan,
     SetPrice,
+    PutLimit,
     Problem,
 )
 _ROOMS = (
@@ -179,6 +182,7 @@ _ROOMS = (
     queues,
     pauses,
     workers,
+    limits,
     organization,
     members,
     invitations,

@@ -46,6 +46,11 @@ class StartRun(_Request):
     dedup_key: LongWord | None = Field(
         None, description="Of the org's runs with this key, one is live at a time."
     )
+    keys: list[Word] = Field(
+        default_factory=list,
+        max_length=16,
+        description="What it counts on under limits beside the flow's own, such as `provider:openai`.",
+    )
     on_duplicate: Literal["reject", "join", "cancel_old"] = Field(
         "reject",
         description="When a run with the key is live: refuse (409), answer with that run, or cancel "
@@ -250,6 +255,7 @@ class FlowOut(BaseModel):
     timeout_s: float | None
     deadline_s: float | None = Field(description="By when its runs are over, unless they say.")
     needs: dict[str, str] = Field(description="Labels that a worker must have to run it.")
+    keys: list[str] = Field(description="What its runs count on under limits.")
     published_at: datetime
     pauses: list[PauseOut] = Field(description="What holds its runs in its own queue.")
 

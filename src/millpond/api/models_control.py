@@ -88,6 +88,7 @@ class WhyReason(BaseModel):
         "scheduled",
         "paused",
         "no_worker",
+        "limit",
         "in_line",
         "running",
         "backoff",

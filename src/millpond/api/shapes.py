@@ -178,6 +178,7 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "timeout_s": flow.timeout_s,
         "deadline_s": flow.deadline_s,
         "needs": flow.needs,
+        "keys": list(flow.keys),
         "published_at": flow.published_at,
     }
 

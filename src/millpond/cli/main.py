@@ -21,6 +21,7 @@ from millpond.cli import (
     issuers,
     kb,
     keys,
+    limits,
     operator,
     org,
     orgs,
@@ -104,6 +105,7 @@ app.command()(catalog.workers)
 app.add_typer(pauses.pause, name="pause")
 app.add_typer(pauses.resume, name="resume")
 app.command()(pauses.pauses)
+app.add_typer(limits.app, name="limits")
 
 
 def _print_version(wanted: bool) -> None:

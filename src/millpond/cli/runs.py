@@ -87,6 +87,10 @@ def start(
     on_duplicate: Annotated[
         str | None, typer.Option(help="reject, join or cancel_old the live run with the key.")
     ] = None,
+    limit_key: Annotated[
+        list[str] | None,
+        typer.Option("--key", help="A key that it counts on under limits, as noun:name."),
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -112,6 +116,7 @@ def start(
         "dedup_key": dedup_key,
         "on_duplicate": on_duplicate,
         "labels": read_pairs(label or [], param="--label") or None,
+        "keys": limit_key or None,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if batch is not None:

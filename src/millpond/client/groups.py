@@ -15,6 +15,7 @@ from millpond.client.calls import (
     inputs,
     issuers,
     knowledge,
+    limits,
     many_runs,
     orgs,
     people,
@@ -89,6 +90,14 @@ class Pauses(Group[Kind]):
     """What is paused."""
 
     list = listing(control.list_pauses)
+
+
+class Limits(Group[Kind]):
+    """Ceilings on keys of the org's own work, beside those of the platform."""
+
+    list = listing(limits.list_limits)
+    put = method(limits.put_limit)
+    delete = method(limits.delete_limit)
 
 
 class Workers(Group[Kind]):
@@ -271,6 +280,9 @@ class Platform(Group[Kind]):
     create_org = method(platform.create_org)
     get_org = method(platform.get_platform_org)
     change_org = method(platform.change_platform_org)
+    put_limit = method(limits.put_platform_limit)
+    delete_limit = method(limits.delete_platform_limit)
+    limits = listing(limits.list_platform_limits)
     operators = listing(platform.list_operators)
     add_operator = method(platform.add_operator)
     remove_operator = method(platform.remove_operator)
@@ -310,6 +322,7 @@ class Groups(Generic[Kind]):
         self.issuers: Issuers[Kind] = Issuers(client)
         self.platform: Platform[Kind] = Platform(client)
         self.pauses: Pauses[Kind] = Pauses(client)
+        self.limits: Limits[Kind] = Limits(client)
         self.workers: Workers[Kind] = Workers(client)
         self.schedules: Schedules[Kind] = Schedules(client)
         self.triggers: Triggers[Kind] = Triggers(client)

@@ -26,6 +26,20 @@ class Pause(Answer):
     paused_at: datetime
 
 
+class Limit(Answer):
+    """A limit on a key: `maximum` at once, or (a `rate`) per `period_s` with up to `burst` at once."""
+
+    id: str
+    key: str
+    kind: str
+    maximum: int
+    period_s: float | None = None
+    burst: int | None = None
+    is_of_platform: bool = False
+    set_by: str = ""
+    set_at: datetime
+
+
 class Resumed(Answer):
     """What a resume did: the queues in which work can go on."""
 
@@ -42,6 +56,7 @@ class Flow(Answer):
     versions: list[int] = Field(default_factory=list)
     queue: str
     needs: dict[str, str] = Field(default_factory=dict)
+    keys: list[str] = Field(default_factory=list)
     permission: str | None = None
     may_start: bool = False
     is_served: bool = False

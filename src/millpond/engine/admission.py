@@ -1,7 +1,8 @@
-"""Admission: which ready work items go next, in fair order. Pure: no I/O, no clock.
+"""Admission: which ready work items go next, in fair order, with all limits at once. Pure: no I/O, no clock.
 
-Called by `claim` inside its transaction. Invariants: never more picks than a queue has free slots;
-within a lane items go in order; orgs go by virtual time, lanes of one org by the rank of their heads.
+Called by `claim` inside its transaction. Invariants: never more picks than a queue has free slots, nor
+than a room has left; an item takes all its rooms or none; within a lane items go in order; orgs go by
+virtual time, lanes of one org by the rank of their heads; what could go goes, but for room that is kept.
 Start-time fair queueing: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996.
 """
 
@@ -15,11 +16,42 @@ from typing import NamedTuple
 
 
 @dataclass(kw_only=True, slots=True)
+class Room:
+    """How many more may go under one limit; one of them is kept for the head of a lane that waited long.
+
+    `org_id` is the org whose work alone takes places here, 0 where others' does too.
+    """
+
+    left: int
+    org_id: int = 0
+    kept_for: tuple[int, int] | None = None
+    name: str = ""
+    went: int = 0
+
+    def has_for(self, place: tuple[int, int]) -> bool:
+        """Whether one more item of the lane `place` (org, lane) may go."""
+        if self.kept_for is None or self.kept_for == place:
+            return self.left > 0
+        return self.left > 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A lane whose head has been passed over for longer than the set time, and the rooms that it needs."""
+
+    org_id: int
+    lane_id: int
+    since_us: int
+    rooms: Sequence[Room]
+
+
+@dataclass(kw_only=True, slots=True)
 class Lane:
     """The head of one lane as read: `ranks` and `items` side by side, in order.
 
     `is_whole` says that nothing ready stands behind what was read; `estimate_s` is the expected
-    service of one item, in worker-seconds.
+    service of one item, in worker-seconds. Each item takes one of each of `rooms`; `full` is the room
+    for want of which the lane's next item cannot go, `was_full` whether that was ever so in this claim.
     """
 
     lane_id: int
@@ -29,11 +61,19 @@ class Lane:
     is_whole: bool
     estimate_s: float
     taken: int = 0
+    rooms: Sequence[Room] = ()
+    full: Room | None = None
+    was_full: bool = False
 
     @property
     def is_spent(self) -> bool:
         """Whether every item that was read has been taken."""
         return self.taken >= len(self.items)
+
+    @property
+    def can_go(self) -> bool:
+        """Whether there is a next item, and no room that it needs was found full."""
+        return self.full is None and self.taken < len(self.items)
 
     @property
     def head(self) -> int:
@@ -96,6 +136,41 @@ def pass_over(shares: Sequence[Share], missed: Sequence[Pick]) -> None:
                 lane.ranks, lane.items = [rank for rank, _ in kept], [item for _, item in kept]
                 lane.taken -= lost
                 share.virtual_s -= lost * lane.estimate_s / share.weight
+                for room in lane.rooms:
+                    room.left += lost
+                    room.went -= lost
+    if gone:
+        for share in shares:
+            for lane in share.lanes:
+                lane.full = None
+
+
+def keep_rooms(waiting: Sequence[Waiting]) -> None:
+    """Keep one of each room that the heads of lanes need which waited long; the longest wait goes first.
+
+    In a room that only its own org uses, a place is kept for a head in any case, so that it gets one there at
+    last. In rooms that other orgs use too it is kept only once all of the first have place for it: what an org has
+    full of its own holds up nobody else. No place is kept that an older head needs, and of its own or of shared rooms
+    a head keeps all or none: so the oldest keeps all of its own, and two never keep rooms from each other.
+    """
+    needed: set[int] = set()
+    for one in sorted(waiting, key=lambda one: (one.since_us, one.org_id, one.lane_id)):
+        own = [room for room in one.rooms if room.org_id == one.org_id]
+        shared = [room for room in one.rooms if room.org_id != one.org_id]
+        is_kept = _keep(own, one, needed)
+        if is_kept and all(room.left > 0 for room in own):
+            _keep(shared, one, needed)
+
+
+def _keep(rooms: Sequence[Room], one: Waiting, needed: set[int]) -> bool:
+    """Keep these rooms for a head unless an older one needs one of them; returns whether they are kept."""
+    ids = {id(room) for room in rooms}
+    is_free = needed.isdisjoint(ids)
+    if is_free:
+        for room in rooms:
+            room.kept_for = (one.org_id, one.lane_id)
+    needed |= ids
+    return is_free
 
 
 def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decision) -> None:
@@ -104,6 +179,10 @@ def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decisio
     while order and slots > 0:
         start, org_id, share = heapq.heappop(order)
         lane = _next_lane(share)
+        if lane.rooms and not _enter(org_id, lane):
+            if _has_head(share):
+                heapq.heappush(order, (start, org_id, share))
+            continue
         decision.picks.append(
             Pick(org_id, lane.lane_id, lane.ranks[lane.taken], lane.items[lane.taken])
         )
@@ -118,12 +197,27 @@ def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decisio
             heapq.heappush(order, (share.virtual_s, org_id, share))
 
 
+def _enter(org_id: int, lane: Lane) -> bool:
+    """Take one of each room of a lane, or note which of them is full and take none."""
+    place = (org_id, lane.lane_id)
+    for room in lane.rooms:
+        if not room.has_for(place):
+            lane.full, lane.was_full = room, True
+            return False
+    for room in lane.rooms:
+        room.left -= 1
+        room.went += 1
+        if room.kept_for == place:
+            room.kept_for = None
+    return True
+
+
 def _next_lane(share: Share) -> Lane:
     """Return the org's lane whose head comes first; there is one."""
     if len(share.lanes) == 1:
         return share.lanes[0]
-    return min((lane for lane in share.lanes if not lane.is_spent), key=lambda one: one.head)
+    return min((lane for lane in share.lanes if lane.can_go), key=lambda one: one.head)
 
 
 def _has_head(share: Share) -> bool:
-    return any(not lane.is_spent for lane in share.lanes)
+    return any(lane.can_go for lane in share.lanes)

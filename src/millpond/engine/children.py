@@ -30,6 +30,7 @@ from millpond.engine.history import Recorded, just
 from millpond.engine.plans import StepFailed, failure
 from millpond.engine.registry import Flow
 from millpond.engine.rights import ENDINGS, backing_of
+from millpond.engine.rules import check_keys
 from millpond.engine.submit import deadline_of, submit
 from millpond.errors import InvalidInput, NotFound, Permanent
 from millpond.types import Backing, ClosePolicy, Intent, Json, Parent, new_id
@@ -121,7 +122,9 @@ class Children(Checkpoints):
             input=encode_input(None if isinstance(flow, str) else flow.input, input),
             priority=priority,
             labels=None if labels is None else orjson.loads(dump(None, labels)),
-            keys=[veiled(one) for one in keys],
+            keys=check_keys(
+                [*(() if isinstance(flow, str) else flow.keys), *(veiled(one) for one in keys)]
+            ),
             delay_s=delay_s,
             deadline_s=deadline_of(
                 None if isinstance(flow, str) else flow.deadline_s,
@@ -271,7 +274,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
             advice="look whether a flow starts itself; ctx.continue_as goes on without going deeper",
         )
     version, queue, timeout_s = wish.version, wish.queue, wish.timeout_s
-    deadline_s = wish.deadline_s
+    deadline_s, keys = wish.deadline_s, wish.keys
     found = None
     if version is None or queue is None:
         found = await published(con, wish.flow, version)
@@ -280,6 +283,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         found = await con.fetchrow(_SQL["published"], wish.flow, version)
     if found is not None:
         timeout_s = timeout_s or found["timeout_s"]
+        keys = check_keys([*found["keys"], *keys])
         deadline_s = deadline_of(found["deadline_s"], given_s=deadline_s, delay_s=wish.delay_s)
     return Intent(
         org_id=lease.org_id,
@@ -290,7 +294,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         subject=basis["subject"],
         priority=basis["priority"] if wish.priority is None else wish.priority,
         delay_s=wish.delay_s,
-        keys=wish.keys,
+        keys=keys,
         timeout_s=timeout_s,
         traceparent=basis["traceparent"],
         labels=orjson.loads(basis["labels"]) if wish.labels is None else wish.labels,

@@ -7,8 +7,10 @@ waited for on disk: a lost claim is only claimed again.
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from datetime import datetime
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_over
 from millpond.engine.columns import plain
+from millpond.engine.limiting import Limiter
 from millpond.errors import LeaseLost
 from millpond.types import Backing
 
@@ -29,6 +32,8 @@ _DEEPEST = 512
 # A worker stopped in the middle of a statement would keep the claim's lock, and with it every other claim.
 _LIMIT_S = 3.0
 _END = 2**62
+# What a rate let go begins so soon after, or is admitted anew.
+_LATE_S = 0.25
 # How a claim at once went: `claim_at_once` of the migrations.
 _GONE, _TOO_MUCH, _TAKEN = -1, 0, 1
 
@@ -53,7 +58,7 @@ class Claimed(NamedTuple):
 
     A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for
     a step that executes in another queue than its run. `is_rerun`: it may have recorded steps before its
-    first attempt.
+    first attempt. `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate.
     """
 
     lease: Lease
@@ -75,6 +80,7 @@ class Claimed(NamedTuple):
     permission: str | None = None
     lent: uuid.UUID | None = None
     granted_by: str | None = None
+    begin_by: float | None = None
 
     @property
     def backing(self) -> Backing | None:
@@ -108,6 +114,7 @@ class Claimer:
         self._capabilities = list(capabilities)
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
+        self.limits = Limiter(self._capabilities)
         # Whether all that was ready had room at the last claim, so that it may be so again.
         self._is_calm = True
 
@@ -117,14 +124,24 @@ class Claimer:
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
         try:
-            if self._is_calm and (found := await self._claim_at_once(free)) is not None:
-                return found
-            claimed, has_more = await self._claim(free)
+            if self._is_calm and not self.limits.is_on:
+                await self.limits.begin(self._database)
+                if (found := await self._claim_at_once(free)) is not None:
+                    return found
+            claimed, has_more = await self._decide(free)
         except BaseException:
             self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
             raise
         self._is_calm = not has_more
         return claimed, has_more
+
+    async def _decide(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
+        """Claim by decision, once the limits are known by which it is made."""
+        for _ in range(_ROUNDS):
+            await self.limits.begin(self._database)
+            if (found := await self._claim(free)) is not None:
+                return found
+        return [], True
 
     async def _claim_at_once(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
         """Lease all that is ready in one message; None where more than has room is ready."""
@@ -149,9 +166,13 @@ class Claimer:
         self._is_calm = not has_more
         return None if outcome == _TOO_MUCH else (_claimed(rows), has_more)
 
-    async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
+    async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
+        """Claim by the limits that are known; None when there are others, which the next round reads first."""
         queues = [queue for queue, slots in free.items() if slots > 0]
+        limits, began = self.limits, time.monotonic()
         async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
+            if limits.is_on and not await limits.open(con, queues):
+                return None
             consumed, *rows = await con.fetch(
                 _SQL["heads"],
                 _MAX_ARRIVALS,
@@ -164,15 +185,23 @@ class Claimer:
             arrivals, is_alive = consumed["lane_id"], consumed["offset_us"]
             if not is_alive:
                 raise LeaseLost("this worker's session is gone")
+            if not limits.note(consumed):
+                return None
             if not rows:
-                return [], arrivals >= _MAX_ARRIVALS
+                return [], arrivals >= _MAX_ARRIVALS or limits.has_more
+            if limits.is_on:
+                await limits.read(con, rows)
             shares = self._shares(rows)
             decision, claimed, missed = await self._admit(con, shares, free)
             if missed:
                 await _step_back(con, missed)
+            if limits.is_on:
+                await limits.close(con, shares)
+                claimed = _timed(claimed, limits.paced(shares), began + _LATE_S)
         self._adapt(sum(free[queue] for queue in queues), len(rows), len(claimed), len(missed))
         is_idle = not decision.picks and not missed
-        return claimed, decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
+        has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
+        return claimed, has_more or limits.has_more
 
     async def _admit(
         self, con: Connection, shares: Sequence[Share], free: Mapping[str, int]
@@ -201,7 +230,8 @@ class Claimer:
 
     def _shares(self, rows: Sequence[Record]) -> list[Share]:
         shares: dict[tuple[str, int], Share] = {}
-        for queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items in rows:
+        for row in rows:
+            queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items, _ = row
             share = shares.get((queue, org_id))
             if share is None:
                 share = Share(queue=queue, org_id=org_id, weight=weight, virtual_s=virtual_s)
@@ -214,6 +244,7 @@ class Claimer:
                     items=items or (),
                     is_whole=len(items or ()) < self._depth,
                     estimate_s=self._estimate_s(able),
+                    rooms=self.limits.rooms(row) if self.limits.is_on else (),
                 )
             )
         return list(shares.values())
@@ -255,15 +286,19 @@ def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
     moved: list[tuple[int, Lane]] = []
     changed: list[tuple[Share, bool]] = []
     for share in shares:
-        lanes = [one for one in share.lanes if one.taken or (one.is_spent and one.is_whole)]
+        lanes = [
+            one
+            for one in share.lanes
+            if one.taken or one.was_full or (one.is_spent and one.is_whole)
+        ]
         if lanes:
             moved += [(share.org_id, lane) for lane in lanes]
-            changed.append((share, any(lane.is_spent and lane.is_whole for lane in lanes)))
+            changed.append((share, any(not _goes_on(lane) for lane in lanes)))
     return [
         [org_id for org_id, _ in moved],
         [lane.lane_id for _, lane in moved],
         [_cursor(lane) for _, lane in moved],
-        [not (lane.is_spent and lane.is_whole) for _, lane in moved],
+        [_goes_on(lane) for _, lane in moved],
         [share.org_id for share, _ in changed],
         [share.queue for share, _ in changed],
         [share.virtual_s for share, _ in changed],
@@ -271,6 +306,23 @@ def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
         list(decision.clocks),
         list(decision.clocks.values()),
     ]
+
+
+def _timed(
+    claimed: list[Claimed], paced: AbstractSet[tuple[int, uuid.UUID]], begin_by: float
+) -> list[Claimed]:
+    """Set by when work begins that a rate let go."""
+    if not paced:
+        return claimed
+    return [
+        one._replace(begin_by=begin_by) if (one.lease.org_id, one.lease.item_id) in paced else one
+        for one in claimed
+    ]
+
+
+def _goes_on(lane: Lane) -> bool:
+    """Whether a lane stays in the active order: it may have more work, and room for it."""
+    return lane.full is None and not (lane.is_spent and lane.is_whole)
 
 
 def _cursor(lane: Lane) -> int:

@@ -198,6 +198,7 @@ def _intent(row: Record, target: Target, due_at: datetime) -> Intent:
         subject=f"service:schedule:{row['name']}",
         behind=[row["created_by"], *row["changed_by"]],
         priority=row["priority"],
+        keys=target.keys,
         timeout_s=target.timeout_s,
         deadline_s=deadline_of(target.deadline_s),
         labels={**orjson.loads(row["labels"]), LABEL: row["name"], TIME_LABEL: at},

@@ -8,12 +8,14 @@ which hands it back, and its slots stay taken meanwhile, so that claims do not g
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
 
-from millpond.engine import history, inputs, remote
+from millpond.engine import history, inputs, remote, waits
 from millpond.engine.attempt import Attempt
 from millpond.engine.claim import Claimed, Lease
 from millpond.engine.executor import prepare
@@ -21,7 +23,7 @@ from millpond.engine.registry import Flow, Step
 from millpond.engine.scope import Scope
 from millpond.engine.slots import Slot, Slots
 from millpond.engine.step_executor import StepAttempt
-from millpond.errors import MillpondError
+from millpond.errors import LeaseLost, MillpondError
 
 _log = structlog.get_logger("millpond.worker")
 # Of what a claim brought so many are started at a time: the first ones' writes go off meanwhile.
@@ -58,9 +60,11 @@ class Launcher:
 
         The task ends when all of it is started and tells how much that was; it raises what is no MillpondError.
         """
-        slots = [self._slots.take(one.queue) for one in claimed]
+        slots = [self._slots.take(one.queue) for one in reversed(claimed)]
         self.leases.update(one.lease for one in claimed)
         self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")
+        # Also where the task is ended before its first step, of which it knows nothing itself.
+        self._last.add_done_callback(lambda _: self._end(claimed, slots))
         return self._last
 
     def check(self) -> None:
@@ -78,25 +82,42 @@ class Launcher:
     async def _launch(
         self, claimed: Sequence[Claimed], slots: list[Slot], before: asyncio.Task[int] | None
     ) -> int:
-        slots.reverse()
         started = 0
+        late: list[tuple[Lease, Slot]] = []
         try:
             if before is not None:
                 await before
             async for attempt in self._attempts(claimed):
+                begin_by = attempt.claimed.begin_by
+                if begin_by is not None and time.monotonic() > begin_by:
+                    late.append((attempt.claimed.lease, slots.pop()))
+                    continue
                 attempt.slot = slots.pop()
                 self._start(attempt)
                 self.leases.discard(attempt.claimed.lease)
                 started += 1
+            await self._hand_back(late)
         except MillpondError as error:
             _log.warning("start.failed", error=error.code)
             self.leases.difference_update(one.lease for one in claimed)
             await asyncio.sleep(_PAUSE_S)
         finally:
-            self.leases.difference_update(one.lease for one in claimed)
-            for slot in slots:
-                slot.give_unused()
+            slots += [slot for _, slot in late]
         return started
+
+    async def _hand_back(self, late: Sequence[tuple[Lease, Slot]]) -> None:
+        """Queue again what was not begun in time for the rate that let it go: it is admitted anew."""
+        for lease, _ in late:
+            give_back = remote.release if lease.is_of_step else waits.release
+            with contextlib.suppress(LeaseLost):
+                readied = await give_back(self._scope.database, lease, reason="late")
+                self._scope.hints.wake({one.queue for one in readied})
+
+    def _end(self, claimed: Sequence[Claimed], slots: list[Slot]) -> None:
+        """Let the rest of a launch go: leave its leases to the watch, and give back the slots that no attempt has."""
+        self.leases.difference_update(one.lease for one in claimed)
+        while slots:
+            slots.pop().give_unused()
 
     async def _attempts(self, claimed: Sequence[Claimed]) -> AsyncIterator[Attempt | StepAttempt]:
         """Yield work with what it needs beyond its lease: big inputs, arguments, recorded steps.

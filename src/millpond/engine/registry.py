@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import (
     Any,
@@ -25,6 +25,7 @@ from typing import (
 from pydantic import TypeAdapter
 
 from millpond.engine.arguments import arguments_of
+from millpond.engine.rules import check_keys
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
 
@@ -44,7 +45,8 @@ class Flow:
     `on_failure` is called once a begun run is to end as failed or cancelled. `permission` is what starting
     it by API needs; None keeps the flow internal. `input` and `output` are adapters to and from JSON;
     `timeout_s` bounds the life of a run on the worker, per attempt; `deadline_s` the time from submit to
-    the end, whatever the run does or waits for. `needs` are labels that a worker must have to run it.
+    the end, whatever the run does or waits for. `needs` are labels that a worker must have to run it;
+    `keys` are what its runs count on under limits, beside their org, queue and flow.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Flow:
     on_failure: Callable[..., Awaitable[Any]] | None = None
     deadline_s: float | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
+    keys: tuple[str, ...] = ()
 
     @property
     def capability(self) -> str:
@@ -174,6 +177,7 @@ def flow(
     output: Any = None,
     on_failure: Callable[..., Awaitable[Any]] | None = None,
     needs: Mapping[str, str] | None = None,
+    keys: Sequence[str] = (),
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
     """Register an async function `(ctx, input)` as a flow.
@@ -182,7 +186,8 @@ def flow(
     or cancelled, after the undos of its steps. `retry` is for errors raised outside steps; `deadline_s`
     holds for runs started without one of their own. `input` and `output` are types that pydantic knows;
     left out, they are read from the function's annotations. `needs` are labels, such as
-    `{"gpu": "true"}`, without which a worker does not run it.
+    `{"gpu": "true"}`, without which a worker does not run it. `keys`, such as `provider:openai`, are what
+    its runs count on under limits; their org, queue and flow they count on anyway.
     """
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
@@ -208,6 +213,7 @@ def flow(
             on_failure=on_failure,
             deadline_s=deadline_s,
             needs=dict(needs or {}),
+            keys=check_keys(keys),
         )
         registry.add_flow(made)
         return made

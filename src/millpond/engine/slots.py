@@ -92,6 +92,8 @@ class Slots:
         self._given = asyncio.Event()
         self._gathers = 0
         self.charges = Charges()
+        self._awaited: frozenset[str] = frozenset()
+        self._is_awaited = False
 
     def free(self) -> dict[str, int]:
         """Return free slots by queue, queues without any left out."""
@@ -143,6 +145,10 @@ class Slots:
         before = self._averages.get(capability, used_s)
         self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used_s - before)
         self._freed(queue)
+        if capability in self._awaited:
+            self._is_awaited = True
+            if not self._gathers and not self._kick.is_set():
+                self._gather()
 
     def _freed(self, queue: str) -> None:
         """Kick the claim at once when many slots are free, else after a moment."""
@@ -161,6 +167,7 @@ class Slots:
     def expect(self) -> None:
         """Forget earlier reasons to claim: a claim begins now and sees what they told of."""
         self._kick.clear()
+        self._is_awaited = False
 
     def note_claim(self, wanted: Mapping[str, int], claimed: Sequence[Claimed]) -> None:
         """Remember which queues were filled and so may have more work waiting."""
@@ -172,6 +179,10 @@ class Slots:
             self._backlogged.add(queue)
             if self._free(queue) > 0:
                 self._freed(queue)
+
+    def note_awaited(self, capabilities: frozenset[str]) -> None:
+        """Remember of what work the end may give room on a key for which other work waits."""
+        self._awaited = capabilities
 
     def wake(self) -> None:
         """There is a reason to claim."""
@@ -198,7 +209,9 @@ class Slots:
         asyncio.get_running_loop().call_later(_GATHER_S, self._gathered)
 
     def _gathered(self) -> None:
-        few = all(_MANY * self._free(queue) < self.total[queue] for queue in self._backlogged)
+        few = not self._is_awaited and all(
+            _MANY * self._free(queue) < self.total[queue] for queue in self._backlogged
+        )
         if few and self._gathers < _PATIENCE and not self._kick.is_set():
             return self._gather()
         self._gathers = 0

@@ -214,6 +214,7 @@ def _intent(
         subject=f"service:trigger:{row['name']}",
         behind=sorted({row["created_by"], *row["changed_by"], *filter(None, sent_by)}),
         priority=row["priority"],
+        keys=target.keys,
         timeout_s=target.timeout_s,
         deadline_s=deadline_of(target.deadline_s),
         labels=labels,

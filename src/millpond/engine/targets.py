@@ -44,6 +44,7 @@ class Target:
     deadline_s: float | None
     input_schema: str
     is_served: bool
+    keys: Sequence[str] = ()
 
     def misfit(self, document: Json) -> str | None:
         """Say in words what the flow's schema refuses of an input, None when it fits."""
@@ -74,6 +75,7 @@ async def find(con: Connection, wanted: Iterable[Wanted]) -> dict[Wanted, Target
             deadline_s=row["deadline_s"],
             input_schema=row["input_schema"],
             is_served=row["is_served"],
+            keys=row["keys"],
         )
         for row in await con.fetch(_SQL["targets"], flows, versions)
     }

@@ -17,6 +17,7 @@ from millpond.engine import chores, deltas, metering
 from millpond.engine.deadlines import Expired
 from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
+from millpond.engine.meters import Meters
 from millpond.engine.quarantine import Quarantine
 from millpond.engine.retention import Keep, Retention
 from millpond.engine.waits import Readied
@@ -27,6 +28,7 @@ _CHORE_S = 0.25
 _PRUNE_S = 5.0
 _COUNT_S = 1.0
 _FORGET_S = 5.0
+_METERS_S = 5.0
 
 
 class Upkeep:
@@ -43,6 +45,7 @@ class Upkeep:
     async def maintain(self) -> None:
         """Rescue, fire timers, start what is due or executed alone; sleeps at most a moment."""
         maintenance = Maintenance(self._database, lease_s=self._lease_s)
+        meters, meters_at = Meters(self._database), 0.0
         rescue_at = 0.0
         while True:
             pause_s = _CHORE_S
@@ -53,6 +56,9 @@ class Upkeep:
                 tell_readied(self._hints, await maintenance.fire())
                 _tell_expired(self._hints, await maintenance.expire())
                 tell_readied(self._hints, await maintenance.start_due())
+                if time.monotonic() >= meters_at:
+                    await meters.sweep()
+                    meters_at = time.monotonic() + _METERS_S
                 await self._quarantine.look()
                 due_s = await maintenance.next_due_s()
                 if due_s is not None:

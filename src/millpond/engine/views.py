@@ -131,6 +131,7 @@ class FlowView:
     published_at: datetime
     needs: Json
     is_served: bool
+    keys: Sequence[str] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,11 +15,12 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine.ceilings import Full, full_for
 from millpond.engine.lanes import ALONE
 from millpond.engine.pauses import Pause, list_pauses
 from millpond.engine.registry import capability
 from millpond.errors import NotFound
-from millpond.types import Json, RunState
+from millpond.types import NO_ORG, Json, RunState
 
 _SQL = queries("why")
 MAX_AHEAD = 1000
@@ -163,14 +164,17 @@ def _able(able: str, lane_id: int) -> str:
 
 
 async def _queued(con: Connection, org_id: int, place: _Place) -> list[Reason]:
-    """Return what holds a queued work item: pauses and absent workers, else its place in line."""
+    """Return what holds a queued work item: pauses, absent workers and full limits, else its place in line."""
     pauses = await list_pauses(con, org_id)
     held = [_paused(one) for one in pauses if one.holds(queue=place.queue, flow=place.flow)]
     workers = await con.fetch(_SQL["workers"], place.queue, place.capability)
     able = [row for row in workers if row["is_able"] and row["slots"] and not row["draining"]]
     if not able:
         held.append(_no_worker(place, workers))
-    return held or [await _in_line(con, org_id, place, able)]
+    full = [_limited(one) for one in await full_for(con, org_id, place.lane_id)]
+    if held:
+        return [*held, *full]
+    return [*full, await _in_line(con, org_id, place, able)]
 
 
 def _paused(pause: Pause) -> Reason:
@@ -194,6 +198,34 @@ def _paused(pause: Pause) -> Reason:
             "paused_by": pause.shown_by,
             "reason": pause.reason,
             "paused_at": pause.paused_at,
+        },
+    )
+
+
+def _limited(full: Full) -> Reason:
+    """Tell of a limit without room: how much of it is in use, or from when on there is some."""
+    rule = full.rule
+    of = "everybody's" if full.is_shared else "the organization's"
+    if rule.kind == "rate":
+        until = f" until {_at(full.until)}" if full.until else ""
+        text = f"No more starts on {rule.key}{until}: {rule.maximum} in {rule.period_s:g} s are allowed"
+    else:
+        known = "" if full.in_use is None else f"{full.in_use} of "
+        text = f"{rule.key} has no room: {known}{rule.maximum} places are in use by {of} work"
+    return Reason(
+        kind="limit",
+        text=f"{text}.",
+        facts={
+            "key": rule.key,
+            "limit": rule.kind,
+            "set_by": "platform" if rule.owner == NO_ORG else "org",
+            "is_shared": full.is_shared,
+            "in_use": full.in_use,
+            "maximum": rule.maximum,
+            "period_s": rule.period_s,
+            "until": full.until,
+            "is_exact": full.is_exact,
+            "holders": list(full.holders),
         },
     )
 

@@ -152,6 +152,7 @@ class Worker:
                     flow.timeout_s,
                     flow.deadline_s,
                     orjson.dumps(dict(flow.needs)).decode(),
+                    list(flow.keys),
                 )
 
     def _capabilities(self) -> list[str]:
@@ -326,9 +327,11 @@ class Worker:
                 if claimed:
                     launcher.launch(claimed)
                 self._slots.note_claim(wanted, claimed)
+                self._slots.note_awaited(claimer.limits.awaited)
                 if not has_more:
                     is_busy = bool(claimed or self._attempts)
-                    await self._slots.wait(_BUSY_POLL_S if is_busy else _IDLE_POLL_S)
+                    poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S
+                    await self._slots.wait(claimer.limits.poll_s(poll_s, _BUSY_POLL_S))
         except asyncio.CancelledError:
             at_once = True
             raise

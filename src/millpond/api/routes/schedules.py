@@ -204,6 +204,7 @@ def _intent(caller: Caller, schedule: Schedule, flow: FlowView) -> Intent:
         input=orjson.dumps(draft.input),
         subject=caller.principal.subject,
         priority=draft.priority,
+        keys=flow.keys,
         timeout_s=flow.timeout_s,
         deadline_s=deadline_of(flow.deadline_s),
         labels={**draft.labels, LABEL: draft.name},

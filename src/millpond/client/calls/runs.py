@@ -41,6 +41,7 @@ class RunWish(TypedDict, total=False):
     labels: dict[str, str]
     dedup_key: str | None
     on_duplicate: OnDuplicate
+    keys: list[str]
 
 
 def start_run(
@@ -55,12 +56,14 @@ def start_run(
     labels: Mapping[str, str] | None = None,
     dedup_key: str | None = None,
     on_duplicate: OnDuplicate | None = None,
+    keys: Sequence[str] | None = None,
     idempotency_key: str | None = None,
 ) -> Call[RunData]:
     """Start a run of a flow; it is durable when this returns.
 
     `delay_s` and `deadline_s` count from now, in seconds. Of the runs with a `dedup_key` one is live at
-    a time; `on_duplicate` says what happens when one is. Without an `idempotency_key` each call gets
+    a time; `on_duplicate` says what happens when one is. `keys`, such as `provider:openai`, are what it
+    counts on under limits, beside the flow's own. Without an `idempotency_key` each call gets
     one of its own, so that a repeat after a broken connection starts nothing twice.
     """
     body = given(
@@ -74,6 +77,7 @@ def start_run(
             "labels": labels,
             "dedup_key": dedup_key,
             "on_duplicate": on_duplicate,
+            "keys": None if keys is None else list(keys),
         }
     )
     body |= set_of({"input": input})

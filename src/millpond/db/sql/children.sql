@@ -13,7 +13,7 @@ from run r where r.org_id = $1 and r.run_id = $2;
 
 -- name: published
 -- Finds a flow's version, or its newest, as workers have published it.
-select version, queue, timeout_s, deadline_s from flow_version
+select version, queue, timeout_s, deadline_s, keys from flow_version
 where flow = $1 and ($2::int is null or version = $2) order by version desc limit 1;
 
 -- name: known

@@ -1,6 +1,6 @@
 -- name: heads
 -- Locks, consumes arrivals and reads the heads of lanes in fair order (function of the migrations, a statement each).
-select queue, org_id, weight, virtual_s, lane_id, offset_us, capability, ranks, items
+select queue, org_id, weight, virtual_s, lane_id, offset_us, capability, ranks, items, keys
 from claim_heads($1, $2, $3::text[], $4::int[], $5::text[], $6);
 
 -- name: take

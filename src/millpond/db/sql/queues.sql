@@ -3,7 +3,7 @@
 -- name: depths
 -- Ready work of one org by queue, counted up to $2, with the time since which the oldest has been ready.
 with named as materialized (
-  select lane_id, queue, cursor_rank as first_rank from lane where org_id = $1 and active
+  select lane_id, queue, cursor_rank as first_rank from lane where org_id = $1 and (active or parked_on is not null)
   union
   select lane_id, queue, min_rank from arrival where org_id = $1
 ),

@@ -110,7 +110,7 @@ order by request_id desc;
 -- name: published_flows
 -- Every flow version that a worker has published, and whether a live worker has it now.
 select f.flow, f.version, f.queue, f.permission, f.description, f.input_schema, f.output_schema, f.timeout_s,
-       f.deadline_s, f.published_at, f.labels as needs,
+       f.deadline_s, f.published_at, f.labels as needs, f.keys,
        exists (select from worker w
                where w.expires_at > clock_timestamp() and f.flow || '@' || f.version = any(w.capabilities)) as is_served
 from flow_version f order by f.flow, f.version;

@@ -22,7 +22,7 @@ where e.kind = 'run.retrying' order by e.event_no desc limit 1;
 select count(*) from (
   select from ready r
   where r.org_id = $1 and r.lane_id = $2 and (r.rank, r.item_id) < ($3, $4)
-    and r.rank >= coalesce((select l.cursor_rank from lane l where l.org_id = $1 and l.lane_id = $2 and l.active), 0)
+    and r.rank >= coalesce((select l.cursor_rank from lane l where l.org_id = $1 and l.lane_id = $2 and (l.active or l.parked_on is not null)), 0)
   limit $5) c;
 
 -- name: workers

@@ -1,0 +1,59 @@
+"""Models of limits on keys.
+
+Called by the routes of these. Invariant: request models are strict and refuse fields that they do not know.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from millpond.api.texts import LongWord
+
+_MOST = 2**31 - 1
+
+
+class PutLimit(BaseModel):
+    """A wish to set a limit: one of its key and kind is replaced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    key: LongWord = Field(
+        description="What is limited: `noun:name`, `noun:*` for each name by itself, or two of "
+        "these with `×` (or ` x `) between, such as `org:* × provider:openai`."
+    )
+    kind: Literal["concurrency", "rate"] = Field(
+        "concurrency", description="How much at once, or how many starts in a time."
+    )
+    maximum: int = Field(ge=0, le=_MOST, description="0 lets nothing go.")
+    period_s: float | None = Field(
+        None,
+        gt=0,
+        le=86_400 * 31,
+        allow_inf_nan=False,
+        description="Of a rate: `maximum` starts in so many seconds.",
+    )
+    burst: int | None = Field(
+        None, ge=1, le=_MOST, description="Of a rate: how many may start at once. Unset: 1."
+    )
+
+
+class LimitOut(BaseModel):
+    """A limit on a key."""
+
+    id: str = Field(description="Its kind and key.")
+    object: Literal["limit"]
+    key: str
+    kind: Literal["concurrency", "rate"]
+    maximum: int
+    period_s: float | None
+    burst: int | None
+    is_of_platform: bool = Field(
+        description="Set by an operator; the organization cannot change it."
+    )
+    set_by: str = Field(
+        description="Who set it last; `operator` where that is not the organization's."
+    )
+    set_at: datetime

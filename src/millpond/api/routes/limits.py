@@ -1,0 +1,140 @@
+"""Limits: ceilings on keys, of an org for itself and of the platform for everybody.
+
+Called by clients. Invariant: an org never sees what the platform limits for another org by name.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+
+from millpond.api.auth import Caller, requires
+from millpond.api.bodies import described, read_json
+from millpond.api.documented import failures
+from millpond.api.models import Listing
+from millpond.api.models_limits import LimitOut, PutLimit
+from millpond.api.reply import listing, reply
+from millpond.api.routes.platform import Reader as PlatformReader
+from millpond.api.routes.platform import Writer as PlatformWriter
+from millpond.api.texts import LongWord
+from millpond.engine import ceilings
+from millpond.engine.ceilings import Limit
+from millpond.engine.rules import Rule
+from millpond.types import NO_ORG
+
+router = APIRouter(prefix="/v1", tags=["limits"])
+
+Reader = Annotated[Caller, requires("limits:read")]
+Writer = Annotated[Caller, requires("limits:write")]
+Key = Annotated[LongWord, Query(description="The key of the limit.")]
+Kind = Annotated[Literal["concurrency", "rate"], Query(description="The kind of the limit.")]
+_WRITES = (400, 401, 403, 404, 409, 413, 415, 422, 503)
+_GONE: dict[int | str, dict[str, Any]] = {204: {"description": "It is gone."}}
+
+
+@router.get(
+    "/limits",
+    operation_id="list_limits",
+    responses={200: {"model": Listing[LimitOut]}, **failures(401, 403, 503)},
+)
+async def list_limits(caller: Reader) -> Response:
+    """List what limits the org's work: its own limits, and the platform's that hold for it."""
+    async with caller.org() as con:
+        found = await ceilings.list_limits(con, caller.org_id)
+    return reply(listing([limit_json(one, is_operator=False) for one in found], has_more=False))
+
+
+@router.put(
+    "/limits",
+    operation_id="put_limit",
+    openapi_extra=described(PutLimit),
+    responses={200: {"model": LimitOut}, **failures(*_WRITES)},
+)
+async def put_limit(request: Request, caller: Writer) -> Response:
+    """Set a limit on the org's own work; it holds from the next claim on."""
+    return await _put(caller, await read_json(request, PutLimit))
+
+
+@router.delete(
+    "/limits",
+    operation_id="delete_limit",
+    status_code=204,
+    responses={**_GONE, **failures(401, 403, 404, 422, 503)},
+)
+async def delete_limit(caller: Writer, key: Key, kind: Kind = "concurrency") -> Response:
+    """Remove a limit on the org's own work."""
+    return await _delete(caller, key, kind)
+
+
+@router.get(
+    "/platform/limits",
+    operation_id="list_platform_limits",
+    responses={200: {"model": Listing[LimitOut]}, **failures(401, 403, 503)},
+)
+async def list_platform_limits(caller: PlatformReader) -> Response:
+    """List what the platform limits, for all orgs together or for each."""
+    async with caller.org() as con:
+        found = await ceilings.list_platform_limits(con)
+    return reply(listing([limit_json(one, is_operator=True) for one in found], has_more=False))
+
+
+@router.put(
+    "/platform/limits",
+    operation_id="put_platform_limit",
+    openapi_extra=described(PutLimit),
+    responses={200: {"model": LimitOut}, **failures(*_WRITES)},
+)
+async def put_platform_limit(request: Request, caller: PlatformWriter) -> Response:
+    """Set a limit for everybody: on a key over all orgs, or with `org:*` or `org:slug` on each or one."""
+    return await _put(caller, await read_json(request, PutLimit))
+
+
+@router.delete(
+    "/platform/limits",
+    operation_id="delete_platform_limit",
+    status_code=204,
+    responses={**_GONE, **failures(401, 403, 404, 422, 503)},
+)
+async def delete_platform_limit(
+    caller: PlatformWriter, key: Key, kind: Kind = "concurrency"
+) -> Response:
+    """Remove a limit of the platform."""
+    return await _delete(caller, key, kind)
+
+
+async def _put(caller: Caller, wish: PutLimit) -> Response:
+    rule = Rule(owner=caller.org_id, **wish.model_dump())
+    async with caller.org() as con:
+        made = await ceilings.set_limit(con, caller.org_id, rule, caller.principal.subject)
+        now = made.rule
+        details = {"maximum": now.maximum, "period_s": now.period_s, "burst": now.burst}
+        await caller.tell(con, "limit.set", f"limit:{now.kind} {now.key}", details=details)
+    caller.ports.hints.wake(["*"])
+    return reply(limit_json(made, is_operator=caller.org_id == NO_ORG))
+
+
+async def _delete(caller: Caller, key: str, kind: Literal["concurrency", "rate"]) -> Response:
+    async with caller.org() as con:
+        key = await ceilings.remove_limit(con, caller.org_id, key, kind)
+        await caller.tell(con, "limit.removed", f"limit:{kind} {key}")
+    caller.ports.hints.wake(["*"])
+    return Response(status_code=204)
+
+
+def limit_json(limit: Limit, *, is_operator: bool) -> dict[str, Any]:
+    """Return a limit; which operator set one of the platform's is shown to operators only."""
+    rule = limit.rule
+    is_hidden = limit.is_of_platform and not is_operator
+    return {
+        "id": f"{rule.kind} {rule.key}",
+        "object": "limit",
+        "key": rule.key,
+        "kind": rule.kind,
+        "maximum": rule.maximum,
+        "period_s": rule.period_s,
+        "burst": rule.burst,
+        "is_of_platform": limit.is_of_platform,
+        "set_by": "operator" if is_hidden else limit.set_by,
+        "set_at": limit.set_at,
+    }

@@ -1,0 +1,105 @@
+"""`millpond limits`: show and set ceilings on keys.
+
+Called by `main`. Invariant: with `--everyone` it is the platform's limits, which need an operator's right.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+import typer
+
+from millpond.cli.call import call
+from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url
+from millpond.cli.output import out, plain, print_json, print_table
+from millpond.types import Json
+
+app = typer.Typer(no_args_is_help=True, help="Limits on keys: how much at once, or how often.")
+
+Key = Annotated[
+    str,
+    typer.Argument(
+        metavar="KEY", help="noun:name, noun:*, or two of these with ' x ' between them."
+    ),
+]
+Everyone = Annotated[
+    bool, typer.Option("--everyone", help="The platform's limits; needs an operator's right.")
+]
+IsRate = Annotated[bool, typer.Option("--rate", help="The rate on it, not how much at once.")]
+
+
+@app.command("list")
+def list_limits(
+    everyone: Everyone = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """List what limits the organization's work: its own limits and the platform's."""
+    page = call(url, token, lambda remote: remote.get(_path(everyone=everyone)))
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        [one["key"], _shown(one), "platform" if one["is_of_platform"] else "own", one["set_by"]]
+        for one in page["data"]
+    ]
+    print_table(["key", "limit", "of", "set by"], rows, empty="Nothing is limited.")
+
+
+@app.command("set")
+def set_limit(
+    key: Key,
+    concurrency: Annotated[
+        int | None, typer.Option(help="So much at once at most; 0 lets nothing go.", min=0)
+    ] = None,
+    rate: Annotated[int | None, typer.Option(help="So many starts per period.", min=0)] = None,
+    period_s: Annotated[float, typer.Option("--period", help="Seconds of a rate's period.")] = 60.0,
+    burst: Annotated[int, typer.Option(help="How many of a rate at once.", min=1)] = 1,
+    everyone: Everyone = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Set a limit on KEY; it holds from the next claim on."""
+    if (concurrency is None) == (rate is None):
+        raise typer.BadParameter("give --concurrency or --rate")
+    body: Json = {"key": key, "kind": "concurrency", "maximum": concurrency}
+    if rate is not None:
+        body = {
+            "key": key,
+            "kind": "rate",
+            "maximum": rate,
+            "period_s": period_s,
+            "burst": burst,
+        }
+    answer = call(url, token, lambda remote: remote.put(_path(everyone=everyone), body))
+    if as_json:
+        print_json(answer)
+        return
+    out().print(plain(f"{answer['key']}: {_shown(answer)}"))
+
+
+@app.command("remove")
+def remove_limit(
+    key: Key,
+    is_rate: IsRate = False,
+    everyone: Everyone = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Remove a limit on KEY."""
+    query = urlencode({"key": key, "kind": "rate" if is_rate else "concurrency"})
+    call(url, token, lambda remote: remote.delete(f"{_path(everyone=everyone)}?{query}"))
+    out().print(plain(f"{key}: removed"))
+
+
+def _path(*, everyone: bool) -> str:
+    return "/v1/platform/limits" if everyone else "/v1/limits"
+
+
+def _shown(limit: Json) -> str:
+    if limit["kind"] == "concurrency":
+        return f"{limit['maximum']} at once"
+    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once"

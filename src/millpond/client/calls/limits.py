@@ -1,0 +1,63 @@
+"""Calls about limits on keys, of the org and of the platform."""
+
+from __future__ import annotations
+
+from millpond.client.call import Call, get, given, path_of, read_nothing, reader
+from millpond.client.models import Page
+from millpond.client.models_control import Limit
+
+
+def list_limits() -> Call[Page[Limit]]:
+    """What limits the org's work: its own limits, and the platform's that hold for it."""
+    return get(path_of("limits"), Page[Limit])
+
+
+def put_limit(
+    key: str,
+    maximum: int,
+    *,
+    kind: str = "concurrency",
+    period_s: float | None = None,
+    burst: int | None = None,
+) -> Call[Limit]:
+    """Set a limit on the org's own work; a `rate` is so many per `period_s`, up to `burst` at once."""
+    return _put(path_of("limits"), key, maximum, kind, period_s, burst)
+
+
+def delete_limit(key: str, *, kind: str = "concurrency") -> Call[None]:
+    """Remove a limit on the org's own work."""
+    return _delete(path_of("limits"), key, kind)
+
+
+def list_platform_limits() -> Call[Page[Limit]]:
+    """What the platform limits, for all orgs together or for each."""
+    return get(path_of("platform", "limits"), Page[Limit])
+
+
+def put_platform_limit(
+    key: str,
+    maximum: int,
+    *,
+    kind: str = "concurrency",
+    period_s: float | None = None,
+    burst: int | None = None,
+) -> Call[Limit]:
+    """Set a limit for everybody: on a key over all orgs, or with `org:*` or `org:slug` on each or one."""
+    return _put(path_of("platform", "limits"), key, maximum, kind, period_s, burst)
+
+
+def delete_platform_limit(key: str, *, kind: str = "concurrency") -> Call[None]:
+    """Remove a limit of the platform."""
+    return _delete(path_of("platform", "limits"), key, kind)
+
+
+def _put(
+    path: str, key: str, maximum: int, kind: str, period_s: float | None, burst: int | None
+) -> Call[Limit]:
+    body = {"key": key, "kind": kind, "maximum": maximum}
+    body |= given({"period_s": period_s, "burst": burst})
+    return Call(method="PUT", path=path, read=reader(Limit), body=body)
+
+
+def _delete(path: str, key: str, kind: str) -> Call[None]:
+    return Call(method="DELETE", path=path, read=read_nothing, params={"key": key, "kind": kind})

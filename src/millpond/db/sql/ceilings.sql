@@ -1,0 +1,59 @@
+-- Limits as people set them: an org for itself, an operator for the platform. Read by the claim (limiting.sql).
+
+-- name: own
+-- What an org limits of its own.
+select key, kind, maximum, period_s, burst, set_by, set_at, null::bigint as of_org from org_limit
+where org_id = $1 order by key, kind;
+
+-- name: platform
+-- What the platform limits; with $1, only what holds for that org.
+select key, kind, maximum, period_s, burst, set_by, set_at, of_org from platform_limit
+where $1::bigint is null or of_org is null or of_org = $1 order by key, kind;
+
+-- name: put_own
+-- Sets a limit of an org.
+insert into org_limit (org_id, key, kind, maximum, period_s, burst, set_by) values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (org_id, key, kind) do update
+  set maximum = excluded.maximum, period_s = excluded.period_s, burst = excluded.burst, set_by = excluded.set_by,
+      set_at = clock_timestamp();
+
+-- name: put_platform
+-- Sets a limit of the platform.
+insert into platform_limit (key, kind, maximum, period_s, burst, set_by, of_org) values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (key, kind) do update
+  set maximum = excluded.maximum, period_s = excluded.period_s, burst = excluded.burst, set_by = excluded.set_by,
+      set_at = clock_timestamp();
+
+-- name: remove_own
+-- Removes a limit of an org.
+delete from org_limit where org_id = $1 and key = $2 and kind = $3 returning key;
+
+-- name: remove_platform
+-- Removes a limit of the platform.
+delete from platform_limit where key = $1 and kind = $2 returning key;
+
+-- name: changed
+-- Tells claims that a limit is another one now (function of the migrations).
+select limit_changed($1, $2, $3);
+
+-- name: slug
+-- What an org is called.
+select slug from org where org_id = $1;
+
+-- name: org_named
+-- The org of a slug.
+select org_id from org where slug = $1;
+
+-- name: lane
+-- What a lane counts on, and under which room it is parked.
+select queue, capability, keys, case when not active then parked_on end as parked_on from lane where org_id = $1 and lane_id = $2;
+
+-- name: holders
+-- Work of an org under leases, the oldest first, with what it counts on.
+select e.run_id, l.queue, l.capability, l.keys from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
+where e.org_id = $1 order by e.claimed_at limit 10000;
+
+-- name: use
+-- How full rooms were as the claim last parked work there, and how far their rates are used.
+select room, in_use, maximum, looked_at, tat_us, (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us
+from room_use($1::text[]);

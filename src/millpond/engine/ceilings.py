@@ -1,0 +1,261 @@
+"""Ceilings: limits as people set them, and how full they are for whoever asks why a run waits.
+
+Called by the API in a transaction of the caller, and by `why` in a snapshot; the caller commits, then hints the queues.
+Invariants: an org sets limits on its own work only; a change is read by the next claim; reading takes no lock.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+
+from millpond.db.pool import Connection, Record
+from millpond.db.queries import queries
+from millpond.engine.lanes import ALONE
+from millpond.engine.rules import (
+    MAX_SPAN_S,
+    PAIR,
+    Kind,
+    Place,
+    RoomId,
+    Rule,
+    Rules,
+    allowed,
+    meter_us,
+    next_at_us,
+    parse_key,
+)
+from millpond.errors import Conflict, InvalidInput, NotFound
+from millpond.types import NO_ORG
+
+_SQL = queries("ceilings")
+MAX_LIMITS = 1000
+MAX_HOLDERS = 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """A limit with who set it; `owner` is 0 for the platform's."""
+
+    rule: Rule
+    set_by: str
+    set_at: datetime
+
+    @property
+    def is_of_platform(self) -> bool:
+        """Whether an operator set it, for all orgs or for each."""
+        return self.rule.owner == NO_ORG
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Full:
+    """A limit without room for a work item: `in_use` of `maximum`, or (a rate) none before `until`.
+
+    `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other
+    orgs count there too. Not `is_exact`: as the claim saw it when it last parked work there.
+    """
+
+    rule: Rule
+    is_shared: bool
+    in_use: int | None = None
+    until: datetime | None = None
+    holders: Sequence[uuid.UUID] = ()
+    is_exact: bool = True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Held:
+    in_use: dict[RoomId, int] = field(default_factory=dict)
+    holders: dict[RoomId, list[uuid.UUID]] = field(default_factory=dict)
+
+
+async def list_limits(con: Connection, org_id: int) -> list[Limit]:
+    """Return what limits an org: what it set itself, then what the platform set, by key."""
+    own = await con.fetch(_SQL["own"], org_id)
+    shared = await con.fetch(_SQL["platform"], org_id)
+    return [*(_limit(row, org_id) for row in own), *(_limit(row, NO_ORG) for row in shared)]
+
+
+async def list_platform_limits(con: Connection) -> list[Limit]:
+    """Return what the platform limits, by key."""
+    return [_limit(row, NO_ORG) for row in await con.fetch(_SQL["platform"], None)]
+
+
+async def set_limit(con: Connection, org_id: int, rule: Rule, subject: str) -> Limit:
+    """Set a limit of an org, or with `NO_ORG` of the platform; raises InvalidInput, NotFound, Conflict.
+
+    An org names itself by its slug, or only what of its work it limits.
+    """
+    rule = _checked(rule)
+    values = (rule.key, rule.kind, rule.maximum, rule.period_s, rule.burst, subject)
+    if org_id == NO_ORG:
+        await con.execute(_SQL["put_platform"], *values, await _named_org(con, rule.key))
+    else:
+        await _check_own(con, org_id, rule)
+        await con.execute(_SQL["put_own"], org_id, *values)
+    await con.execute(_SQL["changed"], org_id, rule.key, rule.kind)
+    found = await (list_platform_limits(con) if org_id == NO_ORG else list_limits(con, org_id))
+    return next(
+        one
+        for one in found
+        if (one.rule.owner, one.rule.key, one.rule.kind) == (org_id, rule.key, rule.kind)
+    )
+
+
+async def remove_limit(con: Connection, org_id: int, key: str, kind: Kind) -> str:
+    """Remove a limit of an org, or with `NO_ORG` of the platform; returns its key, raises NotFound."""
+    key = parse_key(key)
+    if org_id == NO_ORG:
+        gone = await con.fetchval(_SQL["remove_platform"], key, kind)
+    else:
+        gone = await con.fetchval(_SQL["remove_own"], org_id, key, kind)
+    if gone is None:
+        raise NotFound(f"there is no {kind} limit on {key}", code="limit_not_found", param="key")
+    await con.execute(_SQL["changed"], org_id, key, kind)
+    return key
+
+
+async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
+    """Return the limits without room for work of a lane; empty where none is in the way.
+
+    A lane that is parked under a limit that has room by now, or keeps it for another, is told of with that one.
+    """
+    lane = await con.fetchrow(_SQL["lane"], org_id, lane_id)
+    if lane is None:
+        return []
+    rules = Rules.of(one.rule for one in await list_limits(con, org_id))
+    places = _places(rules, org_id, lane)
+    if not places:
+        return []
+    use = {
+        row["room"]: row for row in await con.fetch(_SQL["use"], [one.room.text for one in places])
+    }
+    held = await _held(con, org_id, rules)
+    found = [_full(place, use[place.room.text], held) for place in places]
+    full = [one for one in found if one is not None]
+    if full or lane["parked_on"] is None:
+        return full
+    parked = [place for place in places if place.room.text == lane["parked_on"]]
+    return [_parked(place, use[place.room.text], held) for place in parked]
+
+
+def _full(place: Place, row: Record, held: _Held) -> Full | None:
+    room, rule = place
+    holders = held.holders.get(room, ())
+    is_shared = room.org_id == NO_ORG
+    if rule.kind == "rate":
+        if allowed(rule, row["tat_us"], row["now_us"]) > 0:
+            return None
+        until = None
+        if rule.maximum > 0:
+            ahead_us = meter_us(rule, row["tat_us"], row["now_us"])
+            until = datetime.fromtimestamp(next_at_us(rule, ahead_us) / 1e6, UTC)
+        return Full(rule=rule, is_shared=is_shared, until=until)
+    in_use = row["in_use"] if is_shared else held.in_use.get(room, 0)
+    if rule.maximum < 1:
+        in_use = in_use or 0
+    if in_use is None or in_use < rule.maximum:
+        return None
+    return Full(
+        rule=rule, is_shared=is_shared, in_use=in_use, holders=holders, is_exact=not is_shared
+    )
+
+
+def _parked(place: Place, row: Record, held: _Held) -> Full:
+    room, rule = place
+    return Full(
+        rule=rule,
+        is_shared=room.org_id == NO_ORG,
+        in_use=row["in_use"] if rule.kind == "concurrency" else None,
+        holders=held.holders.get(room, ()),
+        is_exact=False,
+    )
+
+
+async def _held(con: Connection, org_id: int, rules: Rules) -> _Held:
+    held = _Held()
+    for row in await con.fetch(_SQL["holders"], org_id):
+        for room, _ in _places(rules, org_id, row):
+            held.in_use[room] = held.in_use.get(room, 0) + 1
+            runs = held.holders.setdefault(room, [])
+            if len(runs) < MAX_HOLDERS and row["run_id"] not in runs:
+                runs.append(row["run_id"])
+    return held
+
+
+def _places(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
+    able = row["capability"].rstrip(ALONE)
+    return rules.places(org_id, row["queue"], able, row["keys"])
+
+
+def _checked(rule: Rule) -> Rule:
+    """Return a limit with its key in its one way of writing; raises InvalidInput for what does not fit."""
+    is_rate = rule.kind == "rate"
+    if is_rate and rule.period_s is None:
+        raise InvalidInput("a rate is so many per `period_s` seconds", param="period_s")
+    if not is_rate and (rule.period_s is not None or rule.burst is not None):
+        raise InvalidInput("period and burst are of rates", param="period_s")
+    if rule.kind == "rate" and rule.maximum / (rule.period_s or 1) > 1e5:
+        raise InvalidInput("a rate is at most 100,000 in a second", param="maximum")
+    burst = (rule.burst or 1) if is_rate else None
+    if burst is not None and burst * (rule.period_s or 1) / max(1, rule.maximum) > MAX_SPAN_S:
+        raise InvalidInput(
+            "a burst is earned again within 366 days: "
+            "burst × period_s / maximum is at most 31,622,400 seconds",
+            param="burst",
+            advice="take a smaller burst, a shorter period or a higher maximum",
+        )
+    return Rule(
+        owner=rule.owner,
+        key=parse_key(rule.key),
+        kind=rule.kind,
+        maximum=rule.maximum,
+        period_s=rule.period_s,
+        burst=burst,
+    )
+
+
+async def _check_own(con: Connection, org_id: int, rule: Rule) -> None:
+    org, _, rest = rule.key.partition(PAIR)
+    if org.startswith("org:"):
+        slug = await con.fetchval(_SQL["slug"], org_id)
+        if rest or org != f"org:{slug}":
+            raise InvalidInput(
+                "an organization limits its own work: name itself alone, or what of its work",
+                code="limit_not_own",
+                param="key",
+                advice=f"write org:{slug} for all of it, or leave the org out",
+            )
+    others = [
+        row
+        for row in await con.fetch(_SQL["own"], org_id)
+        if (row["key"], row["kind"]) != (rule.key, rule.kind)
+    ]
+    if len(others) >= MAX_LIMITS:
+        raise Conflict(f"an organization has {MAX_LIMITS} limits at most", code="too_many_limits")
+
+
+async def _named_org(con: Connection, key: str) -> int | None:
+    """Return the org that a key names exactly; raises NotFound for a slug that nobody has."""
+    org = key.split(PAIR)[0]
+    if not org.startswith("org:") or org == "org:*":
+        return None
+    found: int | None = await con.fetchval(_SQL["org_named"], org.removeprefix("org:"))
+    if found is None:
+        raise NotFound(f"there is no organization {org}", code="org_not_found", param="key")
+    return found
+
+
+def _limit(row: Record, owner: int) -> Limit:
+    rule = Rule(
+        owner=owner,
+        key=row["key"],
+        kind=row["kind"],
+        maximum=row["maximum"],
+        period_s=row["period_s"],
+        burst=row["burst"],
+        of_org=row["of_org"],
+    )
+    return Limit(rule=rule, set_by=row["set_by"], set_at=row["set_at"])

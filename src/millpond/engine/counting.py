@@ -1,0 +1,140 @@
+"""Counting: rooms as one claim finds them: what is in use, what is left, when there is more. Pure: no I/O, no clock.
+
+Called by `limiting`. Invariant: a room is one object for all lanes that need it, so that what one takes, others miss.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from millpond.engine.admission import Lane, Room, Share
+from millpond.engine.lanes import ALONE
+from millpond.engine.rules import Place, RoomId, Rule, allowed, meter_us, next_at_us, spent
+
+AT_ONCE, NEVER = 0, 2**62
+
+
+@dataclass(kw_only=True, slots=True)
+class State:
+    """A room in this claim; `tat_us` is a rate's meter, None where nothing went before.
+
+    `is_cut`: an earlier, slower limit had put the meter further ahead than the present one can, and it
+    has to be stored where it now is, or it would stand as far ahead of every later claim.
+    """
+
+    rule: Rule
+    room: Room
+    in_use: int
+    tat_us: int | None = None
+    is_cut: bool = False
+
+    @property
+    def is_counted(self) -> bool:
+        """Whether the end of other work gives place here."""
+        return self.rule.kind == "concurrency" and self.rule.maximum > 0
+
+    def meter_us(self, now_us: int) -> int:
+        """Return the meter after what went in this claim."""
+        return spent(self.rule, self.tat_us, now_us, self.room.went)
+
+    def plan_us(self, now_us: int) -> int:
+        """Return when to look at lanes that are parked here now, after what goes in this claim."""
+        if self.rule.maximum < 1:
+            return NEVER
+        if self.rule.kind != "rate" or self.room.left > 0:
+            return AT_ONCE
+        return next_at_us(self.rule, self.meter_us(now_us))
+
+
+@dataclass(slots=True)
+class Counts:
+    """What one claim has read; `awaited` are rooms under which lanes stand until other work ends."""
+
+    now_us: int = 0
+    tats: dict[str, int | None] = field(default_factory=dict)
+    awaited: set[str] = field(default_factory=set)
+    _in_use: Counter[RoomId] = field(default_factory=Counter)
+    _states: dict[RoomId, State] = field(default_factory=dict)
+    _lanes: dict[tuple[int, int], tuple[str, tuple[Place, ...]]] = field(default_factory=dict)
+    _held: list[tuple[str, tuple[Place, ...]]] = field(default_factory=list)
+
+    def add_held(self, capability: str, places: tuple[Place, ...], count: int) -> None:
+        """Count the leases of a lane in its rooms."""
+        self._held.append((capability, places))
+        for room, rule in places:
+            if rule.kind == "concurrency":
+                self._in_use[room] += count
+
+    def state(self, room_id: RoomId, rule: Rule) -> State:
+        """Return a room under the limit that holds there."""
+        state = self._states.get(room_id)
+        if state is None:
+            text = room_id.text
+            tat_us, in_use = self.tats.get(text), self._in_use[room_id]
+            left, is_cut = rule.maximum - in_use, False
+            if rule.kind == "rate":
+                left = allowed(rule, tat_us, self.now_us)
+                is_cut = tat_us is not None and tat_us > self.now_us + rule.span_us
+            if is_cut:
+                tat_us = meter_us(rule, tat_us, self.now_us)
+            room = Room(left=left, org_id=room_id.org_id, name=text)
+            state = State(rule=rule, room=room, in_use=in_use, tat_us=tat_us, is_cut=is_cut)
+            self._states[room_id] = state
+        return state
+
+    def states(self) -> dict[str, State]:
+        """Return the rooms that were looked at, by name."""
+        return {state.room.name: state for state in self._states.values()}
+
+    def rooms(
+        self, lane: tuple[int, int], capability: str, places: tuple[Place, ...]
+    ) -> list[Room]:
+        """Return the rooms in which every item of a lane (org, lane) takes a place."""
+        self._lanes[lane] = (capability, places)
+        return [self.state(place.room, place.rule).room for place in places]
+
+    def can_wait(self, lane: tuple[int, int]) -> bool:
+        """Whether room may be kept for a lane's head: it needs several rooms, and none of them is closed."""
+        _, places = self._lanes[lane]
+        return len(places) > 1 and all(place.rule.maximum > 0 for place in places)
+
+    def meters(self) -> list[tuple[str, int]]:
+        """Return the meters of rates to store: those under which something went, and those that were cut."""
+        changed = [
+            one
+            for one in self._states.values()
+            if one.rule.kind == "rate" and (one.room.went > 0 or one.is_cut)
+        ]
+        for one in changed:
+            one.is_cut = False
+        return [(one.room.name, one.meter_us(self.now_us)) for one in changed]
+
+    def paced(self, shares: Sequence[Share]) -> set[tuple[int, uuid.UUID]]:
+        """Return what was taken that a rate let go, as org and item."""
+        rates = {one.room.name for one in self._states.values() if one.rule.kind == "rate"}
+        return {
+            (share.org_id, item)
+            for share in shares
+            for lane in share.lanes
+            if lane.taken and any(room.name in rates for room in lane.rooms)
+            for item in lane.items[: lane.taken]
+        }
+
+    def add_taken(self, lanes: Iterable[tuple[Share, Lane]]) -> None:
+        """Note of what lanes work went: it holds places from now on."""
+        self._held += [
+            self._lanes[share.org_id, lane.lane_id] for share, lane in lanes if lane.taken
+        ]
+
+    def holders(self) -> frozenset[str]:
+        """Return the capabilities of the work whose end gives place in rooms that are awaited."""
+        if not self.awaited:
+            return frozenset()
+        return frozenset(
+            able.rstrip(ALONE)
+            for able, places in self._held
+            if any(place.room.text in self.awaited for place in places)
+        )

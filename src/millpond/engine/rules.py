@@ -1,0 +1,319 @@
+"""Limits: ceilings on keys, which of them hold for a lane, and the arithmetic of rates. Pure: no I/O, no clock.
+
+Called by `limiting` (the claim), `ceilings` (what people set) and `why`. Invariants: a room is counted for itself; of
+the limits of one owner the most exact pattern holds for a room; limits of platform and org hold beside each other;
+whatever keys a lane has and whatever text names a room, reading them never raises.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import ceil
+from typing import Literal, NamedTuple
+
+from millpond.errors import InvalidInput
+from millpond.types import NO_ORG
+
+Kind = Literal["concurrency", "rate"]
+KINDS: tuple[Kind, ...] = ("concurrency", "rate")
+PAIR = "×"
+MAX_KEYS = 16
+NO_CEILING = 2**31
+# Every work item has these without declaring them: its org, its queue, and a run's flow.
+IMPLIED = frozenset({"org", "queue", "flow"})
+_US = 1_000_000
+# A rate's burst is earned again within this time, so that its meter stays far below 2⁶³ µs.
+MAX_SPAN_S = 366 * 86_400
+_PART = re.compile(r"[a-z][a-z0-9_]{0,29}:(?:\*|[^\s*×\x00-\x1f\x7f]{1,200})")
+_PAIRING = re.compile(r"\s*×\s*|\s+x\s+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rule:
+    """A limit as it was set: by the platform (`owner` 0) or by an org for itself.
+
+    `key` is `noun:name`, `noun:*` (each name for itself) or two of these joined by `×`. A rate is `maximum` per
+    `period_s`, and up to `burst` at once. `of_org` is the org that the key names exactly.
+    """
+
+    owner: int
+    key: str
+    kind: Kind
+    maximum: int
+    period_s: float | None = None
+    burst: int | None = None
+    of_org: int | None = None
+
+    @property
+    def interval_us(self) -> int:
+        """The time between two admissions at the rate, in whole microseconds: never shorter than it is."""
+        assert self.period_s is not None
+        return max(1, min(MAX_SPAN_S * _US, ceil(self.period_s * _US / max(1, self.maximum))))
+
+    @property
+    def at_once(self) -> int:
+        """How many may go at once at a rate."""
+        return self.burst or 1
+
+    @property
+    def span_us(self) -> int:
+        """How far a rate's meter may be ahead: the time in which all of its burst is earned."""
+        return min(MAX_SPAN_S * _US, self.at_once * self.interval_us)
+
+
+class RoomId(NamedTuple):
+    """What is counted for itself: what holds `key`, of one org or (0) of all, under a limit of `owner`.
+
+    An empty key stands for all work of the org.
+    """
+
+    kind: str
+    owner: int
+    org_id: int
+    key: str
+
+    @property
+    def text(self) -> str:
+        """The id as one text, as the database keeps it."""
+        return f"{self.kind} {self.owner} {self.org_id} {self.key}"
+
+    @classmethod
+    def parse(cls, text: str) -> RoomId:
+        """Read what `text` wrote; what it never wrote names a room without a limit."""
+        kind, owner, org_id, key = [*text.split(" ", 3), "", "", ""][:4]
+        if not (owner.isdecimal() and org_id.isdecimal()):
+            return cls("", NO_ORG, NO_ORG, text)
+        return cls(kind, int(owner), int(org_id), key)
+
+
+class Place(NamedTuple):
+    """A room of a lane, with the limit that holds in it."""
+
+    room: RoomId
+    rule: Rule
+
+
+def parse_key(text: str) -> str:
+    """Return a limit's key in its one way of writing; raises InvalidInput.
+
+    The two parts of a pair are written with `×` or with an `x` between spaces; an org goes first.
+    """
+    parts = [part.strip() for part in _PAIRING.split(text.strip())]
+    if not 1 <= len(parts) <= 2 or not all(_PART.fullmatch(part) for part in parts):
+        raise InvalidInput(
+            f"{text[:200]!r} is no key of a limit",
+            code="limit_key_malformed",
+            param="key",
+            advice="write noun:name, noun:*, or two of these with × between them",
+        )
+    parts.sort(key=lambda part: (not part.startswith("org:"), part))
+    if len(parts) == 2 and noun_of(parts[0]) == noun_of(parts[1]):
+        raise InvalidInput(
+            "a pair is of two different nouns", code="limit_key_malformed", param="key"
+        )
+    return PAIR.join(parts)
+
+
+def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
+    """Return the keys of a run, sorted and each once; a pair stands for its two. Raises InvalidInput."""
+    parts = [part for key in keys for part in _parts_of_run(key)]
+    if len(set(parts)) > MAX_KEYS:
+        raise InvalidInput(f"a run has at most {MAX_KEYS} keys", param="keys")
+    for part in parts:
+        if noun_of(part) in IMPLIED:
+            raise InvalidInput(
+                f"{part[:200]}: every run has the keys of its org, queue and flow by itself",
+                param="keys",
+            )
+    return tuple(sorted(set(parts)))
+
+
+def _parts_of_run(key: str) -> list[str]:
+    """Return the one or two keys that a run's key names; raises InvalidInput for what is none."""
+    parts = [part.strip() for part in key.split(PAIR)] if PAIR in key else [key]
+    if all(_PART.fullmatch(part) and "*" not in part for part in parts) and len(parts) <= 2:
+        return parts
+    advice = "write noun:name, such as provider:openai"
+    if PAIR in key:
+        advice = f"{PAIR} stands between the two keys of a pair and in no name: {advice}"
+    raise InvalidInput(
+        f"{key[:200]!r} is no key: {advice}", code="key_malformed", param="keys", advice=advice
+    )
+
+
+def noun_of(part: str) -> str:
+    """Return what stands before the colon."""
+    return part.split(":", 1)[0]
+
+
+def keys_of(queue: str, capability: str, keys: Sequence[str]) -> tuple[str, ...]:
+    """Return all keys of a lane but that of its org; `capability` is `flow@version` or `step:name`.
+
+    Keys may be older than what is asked of them now: one that is a pair counts as each of its parts.
+    """
+    implied = [f"queue:{queue}"]
+    if not capability.startswith("step:"):
+        implied.append(f"flow:{capability.rsplit('@', 1)[0]}")
+    parts = [part for key in keys for part in key.split(PAIR) if part]
+    return tuple(dict.fromkeys([*implied, *parts]))
+
+
+_Scope = int | str | None
+
+
+@dataclass(slots=True)
+class _Owned:
+    """The limits of one owner by kind, org that they are of, and pattern."""
+
+    by: dict[tuple[str, _Scope, str], Rule] = field(default_factory=dict)
+    pairs: int = 0
+
+
+@dataclass
+class Rules:
+    """All limits of an installation, arranged so that the rooms of a lane are found by look-ups."""
+
+    _set: dict[tuple[int, str, str], Rule] = field(default_factory=dict)
+    _owned: dict[int, _Owned] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, rules: Iterable[Rule]) -> Rules:
+        """Arrange limits; the last of those that say the same holds."""
+        made = cls()
+        for rule in rules:
+            made.put(rule)
+        return made
+
+    def put(self, rule: Rule) -> None:
+        """Let a limit hold, in place of what its owner said before for the same key and kind."""
+        self.drop(rule.owner, rule.key, rule.kind)
+        self._set[rule.owner, rule.key, rule.kind] = rule
+        owned = self._owned.setdefault(rule.owner, _Owned())
+        org, key = _parted(rule)
+        owned.by[rule.kind, org, key] = rule
+        owned.pairs += PAIR in key
+
+    def drop(self, owner: int, key: str, kind: str) -> None:
+        """Let a limit hold no more; one that is none is no error."""
+        rule = self._set.pop((owner, key, kind), None)
+        if rule is None:
+            return
+        owned = self._owned[owner]
+        org, key = _parted(rule)
+        if owned.by.get((kind, org, key)) is rule:
+            del owned.by[kind, org, key]
+        owned.pairs -= PAIR in key
+        if not owned.by:
+            del self._owned[owner]
+
+    def __bool__(self) -> bool:
+        return bool(self._set)
+
+    def places(
+        self, org_id: int, queue: str, capability: str, keys: Sequence[str]
+    ) -> tuple[Place, ...]:
+        """Return the rooms that a work item of a lane needs, in one order for all lanes."""
+        found: list[Place] = []
+        for owner in (NO_ORG, org_id):
+            if (owned := self._owned.get(owner)) is None:
+                continue
+            counted = list(keys_of(queue, capability, keys))
+            if owned.pairs:
+                counted += [PAIR.join(sorted(pair)) for pair in combinations(counted, 2)]
+            for kind in KINDS:
+                found += _of_owner(owned, kind, owner, org_id, counted)
+        return tuple(sorted(found, key=lambda place: place.room))
+
+    def rule_of(self, room: RoomId) -> Rule | None:
+        """Return the limit that holds in a room now, None when there is none any more."""
+        if (owned := self._owned.get(room.owner)) is None:
+            return None
+        scopes: tuple[_Scope, ...] = (room.org_id, "*") if room.org_id else (None,)
+        if room.owner != NO_ORG:
+            scopes = (None, room.org_id, "*") if not room.key else (None,)
+        return _first(owned, room.kind, scopes, room.key)
+
+
+def _of_owner(
+    owned: _Owned, kind: Kind, owner: int, org_id: int, counted: Sequence[str]
+) -> Iterable[Place]:
+    if rule := _first(owned, kind, (org_id, "*"), ""):
+        yield Place(RoomId(kind, owner, org_id, ""), rule)
+    for key in counted:
+        if owner != NO_ORG:
+            if rule := _first(owned, kind, (None,), key):
+                yield Place(RoomId(kind, owner, org_id, key), rule)
+            continue
+        if rule := _first(owned, kind, (None,), key):
+            yield Place(RoomId(kind, owner, NO_ORG, key), rule)
+        if rule := _first(owned, kind, (org_id, "*"), key):
+            yield Place(RoomId(kind, owner, org_id, key), rule)
+
+
+def _first(owned: _Owned, kind: str, scopes: Sequence[_Scope], key: str) -> Rule | None:
+    """Return the most exact limit: the org named before any, then the key named before its pattern."""
+    for scope in scopes:
+        for pattern in _patterns(key):
+            if rule := owned.by.get((kind, scope, pattern)):
+                return rule
+    return None
+
+
+def _parted(rule: Rule) -> tuple[_Scope, str]:
+    """Part a limit's key into the org that it is of (None for none, `*` for each) and the rest."""
+    parts = rule.key.split(PAIR)
+    if not parts[0].startswith("org:"):
+        return None, rule.key
+    rest = PAIR.join(parts[1:])
+    if rule.owner != NO_ORG:
+        return ("*", "") if not rest else (None, rest)
+    return ("*" if parts[0] == "org:*" else rule.of_org), rest
+
+
+def _patterns(key: str) -> Iterable[str]:
+    """Return what may be written for a key, the most exact first."""
+    if not key:
+        yield ""
+        return
+    if PAIR not in key:
+        yield key
+        yield f"{noun_of(key)}:*"
+        return
+    first, _, second = key.partition(PAIR)
+    any_first, any_second = f"{noun_of(first)}:*", f"{noun_of(second)}:*"
+    yield key
+    yield f"{first}{PAIR}{any_second}"
+    yield f"{any_first}{PAIR}{second}"
+    yield f"{any_first}{PAIR}{any_second}"
+
+
+# Requests per period: the generic cell rate algorithm (ITU-T I.371), kept as the theoretical arrival time.
+
+
+def meter_us(rule: Rule, tat_us: int | None, now_us: int) -> int:
+    """Return a rate's meter as it counts now: never behind, and no further ahead than its limit can put it.
+
+    A meter that an earlier, slower limit has put further ahead does not hold back what the present one allows.
+    """
+    return max(now_us, min(now_us if tat_us is None else tat_us, now_us + rule.span_us))
+
+
+def allowed(rule: Rule, tat_us: int | None, now_us: int) -> int:
+    """Return how many may go now at a rate; `tat_us` is the meter, None where nothing went before."""
+    if rule.maximum < 1:
+        return 0
+    ahead_us = meter_us(rule, tat_us, now_us) - now_us
+    return max(0, min(rule.at_once, (rule.span_us - ahead_us) // rule.interval_us))
+
+
+def spent(rule: Rule, tat_us: int | None, now_us: int, count: int) -> int:
+    """Return the meter after `count` went now, of those that were allowed."""
+    return meter_us(rule, tat_us, now_us) + count * rule.interval_us
+
+
+def next_at_us(rule: Rule, tat_us: int) -> int:
+    """Return from when on one more may go."""
+    return tat_us - max(0, rule.span_us - rule.interval_us)

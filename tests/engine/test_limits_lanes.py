@@ -1,0 +1,229 @@
+"""Parked lanes, claim by claim: who wakes them, and what one worker or org does not do to another."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+from tests.engine.conftest import Pond
+from tests.engine.parking import (
+    KEY,
+    Hand,
+    end,
+    hold,
+    let_be_awake,
+    orgs,
+    rooms,
+    send,
+    unlimit,
+)
+from tests.engine.test_limits import limit, over, second_org
+
+from millpond.engine import limiting
+from millpond.engine.pauses import Scope, resume
+from millpond.engine.submit import submit
+
+# What no limit holds up any more
+
+
+async def test_lanes_go_on_when_the_last_limit_is_removed(pond: Pond) -> None:
+    async def echo(_ctx: Any, _: Any) -> None:
+        return None
+
+    flow = pond.flow(echo)
+    await limit(pond.db, KEY, 0)
+    async with pond.worker({"default": 4}):
+        await send(pond, 30)
+        pond.hints.wake(["default"])
+        async with asyncio.timeout(20):
+            while await pond.count("lane", "parked_on is not null") < 30:
+                await asyncio.sleep(0.02)
+        await unlimit(pond)
+        pond.hints.wake(["default"])
+        await over(pond, flow, 30)
+        async with asyncio.timeout(5):
+            while await pond.count("room"):
+                await asyncio.sleep(0.02)
+    assert await pond.count("lane", "parked_on is not null or blocked_at is not null") == 0
+
+
+async def test_a_worker_that_never_knew_the_limit_wakes_what_it_left(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiting, "_MAX_WOKEN", 3)
+    first = await Hand.register(pond)
+    await limit(pond.db, KEY, 0)
+    await send(pond, 8)
+    assert await first.soon() == []
+    assert await pond.count("lane", "parked_on is not null and not active") == 8
+    await unlimit(pond)
+    later = await Hand.register(pond)
+    assert len(await later.soon()) == 8
+    assert await pond.count("room") == 0
+    assert await pond.count("lane", "parked_on is not null") == 0
+
+
+async def test_a_lane_that_was_awake_when_its_limit_went_takes_more_work_later(pond: Pond) -> None:
+    hand = await Hand.register(pond)
+    await limit(pond.db, KEY, 0)
+    intent = pond.intent("echo", None, keys=[KEY])
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [intent])
+    assert await hand.soon() == []
+    await let_be_awake(pond, pond.org_id)
+    await unlimit(pond)
+    assert len(await hand.soon()) == 1
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [pond.intent("echo", None, keys=[KEY])])
+    assert len(await hand.soon()) == 1, "it is not taken for parked"
+
+
+async def test_lanes_of_a_queue_without_free_slots_are_not_forgotten(pond: Pond) -> None:
+    hand = await Hand.register(pond, queues=("default", "llm"))
+    await limit(pond.db, KEY, 0)
+    await send(pond, 3)
+    assert await hand.claim({"default": 8, "llm": 8}) == []
+    await unlimit(pond)
+    for _ in range(3):
+        assert await hand.claim({"llm": 8}) == []
+    assert len(await hand.soon()) == 3
+
+
+# What one worker sees and another does not
+
+
+async def test_a_worker_that_cannot_do_parked_work_changes_nothing_for_those_who_can(
+    pond: Pond,
+) -> None:
+    await limit(pond.db, KEY, 5, kind="rate", period_s=1.0)
+    able = await Hand.register(pond)
+    of_other_queue = await Hand.register(pond, queues=("llm",))
+    of_other_work = await Hand.register(pond, "other@1")
+    await send(pond, 2)
+    assert len(await able.claim()) == 1
+    before = await rooms(pond)
+    assert len(before) == 1
+    await asyncio.sleep(0.25)
+    for _ in range(3):
+        assert await of_other_queue.claim({"llm": 8}) == []
+        assert await of_other_work.claim() == []
+        assert await rooms(pond) == before
+    assert of_other_queue.claimer.limits.poll_s(1.0, 0.1) == 1.0
+    assert len(await able.claim()) == 1
+
+
+async def test_a_room_is_found_however_many_others_are_looked_at_at_every_claim(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiting, "_PAGE", 2)
+    await limit(pond.db, "model:*", 1)
+    hand = await Hand.register(pond)
+    holders = {}
+    for nth in range(7):
+        await send(pond, 1, keys=[f"model:{nth}"])
+        holders[nth] = await hand.soon()
+        assert len(holders[nth]) == 1
+    for nth in range(7):
+        await send(pond, 1, keys=[f"model:{nth}"])
+    assert await hand.soon() == []
+    assert len(await rooms(pond)) == 7
+    for nth in (6, 0, 3):
+        await end(pond, holders[nth])
+        found = [one for _ in range(5) for one in await hand.claim()]
+        assert len(found) == 1, nth
+
+
+# Pauses, and work that is executed alone
+
+
+@pytest.mark.parametrize("suffix", ["", "!"])
+async def test_an_awake_lane_that_cannot_be_met_does_not_hold_a_room(
+    pond: Pond, suffix: str
+) -> None:
+    """Of a paused org, or of work that another process executes alone."""
+    hand, other = await Hand.register(pond), await second_org(pond.db)
+    await limit(pond.db, KEY, 1)
+    await send(pond, 1)
+    holder = await hand.soon()
+    await send(pond, 1)
+    await send(pond, 1, org_id=other)
+    assert await hand.soon() == []
+    await let_be_awake(pond, pond.org_id, suffix=suffix)
+    if not suffix:
+        await hold(pond, pond.org_id)
+    await end(pond, holder)
+    assert orgs(await hand.soon()) == [other]
+    assert await pond.count("lane", "parked_on is not null") == 0
+
+
+async def test_parked_lanes_of_a_paused_org_let_others_pass_and_go_once_it_is_resumed(
+    pond: Pond,
+) -> None:
+    hand, other = await Hand.register(pond), await second_org(pond.db)
+    await limit(pond.db, KEY, 1)
+    await send(pond, 1)
+    holder = await hand.soon()
+    await send(pond, 60)
+    assert await hand.soon() == []
+    await send(pond, 1, org_id=other)
+    assert await hand.soon() == []
+    await hold(pond, pond.org_id)
+    await end(pond, holder)
+    found = await hand.soon()
+    assert orgs(found) == [other]
+    await end(pond, found)
+    assert await hand.soon() == []
+    async with pond.db.org(pond.org_id) as con:
+        await resume(con, pond.org_id, Scope())
+    for _ in range(60):
+        found = await hand.soon()
+        assert orgs(found) == [pond.org_id]
+        await end(pond, found)
+
+
+# Room that is kept
+
+
+async def test_an_org_has_room_kept_for_few_of_its_lanes(pond: Pond) -> None:
+    hand, other = await Hand.register(pond), await second_org(pond.db)
+    await limit(pond.db, KEY, 1)
+    await limit(pond.db, "queue:default", 1000)
+    await send(pond, 1)
+    assert len(await hand.soon()) == 1
+    await send(pond, 30)
+    await send(pond, 2, org_id=other)
+    assert await hand.soon() == []
+    of_org = "org_id = {} and blocked_at is not null"
+    assert await pond.count("lane", "parked_on is not null and not active") == 32
+    assert await pond.count("lane", of_org.format(pond.org_id)) == 2
+    assert await pond.count("lane", of_org.format(other)) == 2
+
+
+async def test_nothing_is_kept_for_what_a_closed_limit_holds(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(limiting, "PATIENCE_S", 0.0)
+    hand = await Hand.register(pond)
+    await limit(pond.db, KEY, 1)
+    await limit(pond.db, "queue:default", 1000)
+    await send(pond, 2)
+    assert len(await hand.soon()) == 1
+    assert await pond.count("lane", "blocked_at is not null") == 1
+    await limit(pond.db, KEY, 0)
+    assert await hand.soon() == []
+    assert await pond.count("lane", "blocked_at is not null") == 0
+
+
+async def test_a_full_limit_of_one_org_keeps_no_room_from_others(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own limit is full; its head waits for long; the place on the shared key goes to whoever is next."""
+    monkeypatch.setattr(limiting, "PATIENCE_S", 0.0)
+    hand, other = await Hand.register(pond), await second_org(pond.db)
+    await limit(pond.db, "queue:default", 1, org_id=pond.org_id)
+    await limit(pond.db, KEY, 2)
+    await send(pond, 2)
+    assert orgs(await hand.soon()) == [pond.org_id]
+    await send(pond, 1, org_id=other)
+    assert orgs(await hand.soon()) == [other], "the one place that is left is kept for nobody"
