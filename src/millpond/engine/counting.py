@@ -13,14 +13,22 @@ from dataclasses import dataclass, field
 
 from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
 from millpond.engine.lanes import ALONE
-from millpond.engine.rules import Place, RoomId, Rule, allowed, meter_us, next_at_us, spent
+from millpond.engine.rules import (
+    NO_CEILING,
+    Place,
+    RoomId,
+    Rule,
+    allowed,
+    meter_us,
+    next_at_us,
+    spent,
+)
 
 AT_ONCE, NEVER = 0, 2**62
 # So long a head that needs several rooms is passed over before one of each is kept for it.
 PATIENCE_S = 5.0
 # Of so many lanes of an org at most: the next ones wait until these have gone.
 MAX_WAITERS = 2
-_MAX_WOKEN = 256
 
 
 @dataclass(kw_only=True, slots=True)
@@ -163,5 +171,5 @@ def _can_go(one: Waiting) -> bool:
 def most_awake(state: State | None) -> int:
     """Return how many lanes that stand under a room may be awake; without a state it has no limit any more."""
     if state is None:
-        return _MAX_WOKEN
-    return min(_MAX_WOKEN, state.room.left - (state.room.kept_for is not None))
+        return NO_CEILING
+    return state.room.left - (state.room.kept_for is not None)

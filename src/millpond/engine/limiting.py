@@ -30,9 +30,10 @@ from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId
 
 _SQL = queries("limiting")
-# Of one claim: how many rooms of each queue it looks at, and of how many it wakes lanes.
+# Of one claim: how many rooms of each queue it looks at, and of how many, and how many lanes of each, it wakes.
 _PAGE = 500
 _MAX_ROOMS = 64
+_MAX_WOKEN = 256
 # A worker that could not look at all rooms of a queue in one claim claims again so soon.
 _NEXT_PAGE_S = 0.02
 _FIRST = (-1, "", "")
@@ -257,7 +258,7 @@ class Limiter:
             room_id = RoomId.parse(stand.room)
             rule = self._book.rules.rule_of(room_id)
             state = None if rule is None else self._seen.state(room_id, rule)
-            most, due_us = most_awake(state), AT_ONCE
+            most, due_us = min(_MAX_WOKEN, most_awake(state)), AT_ONCE
             if state is not None:
                 due_us = state.plan_us(self._seen.now_us)
                 if stand.is_able and state.is_counted:
