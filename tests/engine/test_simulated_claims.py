@@ -25,7 +25,7 @@ async def _rounds(pond: Pond, hand: Hand, estimates: Estimates, count: int) -> l
     found: list[Round] = []
     left = count
     while left:
-        claimed: Sequence[Claimed] = await hand.soon()
+        claimed = await _fill(hand)
         assert claimed, "work stands still"
         async with pond.engine_db.duty("test") as con:
             rows = await con.fetch(
@@ -37,6 +37,16 @@ async def _rounds(pond: Pond, hand: Hand, estimates: Estimates, count: int) -> l
         for _ in claimed:
             estimates.learn("echo@1", 1.0)
         left -= len(claimed)
+    return found
+
+
+async def _fill(hand: Hand) -> list[Claimed]:
+    """Claim for what is left of eight slots, as long as claims say that there is more."""
+    found: list[Claimed] = []
+    while len(found) < 8:
+        found += await hand.claim({"default": 8 - len(found)})
+        if not hand.has_more:
+            break
     return found
 
 

@@ -246,6 +246,8 @@ class _Simulation:
             decision = admit([share for _, share in read], wanted)
             for queue, clock_s in decision.clocks.items():
                 self._clocks[queue] = max(self._clocks.get(queue, 0.0), clock_s)
+            if not decision.picks:
+                worker.claim_by(self._now_s)  # what was found full may leave room to others
             nth = self._workers.index(worker)
             for pick in decision.picks:
                 line = self._lines[pick.lane_id]

@@ -44,11 +44,11 @@ class Line:
 
 @dataclass(eq=False, slots=True)
 class _Parked:
-    """The lanes under one room: those that sleep, by queue in fair order, and how many woke and have not gone."""
+    """The lanes under one room, by queue: those that sleep, in fair order, and how many woke and have not gone."""
 
     sleeping: dict[str, list[tuple[float, int, int, int]]] = field(default_factory=dict)
     count: int = 0
-    awake: int = 0
+    awake: Counter[str] = field(default_factory=Counter)
 
 
 class Standing:
@@ -89,11 +89,12 @@ class Standing:
             if parked.count:
                 rule = self._rules.rule_of(room_id)
                 state = None if rule is None else self._seen.state(room_id, rule)
-                for _ in range(most_awake(state) - parked.awake):
-                    line = self._first(parked, served)
-                    if line is None:
+                awake = sum(parked.awake[queue] for queue in served)
+                for _ in range(most_awake(state) - awake):
+                    first = self._first(parked, served)
+                    if first is None:
                         break
-                    yield self._rouse(line)
+                    yield self._rouse(first)
 
     def rooms(self, line: Line) -> list[Room]:
         """Return the rooms of a lane as this claim finds them."""
@@ -108,8 +109,8 @@ class Standing:
             self._forget(line)
         if line.parked_on is not None:
             parked = self._parked[line.parked_on]
-            parked.awake -= 1
-            if not parked.count and not parked.awake:
+            parked.awake[line.queue] -= 1
+            if not parked.count and not any(parked.awake.values()):
                 del self._parked[line.parked_on]
             line.parked_on = None
         if head.full is not None:
@@ -191,7 +192,7 @@ class Standing:
         assert line.parked_on is not None
         parked = self._parked[line.parked_on]
         parked.count -= 1
-        parked.awake += 1
+        parked.awake[line.queue] += 1
         line.stamp += 1
         return line
 
