@@ -126,7 +126,7 @@ def test_every_run_begins_and_no_limit_is_passed(
 def test_the_same_load_gives_the_same_starts(load: Load, rules: list[Rule]) -> None:
     workers = [{"default": 2, "llm": 1}, {"default": 1, "llm": 1}]
     first = simulate(load, workers, rules=Rules.of(rules))
-    assert simulate(load, workers, rules=Rules.of(rules)).starts_s == first.starts_s
+    assert list(simulate(load, workers, rules=Rules.of(rules)).starts_s) == list(first.starts_s)
 
 
 @settings(max_examples=100, deadline=None)
@@ -147,6 +147,21 @@ def test_no_slot_is_idle_while_work_waits_for_it(load: Load) -> None:
                     and other_s <= when_s <= other_s + service_s + 0.011
                 ]
                 assert len(busy) >= 2
+
+
+def test_a_head_for_which_a_room_is_kept_goes_when_its_rate_lets_it() -> None:
+    """It stands under the room that is kept for it, and no work ends any more that could wake it."""
+    one, two, three = (
+        Work(org_id=1, queue=queue, capability=capability, keys=("provider:y",))
+        for queue, capability in (("llm", "b@1"), ("default", "a@1"), ("llm", "a@1"))
+    )
+    load = _load([(0.0, 0.0, work) for work in (one, two, one, three, three)])
+    outcome = simulate(
+        load,
+        [{"default": 2, "llm": 1}, {"default": 1, "llm": 1}],
+        rules=Rules.of([_rule("provider:y", 1, "rate"), _rule("provider:*", 1)]),
+    )
+    assert sorted(round(start_s) for start_s in outcome.starts_s) == [0, 0, 10, 20, 30]
 
 
 def test_a_closed_limit_lets_nothing_go_and_the_rest_goes_on() -> None:

@@ -63,6 +63,7 @@ class Standing:
         self._full_at: dict[RoomId, float] = {}
         self._parked: dict[RoomId, _Parked] = {}
         self._blocked: dict[int, Line] = {}
+        self._overdue: list[Line] = []
         self._waiters: dict[int, int] = {}
         self._seen = Counts()
         self.full_s: dict[RoomId, float] = {}
@@ -79,6 +80,7 @@ class Standing:
         First heads that waited long, then from each room as many as it has place for.
         """
         self._seen = Counts(now_us=now_us, tats=self._tats, _in_use=self._in_use)
+        self._overdue.clear()
         if not self._parked:
             return
         served = list(queues)
@@ -122,10 +124,13 @@ class Standing:
             return None
         seen = self._seen
         states = seen.states()
+        names = {room_id.text for room_id, parked in self._parked.items() if parked.count}
+        # A head that waited long may stand under a room that is kept for it until a rate lets it go.
+        names |= {place.room.text for line in self._overdue for place in line.places}
         due_us = [
-            states[room_id.text].plan_us(seen.now_us)
-            for room_id, parked in self._parked.items()
-            if parked.count and room_id.kind == "rate" and room_id.text in states
+            state.plan_us(seen.now_us)
+            for name, state in states.items()
+            if name in names and state.rule.kind == "rate"
         ]
         self._tats |= dict(seen.meters())
         return min((at for at in due_us if seen.now_us < at < NEVER), default=None)
@@ -185,6 +190,7 @@ class Standing:
                 since_us=line.blocked_us,
                 rooms=self.rooms(line),
             )
+            self._overdue.append(line)
             waiting.append((one, line.queue in queues))
         return [self._lines[lane_id] for _, lane_id in keep(waiting)]
 
