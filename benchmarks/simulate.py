@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -127,21 +127,14 @@ def lines(name: str, scene: Scene, load: Load, outcome: Outcome, found: Figures)
     return shown
 
 
-def measure(scene: Scene) -> dict[str, tuple[Outcome, Figures, float]]:
-    """Simulate in fair order and in one line; returns outcome, figures and how many seconds it took."""
-    load, workers, weights, rules = (
-        load_of(scene),
-        workers_of(scene),
-        weights_of(scene),
-        rules_of(scene),
-    )
-    found = {}
+def measure(scene: Scene, load: Load) -> Iterator[tuple[str, Outcome, Figures, float]]:
+    """Simulate in fair order, then in one line; yields name, outcome, figures and how many seconds it took."""
+    workers, weights = workers_of(scene), weights_of(scene)
     for name, given in (("fair order", load), ("one line", in_one_line(load))):
         began = time.perf_counter()
-        outcome = simulate(given, workers, rules=rules, weights=weights)
+        outcome = simulate(given, workers, rules=rules_of(scene), weights=weights)
         took_s = time.perf_counter() - began
-        found[name] = (outcome, figures(load, outcome, workers, weights=weights), took_s)
-    return found
+        yield name, outcome, figures(load, outcome, workers, weights=weights), took_s
 
 
 def plain(found: Figures) -> dict[str, object]:
@@ -177,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     scene, out = parse(arguments)
     load = load_of(scene)
     stored = {}
-    for name, (outcome, found, took_s) in measure(scene).items():
+    for name, outcome, found, took_s in measure(scene, load):
         print("\n".join(lines(name, scene, load, outcome, found)))
         print(
             f"  {took_s:,.1f} s on one core, {len(load) / took_s:,.0f} runs/s, {outcome.claims:,} claims",
