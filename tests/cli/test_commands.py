@@ -140,6 +140,28 @@ def test_limits_are_set_listed_and_removed(cli, cli_json):
     assert cli("limits", "list").stdout == "Nothing is limited.\n"
 
 
+def test_other_limits_are_simulated_over_recorded_runs_and_nothing_is_changed(cli, cli_json):
+    for _ in range(3):
+        cli_json("runs", "start", "sample.shout", "--wait")
+    report = cli_json(
+        "limits", "simulate", "--set", "flow:sample.shout concurrency=1", "--since", "1h"
+    )
+    (of_flow,) = [one for one in report["waits"] if one["flow"] == "sample.shout"]
+    assert of_flow["recorded"]["runs"] == of_flow["after"]["runs"] >= 3
+    assert report["slots"]["default"] == 100
+    assert [one["key"] for one in report["limits"]] == ["flow:sample.shout"]
+    shown = cli("limits", "simulate", "--set", "flow:sample.shout concurrency=0", "--since", "1h")
+    assert "never" in shown.stdout
+    assert cli("limits", "list").stdout == "Nothing is limited.\n"
+    other = cli("limits", "simulate", "--set", "org:other concurrency=1")
+    assert other.exit_code != 0
+    assert "limits its own work" in other.stderr
+    unknown = cli("limits", "simulate", "--remove", "model:none concurrency")
+    assert "there is no concurrency limit on model:none" in unknown.stderr
+    of_all = cli_json("limits", "simulate", "--set", "org:* concurrency=1", "--everyone")
+    assert {one["org"] for one in of_all["waits"]} > {None}
+
+
 def test_workers_are_listed(cli, cli_json, up):
     (worker,) = cli_json("workers")["data"]
     assert worker["pid"] == up.worker_pid

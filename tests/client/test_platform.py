@@ -56,6 +56,7 @@ async def test_limits_are_set_listed_and_removed(front: Front, pond: AsyncClient
     assert (made.key, made.maximum, made.is_of_platform) == ("model:mini", 2, False)
     rate = await pond.limits.put("model:mini", 60, kind="rate", period_s=60.0, burst=5)
     assert [limit.id async for limit in pond.limits.list()] == [made.id, rate.id]
+    assert [run.flow async for run in pond.limits.recorded_runs()] == []
     await pond.limits.delete("model:mini", kind="rate")
     await pond.limits.delete("model:mini")
     assert [limit.id async for limit in pond.limits.list()] == []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -29,7 +29,13 @@ class Hand:
         self.has_more = False
 
     @classmethod
-    async def register(cls, pond: Pond, *able: str, queues: Sequence[str] = ("default",)) -> Hand:
+    async def register(
+        cls,
+        pond: Pond,
+        *able: str,
+        queues: Sequence[str] = ("default",),
+        estimate_s: Callable[[str], float] = lambda _: 1.0,
+    ) -> Hand:
         worker_id, names = uuid.uuid4(), list(able or ["echo@1"])
         slots = orjson.dumps(dict.fromkeys(queues, 8)).decode()
         async with pond.engine_db.duty("test") as con:
@@ -39,9 +45,7 @@ class Hand:
             )
         return cls(
             pond,
-            Claimer(
-                pond.engine_db, worker_id=worker_id, capabilities=names, estimate_s=lambda _: 1.0
-            ),
+            Claimer(pond.engine_db, worker_id=worker_id, capabilities=names, estimate_s=estimate_s),
         )
 
     async def claim(self, free: Mapping[str, int] | None = None) -> list[Claimed]:

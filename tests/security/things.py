@@ -256,6 +256,18 @@ async def limits(at: Bench) -> Wish:
     return Wish(makes=((await limited(at))["key"],))
 
 
+@thing("GET /v1/limits/recorded-runs")
+async def recorded_runs(at: Bench) -> Wish:
+    run = await waiting(at, "fail", _fail, "run.failed")
+    return Wish(makes=(run,), also=frozenset({"runs:read"}))
+
+
+@thing("GET /v1/platform/limits/recorded-runs")
+async def platform_recorded_runs(at: Bench) -> Wish:
+    run = await waiting(at, "fail", _fail, "run.failed")
+    return Wish(makes=(run.replace("-", ""),))
+
+
 @thing("PUT /v1/limits", "PUT /v1/platform/limits")
 async def a_new_limit(at: Bench) -> Wish:
     return Wish(json={"key": "model:m", "kind": "rate", "maximum": 2, "period_s": 1.0})

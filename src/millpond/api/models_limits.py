@@ -57,3 +57,21 @@ class LimitOut(BaseModel):
         description="Who set it last; `operator` where that is not the organization's."
     )
     set_at: datetime
+
+
+class RecordedRun(BaseModel):
+    """A run that has ended, as a replay of limits needs it."""
+
+    id: str = Field(description="The run's; in the list of all orgs its place there.")
+    object: Literal["recorded_run"]
+    org: str | None = Field(description="The org's slug, in the list of all orgs.")
+    flow: str
+    version: int
+    queue: str
+    keys: list[str]
+    priority: int
+    ready_at: datetime = Field(description="When it first could go.")
+    started_at: datetime
+    worked_s: float = Field(
+        description="How long workers had it, in seconds; its waits in between are left out."
+    )

@@ -10,12 +10,14 @@ from urllib.parse import urlencode
 
 import typer
 
+from millpond.cli import limit_replay
 from millpond.cli.call import call
 from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url
 from millpond.cli.output import out, plain, print_json, print_table
 from millpond.types import Json
 
 app = typer.Typer(no_args_is_help=True, help="Limits on keys: how much at once, or how often.")
+limit_replay.add_to(app)
 
 Key = Annotated[
     str,

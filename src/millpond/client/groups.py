@@ -96,6 +96,7 @@ class Limits(Group[Kind]):
     """Ceilings on keys of the org's own work, beside those of the platform."""
 
     list = listing(limits.list_limits)
+    recorded_runs = listing(limits.list_recorded_runs)
     put = method(limits.put_limit)
     delete = method(limits.delete_limit)
 
@@ -282,6 +283,7 @@ class Platform(Group[Kind]):
     change_org = method(platform.change_platform_org)
     put_limit = method(limits.put_platform_limit)
     delete_limit = method(limits.delete_platform_limit)
+    recorded_runs = listing(limits.list_platform_recorded_runs)
     limits = listing(limits.list_platform_limits)
     operators = listing(platform.list_operators)
     add_operator = method(platform.add_operator)

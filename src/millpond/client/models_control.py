@@ -40,6 +40,24 @@ class Limit(Answer):
     set_at: datetime
 
 
+class RecordedRun(Answer):
+    """A run that has ended: when it first could go, and how long workers had it (`worked_s`, waits left out).
+
+    In the list of all orgs `id` is its place there.
+    """
+
+    id: str
+    org: str | None = None
+    flow: str
+    version: int
+    queue: str
+    keys: list[str] = Field(default_factory=list)
+    priority: int = 0
+    ready_at: datetime
+    started_at: datetime
+    worked_s: float
+
+
 class Resumed(Answer):
     """What a resume did: the queues in which work can go on."""
 

@@ -1,6 +1,7 @@
 """Counting: rooms as one claim finds them: what is in use, what is left, when there is more. Pure: no I/O, no clock.
 
-Called by `limiting`. Invariant: a room is one object for all lanes that need it, so that what one takes, others miss.
+Called by `limiting` and, on a virtual clock, `standing`. Invariant: a room is one object for all lanes that need it,
+so that what one takes, others miss.
 """
 
 from __future__ import annotations
@@ -10,11 +11,24 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from millpond.engine.admission import Lane, Room, Share
+from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
 from millpond.engine.lanes import ALONE
-from millpond.engine.rules import Place, RoomId, Rule, allowed, meter_us, next_at_us, spent
+from millpond.engine.rules import (
+    NO_CEILING,
+    Place,
+    RoomId,
+    Rule,
+    allowed,
+    meter_us,
+    next_at_us,
+    spent,
+)
 
 AT_ONCE, NEVER = 0, 2**62
+# So long a head that needs several rooms is passed over before one of each is kept for it.
+PATIENCE_S = 5.0
+# Of so many lanes of an org at most: the next ones wait until these have gone.
+MAX_WAITERS = 2
 
 
 @dataclass(kw_only=True, slots=True)
@@ -138,3 +152,24 @@ class Counts:
             for able, places in self._held
             if any(place.room.text in self.awaited for place in places)
         )
+
+
+def keep(waiting: Sequence[tuple[Waiting, bool]]) -> list[tuple[int, int]]:
+    """Keep room for heads that waited long; returns the lanes of those that can go now.
+
+    Only of those is returned that this claim can let go at all (true).
+    """
+    keep_rooms([one for one, _ in waiting])
+    return [(one.org_id, one.lane_id) for one, is_able in waiting if is_able and _can_go(one)]
+
+
+def _can_go(one: Waiting) -> bool:
+    place = (one.org_id, one.lane_id)
+    return all(room.left > 0 and room.kept_for == place for room in one.rooms)
+
+
+def most_awake(state: State | None) -> int:
+    """Return how many lanes that stand under a room may be awake; without a state it has no limit any more."""
+    if state is None:
+        return NO_CEILING
+    return state.room.left - (state.room.kept_for is not None)

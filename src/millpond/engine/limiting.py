@@ -14,17 +14,22 @@ from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
-from millpond.engine.counting import AT_ONCE, NEVER, Counts, State
+from millpond.engine.admission import Lane, Room, Share, Waiting
+from millpond.engine.counting import (
+    AT_ONCE,
+    MAX_WAITERS,
+    NEVER,
+    PATIENCE_S,
+    Counts,
+    State,
+    keep,
+    most_awake,
+)
 from millpond.engine.lanes import ALONE
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId
 
 _SQL = queries("limiting")
-# So long a head that needs several rooms is passed over before one of each is kept for it.
-PATIENCE_S = 5.0
-# Of so many lanes of an org at most: the next ones wait until these have gone.
-_MAX_WAITERS = 2
 # Of one claim: how many rooms of each queue it looks at, and of how many, and how many lanes of each, it wakes.
 _PAGE = 500
 _MAX_ROOMS = 64
@@ -187,7 +192,7 @@ class Limiter:
             [one.in_use + one.room.went for one in under],
             [one.rule.maximum for one in under],
             self._book.version,
-            _MAX_WAITERS,
+            MAX_WAITERS,
         )
         self._has_rooms = self._has_rooms or bool(full)
         self._seen.awaited |= {one.room.name for one in under if one.is_counted}
@@ -241,15 +246,7 @@ class Limiter:
             await con.execute(
                 _SQL["forget"], [org_id for org_id, _ in closed], [lane_id for _, lane_id in closed]
             )
-        keep_rooms([one for one, _ in waiting])
-        return [
-            (one.org_id, one.lane_id)
-            for one, is_able in waiting
-            if is_able
-            and all(
-                room.left > 0 and room.kept_for == (one.org_id, one.lane_id) for room in one.rooms
-            )
-        ]
+        return keep(waiting)
 
     async def _wake(
         self, con: Connection, stands: Sequence[_Stand], chosen: Sequence[tuple[int, int]]
@@ -261,11 +258,9 @@ class Limiter:
             room_id = RoomId.parse(stand.room)
             rule = self._book.rules.rule_of(room_id)
             state = None if rule is None else self._seen.state(room_id, rule)
-            most = _MAX_WOKEN
-            due_us = AT_ONCE
+            most, due_us = min(_MAX_WOKEN, most_awake(state)), AT_ONCE
             if state is not None:
-                room, due_us = state.room, state.plan_us(self._seen.now_us)
-                most = min(most, room.left - (room.kept_for is not None))
+                due_us = state.plan_us(self._seen.now_us)
                 if stand.is_able and state.is_counted:
                     self._seen.awaited.add(stand.room)
             if stand.is_old or (due_us != stand.due_us and due_us > self._seen.now_us):

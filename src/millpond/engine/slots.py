@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from millpond.engine.charging import Charges, Use
 from millpond.engine.claim import Claimed
+from millpond.engine.estimates import Estimates
 
 # Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are fewer
 # than one of so many: a claim costs about as much as ten runs.
@@ -22,8 +23,6 @@ _PATIENCE = 5
 _MANY = 32
 # A claim for no more slots than these is not parted.
 _HALVED = 32
-_FIRST_GUESS_S = 0.05
-_WEIGHT_OF_NEWEST = 0.1
 
 
 class Slot:
@@ -87,7 +86,7 @@ class Slots:
         self._taken = dict.fromkeys(self.total, 0)
         self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
-        self._averages: dict[str, float] = {}
+        self._estimates = Estimates()
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
         self._gathers = 0
@@ -142,8 +141,7 @@ class Slots:
     ) -> None:
         """Count an attempt out and learn from how long it took."""
         (self._ending if is_handed_over else self._taken)[queue] -= 1
-        before = self._averages.get(capability, used_s)
-        self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used_s - before)
+        self._estimates.learn(capability, used_s)
         self._freed(queue)
         if capability in self._awaited:
             self._is_awaited = True
@@ -162,7 +160,7 @@ class Slots:
 
     def estimate_s(self, capability: str) -> float:
         """Return the expected service of one work item, in worker-seconds."""
-        return max(1e-6, self._averages.get(capability, _FIRST_GUESS_S))
+        return self._estimates.estimate_s(capability)
 
     def expect(self) -> None:
         """Forget earlier reasons to claim: a claim begins now and sees what they told of."""

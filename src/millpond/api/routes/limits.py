@@ -5,21 +5,24 @@ Called by clients. Invariant: an org never sees what the platform limits for ano
 
 from __future__ import annotations
 
+import uuid
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 
-from millpond.api.auth import Caller, requires
+from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import Listing
-from millpond.api.models_limits import LimitOut, PutLimit
+from millpond.api.models_limits import LimitOut, PutLimit, RecordedRun
 from millpond.api.reply import listing, reply
 from millpond.api.routes.platform import Reader as PlatformReader
 from millpond.api.routes.platform import Writer as PlatformWriter
-from millpond.api.texts import LongWord
-from millpond.engine import ceilings
+from millpond.api.texts import LongWord, Word, moment
+from millpond.engine import ceilings, recorded
 from millpond.engine.ceilings import Limit
+from millpond.engine.recorded import Recorded, Wanted
 from millpond.engine.rules import Rule
 from millpond.types import NO_ORG
 
@@ -30,6 +33,8 @@ Writer = Annotated[Caller, requires("limits:write")]
 Key = Annotated[LongWord, Query(description="The key of the limit.")]
 Kind = Annotated[Literal["concurrency", "rate"], Query(description="The kind of the limit.")]
 _WRITES = (400, 401, 403, 404, 409, 413, 415, 422, 503)
+# A place in the list of all orgs: an org and a run.
+_PLACE = r"^[0-9]{1,18}-[0-9a-f]{32}$"
 _GONE: dict[int | str, dict[str, Any]] = {204: {"description": "It is gone."}}
 
 
@@ -65,6 +70,42 @@ async def put_limit(request: Request, caller: Writer) -> Response:
 async def delete_limit(caller: Writer, key: Key, kind: Kind = "concurrency") -> Response:
     """Remove a limit on the org's own work."""
     return await _delete(caller, key, kind)
+
+
+async def _wanted(
+    since: Annotated[
+        datetime | None, Query(description="Made at or after. Unset: 24 hours ago.")
+    ] = None,
+    queue: Annotated[Word | None, Query(description="Only this queue.")] = None,
+    limit: Annotated[int, Query(ge=1, le=2000, description="How many entries at most.")] = 200,
+) -> Wanted:
+    begin = moment(since, "since") or datetime.now(UTC) - timedelta(days=1)
+    return Wanted(since=begin, queue=queue, limit=limit)
+
+
+WantedRuns = Annotated[Wanted, Depends(_wanted)]
+
+
+@router.get(
+    "/limits/recorded-runs",
+    operation_id="list_recorded_runs",
+    responses={200: {"model": Listing[RecordedRun]}, **failures(401, 403, 422, 503)},
+)
+async def list_recorded_runs(
+    caller: Reader,
+    wanted: WantedRuns,
+    after: Annotated[
+        uuid.UUID | None, Query(description="Go on after this id: `last_id` of a page.")
+    ] = None,
+) -> Response:
+    """List the org's runs that have ended as a replay needs them, newest first: when they came, how long they took.
+
+    Needs `runs:read` too.
+    """
+    permit(caller.principal, "runs:read")
+    async with caller.org() as con:
+        found, has_more = await recorded.list_recorded(con, caller.org_id, wanted, after)
+    return reply(listing([_recorded_json(one) for one in found], has_more=has_more))
 
 
 @router.get(
@@ -103,6 +144,35 @@ async def delete_platform_limit(
     return await _delete(caller, key, kind)
 
 
+@router.get(
+    "/platform/limits/recorded-runs",
+    operation_id="list_platform_recorded_runs",
+    responses={200: {"model": Listing[RecordedRun]}, **failures(401, 403, 422, 503)},
+)
+async def list_platform_recorded_runs(
+    caller: PlatformReader,
+    wanted: WantedRuns,
+    after: Annotated[
+        str | None,
+        Query(pattern=_PLACE, description="Go on after this id: `last_id` of a page."),
+    ] = None,
+) -> Response:
+    """List all orgs' runs that have ended as a replay needs them, by org, oldest first, without what they were about.
+
+    Of keys only those that flows declare are told.
+    """
+    async with caller.org() as con:
+        found, has_more = await recorded.list_recorded_of_all(con, wanted, _place(after))
+    return reply(listing([_recorded_json(one) for one in found], has_more=has_more))
+
+
+def _place(after: str | None) -> tuple[int, uuid.UUID] | None:
+    if after is None:
+        return None
+    org_id, _, run_id = after.partition("-")
+    return int(org_id), uuid.UUID(run_id)
+
+
 async def _put(caller: Caller, wish: PutLimit) -> Response:
     rule = Rule(owner=caller.org_id, **wish.model_dump())
     async with caller.org() as con:
@@ -120,6 +190,22 @@ async def _delete(caller: Caller, key: str, kind: Literal["concurrency", "rate"]
         await caller.tell(con, "limit.removed", f"limit:{kind} {key}")
     caller.ports.hints.wake(["*"])
     return Response(status_code=204)
+
+
+def _recorded_json(run: Recorded) -> dict[str, Any]:
+    return {
+        "id": run.run_id if run.org is None else f"{run.org_id}-{run.run_id.hex}",
+        "object": "recorded_run",
+        "org": run.org,
+        "flow": run.flow,
+        "version": run.version,
+        "queue": run.queue,
+        "keys": run.keys,
+        "priority": run.priority,
+        "ready_at": run.ready_at,
+        "started_at": run.started_at,
+        "worked_s": run.worked_s,
+    }
 
 
 def limit_json(limit: Limit, *, is_operator: bool) -> dict[str, Any]:

@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
-from millpond.client.call import Call, get, given, path_of, read_nothing, reader
+from datetime import datetime
+
+from millpond.client.call import (
+    Call,
+    Id,
+    get,
+    given,
+    id_text,
+    path_of,
+    read_nothing,
+    reader,
+    time_text,
+)
 from millpond.client.models import Page
-from millpond.client.models_control import Limit
+from millpond.client.models_control import Limit, RecordedRun
 
 
 def list_limits() -> Call[Page[Limit]]:
@@ -29,9 +41,45 @@ def delete_limit(key: str, *, kind: str = "concurrency") -> Call[None]:
     return _delete(path_of("limits"), key, kind)
 
 
+def list_recorded_runs(
+    *,
+    since: datetime | None = None,
+    queue: str | None = None,
+    limit: int | None = None,
+    after: Id | None = None,
+) -> Call[Page[RecordedRun]]:
+    """Ended runs as a replay of limits needs them, newest first; unset: made in the last 24 hours."""
+    return get(
+        path_of("limits", "recorded-runs"),
+        Page[RecordedRun],
+        since=time_text(since),
+        queue=queue,
+        limit=limit,
+        after=id_text(after),
+    )
+
+
 def list_platform_limits() -> Call[Page[Limit]]:
     """What the platform limits, for all orgs together or for each."""
     return get(path_of("platform", "limits"), Page[Limit])
+
+
+def list_platform_recorded_runs(
+    *,
+    since: datetime | None = None,
+    queue: str | None = None,
+    limit: int | None = None,
+    after: str | None = None,
+) -> Call[Page[RecordedRun]]:
+    """Ended runs of all orgs as a replay of limits needs them, by org, oldest first."""
+    return get(
+        path_of("platform", "limits", "recorded-runs"),
+        Page[RecordedRun],
+        since=time_text(since),
+        queue=queue,
+        limit=limit,
+        after=after,
+    )
 
 
 def put_platform_limit(

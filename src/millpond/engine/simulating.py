@@ -1,0 +1,339 @@
+"""Simulating: what the admission makes of given arrivals, on a virtual clock. Pure: no I/O, no clock.
+
+Called by the command `limits simulate` and by `benchmarks.simulate`. Invariant: who goes, who is parked and who is
+woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of the product; here are only time, slots
+and what the product keeps in tables.
+"""
+
+from __future__ import annotations
+
+import heapq
+import uuid
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from math import inf, nan
+
+from millpond.engine.admission import Lane, Share, admit
+from millpond.engine.estimates import Estimates
+from millpond.engine.lanes import offset_us
+from millpond.engine.rules import RoomId, Rules
+from millpond.engine.standing import Line, Standing
+
+# As in the product: what a claim reads at most, and how soon a worker claims after a slot is free.
+_MAX_ORGS = 256
+_MAX_LANES = 64
+_DEEPEST = 512
+_GATHER_S = 0.002
+_PATIENCE = 5
+_MANY = 32
+_PARKED_S = 0.1
+_NIL = (uuid.UUID(int=0),) * _DEEPEST
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """What runs have in common that stand in one lane."""
+
+    org_id: int
+    queue: str
+    capability: str
+    keys: tuple[str, ...] = ()
+    priority: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class Load:
+    """Runs in the order of their arrival, as columns: when, how long each takes, and its place in `works`."""
+
+    works: list[Work] = field(default_factory=list)
+    at_s: array[float] = field(default_factory=lambda: array("d"))
+    service_s: array[float] = field(default_factory=lambda: array("d"))
+    work: array[int] = field(default_factory=lambda: array("L"))
+
+    def __len__(self) -> int:
+        return len(self.at_s)
+
+    def add(self, at_s: float, service_s: float, work: int) -> None:
+        """Add a run that arrives not before those that were added."""
+        self.at_s.append(at_s)
+        self.service_s.append(service_s)
+        self.work.append(work)
+
+
+@dataclass(kw_only=True, slots=True)
+class Outcome:
+    """What became of a load: when each run began (nan: never), and how long rooms were full.
+
+    `until_s` is when the last run ended.
+    """
+
+    starts_s: array[float]
+    until_s: float = 0.0
+    claims: int = 0
+    full_s: dict[RoomId, float] = field(default_factory=dict)
+    most_in_use: dict[RoomId, int] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class _Share:
+    """An org in a queue; it stands in the queue's order once, while it has active lanes."""
+
+    org_id: int
+    queue: str
+    weight: float
+    virtual_s: float = 0.0
+    lines: dict[int, Line] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class _Worker:
+    total: dict[str, int]
+    free: dict[str, int]
+    backlogged: set[str] = field(default_factory=set)
+    estimates: Estimates = field(default_factory=Estimates)
+    claim_s: float = inf
+
+    def claim_by(self, at_s: float) -> None:
+        self.claim_s = min(self.claim_s, at_s)
+
+    def wanted(self) -> dict[str, int]:
+        most = {queue: max(_MANY, -(-total // 2)) for queue, total in self.total.items()}
+        return {queue: min(free, most[queue]) for queue, free in self.free.items() if free > 0}
+
+    def freed(self, queue: str, now_s: float) -> None:
+        """Claim again soon where more was waiting than there was room for: the sooner, the more slots are free."""
+        if queue not in self.backlogged:
+            return
+        free, total = self.free[queue], self.total[queue]
+        if 4 * free >= total:
+            self.claim_by(now_s)
+        else:
+            self.claim_by(now_s + _GATHER_S * (1 if _MANY * free >= total else _PATIENCE))
+
+
+def simulate(
+    load: Load,
+    workers: Sequence[Mapping[str, int]],
+    *,
+    rules: Rules | None = None,
+    weights: Mapping[int, float] | None = None,
+) -> Outcome:
+    """Let runs arrive and workers (slots by queue) serve them until nothing more can go."""
+    return _Simulation(load, workers, rules or Rules(), weights or {}).run()
+
+
+class _Simulation:
+    def __init__(
+        self,
+        load: Load,
+        workers: Sequence[Mapping[str, int]],
+        rules: Rules,
+        weights: Mapping[int, float],
+    ) -> None:
+        self._load = load
+        self._workers = [_Worker(dict(slots), dict(slots)) for slots in workers]
+        self._rules = rules
+        self._weights = weights
+        self._standing = Standing(rules)
+        self._now_s = 0.0
+        self._lines: list[Line] = []
+        self._line_of: list[Line | None] = [None] * len(load.works)
+        self._by_work: dict[Work, Line] = {}
+        self._shares: dict[tuple[str, int], _Share] = {}
+        self._orders: dict[str, list[tuple[float, int]]] = {}
+        self._clocks: dict[str, float] = {}
+        self._ends: list[tuple[float, int, int]] = []
+        self._out = Outcome(starts_s=array("d", [nan]) * len(load))
+
+    def run(self) -> Outcome:
+        """Go from event to event; at one time ends come first, then arrivals, then claims."""
+        at_s, ends, workers = self._load.at_s, self._ends, self._workers
+        nth, count = 0, len(self._load)
+        while True:
+            arrival_s = at_s[nth] if nth < count else inf
+            end_s = ends[0][0] if ends else inf
+            claimer = min(workers, key=_claim_s) if len(workers) > 1 else workers[0]
+            if end_s <= arrival_s and end_s <= claimer.claim_s:
+                if end_s == inf:
+                    break
+                self._now_s = end_s
+                self._end(*heapq.heappop(ends)[1:])
+            elif arrival_s <= claimer.claim_s:
+                self._now_s = arrival_s
+                self._arrive(nth)
+                nth += 1
+            else:
+                self._now_s = claimer.claim_s
+                claimer.claim_s = inf
+                self._claim(claimer)
+        self._out.full_s = self._standing.full_s
+        self._out.most_in_use = self._standing.most_in_use
+        return self._out
+
+    def _arrive(self, run: int) -> None:
+        number = self._load.work[run]
+        line = self._line_of[number]
+        if line is None:
+            line = self._line_of[number] = self._line(self._load.works[number])
+        line.waiting.append(run)
+        if line.sleeps:
+            return
+        if not line.is_active:
+            self._activate(line)
+        queue = line.queue
+        idle = max(self._workers, key=lambda one: one.free.get(queue, 0))
+        if idle.free.get(queue, 0) > 0:
+            idle.claim_by(self._now_s)
+
+    def _line(self, work: Work) -> Line:
+        line = self._by_work.get(work)
+        if line is None:
+            line = self._by_work[work] = Line(
+                lane_id=len(self._lines),
+                org_id=work.org_id,
+                queue=work.queue,
+                capability=work.capability,
+                offset_us=offset_us(work.priority),
+                places=self._rules.places(work.org_id, work.queue, work.capability, work.keys),
+            )
+            self._lines.append(line)
+            place = (work.queue, work.org_id)
+            if place not in self._shares:
+                weight = self._weights.get(work.org_id, 1.0)
+                self._shares[place] = _Share(work.org_id, work.queue, weight)
+        return line
+
+    def _activate(self, line: Line) -> None:
+        """Put a lane into the fair order, its org without credit for the time that it had none there."""
+        share = self._shares[line.queue, line.org_id]
+        line.is_active = True
+        if not share.lines:
+            share.virtual_s = max(share.virtual_s, self._clocks.get(share.queue, 0.0))
+            self._queue_up(share)
+        share.lines[line.lane_id] = line
+
+    def _queue_up(self, share: _Share) -> None:
+        order = self._orders.setdefault(share.queue, [])
+        heapq.heappush(order, (share.virtual_s, share.org_id))
+
+    def _end(self, run: int, nth_worker: int) -> None:
+        line = self._line_of[self._load.work[run]]
+        assert line is not None
+        worker = self._workers[nth_worker]
+        worker.free[line.queue] += 1
+        worker.estimates.learn(line.capability, self._load.service_s[run])
+        self._out.until_s = self._now_s
+        self._standing.leave(line, self._now_s)
+        worker.freed(line.queue, self._now_s)
+        if self._standing.has_parked:
+            worker.claim_by(self._now_s + _GATHER_S)
+            for other in self._workers:
+                if other is not worker and any(other.free.values()):
+                    other.claim_by(self._now_s + _PARKED_S)
+
+    def _claim(self, worker: _Worker) -> None:
+        wanted = worker.wanted()
+        if not wanted:
+            return
+        self._out.claims += 1
+        for line in self._standing.begin(round(self._now_s * 1e6), wanted):
+            self._activate(line)
+        read = self._read(worker, wanted)
+        got = dict.fromkeys(wanted, 0)
+        if read:
+            decision = admit([share for _, share in read], wanted)
+            for queue, clock_s in decision.clocks.items():
+                self._clocks[queue] = max(self._clocks.get(queue, 0.0), clock_s)
+            if not decision.picks:
+                worker.claim_by(self._now_s)  # what was found full may leave room to others
+            nth = self._workers.index(worker)
+            for pick in decision.picks:
+                line = self._lines[pick.lane_id]
+                got[line.queue] += 1
+                self._start(line, worker, nth)
+            for one, share in read:
+                self._settle(one, share)
+        due_us = self._standing.end()
+        if due_us is not None:
+            for each in self._workers:
+                each.claim_by(due_us / 1e6)
+        self._note(worker, wanted, got)
+
+    def _read(self, worker: _Worker, wanted: Mapping[str, int]) -> list[tuple[_Share, Share]]:
+        """Take the orgs that come first out of their queues' orders, with the heads of their lanes."""
+        read: list[tuple[_Share, Share]] = []
+        for queue, slots in wanted.items():
+            order = self._orders.get(queue)
+            if not order:
+                continue
+            members = [
+                self._shares[queue, heapq.heappop(order)[1]]
+                for _ in range(min(slots, _MAX_ORGS, len(order)))
+            ]
+            depth = max(2, min(_DEEPEST, slots + 1, 2 * -(-slots // len(members))))
+            read += [(one, self._share(one, worker.estimates, depth)) for one in members]
+        return read
+
+    def _share(self, one: _Share, estimates: Estimates, depth: int) -> Share:
+        found = list(one.lines.values())
+        if len(found) > _MAX_LANES:
+            at_s = self._load.at_s
+            found.sort(key=lambda line: at_s[line.waiting[0]] * 1e6 + line.offset_us)
+        return Share(
+            queue=one.queue,
+            org_id=one.org_id,
+            weight=one.weight,
+            virtual_s=one.virtual_s,
+            lanes=[self._head(line, estimates, depth) for line in found[:_MAX_LANES]],
+        )
+
+    def _head(self, line: Line, estimates: Estimates, depth: int) -> Lane:
+        at_s = self._load.at_s
+        ranks = [int(at_s[run] * 1e6) for run in islice(line.waiting, depth)]
+        return Lane(
+            lane_id=line.lane_id,
+            offset_us=line.offset_us,
+            ranks=ranks,
+            items=_NIL[: len(ranks)],
+            is_whole=len(ranks) < depth,
+            estimate_s=estimates.estimate_s(line.capability),
+            rooms=self._standing.rooms(line) if line.places else (),
+        )
+
+    def _start(self, line: Line, worker: _Worker, nth_worker: int) -> None:
+        run = line.waiting.popleft()
+        self._out.starts_s[run] = self._now_s
+        worker.free[line.queue] -= 1
+        heapq.heappush(self._ends, (self._now_s + self._load.service_s[run], run, nth_worker))
+        self._standing.take(line, self._now_s)
+
+    def _settle(self, one: _Share, share: Share) -> None:
+        """Keep where a claim leaves an org and its lanes."""
+        one.virtual_s = share.virtual_s
+        for head in share.lanes:
+            line = self._lines[head.lane_id]
+            if head.full is not None or (head.is_spent and head.is_whole):
+                line.is_active = False
+                del one.lines[line.lane_id]
+            if line.places:
+                self._standing.settle(line, head, one.virtual_s)
+        if one.lines:
+            self._queue_up(one)
+
+    def _note(self, worker: _Worker, wanted: Mapping[str, int], got: Mapping[str, int]) -> None:
+        """Claim on where more waits than this claim took."""
+        for queue, slots in wanted.items():
+            if got[queue] < slots:
+                worker.backlogged.discard(queue)
+            else:
+                worker.backlogged.add(queue)
+            if self._orders.get(queue):
+                for one in self._workers:
+                    if one.free.get(queue, 0) > 0:
+                        one.claim_by(self._now_s)
+
+
+def _claim_s(worker: _Worker) -> float:
+    return worker.claim_s

@@ -1,0 +1,214 @@
+"""Standing: which lanes of a simulation stand under full rooms, how full these are, and which lanes wake. Pure.
+
+Called by `simulating`, in place of the tables that the product's claim reads and writes for limits. Invariant: what is
+decided is decided by `counting`; a lane stands under one room at most, and counts there until work of it goes.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+
+from millpond.engine.admission import Lane, Room, Waiting
+from millpond.engine.counting import MAX_WAITERS, NEVER, PATIENCE_S, Counts, keep, most_awake
+from millpond.engine.rules import Place, RoomId, Rules
+
+_MAX_WAITING = 64
+_PATIENCE_US = round(PATIENCE_S * 1e6)
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class Line:
+    """A lane with the runs that wait in it; `stamp` tells a sleep from earlier ones."""
+
+    lane_id: int
+    org_id: int
+    queue: str
+    capability: str
+    offset_us: int
+    places: tuple[Place, ...]
+    waiting: deque[int] = field(default_factory=deque)
+    is_active: bool = False
+    parked_on: RoomId | None = None
+    stamp: int = 0
+    blocked_us: int = 0
+
+    @property
+    def sleeps(self) -> bool:
+        """Whether it stands under a room and has not been woken."""
+        return self.parked_on is not None and not self.is_active
+
+
+@dataclass(eq=False, slots=True)
+class _Parked:
+    """The lanes under one room, by queue: those that sleep, in fair order, and how many woke and have not gone."""
+
+    sleeping: dict[str, list[tuple[float, int, int, int]]] = field(default_factory=dict)
+    count: int = 0
+    awake: Counter[str] = field(default_factory=Counter)
+
+
+class Standing:
+    """Rooms on a virtual clock. `full_s` is for how long each was full, `most_in_use` how much it had at most."""
+
+    def __init__(self, rules: Rules) -> None:
+        self._rules = rules
+        self._has_rates = False
+        self._lines: dict[int, Line] = {}
+        self._in_use: Counter[RoomId] = Counter()
+        self._tats: dict[str, int | None] = {}
+        self._full_at: dict[RoomId, float] = {}
+        self._parked: dict[RoomId, _Parked] = {}
+        self._blocked: dict[int, Line] = {}
+        self._overdue: list[Line] = []
+        self._waiters: dict[int, int] = {}
+        self._seen = Counts()
+        self.full_s: dict[RoomId, float] = {}
+        self.most_in_use: dict[RoomId, int] = {}
+
+    @property
+    def has_parked(self) -> bool:
+        """Whether a lane stands under some room."""
+        return bool(self._parked)
+
+    def begin(self, now_us: int, queues: Iterable[str]) -> Iterator[Line]:
+        """Begin a claim; yields lanes that wake, each to be put into the active order before the next is asked for.
+
+        First heads that waited long, then from each room as many as it has place for.
+        """
+        self._seen = Counts(now_us=now_us, tats=self._tats, _in_use=self._in_use)
+        self._overdue.clear()
+        if not self._parked:
+            return
+        served = list(queues)
+        for line in self._keep(set(served)):
+            if not line.is_active:
+                yield self._rouse(line)
+        for room_id, parked in list(self._parked.items()):
+            if parked.count:
+                rule = self._rules.rule_of(room_id)
+                state = None if rule is None else self._seen.state(room_id, rule)
+                awake = sum(parked.awake[queue] for queue in served)
+                for _ in range(most_awake(state) - awake):
+                    first = self._first(parked, served)
+                    if first is None:
+                        break
+                    yield self._rouse(first)
+
+    def rooms(self, line: Line) -> list[Room]:
+        """Return the rooms of a lane as this claim finds them."""
+        self._has_rates = self._has_rates or any(one.rule.kind == "rate" for one in line.places)
+        return self._seen.rooms((line.org_id, line.lane_id), line.capability, line.places)
+
+    def settle(self, line: Line, head: Lane, virtual_s: float) -> None:
+        """Keep where a claim leaves a lane: parked under a room, or under none."""
+        if not head.taken and head.full is None and not head.is_spent:
+            return
+        if head.taken or head.full is None:
+            self._forget(line)
+        if line.parked_on is not None:
+            parked = self._parked[line.parked_on]
+            parked.awake[line.queue] -= 1
+            if not parked.count and not any(parked.awake.values()):
+                del self._parked[line.parked_on]
+            line.parked_on = None
+        if head.full is not None:
+            self._park(line, head, virtual_s)
+
+    def end(self) -> int | None:
+        """End a claim: store what rates were used; returns when one of them lets the next through, if lanes wait."""
+        if not self._has_rates:
+            return None
+        seen = self._seen
+        states = seen.states()
+        names = {room_id.text for room_id, parked in self._parked.items() if parked.count}
+        # A head that waited long may stand under a room that is kept for it until a rate lets it go.
+        names |= {place.room.text for line in self._overdue for place in line.places}
+        due_us = [
+            state.plan_us(seen.now_us)
+            for name, state in states.items()
+            if name in names and state.rule.kind == "rate"
+        ]
+        self._tats |= dict(seen.meters())
+        return min((at for at in due_us if seen.now_us < at < NEVER), default=None)
+
+    def take(self, line: Line, now_s: float) -> None:
+        """Count a run of a lane in."""
+        for room_id, rule in line.places:
+            if rule.kind == "concurrency":
+                in_use = self._in_use[room_id] = self._in_use[room_id] + 1
+                if in_use > self.most_in_use.get(room_id, 0):
+                    self.most_in_use[room_id] = in_use
+                if in_use == rule.maximum:
+                    self._full_at[room_id] = now_s
+
+    def leave(self, line: Line, now_s: float) -> None:
+        """Count a run of a lane out."""
+        for room_id, rule in line.places:
+            if rule.kind == "concurrency":
+                if self._in_use[room_id] == rule.maximum:
+                    self._add_full(room_id, now_s)
+                self._in_use[room_id] -= 1
+
+    def _add_full(self, room_id: RoomId, now_s: float) -> None:
+        since_s = self._full_at.pop(room_id)
+        self.full_s[room_id] = self.full_s.get(room_id, 0.0) + now_s - since_s
+
+    def _park(self, line: Line, head: Lane, virtual_s: float) -> None:
+        rooms = zip(line.places, head.rooms, strict=True)
+        room_id = next(place.room for place, room in rooms if room is head.full)
+        line.parked_on = room_id
+        self._lines[line.lane_id] = line
+        parked = self._parked.setdefault(room_id, _Parked())
+        parked.count += 1
+        row = (virtual_s, line.org_id, line.lane_id, line.stamp)
+        heapq.heappush(parked.sleeping.setdefault(line.queue, []), row)
+        waiters = self._waiters.get(line.org_id, 0)
+        can_wait = self._seen.can_wait((line.org_id, line.lane_id))
+        if can_wait and line.lane_id not in self._blocked and waiters < MAX_WAITERS:
+            self._waiters[line.org_id] = waiters + 1
+            line.blocked_us = self._seen.now_us
+            self._blocked[line.lane_id] = line
+
+    def _forget(self, line: Line) -> None:
+        """Forget since when a lane has been passed over."""
+        if self._blocked.pop(line.lane_id, None):
+            self._waiters[line.org_id] -= 1
+
+    def _keep(self, queues: set[str]) -> list[Line]:
+        """Keep room for heads that have been passed over too long; returns those that can go now."""
+        waiting: list[tuple[Waiting, bool]] = []
+        for line in islice(self._blocked.values(), _MAX_WAITING):
+            if line.blocked_us > self._seen.now_us - _PATIENCE_US:
+                break
+            one = Waiting(
+                org_id=line.org_id,
+                lane_id=line.lane_id,
+                since_us=line.blocked_us,
+                rooms=self.rooms(line),
+            )
+            self._overdue.append(line)
+            waiting.append((one, line.queue in queues))
+        return [self._lines[lane_id] for _, lane_id in keep(waiting)]
+
+    def _rouse(self, line: Line) -> Line:
+        assert line.parked_on is not None
+        parked = self._parked[line.parked_on]
+        parked.count -= 1
+        parked.awake[line.queue] += 1
+        line.stamp += 1
+        return line
+
+    def _first(self, parked: _Parked, queues: Iterable[str]) -> Line | None:
+        """Take the lane that comes first in fair order among those that sleep in these queues."""
+        best: list[tuple[float, int, int, int]] | None = None
+        for queue in queues:
+            heap = parked.sleeping.get(queue)
+            while heap and self._lines[heap[0][2]].stamp != heap[0][3]:
+                heapq.heappop(heap)
+            if heap and (best is None or heap[0] < best[0]):
+                best = heap
+        return None if best is None else self._lines[heapq.heappop(best)[2]]

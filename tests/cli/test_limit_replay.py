@@ -1,0 +1,149 @@
+"""`millpond limits simulate`: what it reads of its options, and what it makes of recorded runs."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from millpond.cli import limit_replay
+from millpond.cli.replayed import Recording, changed, compare, read_remove, read_set, read_since
+from millpond.engine.rules import Rule
+from millpond.errors import InvalidInput
+
+BEGAN = datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+def _run(
+    at_s: float, worked_s: float, flow: str = "answer", *keys: str, org: str | None = None
+) -> dict[str, Any]:
+    ready_at = BEGAN + timedelta(seconds=at_s)
+    return {
+        "id": f"{at_s}",
+        "org": org,
+        "flow": flow,
+        "version": 1,
+        "queue": "default",
+        "keys": list(keys),
+        "priority": 0,
+        "ready_at": ready_at.isoformat(),
+        "started_at": (ready_at + timedelta(seconds=7)).isoformat(),
+        "worked_s": worked_s,
+    }
+
+
+def _recording(runs: list[dict[str, Any]], after: list[Rule], **more: Any) -> Recording:
+    given: dict[str, Any] = {
+        "workers": [{"default": 10}],
+        "before": [],
+        "is_cut": False,
+        "orgs": {None: 1},
+    }
+    return Recording(runs=runs, after=after, **(given | more))
+
+
+def test_limits_are_read_as_they_are_written():
+    assert read_set("org:acme concurrency=10") == Rule(
+        owner=1, key="org:acme", kind="concurrency", maximum=10
+    )
+    assert read_set("provider:openai x model:mini rate=600/60 burst=10") == Rule(
+        owner=1, key="model:mini×provider:openai", kind="rate", maximum=600, period_s=60.0, burst=10
+    )
+    assert read_remove("model:mini rate") == ("model:mini", "rate")
+    assert read_since("24h") == timedelta(hours=24)
+    assert read_since("7d") == timedelta(days=7)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "model:m",
+        "model:m concurrency",
+        "model:m concurrency=-1",
+        "model:m rate=5",
+        "model:m rate=5/0",
+        "m concurrency=1",
+        "model:m tokens=4",
+    ],
+)
+def test_what_is_no_limit_is_refused(text):
+    with pytest.raises(InvalidInput):
+        read_set(text)
+
+
+@pytest.mark.parametrize("text", ["", "24", "h", "0h", "-1h", "1y", "24 hours"])
+def test_what_is_no_span_is_refused(text):
+    with pytest.raises(InvalidInput):
+        read_since(text)
+
+
+def test_own_limits_are_replaced_and_removed_and_those_of_the_platform_stay():
+    mine = Rule(owner=1, key="model:m", kind="concurrency", maximum=5)
+    shared = Rule(owner=0, key="model:m", kind="concurrency", maximum=9)
+    new = read_set("model:m concurrency=2")
+    assert changed([mine, shared], [new], []) == [shared, new]
+    assert changed([mine, shared], [], [("model:m", "concurrency")]) == [shared]
+    with pytest.raises(InvalidInput):
+        changed([shared], [], [("model:m", "concurrency")])
+
+
+def test_a_lower_limit_makes_runs_with_its_key_wait_and_no_others():
+    runs = [_run(0.1 * nth, 1.0, "answer", "model:m") for nth in range(20)]
+    runs += [_run(0.1 * nth, 0.1, "look") for nth in range(20)]
+    report = compare(_recording(runs[::-1], [read_set("model:m concurrency=1")]))
+    waits = {one["flow"]: one for one in report["waits"]}
+    assert set(waits) == {None, "answer", "look"}
+    # Twenty seconds of work, one at a time: the last one begins 19 s after the first, 1.9 s after which it came.
+    assert waits["answer"]["after"]["max_s"] == pytest.approx(19 - 1.9, abs=0.1)
+    assert waits["answer"]["before"]["max_s"] < 1.5
+    assert waits["look"]["after"]["max_s"] < 0.1
+    assert waits["answer"]["recorded"]["p50_s"] == pytest.approx(7.0)
+    assert waits[None]["recorded"]["runs"] == 40
+    (limit,) = report["limits"]
+    assert (limit["key"], limit["is_of_platform"], limit["before"]) == ("model:m", False, None)
+    assert limit["after"]["most_in_use"] == 1
+    assert limit["after"]["full_share"] > 0.95
+
+
+def test_removing_a_limit_lets_runs_go_sooner():
+    runs = [_run(0.0, 1.0, "answer", "model:m") for _ in range(10)]
+    before = [read_set("model:m concurrency=2")]
+    report = compare(_recording(runs, [], before=before))
+    assert report["waits"][0]["before"]["max_s"] == pytest.approx(4.0, abs=0.1)
+    assert report["waits"][0]["after"]["max_s"] == 0.0
+
+
+def test_a_closed_limit_is_told_of_as_never():
+    report = compare(_recording([_run(0.0, 1.0)], [read_set("flow:answer concurrency=0")]))
+    assert report["waits"][0]["after"]["never"] == 1
+    assert limit_replay._wait(report["waits"][0]["after"]).endswith("1 never")
+
+
+def test_a_queue_that_nobody_serves_needs_slots():
+    with pytest.raises(InvalidInput, match="queue default"):
+        compare(_recording([_run(0.0, 1.0)], [], workers=[{"llm": 1}]))
+
+
+def test_a_limit_of_the_platform_that_names_an_org_holds_for_that_org_alone():
+    runs = [_run(0.0, 1.0, org=org) for org in ("acme", "bolt") for _ in range(5)]
+    orgs: dict[str | None, int] = {"acme": 1, "bolt": 2}
+    rule = limit_replay._of_org(read_set("org:bolt concurrency=1", 0), orgs)
+    report = compare(_recording(runs, [rule], orgs=orgs))
+    waits = {one["org"]: one for one in report["waits"]}
+    assert waits["acme"]["after"]["max_s"] == 0.0
+    assert waits["bolt"]["after"]["max_s"] == pytest.approx(4.0, abs=0.1)
+    assert waits[None]["before"]["max_s"] == 0.0
+    assert [(one["org"], one["key"]) for one in report["limits"]] == [("bolt", "")]
+
+
+def test_orgs_share_what_a_limit_of_the_platform_lets_through():
+    """One org sends ten times as much; the other does not wait for it."""
+    runs = [_run(0.0, 1.0, "answer", "model:m", org="acme") for _ in range(50)]
+    runs += [_run(1.0, 1.0, "answer", "model:m", org="bolt") for _ in range(5)]
+    orgs: dict[str | None, int] = {"acme": 1, "bolt": 2}
+    report = compare(_recording(runs, [read_set("model:m concurrency=2", 0)], orgs=orgs))
+    waits = {one["org"]: one for one in report["waits"]}
+    assert waits["acme"]["after"]["max_s"] > 20
+    assert waits["bolt"]["after"]["max_s"] < 7

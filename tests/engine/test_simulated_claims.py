@@ -1,0 +1,95 @@
+"""The simulation tells what the product's claims do: the same runs go in the same rounds, on a real database."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+
+import pytest
+from tests.engine.conftest import Pond
+from tests.engine.parking import Hand, end
+from tests.engine.test_limits import limit, second_org
+
+from millpond.engine.claim import Claimed
+from millpond.engine.estimates import Estimates
+from millpond.engine.rules import Rule, Rules, parse_key
+from millpond.engine.simulating import Load, Work, simulate
+from millpond.engine.submit import submit
+
+ONE, TWO = "provider:one", "provider:two"
+Round = Counter[tuple[int, tuple[str, ...]]]
+
+
+async def _rounds(pond: Pond, hand: Hand, estimates: Estimates, count: int) -> list[Round]:
+    """Claim, let all of it end after the same time, claim again, until all has gone."""
+    found: list[Round] = []
+    left = count
+    while left:
+        claimed = await _fill(hand)
+        assert claimed, "work stands still"
+        async with pond.engine_db.duty("test") as con:
+            rows = await con.fetch(
+                "select org_id, keys from lease where item_id = any($1::uuid[])",
+                [one.lease.item_id for one in claimed],
+            )
+        found.append(Counter((row["org_id"], tuple(row["keys"])) for row in rows))
+        await end(pond, claimed)
+        for _ in claimed:
+            estimates.learn("echo@1", 1.0)
+        left -= len(claimed)
+    return found
+
+
+async def _fill(hand: Hand) -> list[Claimed]:
+    """Claim for what is left of eight slots, as long as claims say that there is more."""
+    found: list[Claimed] = []
+    while len(found) < 8:
+        found += await hand.claim({"default": 8 - len(found)})
+        if not hand.has_more:
+            break
+    return found
+
+
+def _simulated(runs: Sequence[tuple[int, tuple[str, ...]]], rules: Rules) -> list[Round]:
+    load = Load()
+    for org_id, keys in runs:
+        work = Work(org_id=org_id, queue="default", capability="echo@1", keys=keys)
+        if work not in load.works:
+            load.works.append(work)
+        load.add(0.0, 1.0, load.works.index(work))
+    rounds: defaultdict[float, Round] = defaultdict(Counter)
+    for start_s, run in zip(
+        simulate(load, [{"default": 8}], rules=rules).starts_s, runs, strict=True
+    ):
+        rounds[start_s][run] += 1
+    return [rounds[start_s] for start_s in sorted(rounds)]
+
+
+@pytest.mark.parametrize(
+    "limits",
+    [{}, {ONE: 3}, {ONE: 3, TWO: 1}, {"org:*": 3, ONE: 4}],
+    ids=["none", "one", "two", "org"],
+)
+async def test_runs_go_in_the_rounds_that_were_simulated(
+    pond: Pond, limits: dict[str, int]
+) -> None:
+    orgs = [pond.org_id, await second_org(pond.db), await second_org(pond.db)]
+    runs = [
+        *((orgs[0], (ONE,)) for _ in range(14)),
+        *((orgs[1], ()) for _ in range(7)),
+        *((orgs[1], (TWO,)) for _ in range(3)),
+        *((orgs[2], (ONE,)) for _ in range(6)),
+    ]
+    for key, maximum in limits.items():
+        await limit(pond.db, key, maximum)
+    for org_id, keys in runs:
+        intent = pond.intent("echo", None, keys=list(keys), org_id=org_id)
+        async with pond.db.org(org_id) as con:
+            await submit(con, [intent])
+    estimates = Estimates()
+    hand = await Hand.register(pond, estimate_s=estimates.estimate_s)
+    held = Rules.of(
+        Rule(owner=0, key=parse_key(key), kind="concurrency", maximum=maximum)
+        for key, maximum in limits.items()
+    )
+    assert await _rounds(pond, hand, estimates, len(runs)) == _simulated(runs, held)

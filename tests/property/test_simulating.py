@@ -1,0 +1,272 @@
+"""Properties of the simulation: it goes through the product's admission, keeps slots and limits, and shares fairly."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+from benchmarks.simulate import QUEUE, Scene, in_one_line, load_of, rules_of, weights_of, workers_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from millpond.engine.rules import Kind, Rule, Rules, parse_key
+from millpond.engine.simulated import figures, jain, max_min, waits
+from millpond.engine.simulating import Load, Outcome, Work, simulate
+
+NOISY = Scene(orgs=60, runs=12_000, slots=16, workers=2, load=1.5, noisy=3, noise=30.0, seed=7)
+
+
+def _rule(key: str, maximum: int, kind: Kind = "concurrency") -> Rule:
+    is_rate = kind == "rate"
+    return Rule(
+        owner=0,
+        key=parse_key(key),
+        kind=kind,
+        maximum=maximum,
+        period_s=10.0 if is_rate else None,
+        burst=2 if is_rate else None,
+    )
+
+
+def _load(runs: list[tuple[float, float, Work]]) -> Load:
+    load = Load()
+    numbers: dict[Work, int] = {}
+    for at_s, service_s, work in sorted(runs, key=lambda run: run[0]):
+        if work not in numbers:
+            numbers[work] = len(load.works)
+            load.works.append(work)
+        load.add(at_s, service_s, numbers[work])
+    return load
+
+
+works = st.builds(
+    Work,
+    org_id=st.integers(1, 4),
+    queue=st.sampled_from(["default", "llm"]),
+    capability=st.sampled_from(["a@1", "b@1"]),
+    keys=st.frozensets(st.sampled_from(["provider:x", "provider:y", "model:m"])).map(
+        lambda keys: tuple(sorted(keys))
+    ),
+    priority=st.sampled_from([0, 5]),
+)
+loads = st.lists(
+    st.tuples(
+        st.integers(0, 40).map(lambda tenth: tenth / 10), st.sampled_from([0.0, 0.3, 4.0]), works
+    ),
+    min_size=1,
+    max_size=40,
+).map(_load)
+limits = st.lists(
+    st.one_of(
+        st.builds(
+            _rule,
+            st.sampled_from(
+                ["provider:*", "provider:x", "org:*", "org:* x model:m", "queue:llm", "flow:a"]
+            ),
+            st.integers(1, 3),
+        ),
+        st.builds(_rule, st.just("provider:y"), st.integers(1, 20), st.just("rate")),
+    ),
+    max_size=4,
+)
+
+
+def _most_at_once(load: Load, outcome: Outcome, of: Mapping[Work, bool]) -> int:
+    """Return how many runs of some works went on at once at most; an end counts before a start at its time."""
+    moments = []
+    for start_s, service_s, work in zip(outcome.starts_s, load.service_s, load.work, strict=True):
+        if of[load.works[work]] and service_s > 0:
+            moments += [(start_s, 1), (start_s + service_s, -1)]
+    most = at_once = 0
+    for _, change in sorted(moments):
+        at_once += change
+        most = max(most, at_once)
+    return most
+
+
+@settings(max_examples=200, deadline=None)
+@given(loads, limits, st.lists(st.integers(1, 3), min_size=1, max_size=2))
+def test_every_run_begins_and_no_limit_is_passed(
+    load: Load, rules: list[Rule], slots: list[int]
+) -> None:
+    held = Rules.of(rules)
+    workers = [{"default": one, "llm": one} for one in slots]
+    outcome = simulate(load, workers, rules=held)
+    assert not any(math.isnan(start_s) for start_s in outcome.starts_s)
+    assert all(start >= at for start, at in zip(outcome.starts_s, load.at_s, strict=True))
+    places = {
+        one: held.places(one.org_id, one.queue, one.capability, one.keys) for one in load.works
+    }
+    for queue in ("default", "llm"):
+        of = {one: one.queue == queue for one in load.works}
+        assert _most_at_once(load, outcome, of) <= sum(slots)
+    for place in {place for found in places.values() for place in found}:
+        of = {one: place in found for one, found in places.items()}
+        if place.rule.kind == "concurrency":
+            assert _most_at_once(load, outcome, of) <= place.rule.maximum
+            assert outcome.most_in_use[place.room] <= place.rule.maximum
+            continue
+        began = sorted(
+            start_s
+            for start_s, work in zip(outcome.starts_s, load.work, strict=True)
+            if of[load.works[work]]
+        )
+        for nth, first_s in enumerate(began):
+            for more, last_s in enumerate(began[nth:]):
+                window_us = (last_s - first_s) * 1e6
+                assert more + 1 <= window_us / place.rule.interval_us + 2 + 1e-3
+
+
+@settings(max_examples=50, deadline=None)
+@given(loads, limits)
+def test_the_same_load_gives_the_same_starts(load: Load, rules: list[Rule]) -> None:
+    workers = [{"default": 2, "llm": 1}, {"default": 1, "llm": 1}]
+    first = simulate(load, workers, rules=Rules.of(rules))
+    assert list(simulate(load, workers, rules=Rules.of(rules)).starts_s) == list(first.starts_s)
+
+
+@settings(max_examples=100, deadline=None)
+@given(loads)
+def test_no_slot_is_idle_while_work_waits_for_it(load: Load) -> None:
+    """Without limits: whenever a run waits longer than a claim gathers, all slots of its queue are in use."""
+    outcome = simulate(load, [{"default": 2, "llm": 2}])
+    for at_s, start_s, work in zip(load.at_s, outcome.starts_s, load.work, strict=True):
+        queue = load.works[work].queue
+        for when_s in (at_s + 0.011, (at_s + start_s) / 2, start_s - 0.011):
+            if at_s + 0.011 <= when_s <= start_s - 0.011:
+                busy = [
+                    other_s
+                    for other_s, service_s, other in zip(
+                        outcome.starts_s, load.service_s, load.work, strict=True
+                    )
+                    if load.works[other].queue == queue
+                    and other_s <= when_s <= other_s + service_s + 0.011
+                ]
+                assert len(busy) >= 2
+
+
+def test_a_head_for_which_a_room_is_kept_goes_when_its_rate_lets_it() -> None:
+    """It stands under the room that is kept for it, and no work ends any more that could wake it."""
+    one, two, three = (
+        Work(org_id=1, queue=queue, capability=capability, keys=("provider:y",))
+        for queue, capability in (("llm", "b@1"), ("default", "a@1"), ("llm", "a@1"))
+    )
+    load = _load([(0.0, 0.0, work) for work in (one, two, one, three, three)])
+    outcome = simulate(
+        load,
+        [{"default": 2, "llm": 1}, {"default": 1, "llm": 1}],
+        rules=Rules.of([_rule("provider:y", 1, "rate"), _rule("provider:*", 1)]),
+    )
+    assert sorted(round(start_s) for start_s in outcome.starts_s) == [0, 0, 10, 20, 30]
+
+
+def test_a_closed_limit_lets_nothing_go_and_the_rest_goes_on() -> None:
+    open_, closed = (
+        Work(org_id=1, queue=QUEUE, capability="a@1"),
+        Work(org_id=2, queue=QUEUE, capability="a@1", keys=("model:m",)),
+    )
+    load = _load([(0.1 * nth, 1.0, [open_, closed][nth % 2]) for nth in range(20)])
+    outcome = simulate(load, [{QUEUE: 2}], rules=Rules.of([_rule("model:m", 0)]))
+    found = {one.org_id: one.waits for one in figures(load, outcome, [{QUEUE: 2}]).orgs}
+    assert (found[1].never, found[2].never, found[2].runs) == (0, 10, 10)
+
+
+def test_a_run_that_needs_many_keys_is_not_starved() -> None:
+    """Both keys are kept busy by others alone; room is kept for the one that needs both."""
+    x, y = (
+        Work(org_id=nth, queue=QUEUE, capability="a@1", keys=(f"provider:{name}",))
+        for nth, name in ((1, "x"), (2, "y"))
+    )
+    both = Work(org_id=3, queue=QUEUE, capability="a@1", keys=("provider:x", "provider:y"))
+    runs = [(0.0, 1.3, x) for _ in range(60)] + [(0.0, 2.0, y) for _ in range(60)]
+    load = _load([*runs, (1.0, 1.0, both)])
+    outcome = simulate(load, [{QUEUE: 8}], rules=Rules.of([_rule("provider:*", 1)]))
+    (start_s,) = [
+        start_s
+        for start_s, work in zip(outcome.starts_s, load.work, strict=True)
+        if load.works[work] == both
+    ]
+    assert start_s <= 1.0 + 5.0 + 2 * 2.0 + 0.1
+
+
+def test_shares_are_in_proportion_to_weights_while_all_have_backlog() -> None:
+    weights = {1: 1.0, 2: 2.0, 3: 4.0}
+    load = _load(
+        [
+            (
+                0.01 * nth,
+                [0.2, 1.0, 0.5][org % 3],
+                Work(org_id=org, queue=QUEUE, capability=f"f{org}@1"),
+            )
+            for nth in range(3000)
+            for org in weights
+        ]
+    )
+    outcome = simulate(load, [{QUEUE: 8}], weights=weights)
+    found = figures(load, outcome, [{QUEUE: 8}], weights=weights)
+    for one in found.orgs:
+        assert one.share == pytest.approx(weights[one.org_id] / 7, abs=0.02)
+    assert found.slots_share[QUEUE] > 0.99
+
+
+def test_noisy_orgs_do_not_degrade_quiet_ones_and_one_line_for_all_would() -> None:
+    """The bounds on fairness are such that first come, first served misses every one of them."""
+    load, workers, weights = load_of(NOISY), workers_of(NOISY), weights_of(NOISY)
+
+    def judged(given: Load) -> tuple[float, float, float]:
+        outcome = simulate(given, workers, weights=weights)
+        found = figures(load, outcome, workers, weights=weights)
+        quiet = [one for one in found.orgs if one.org_id > NOISY.noisy]
+        asked_s: defaultdict[int, float] = defaultdict(float)
+        for service_s, work in zip(load.service_s, load.work, strict=True):
+            asked_s[load.works[work].org_id] += service_s
+        had = sum(one.worker_s for one in quiet) / sum(asked_s[one.org_id] for one in quiet)
+        return found.jain, had, max(one.waits.p95_s for one in quiet)
+
+    fair_jain, fair_had, fair_wait_s = judged(load)
+    assert fair_jain > 0.98
+    assert fair_had > 0.95
+    line_jain, line_had, line_wait_s = judged(in_one_line(load))
+    assert line_jain < 0.95
+    assert line_had < 0.8
+    assert fair_wait_s < line_wait_s / 5
+
+
+def test_limits_on_keys_are_full_and_never_passed_in_a_big_scene() -> None:
+    scene = replace(NOISY, keys=True, slots=40, runs=4000)
+    load, workers = load_of(scene), workers_of(scene)
+    found = figures(load, simulate(load, workers, rules=rules_of(scene)), workers)
+    assert len(found.rooms) == 20
+    assert {room.most_in_use for room in found.rooms} == {2}
+    assert max(room.full_share for room in found.rooms) > 0.9
+    assert found.waits.never == 0
+
+
+@given(st.dictionaries(st.integers(1, 9), st.floats(0.1, 100), min_size=1), st.floats(0.1, 300))
+def test_max_min_gives_all_away_and_nobody_more_than_asked(
+    asked: dict[int, float], capacity: float
+) -> None:
+    weights = {one: 1.0 + one % 3 for one in asked}
+    fair = max_min(asked, capacity, weights)
+    assert sum(fair.values()) == pytest.approx(min(capacity, sum(asked.values())))
+    level = max(fair[one] / weights[one] for one in asked)
+    for one in asked:
+        assert fair[one] <= asked[one] + 1e-9
+        assert fair[one] == pytest.approx(asked[one]) or fair[one] / weights[one] == pytest.approx(
+            level
+        )
+
+
+def test_jains_index_and_waits_of_nothing_and_of_one() -> None:
+    assert jain([1.0, 1.0, 1.0]) == 1.0
+    assert jain([1.0, 0.0, 0.0, 0.0]) == 0.25
+    assert jain([]) == 1.0
+    assert waits(array("d"), 2).runs == 2
+    assert waits(array("d", [3.0]), 0).p99_s == 3.0
+    assert Counter(figures(Load(), Outcome(starts_s=array("d")), [{QUEUE: 1}]).slots_share) == {
+        QUEUE: 0.0
+    }
