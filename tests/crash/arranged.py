@@ -31,6 +31,13 @@ async def crowd(pond: Pond, people: People) -> Promise:
     return "labels->>'crowd' = 'yes'", 120
 
 
+async def old_meter(pond: Pond, people: People) -> Promise:
+    """Leave the meter of a rate that is past."""
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("insert into meter (room, tat_us) values ('rate:gone', 1)")
+    return "false", 0
+
+
 async def orphan(pond: Pond, people: People) -> Promise:
     """Leave a run under the lease of a worker that is no more."""
     await people.submit([intent(people.org_id, "crash.steps", labels={"orphan": "yes"})])
@@ -152,6 +159,7 @@ async def old_run(pond: Pond, people: People) -> Promise:
 
 ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
     "claim": crowd,
+    "drop_meters": old_meter,
     "rescue": orphan,
     "schedule": due_schedule,
     "due_ids": broken_schedule,

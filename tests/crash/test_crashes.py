@@ -27,6 +27,11 @@ HOLDING = ("crash.holds", "crash.abandons")
 SLOTS = {"default": 20, QUEUE: 20}
 # Points that no worker passes, and why they need no scenario.
 EXEMPT: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("limits_version", "limits_changes", "limits_newest", "limits_whole", "old_meters"),
+        "only reads",
+    ),
+    "block_step": "after a refused record of a failure; tests/engine/test_refused_steps.py",
     "check": "a command that only reads",
     "wake": "only reads which waits are over; what goes on then is crashed at its own points",
     "prune_preview": "a command that only reads",

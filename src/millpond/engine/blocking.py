@@ -51,7 +51,7 @@ async def block_step(
     """Let a step that executes elsewhere stand still; `step` is the event that tells of it, without the reason."""
     org_id, run_id = lease.org_id, lease.run_id
     own = [org_id], [lease.item_id], [lease.token]
-    async with database.duty("block") as con:
+    async with database.duty("block_step") as con:
         if not await con.fetch(_STEPS["hold"], *own):
             raise LeaseLost("the lease is gone")
         if not await con.fetch(_STEPS["lock_runs"], [org_id], [run_id]):

@@ -25,7 +25,7 @@ class Meters:
 
     async def sweep(self) -> int:
         """Look at the next page; returns how many of it were deleted: past ones, and those of no rate that is set."""
-        async with self._database.statement("meters") as con:
+        async with self._database.statement("old_meters") as con:
             rows = await con.fetch(_SQL["old_meters"], self._after, _PAGE)
         self._after = rows[-1]["room"] if len(rows) == _PAGE else ""
         if not all(row["is_past"] for row in rows):
@@ -37,7 +37,7 @@ class Meters:
         ]
         if not over:
             return 0
-        async with self._database.statement("meters") as con:
+        async with self._database.statement("drop_meters") as con:
             gone: int = await con.fetchval(
                 _SQL["drop_meters"], [row["room"] for row in over], [row["tat_us"] for row in over]
             )

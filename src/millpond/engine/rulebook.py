@@ -55,11 +55,11 @@ class RuleBook:
 
     async def learn(self, database: EngineDatabase) -> None:
         """Read all that was changed, page by page, outside of claims."""
-        async with database.statement("limits") as con:
+        async with database.statement("limits_version") as con:
             if await con.fetchval(_SQL["version"]) < self.version:
                 self.version = -1  # another past than this one: a restored database
         while True:
-            async with database.statement("limits") as con:
+            async with database.statement("limits_changes") as con:
                 rows = await con.fetch(_SQL["changes"], self.version, _PAGE)
             if not self._follow(rows):
                 await self._read_all(database)
@@ -87,11 +87,11 @@ class RuleBook:
 
     async def _read_all(self, database: EngineDatabase) -> None:
         """Read every limit; what is changed meanwhile is read again as a change."""
-        async with database.statement("limits") as con:
+        async with database.statement("limits_newest") as con:
             version = await con.fetchval(_SQL["version"])
         rules, after = Rules(), (-1, "", "")
         while True:
-            async with database.statement("limits") as con:
+            async with database.statement("limits_whole") as con:
                 rows = await con.fetch(_SQL["rules"], *after, _PAGE)
             for row in rows:
                 rules.put(_rule(row))
