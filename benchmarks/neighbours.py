@@ -55,6 +55,11 @@ def resting(draw: Callable[[int], float]) -> Callable[[Intent, int], Intent]:
     return lambda intent, nth: replace(intent, input=_input(draw(nth)))
 
 
+def always(rest_s: float) -> Callable[[Intent, int], Intent]:
+    """Give every run the same rest."""
+    return resting(lambda _: rest_s)
+
+
 def _input(rest_s: float) -> bytes:
     """Return an input as long as everybody's payload."""
     rest_s = round(rest_s, 6)
@@ -79,7 +84,7 @@ async def noisy(at: Ground, *, count: int) -> dict[str, Json]:
 
 async def share(at: Ground, host: int, count: int, coming: Sequence[Visit]) -> Shared:
     """Drain `count` short runs of one org, with visits of others from its first end on."""
-    await at.fill(nap, [host], count, resting(lambda _: NAP_S))
+    await at.fill(nap, [host], count, always(NAP_S))
     async with sharing(at, [nap]) as hints:
         while not SEEN.naps:
             await asyncio.sleep(0.001)

@@ -27,14 +27,9 @@ QUEUE, UNACKED = "celery", "unacked"
 PREFORK = ("--pool", "prefork", "--concurrency", str(os.cpu_count()))
 # One worker for the queues of both tenants.
 SHARED = (
-    "--pool",
-    "threads",
-    "--concurrency",
-    str(wire.SHARED_SLOTS),
-    "--prefetch-multiplier",
-    "1",
+    *("--pool", "threads", "--concurrency", str(wire.SHARED_SLOTS)),
+    *("--prefetch-multiplier", "1", "--queues", "a,b"),
 )
-SHARED += ("--queues", "a,b")
 
 
 class Bench:

@@ -15,7 +15,17 @@ from benchmarks import bar
 from benchmarks.figures import Figure, Notes, percentile
 from benchmarks.flows import SEEN, Nap, long_nap, nap
 from benchmarks.ground import Ground, ground
-from benchmarks.neighbours import Shared, Visit, come, jain, resting, share, sharing, worker_seconds
+from benchmarks.neighbours import (
+    Shared,
+    Visit,
+    always,
+    come,
+    jain,
+    resting,
+    share,
+    sharing,
+    worker_seconds,
+)
 from benchmarks.peers.wire import NAP_S, SHARED_SLOTS
 from benchmarks.plan import Plan
 from millpond.engine.registry import Flow
@@ -30,6 +40,8 @@ QUIET_ORGS = 100
 NOISY_RUNS = 5_000
 QUIET_EVERY_S = 1.0
 BACKLOG_EACH = 30
+# With fewer the time in which all have a backlog would be none.
+LEAST_EACH = 12
 # Long against short.
 CONTEST_S = 8.0
 WARM_S = 2.0
@@ -110,9 +122,9 @@ async def _beside_quiet_orgs(at: Ground, plan: Plan, notes: Notes) -> None:
 
 async def _all_with_a_backlog(at: Ground, plan: Plan, notes: Notes) -> None:
     """Let all have a backlog, the noisy org as much as the others together."""
-    each = plan.runs(BACKLOG_EACH)
+    each = max(LEAST_EACH, plan.runs(BACKLOG_EACH))
     host, *quiet = await at.orgs(1 + plan.runs(QUIET_ORGS))
-    change = resting(lambda _: NAP_S)
+    change = always(NAP_S)
     await at.fill(nap, [host], each * len(quiet), change)
     await at.fill(nap, quiet, each * len(quiet), change)
     total = 2 * each * len(quiet)
@@ -143,7 +155,7 @@ async def _long_against_short(
     lengths = (LONG_NAP_S, NAP_S)
     for org_id, flow, rest_s in zip(orgs, (other, nap), lengths, strict=True):
         enough = round(SHARED_SLOTS * (warm_s + seconds + 1.0) / rest_s)
-        await at.fill(flow, [org_id], enough, resting(lambda _, rest_s=rest_s: rest_s))  # type: ignore[misc]
+        await at.fill(flow, [org_id], enough, always(rest_s))
     async with sharing(at, [nap, long_nap]):
         while {one.org_id for one in SEEN.naps} != {*orgs}:
             await asyncio.sleep(0.005)

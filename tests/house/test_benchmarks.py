@@ -167,7 +167,7 @@ def test_a_visit_waits_from_its_submit_to_its_first_line_and_others_are_not_coun
 def test_runs_that_rest_have_an_input_as_big_as_all_others():
     intent = neighbours.resting(lambda nth: nth / 3)(intent_of(nap), 5)
     assert len(intent.input) == len(PAYLOAD) == len(wire.PAYLOAD)
-    assert nap.input.model_validate_json(intent.input).rest_s == pytest.approx(5 / 3)
+    assert nap.input.validate_json(intent.input).rest_s == pytest.approx(5 / 3)
 
 
 def test_a_peer_answers_with_the_waits_of_b_and_the_time_that_a_took():
