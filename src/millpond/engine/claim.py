@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from datetime import datetime
@@ -115,7 +116,7 @@ class Claimer:
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
         self.limits = Limiter(self._capabilities)
-        # Whether all that was ready had room at the last claim, so that it may be so again.
+        # Whether all that was ready had room at the last claim, with some to spare, so that it may be so again.
         self._is_calm = True
 
     async def claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
@@ -132,7 +133,8 @@ class Claimer:
         except BaseException:
             self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
             raise
-        self._is_calm = not has_more
+        got = Counter([one.queue for one in claimed])
+        self._is_calm = not has_more and all(got[queue] < slots for queue, slots in free.items())
         return claimed, has_more
 
     async def _decide(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
