@@ -7,7 +7,6 @@ waited for on disk: a lost claim is only claimed again.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -171,7 +170,7 @@ class Claimer:
     async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
         """Claim by the limits that are known; None when there are others, which the next round reads first."""
         queues = [queue for queue, slots in free.items() if slots > 0]
-        limits, began = self.limits, time.monotonic()
+        limits = self.limits
         async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
             if limits.is_on and not await limits.open(con, queues):
                 return None
@@ -199,7 +198,7 @@ class Claimer:
                 await _step_back(con, missed)
             if limits.is_on:
                 await limits.close(con, shares)
-                claimed = _timed(claimed, limits.paced(shares), began + _LATE_S)
+                claimed = _timed(claimed, limits.paced(shares), limits.began + _LATE_S)
         self._adapt(sum(free[queue] for queue in queues), len(rows), len(claimed), len(missed))
         is_idle = not decision.picks and not missed
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
@@ -213,7 +212,7 @@ class Claimer:
         claimed: list[Claimed] = []
         missed: list[Pick] = []
         left = dict(free)
-        for _ in range(_ROUNDS):
+        for nth in range(1, _ROUNDS + 1):
             decision = admit(shares, left)
             whole.picks += decision.picks
             whole.clocks |= decision.clocks
@@ -225,7 +224,7 @@ class Claimer:
             taken = {(one.lease.org_id, one.lease.item_id) for one in got}
             skipped = [one for one in decision.picks if (one.org_id, one.item_id) not in taken]
             missed += skipped
-            pass_over(shares, skipped)
+            pass_over(shares, skipped, again=nth < _ROUNDS)
             for one in got:
                 left[one.queue] -= 1
         return whole, claimed, missed
