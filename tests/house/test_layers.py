@@ -100,6 +100,7 @@ ENGINE = [
     "vault",
     "meters",
     "claim",
+    "spilling",
     "simulated",
     "simulating",
     "standing",
