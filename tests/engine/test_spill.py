@@ -171,7 +171,7 @@ async def _claim(
     claimer: Claimer, slots: dict[str, int], spill: Spill
 ) -> tuple[list[tuple[str, str | None]], bool]:
     claimed, has_more = await claimer.claim(slots, spill.terms(slots, slots))
-    return sorted((one.queue, one.helper) for one in claimed), has_more
+    return sorted(((one.queue, one.helper) for one in claimed), key=str), has_more
 
 
 async def test_a_claim_lends_what_own_work_leaves_and_says_whose_slot_it_is(pond: Pond) -> None:
@@ -229,7 +229,7 @@ async def test_a_paused_queue_is_not_helped_and_helps(pond: Pond) -> None:
     await _send(pond, "sql", 3)
     spill = Spill(helps={"default": ["sql"], "sql": ["default"]})
     async with pond.db.org(pond.org_id) as con:
-        await pause(con, pond.org_id, Scope(queue="sql"), paused_by="user:test", reason="")
+        await pause(con, pond.org_id, Scope(queue="sql"), "user:test", "")
     claimed, has_more = await _claim(hand.claimer, {"default": 2, "sql": 4}, spill)
     assert sorted(claimed, key=str) == [("default", "sql"), ("default", None), ("default", None)]
     assert not has_more

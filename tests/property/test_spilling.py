@@ -80,12 +80,11 @@ def _taken(shares: list[Share], decision: Decision) -> tuple[Counter[str], Count
     own: Counter[str] = Counter()
     lent: Counter[str] = Counter()
     for pick in decision.picks:
-        helper = decision.helpers.get((pick.org_id, pick.item_id))
-        if helper is None:
+        if pick.helper is None:
             own[queue_of[pick.item_id]] += 1
         else:
-            assert helper != queue_of[pick.item_id]
-            lent[helper] += 1
+            assert pick.helper != queue_of[pick.item_id]
+            lent[pick.helper] += 1
     return own, lent
 
 
@@ -105,8 +104,8 @@ def test_lent_slots_go_where_the_policy_says_and_leave_what_is_kept(case: Case) 
     decision = admit(shares, case.free, case.terms)
     own, lent = _taken(shares, decision)
     queue_of = {item: share.queue for share in shares for item in share.lanes[0].items}
-    for (_, item), helper in decision.helpers.items():
-        assert queue_of[item] in case.spill.helps[helper]
+    for pick in decision.picks:
+        assert pick.helper is None or queue_of[pick.item_id] in case.spill.helps[pick.helper]
     for queue in lent:
         assert case.free[queue] - own[queue] - lent[queue] >= case.spill.keep[queue]
 
@@ -134,7 +133,7 @@ def test_a_queue_of_which_more_may_be_ready_lends_nothing(case: Case, depth: int
         assert all(lane.is_spent and lane.is_whole for lane in own)
     unread = Case(case.ready, case.free, case.spill).terms
     terms = Terms(helps=unread.helps, kept=unread.kept, unread=frozenset(QUEUES))
-    assert not admit(case.shares(), case.free, terms).helpers
+    assert not any(pick.helper for pick in admit(case.shares(), case.free, terms).picks)
 
 
 @given(cases)

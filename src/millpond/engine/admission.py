@@ -95,26 +95,25 @@ class Share:
 
 
 class Pick(NamedTuple):
-    """A ready work item that shall go."""
+    """A ready work item that shall go; `helper` is the queue whose slot it takes, where that is not its own."""
 
     org_id: int
     lane_id: int
     rank: int
     item_id: uuid.UUID
+    helper: str | None = None
 
 
 @dataclass(kw_only=True, slots=True)
 class Decision:
     """What a claim shall write: picks, the queues' virtual clocks, and whether more could go.
 
-    `helpers` are the queues whose slots go to picks of other queues, by org and item. `is_held_back` says that
-    work stayed behind for want of a slot that is not reserved.
+    `is_held_back` says that work stayed behind for want of a slot that is not reserved.
     """
 
     picks: list[Pick]
     clocks: dict[str, float]
     has_more: bool
-    helpers: dict[tuple[int, uuid.UUID], str] = field(default_factory=dict)
     is_held_back: bool = False
 
 
@@ -272,10 +271,9 @@ def _serve(
             if _has_head(share):
                 heapq.heappush(heap, (start, org_id, share))
             continue
-        pick = Pick(org_id, lane.lane_id, lane.ranks[lane.taken], lane.items[lane.taken])
-        decision.picks.append(pick)
-        if helper is not None:
-            decision.helpers[org_id, pick.item_id] = helper
+        decision.picks.append(
+            Pick(org_id, lane.lane_id, lane.ranks[lane.taken], lane.items[lane.taken], helper)
+        )
         lane.taken += 1
         slots -= 1
         decision.clocks[queue] = start

@@ -310,7 +310,7 @@ def _claimed(rows: Sequence[Record]) -> list[Claimed]:
 
 def _helped(claimed: list[Claimed], decision: Decision) -> list[Claimed]:
     """Set whose slot each has that other queues help."""
-    helpers = decision.helpers
+    helpers = {(one.org_id, one.item_id): one.helper for one in decision.picks if one.helper}
     if not helpers:
         return claimed
     return [
