@@ -67,7 +67,8 @@ class Settings(BaseSettings):
     )
     reserve: str = Field(
         "",
-        description="Slots of a queue that only orgs take that are not above their share: `queue:slots,…`.",
+        description="The last free slots of a queue, so many, that only orgs take that are not above their share: "
+        "`queue:slots,…`.",
     )
     processes: int = Field(
         1, description="How many worker processes to run, each with all the slots.", ge=1, le=256

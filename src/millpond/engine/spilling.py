@@ -17,7 +17,8 @@ class Spill:
     """Which queues' idle slots may execute work of which others, and which slots are not for everybody.
 
     `helps` names, by queue, the others that it helps, in order. A queue lends no slot unless it has `keep` free ones
-    beside it. `reserve` are slots of a queue for orgs that are not above their share there; they are not lent either.
+    beside it. `reserve` are the last free slots of a queue, for orgs that are not above their share there; they are
+    not lent either.
     """
 
     helps: Mapping[str, Sequence[str]] = field(default_factory=dict)
