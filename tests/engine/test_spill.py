@@ -21,6 +21,7 @@ from millpond.engine.registry import Flow
 from millpond.engine.slots import Slots
 from millpond.engine.spilling import Spill
 from millpond.engine.submit import submit
+from millpond.engine.worker import Worker
 
 HELPS = {"default": ["sql"]}
 
@@ -132,6 +133,31 @@ async def test_a_queue_without_slots_of_its_own_is_served_by_what_helps_it(pond:
         async with pond.db.org(pond.org_id) as con:
             found = {one.name: one for one in await list_queues(con, pond.org_id)}
         assert (found["sql"].workers, found["sql"].slots) == (1, 0)
+
+
+async def test_work_of_a_queue_that_is_only_helped_can_be_executed_alone(pond: Pond) -> None:
+    async def echo(ctx: Context, n: int) -> int:
+        return n
+
+    run_id = await pond.submit(pond.flow(echo, queue="sql"), 5)
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active)"
+            " select org_id, lane_id, queue, 'echo@1!', keys, offset_us, min_rank, true from arrival"
+        )
+    worker = Worker(
+        database=pond.engine_db,
+        engine_url=pond.urls.engine,
+        listen_url=pond.urls.engine,
+        flows=list(pond.registry.flows.values()),
+        slots={"default": 2},
+        spill=Spill(helps=HELPS),
+        alone=True,
+    )
+    async with asyncio.timeout(DEADLINE_S):
+        await worker.run(asyncio.Event())
+    assert worker.has_worked
+    assert (await pond.ended(run_id))["output"] == 5
 
 
 async def test_time_in_a_slot_that_was_lent_is_charged_in_the_queue_of_the_work() -> None:
