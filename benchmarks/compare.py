@@ -20,6 +20,7 @@ from benchmarks.suites import (
     accept,
     backlog,
     features,
+    noisy,
     pairs,
     rls,
     scale,
@@ -31,7 +32,9 @@ from benchmarks.systems import SYSTEMS
 from millpond.cli.loop import run_loop
 
 Suite = Callable[[Plan], Awaitable[list[Figure]]]
+# Of `noisy` the part that no peer takes part in; the other is measured in pairs.
 OWN: Mapping[str, Suite] = {
+    "noisy": noisy.measure,
     "accept": accept.measure,
     "tenants": tenants.measure,
     "scale": scale.measure,
@@ -41,7 +44,7 @@ OWN: Mapping[str, Suite] = {
     "backlog": backlog.measure,
     "steadiness": steadiness.measure,
 }
-SUITES = (*pairs.SUITES, *OWN)
+SUITES = tuple(dict.fromkeys((*pairs.SUITES, *OWN)))
 # What `make bench` measures; the others take minutes each: `make bench-long`.
 USUAL = (*pairs.SUITES, "accept", "tenants", "scale")
 

@@ -166,8 +166,11 @@ def admit(shares: Sequence[Share], free: Mapping[str, int], terms: Terms = AS_EV
     return decision
 
 
-def pass_over(shares: Sequence[Share], missed: Sequence[Pick]) -> None:
-    """Take back picks that could not be had: they leave their lanes, and nobody is charged."""
+def pass_over(shares: Sequence[Share], missed: Sequence[Pick], *, again: bool) -> None:
+    """Take back picks that could not be had: they leave their lanes, and nobody is charged.
+
+    Where it is decided `again`, lanes that found a room full try anew; else they stay under it.
+    """
     gone = {(pick.org_id, pick.item_id) for pick in missed}
     for share in shares:
         for lane in share.lanes:
@@ -184,7 +187,7 @@ def pass_over(shares: Sequence[Share], missed: Sequence[Pick]) -> None:
                 for room in lane.rooms:
                     room.left += lost
                     room.went -= lost
-    if gone:
+    if gone and again:
         for share in shares:
             for lane in share.lanes:
                 lane.full = None

@@ -7,7 +7,6 @@ waited for on disk: a lost claim is only claimed again.
 
 from __future__ import annotations
 
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -121,7 +120,7 @@ class Claimer:
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
         self.limits = Limiter(self._capabilities)
-        # Whether all that was ready had room at the last claim, so that it may be so again.
+        # Whether all that was ready had room at the last claim, with some to spare, so that it may be so again.
         self._is_calm = True
 
     async def claim(
@@ -143,7 +142,9 @@ class Claimer:
         except BaseException:
             self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
             raise
-        self._is_calm = not has_more
+        got = Counter([one.queue for one in claimed])
+        anyones = terms.unreserved(free).items()
+        self._is_calm = not has_more and all(got[queue] < slots for queue, slots in anyones)
         return claimed, has_more
 
     async def _decide(self, free: Mapping[str, int], terms: Terms) -> tuple[list[Claimed], bool]:
@@ -184,7 +185,7 @@ class Claimer:
         most = terms.most(free)
         orgs = {queue: min(slots, _MAX_ORGS) for queue, slots in most.items()}
         queues = list(orgs)
-        limits, began = self.limits, time.monotonic()
+        limits = self.limits
         async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
             if limits.is_on and not await limits.open(con, queues):
                 return None
@@ -218,7 +219,7 @@ class Claimer:
                 await _step_back(con, missed)
             if limits.is_on:
                 await limits.close(con, shares)
-                claimed = _timed(claimed, limits.paced(shares), began + _LATE_S)
+                claimed = _timed(claimed, limits.paced(shares), limits.began + _LATE_S)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
         is_idle = not (decision.picks or missed or decision.is_held_back)
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
@@ -238,7 +239,7 @@ class Claimer:
         claimed: list[Claimed] = []
         missed: list[Pick] = []
         left = dict(free)
-        for _ in range(_ROUNDS):
+        for nth in range(1, _ROUNDS + 1):
             decision = admit(shares, left, terms)
             whole.picks += decision.picks
             whole.clocks |= decision.clocks
@@ -250,7 +251,7 @@ class Claimer:
             taken = {(one.lease.org_id, one.lease.item_id) for one in got}
             skipped = [one for one in decision.picks if (one.org_id, one.item_id) not in taken]
             missed += skipped
-            pass_over(shares, skipped)
+            pass_over(shares, skipped, again=nth < _ROUNDS)
             for one in got:
                 left[one.helper or one.queue] -= 1
         return whole, claimed, missed
