@@ -106,6 +106,7 @@ ENGINE = [
     "limiting",
     "rulebook",
     "counting",
+    "spilling",
     "admission",
     "why",
     "ceilings",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from millpond.engine.rules import Kind, Rule, Rules, parse_key
 from millpond.engine.simulated import figures, jain, max_min, waits
 from millpond.engine.simulating import Load, Outcome, Work, simulate
+from millpond.engine.spilling import Spill
 
 NOISY = Scene(orgs=60, runs=12_000, slots=16, workers=2, load=1.5, noisy=3, noise=30.0, seed=7)
 
@@ -270,3 +271,65 @@ def test_jains_index_and_waits_of_nothing_and_of_one() -> None:
     assert Counter(figures(Load(), Outcome(starts_s=array("d")), [{QUEUE: 1}]).slots_share) == {
         QUEUE: 0.0
     }
+
+
+HELPS = {"default": ["llm"]}
+spills = st.sampled_from(
+    [
+        Spill(helps=HELPS),
+        Spill(helps={"default": ["llm"], "llm": ["default"]}, keep={"default": 1}),
+        Spill(helps={"llm": ["default"]}, reserve={"llm": 1}),
+        Spill(reserve={"default": 1, "llm": 1}),
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(loads, limits, st.lists(st.integers(2, 4), min_size=1, max_size=2), spills)
+def test_what_spills_is_served_to_its_end_in_the_slots_that_there_are(
+    load: Load, rules: list[Rule], slots: list[int], spill: Spill
+) -> None:
+    workers = [{"default": one, "llm": one} for one in slots]
+    outcome = simulate(load, workers, rules=Rules.of(rules), spill=spill)
+    assert not any(math.isnan(start_s) for start_s in outcome.starts_s)
+    assert _most_at_once(load, outcome, dict.fromkeys(load.works, True)) <= 2 * sum(slots)
+    for queue in {"default", "llm"}.difference(*spill.helps.values()):
+        of = {one: one.queue == queue for one in load.works}
+        assert _most_at_once(load, outcome, of) <= sum(slots)
+
+
+def test_a_surge_has_the_idle_slots_of_a_queue_that_helps_and_own_work_the_next_free_one() -> None:
+    load = Load(
+        works=[
+            Work(org_id=1, queue="llm", capability="a@1"),
+            Work(org_id=2, queue="default", capability="a@1"),
+        ]
+    )
+    for _ in range(16):
+        load.add(0.0, 10.0, 0)
+    load.add(1.0, 10.0, 1)
+    slots = [{"default": 6, "llm": 2}]
+    alone, helped = simulate(load, slots), simulate(load, slots, spill=Spill(helps=HELPS))
+    kept = simulate(load, slots, spill=Spill(helps=HELPS, keep={"default": 1}))
+    assert alone.until_s == pytest.approx(80, abs=0.5)
+    assert helped.until_s == pytest.approx(30, abs=0.5)
+    assert [out.starts_s[16] for out in (alone, helped, kept)] == pytest.approx(
+        [1.0, 10.0, 1.0], abs=0.1
+    )
+
+
+def test_an_org_alone_leaves_reserved_slots_to_one_that_comes() -> None:
+    load = Load(
+        works=[
+            Work(org_id=1, queue="default", capability="a@1"),
+            Work(org_id=2, queue="default", capability="a@1"),
+        ]
+    )
+    for _ in range(20):
+        load.add(0.0, 10.0, 0)
+    load.add(1.0, 10.0, 1)
+    slots = [{"default": 5}]
+    first, later = simulate(load, slots), simulate(load, slots, spill=Spill(reserve={"default": 1}))
+    assert [out.starts_s[20] for out in (first, later)] == pytest.approx([10.0, 1.0], abs=0.1)
+    # While the other's run is in one slot, the last free one is kept for a third.
+    assert later.until_s == pytest.approx(51, abs=0.5)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import heapq
 import uuid
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, nan
 
-from millpond.engine.admission import Lane, Share, admit
+from millpond.engine.admission import Lane, Share, Terms, admit
 from millpond.engine.estimates import Estimates
 from millpond.engine.lanes import offset_us
 from millpond.engine.rules import RoomId, Rules
+from millpond.engine.spilling import Spill
 from millpond.engine.standing import Line, Standing
 
 # As in the product: what a claim reads at most, and how soon a worker claims after a slot is free.
@@ -91,6 +93,7 @@ class _Share:
 class _Worker:
     total: dict[str, int]
     free: dict[str, int]
+    spill: Spill
     backlogged: set[str] = field(default_factory=set)
     estimates: Estimates = field(default_factory=Estimates)
     claim_s: float = inf
@@ -104,13 +107,45 @@ class _Worker:
 
     def freed(self, queue: str, now_s: float) -> None:
         """Claim again soon where more was waiting than there was room for: the sooner, the more slots are free."""
-        if queue not in self.backlogged:
+        if queue not in self.backlogged and not self.lends(queue):
             return
         free, total = self.free[queue], self.total[queue]
         if 4 * free >= total:
             self.claim_by(now_s)
         else:
             self.claim_by(now_s + _GATHER_S * (1 if _MANY * free >= total else _PATIENCE))
+
+    def lends(self, queue: str) -> bool:
+        """Whether a queue has slots to lend to others that may have more work than they have room for."""
+        helped = self.spill.helps.get(queue, ())
+        return self.has_idle(queue) and not self.backlogged.isdisjoint(helped)
+
+    def has_idle(self, queue: str) -> bool:
+        """Whether a queue has a slot to lend."""
+        return self.free[queue] > self.spill.kept(queue)
+
+    def has_slot(self, queue: str, reserved: int = 0) -> bool:
+        """Whether work of a queue may have a slot beyond what is reserved."""
+        return self.free.get(queue, 0) > reserved or any(
+            queue in helped and self.has_idle(helper) for helper, helped in self.spill.helps.items()
+        )
+
+    def note(
+        self, wanted: Mapping[str, int], terms: Terms, took: Sequence[tuple[str, str | None]]
+    ) -> None:
+        """Remember which queues had no more room and so may have more work waiting, as `slots` does."""
+        own = Counter([queue for queue, helper in took if helper is None])
+        lent = Counter([helper for _, helper in took if helper is not None])
+        for queue, slots in wanted.items():
+            if own[queue] < slots - terms.reserved.get(queue, 0):
+                self.backlogged.discard(queue)
+            else:
+                self.backlogged.add(queue)
+        for queue, helped in terms.helps.items():
+            if lent[queue] < wanted[queue] - own[queue] - terms.kept.get(queue, 0):
+                self.backlogged.difference_update(helped)
+            else:
+                self.backlogged.update(helped)
 
 
 def simulate(
@@ -119,9 +154,10 @@ def simulate(
     *,
     rules: Rules | None = None,
     weights: Mapping[int, float] | None = None,
+    spill: Spill | None = None,
 ) -> Outcome:
     """Let runs arrive and workers (slots by queue) serve them until nothing more can go."""
-    return _Simulation(load, workers, rules or Rules(), weights or {}).run()
+    return _Simulation(load, workers, rules or Rules(), weights or {}, spill or Spill()).run()
 
 
 class _Simulation:
@@ -131,9 +167,10 @@ class _Simulation:
         workers: Sequence[Mapping[str, int]],
         rules: Rules,
         weights: Mapping[int, float],
+        spill: Spill,
     ) -> None:
         self._load = load
-        self._workers = [_Worker(dict(slots), dict(slots)) for slots in workers]
+        self._workers = [_Worker(dict(slots), dict(slots), _of(spill, slots)) for slots in workers]
         self._rules = rules
         self._weights = weights
         self._standing = Standing(rules)
@@ -144,7 +181,7 @@ class _Simulation:
         self._shares: dict[tuple[str, int], _Share] = {}
         self._orders: dict[str, list[tuple[float, int]]] = {}
         self._clocks: dict[str, float] = {}
-        self._ends: list[tuple[float, int, int]] = []
+        self._ends: list[tuple[float, int, int, str]] = []
         self._out = Outcome(starts_s=array("d", [nan]) * len(load))
 
     def run(self) -> Outcome:
@@ -183,8 +220,8 @@ class _Simulation:
         if not line.is_active:
             self._activate(line)
         queue = line.queue
-        idle = max(self._workers, key=lambda one: one.free.get(queue, 0))
-        if idle.free.get(queue, 0) > 0:
+        idle = max(self._workers, key=lambda one: (one.free.get(queue, 0), one.has_slot(queue)))
+        if idle.has_slot(queue):
             idle.claim_by(self._now_s)
 
     def _line(self, work: Work) -> Line:
@@ -218,15 +255,15 @@ class _Simulation:
         order = self._orders.setdefault(share.queue, [])
         heapq.heappush(order, (share.virtual_s, share.org_id))
 
-    def _end(self, run: int, nth_worker: int) -> None:
+    def _end(self, run: int, nth_worker: int, queue: str) -> None:
         line = self._line_of[self._load.work[run]]
         assert line is not None
         worker = self._workers[nth_worker]
-        worker.free[line.queue] += 1
+        worker.free[queue] += 1
         worker.estimates.learn(line.capability, self._load.service_s[run])
         self._out.until_s = self._now_s
         self._standing.leave(line, self._now_s)
-        worker.freed(line.queue, self._now_s)
+        worker.freed(queue, self._now_s)
         if self._standing.has_parked:
             worker.claim_by(self._now_s + _GATHER_S)
             for other in self._workers:
@@ -238,28 +275,33 @@ class _Simulation:
         if not wanted:
             return
         self._out.claims += 1
-        for line in self._standing.begin(round(self._now_s * 1e6), wanted):
+        terms = worker.spill.terms(worker.free, wanted)
+        most = terms.most(wanted)
+        for line in self._standing.begin(round(self._now_s * 1e6), most):
             self._activate(line)
-        read = self._read(worker, wanted)
-        got = dict.fromkeys(wanted, 0)
+        read = self._read(worker, most)
+        took: list[tuple[str, str | None]] = []
         if read:
-            decision = admit([share for _, share in read], wanted)
+            unread = {queue for queue in most if self._orders.get(queue)}
+            terms = replace(terms, clocks=self._clocks, unread=unread)
+            decision = admit([share for _, share in read], wanted, terms)
             for queue, clock_s in decision.clocks.items():
                 self._clocks[queue] = max(self._clocks.get(queue, 0.0), clock_s)
-            if not decision.picks:
+            if not decision.picks and not decision.is_held_back:
                 worker.claim_by(self._now_s)  # what was found full may leave room to others
             nth = self._workers.index(worker)
             for pick in decision.picks:
                 line = self._lines[pick.lane_id]
-                got[line.queue] += 1
-                self._start(line, worker, nth)
+                took.append((line.queue, pick.helper))
+                self._start(line, worker, nth, pick.helper or line.queue)
             for one, share in read:
                 self._settle(one, share)
         due_us = self._standing.end()
         if due_us is not None:
             for each in self._workers:
                 each.claim_by(due_us / 1e6)
-        self._note(worker, wanted, got)
+        worker.note(wanted, terms, took)
+        self._go_on(most)
 
     def _read(self, worker: _Worker, wanted: Mapping[str, int]) -> list[tuple[_Share, Share]]:
         """Take the orgs that come first out of their queues' orders, with the heads of their lanes."""
@@ -302,11 +344,13 @@ class _Simulation:
             rooms=self._standing.rooms(line) if line.places else (),
         )
 
-    def _start(self, line: Line, worker: _Worker, nth_worker: int) -> None:
+    def _start(self, line: Line, worker: _Worker, nth_worker: int, queue: str) -> None:
         run = line.waiting.popleft()
         self._out.starts_s[run] = self._now_s
-        worker.free[line.queue] -= 1
-        heapq.heappush(self._ends, (self._now_s + self._load.service_s[run], run, nth_worker))
+        worker.free[queue] -= 1
+        heapq.heappush(
+            self._ends, (self._now_s + self._load.service_s[run], run, nth_worker, queue)
+        )
         self._standing.take(line, self._now_s)
 
     def _settle(self, one: _Share, share: Share) -> None:
@@ -322,17 +366,22 @@ class _Simulation:
         if one.lines:
             self._queue_up(one)
 
-    def _note(self, worker: _Worker, wanted: Mapping[str, int], got: Mapping[str, int]) -> None:
+    def _go_on(self, queues: Iterable[str]) -> None:
         """Claim on where more waits than this claim took."""
-        for queue, slots in wanted.items():
-            if got[queue] < slots:
-                worker.backlogged.discard(queue)
-            else:
-                worker.backlogged.add(queue)
+        for queue in queues:
             if self._orders.get(queue):
                 for one in self._workers:
-                    if one.free.get(queue, 0) > 0:
+                    if one.has_slot(queue, one.spill.reserve.get(queue, 0)):
                         one.claim_by(self._now_s)
+
+
+def _of(spill: Spill, slots: Mapping[str, int]) -> Spill:
+    """Return what of it is about a worker's own slots."""
+    return Spill(
+        helps={queue: helped for queue, helped in spill.helps.items() if queue in slots},
+        keep=spill.keep,
+        reserve=spill.reserve,
+    )
 
 
 def _claim_s(worker: _Worker) -> float:
