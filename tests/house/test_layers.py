@@ -112,6 +112,7 @@ ENGINE = [
     "queues",
     "recorded",
     "lanes",
+    "charges",
     "estimates",
     "targets",
     "gathering",

@@ -1,8 +1,8 @@
 """Simulating: what the admission makes of given arrivals, on a virtual clock. Pure: no I/O, no clock.
 
 Called by the command `limits simulate` and by `benchmarks.simulate`. Invariant: who goes, who is parked and who is
-woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of the product; here are only time, slots
-and what the product keeps in tables.
+woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of the product, and who is charged what by
+`charges`; here are only time, slots and what the product keeps in tables.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from itertools import islice
 from math import inf, nan
 
 from millpond.engine.admission import Lane, Share, admit
+from millpond.engine.charges import EVERY_S, Charges, Use
 from millpond.engine.estimates import Estimates
 from millpond.engine.lanes import offset_us
 from millpond.engine.rules import RoomId, Rules
@@ -78,12 +79,13 @@ class Outcome:
 
 @dataclass(eq=False, slots=True)
 class _Share:
-    """An org in a queue; it stands in the queue's order once, while it has active lanes."""
+    """An org in a queue; it stands in the queue's order while it has active lanes, once with its `stamp`."""
 
     org_id: int
     queue: str
     weight: float
     virtual_s: float = 0.0
+    stamp: int = 0
     lines: dict[int, Line] = field(default_factory=dict)
 
 
@@ -93,6 +95,7 @@ class _Worker:
     free: dict[str, int]
     backlogged: set[str] = field(default_factory=set)
     estimates: Estimates = field(default_factory=Estimates)
+    charges: Charges = field(default_factory=Charges)
     claim_s: float = inf
 
     def claim_by(self, at_s: float) -> None:
@@ -142,24 +145,29 @@ class _Simulation:
         self._line_of: list[Line | None] = [None] * len(load.works)
         self._by_work: dict[Work, Line] = {}
         self._shares: dict[tuple[str, int], _Share] = {}
-        self._orders: dict[str, list[tuple[float, int]]] = {}
+        self._orders: dict[str, list[tuple[float, int, int]]] = {}
         self._clocks: dict[str, float] = {}
         self._ends: list[tuple[float, int, int]] = []
+        self._uses: dict[int, Use] = {}
+        self._settle_s = inf
         self._out = Outcome(starts_s=array("d", [nan]) * len(load))
 
     def run(self) -> Outcome:
-        """Go from event to event; at one time ends come first, then arrivals, then claims."""
+        """Go from event to event; at one time ends come first, then what is owed, arrivals, claims."""
         at_s, ends, workers = self._load.at_s, self._ends, self._workers
         nth, count = 0, len(self._load)
         while True:
             arrival_s = at_s[nth] if nth < count else inf
             end_s = ends[0][0] if ends else inf
             claimer = min(workers, key=_claim_s) if len(workers) > 1 else workers[0]
-            if end_s <= arrival_s and end_s <= claimer.claim_s:
+            if end_s <= min(arrival_s, claimer.claim_s, self._settle_s):
                 if end_s == inf:
                     break
                 self._now_s = end_s
                 self._end(*heapq.heappop(ends)[1:])
+            elif self._settle_s <= min(arrival_s, claimer.claim_s):
+                self._now_s = self._settle_s
+                self._charge()
             elif arrival_s <= claimer.claim_s:
                 self._now_s = arrival_s
                 self._arrive(nth)
@@ -216,13 +224,36 @@ class _Simulation:
 
     def _queue_up(self, share: _Share) -> None:
         order = self._orders.setdefault(share.queue, [])
-        heapq.heappush(order, (share.virtual_s, share.org_id))
+        share.stamp += 1
+        heapq.heappush(order, (share.virtual_s, share.org_id, share.stamp))
+
+    def _first(self, queue: str) -> _Share | None:
+        """Take the org that comes first out of a queue's order; places that it has left since count nothing."""
+        order = self._orders.get(queue)
+        while order:
+            _, org_id, stamp = heapq.heappop(order)
+            share = self._shares[queue, org_id]
+            if share.stamp == stamp:
+                return share
+        return None
+
+    def _charge(self) -> None:
+        """Move orgs by what they used beyond what their claims were charged, or less, as workers do."""
+        for worker in self._workers:
+            for (org_id, queue), owed_s in worker.charges.take(self._now_s).items():
+                share = self._shares[queue, org_id]
+                share.virtual_s += owed_s / share.weight
+                if share.lines:
+                    self._queue_up(share)
+        is_idle = all(worker.charges.is_idle for worker in self._workers)
+        self._settle_s = inf if is_idle else self._now_s + EVERY_S
 
     def _end(self, run: int, nth_worker: int) -> None:
         line = self._line_of[self._load.work[run]]
         assert line is not None
         worker = self._workers[nth_worker]
         worker.free[line.queue] += 1
+        worker.charges.end(self._uses.pop(run), self._load.service_s[run])
         worker.estimates.learn(line.capability, self._load.service_s[run])
         self._out.until_s = self._now_s
         self._standing.leave(line, self._now_s)
@@ -265,13 +296,11 @@ class _Simulation:
         """Take the orgs that come first out of their queues' orders, with the heads of their lanes."""
         read: list[tuple[_Share, Share]] = []
         for queue, slots in wanted.items():
-            order = self._orders.get(queue)
-            if not order:
+            members: list[_Share] = []
+            while len(members) < min(slots, _MAX_ORGS) and (first := self._first(queue)):
+                members.append(first)
+            if not members:
                 continue
-            members = [
-                self._shares[queue, heapq.heappop(order)[1]]
-                for _ in range(min(slots, _MAX_ORGS, len(order)))
-            ]
             depth = max(2, min(_DEEPEST, slots + 1, 2 * -(-slots // len(members))))
             read += [(one, self._share(one, worker.estimates, depth)) for one in members]
         return read
@@ -307,6 +336,9 @@ class _Simulation:
         self._out.starts_s[run] = self._now_s
         worker.free[line.queue] -= 1
         heapq.heappush(self._ends, (self._now_s + self._load.service_s[run], run, nth_worker))
+        estimate_s = worker.estimates.estimate_s(line.capability)
+        self._uses[run] = worker.charges.begin(line.org_id, line.queue, estimate_s, self._now_s)
+        self._settle_s = min(self._settle_s, self._now_s + EVERY_S)
         self._standing.take(line, self._now_s)
 
     def _settle(self, one: _Share, share: Share) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from millpond.engine.charging import Charges, Use
+from millpond.engine.charges import Charges, Use
 from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
 
