@@ -108,6 +108,7 @@ ENGINE = [
     "counting",
     "admission",
     "why",
+    "saturation",
     "ceilings",
     "queues",
     "recorded",
