@@ -248,9 +248,7 @@ def test_an_org_with_long_runs_gets_no_more_time_than_one_with_short_runs(
 def test_what_is_under_way_is_charged_before_it_ends() -> None:
     """An org that has three slots of four for half a minute does not get the fourth as well."""
     longs, shorts = (Work(org_id=org_id, queue=QUEUE, capability="a@1") for org_id in (1, 2))
-    load = _load(
-        [(0.0, 30.0, longs)] * 3 + [(1.0, 30.0, longs)] * 9 + [(0.0, 0.1, shorts)] * 400
-    )
+    load = _load([(0.0, 30.0, longs)] * 3 + [(1.0, 30.0, longs)] * 9 + [(0.0, 0.1, shorts)] * 400)
     outcome = simulate(load, [{QUEUE: 4}])
     began = sorted(
         start_s
@@ -259,6 +257,37 @@ def test_what_is_under_way_is_charged_before_it_ends() -> None:
     )
     assert max(later - sooner for sooner, later in pairwise(began)) < 0.2
     assert began[-1] > 29.0
+
+
+def test_an_org_that_was_idle_gets_no_credit_for_that_time() -> None:
+    one, late = (Work(org_id=org_id, queue=QUEUE, capability="a@1") for org_id in (1, 2))
+    load = _load([(0.0, 0.2, one)] * 2000 + [(50.0, 0.2, late)] * 1000)
+    outcome = simulate(load, [{QUEUE: 4}])
+    bound_s = 5 * (0.2 + 0.2) + 4 * EVERY_S
+    for until_s in (51.0, 55.0, 70.0):
+        had_s = _had_s(load, outcome, 1, until_s) - _had_s(load, outcome, 1, 50.0)
+        assert abs(had_s - _had_s(load, outcome, 2, until_s)) <= bound_s
+    assert _had_s(load, outcome, 2, 51.0) > 0
+
+
+def test_spreading_over_flows_and_keys_gains_nothing() -> None:
+    plain = Work(org_id=1, queue=QUEUE, capability="a@1")
+    spread = [
+        Work(
+            org_id=2,
+            queue=QUEUE,
+            capability=f"f{nth % 20}@1",
+            keys=(f"ticket:{nth}",),
+            priority=nth % 3,
+        )
+        for nth in range(200)
+    ]
+    load = _load([(0.0, 0.2, work) for work in spread * 5] + [(0.0, 0.2, plain)] * 1000)
+    outcome = simulate(load, [{QUEUE: 4}])
+    bound_s = 5 * (0.2 + 0.2) + 4 * EVERY_S
+    for until_s in (5.0, 20.0, 80.0):
+        gap_s = _had_s(load, outcome, 1, until_s) - _had_s(load, outcome, 2, until_s)
+        assert abs(gap_s) <= bound_s
 
 
 def test_noisy_orgs_do_not_degrade_quiet_ones_and_one_line_for_all_would() -> None:
