@@ -270,6 +270,17 @@ def test_an_org_that_was_idle_gets_no_credit_for_that_time() -> None:
     assert _had_s(load, outcome, 2, 51.0) > 0
 
 
+def test_nobody_starts_behind_time_that_was_charged_and_not_used() -> None:
+    """By what the flow took before an org is charged minutes, and given them back; then another comes."""
+    slow, quick, late = (Work(org_id=org_id, queue=QUEUE, capability="a@1") for org_id in (1, 2, 3))
+    load = _load([(0.0, 30.0, slow)] + [(40.0, 0.01, quick)] * 2000 + [(40.4, 0.01, late)] * 2000)
+    outcome = simulate(load, [{QUEUE: 2}])
+    before_s = _had_s(load, outcome, 2, 40.4)
+    for until_s in (42.0, 44.0, 48.0):
+        had_s = _had_s(load, outcome, 2, until_s) - before_s
+        assert abs(had_s - _had_s(load, outcome, 3, until_s)) <= 1.0
+
+
 def test_spreading_over_flows_and_keys_gains_nothing() -> None:
     plain = Work(org_id=1, queue=QUEUE, capability="a@1")
     spread = [

@@ -240,13 +240,31 @@ class _Simulation:
     def _charge(self) -> None:
         """Move orgs by what they used beyond what their claims were charged, or less, as workers do."""
         for worker in self._workers:
+            ahead: list[_Share] = []
             for (org_id, queue), owed_s in worker.charges.take(self._now_s).items():
                 share = self._shares[queue, org_id]
+                if owed_s < 0 and share.virtual_s >= self._clocks.get(queue, inf):
+                    ahead.append(share)
                 share.virtual_s += owed_s / share.weight
                 if share.lines:
                     self._queue_up(share)
+            for queue in dict.fromkeys(share.queue for share in ahead):
+                self._take_back(queue, [one.virtual_s for one in ahead if one.queue == queue])
         is_idle = all(worker.charges.is_idle for worker in self._workers)
         self._settle_s = inf if is_idle else self._now_s + EVERY_S
+
+    def _take_back(self, queue: str, given_s: list[float]) -> None:
+        """Take a clock back that was pushed on by what is given back, as far as no org that waits was charged more."""
+        clock_s = self._clocks[queue]
+        if max(given_s) >= clock_s:
+            return
+        latest_s = max(given_s)
+        for share in self._shares.values():
+            if share.queue == queue and share.lines:
+                if share.virtual_s >= clock_s:
+                    return
+                latest_s = max(latest_s, share.virtual_s)
+        self._clocks[queue] = latest_s
 
     def _end(self, run: int, nth_worker: int) -> None:
         line = self._line_of[self._load.work[run]]
