@@ -278,7 +278,7 @@ def test_nobody_starts_behind_time_that_was_charged_and_not_used() -> None:
     before_s = _had_s(load, outcome, 2, 40.4)
     for until_s in (42.0, 44.0, 48.0):
         had_s = _had_s(load, outcome, 2, until_s) - before_s
-        assert abs(had_s - _had_s(load, outcome, 3, until_s)) <= 1.0
+        assert abs(had_s - _had_s(load, outcome, 3, until_s)) <= 2.0
 
 
 def test_spreading_over_flows_and_keys_gains_nothing() -> None:
