@@ -46,6 +46,11 @@ def over(peer: str) -> str:
     return f"{OURS} / {peer}"
 
 
+def limited(keys: str) -> str:
+    """Name the ratio of a drain with so many limited keys on every run to one with a single one."""
+    return f"{keys} over one"
+
+
 DRAIN = "drain of no-op runs"
 STEPS = "three durable steps"
 IDLE_P50 = "idle dispatch, p50"
@@ -62,6 +67,8 @@ NOISY_ALONE = "A's rate, without B"
 NOISY_KEPT = "A's rate with B over without"
 NOISY_LONG_P99 = "B's wait beside runs of 1 to 3 s, p99"
 NOISY_GAP = "long against short runs, difference over bound"
+BLOCKED_RATE = "drain beside blocked lanes over drain without"
+BLOCKED_CLAIM = "claim p99, beside blocked lanes over without"
 BARE = "bare endpoint"
 ACCEPT = "accept over HTTP"
 ACCEPT_BESIDE = "accept over HTTP beside a drain"
@@ -84,6 +91,9 @@ BARS = (
     Bar(suite="accept", figure=f"{ACCEPT}, p99", system=over(BARE), bound=2.0, side="most"),
     Bar(suite="accept", figure=f"{ACCEPT_BESIDE}, p99", system=over(BARE), bound=4.0, side="most"),
     Bar(suite="tenants", figure="many orgs over one", bound=0.8),
+    Bar(suite="limits", figure=limited("3 limited keys"), bound=0.8),
+    Bar(suite="blocked", figure=BLOCKED_RATE, bound=0.85),
+    Bar(suite="blocked", figure=BLOCKED_CLAIM, bound=2.0, side="most"),
     Bar(suite="backlog", figure="deep over shallow", bound=0.8),
     Bar(suite="backlog", figure="claim p99, deep over shallow", bound=2.0, side="most"),
     Bar(suite="steadiness", figure="last over first", bound=0.9),

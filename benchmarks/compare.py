@@ -19,7 +19,9 @@ from benchmarks.plan import Plan
 from benchmarks.suites import (
     accept,
     backlog,
+    blocked_lanes,
     features,
+    limits,
     noisy,
     pairs,
     rls,
@@ -38,6 +40,8 @@ OWN: Mapping[str, Suite] = {
     "accept": accept.measure,
     "tenants": tenants.measure,
     "scale": scale.measure,
+    "limits": limits.measure,
+    "blocked": blocked_lanes.measure,
     "features": features.measure,
     "rls": rls.measure,
     "waiting": waiting.measure,
@@ -46,7 +50,7 @@ OWN: Mapping[str, Suite] = {
 }
 SUITES = tuple(dict.fromkeys((*pairs.SUITES, *OWN)))
 # What `make bench` measures; the others take minutes each: `make bench-long`.
-USUAL = (*pairs.SUITES, "accept", "tenants", "scale")
+USUAL = (*pairs.SUITES, "accept", "tenants", "scale", "limits", "blocked")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -177,6 +177,12 @@ async def burn(ctx: Context, data: dict[str, str]) -> int:
     return await ctx.step("burn", _burn)
 
 
+@flow("bench.holder", registry=REGISTRY)
+async def holder(ctx: Context, data: dict[str, str]) -> None:
+    """Hold a slot, and a place under every key that the run has, for a day."""
+    await asyncio.sleep(A_DAY_S)
+
+
 @flow("bench.sleeper", registry=REGISTRY)
 async def sleeper(ctx: Context, data: dict[str, str]) -> None:
     """Sleep for a day."""

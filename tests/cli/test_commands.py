@@ -133,6 +133,8 @@ def test_limits_are_set_listed_and_removed(cli, cli_json):
     listed = cli("limits", "list").stdout
     for part in ("2 at once", "60 in 60 s, 1 at once", "org:*×model:mini", "platform"):
         assert part in listed
+    assert "org" in cli("limits", "saturation").stdout
+    assert cli_json("limits", "saturation")["data"][0]["of"] == "org"
     assert cli("limits", "set", "model:mini").exit_code != 0
     assert cli("limits", "remove", "model:mini", "--rate").stdout == "model:mini: removed\n"
     assert cli("limits", "remove", "model:mini").exit_code == 0

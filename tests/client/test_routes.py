@@ -67,6 +67,7 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "WorkerOut": models_control.Worker,
     "LimitOut": models_control.Limit,
     "RecordedRun": models_control.RecordedRun,
+    "SaturationOut": models_control.Saturation,
     "WhyOut": models_control.Why,
     "WhyReason": models_control.WhyReason,
     "ScheduleOut": models_calendar.Schedule,

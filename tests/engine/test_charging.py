@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Pond
 
-from millpond.engine.charging import EVERY_S, Charges, settle
+from millpond.engine.charges import EVERY_S, Charges
+from millpond.engine.charging import settle
 from millpond.engine.submit import submit
 
 LONG_S, SHORT_S = 0.1, 0.01

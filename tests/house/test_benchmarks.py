@@ -19,9 +19,10 @@ from benchmarks.flows import Nap, nap
 from benchmarks.ground import PAYLOAD
 from benchmarks.peers import wire
 from benchmarks.plan import Plan
-from benchmarks.suites import accept, features, pairs
+from benchmarks.suites import accept, blocked_lanes, features, limits, pairs
 from benchmarks.systems import SYSTEMS
 
+from millpond.engine.limiting import Limiter
 from millpond.engine.registry import Flow
 from millpond.types import Intent
 
@@ -225,6 +226,27 @@ async def test_a_suite_of_our_own_runs_and_has_the_figures_of_its_bars(suite):
     figures, _ = await compare.measure(TINY, [suite])
     check(figures, {suite})
     assert OURS in {figure.system for figure in figures}
+
+
+@pytest.mark.slow
+async def test_lanes_are_blocked_throughout():
+    figures = {one.figure: one for one in await blocked_lanes.measure(TINY)}
+    assert figures["lanes still parked at the end"].runs == [TINY.runs(blocked_lanes.LANES)]
+
+
+@pytest.mark.slow
+async def test_what_is_measured_of_limits_is_that_many_on_every_run(monkeypatch):
+    met = set()
+    rooms = Limiter.rooms
+
+    def meet(self, row):
+        found = rooms(self, row)
+        met.add(len(found))
+        return found
+
+    monkeypatch.setattr(Limiter, "rooms", meet)
+    await limits.measure(TINY)
+    assert met - {0} == {1, 3, 6}
 
 
 async def test_the_quick_benchmark_runs():

@@ -1,8 +1,8 @@
 """Simulating: what the admission makes of given arrivals, on a virtual clock. Pure: no I/O, no clock.
 
 Called by the command `limits simulate` and by `benchmarks.simulate`. Invariant: who goes, who is parked and who is
-woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of the product; here are only time, slots
-and what the product keeps in tables.
+woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of the product, and who is charged what by
+`charges`; here are only time, slots and what the product keeps in tables.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from itertools import islice
 from math import inf, nan
 
 from millpond.engine.admission import Lane, Share, Terms, admit
+from millpond.engine.charges import EVERY_S, Charges, Use
 from millpond.engine.estimates import Estimates
 from millpond.engine.lanes import offset_us
 from millpond.engine.rules import RoomId, Rules
@@ -80,12 +81,13 @@ class Outcome:
 
 @dataclass(eq=False, slots=True)
 class _Share:
-    """An org in a queue; it stands in the queue's order once, while it has active lanes."""
+    """An org in a queue; it stands in the queue's order while it has active lanes, once with its `stamp`."""
 
     org_id: int
     queue: str
     weight: float
     virtual_s: float = 0.0
+    stamp: int = 0
     lines: dict[int, Line] = field(default_factory=dict)
 
 
@@ -96,6 +98,7 @@ class _Worker:
     spill: Spill
     backlogged: set[str] = field(default_factory=set)
     estimates: Estimates = field(default_factory=Estimates)
+    charges: Charges = field(default_factory=Charges)
     claim_s: float = inf
 
     def claim_by(self, at_s: float) -> None:
@@ -179,24 +182,29 @@ class _Simulation:
         self._line_of: list[Line | None] = [None] * len(load.works)
         self._by_work: dict[Work, Line] = {}
         self._shares: dict[tuple[str, int], _Share] = {}
-        self._orders: dict[str, list[tuple[float, int]]] = {}
+        self._orders: dict[str, list[tuple[float, int, int]]] = {}
         self._clocks: dict[str, float] = {}
         self._ends: list[tuple[float, int, int, str]] = []
+        self._uses: dict[int, Use] = {}
+        self._settle_s = inf
         self._out = Outcome(starts_s=array("d", [nan]) * len(load))
 
     def run(self) -> Outcome:
-        """Go from event to event; at one time ends come first, then arrivals, then claims."""
+        """Go from event to event; at one time ends come first, then what is owed, arrivals, claims."""
         at_s, ends, workers = self._load.at_s, self._ends, self._workers
         nth, count = 0, len(self._load)
         while True:
             arrival_s = at_s[nth] if nth < count else inf
             end_s = ends[0][0] if ends else inf
             claimer = min(workers, key=_claim_s) if len(workers) > 1 else workers[0]
-            if end_s <= arrival_s and end_s <= claimer.claim_s:
+            if end_s <= min(arrival_s, claimer.claim_s, self._settle_s):
                 if end_s == inf:
                     break
                 self._now_s = end_s
                 self._end(*heapq.heappop(ends)[1:])
+            elif self._settle_s <= min(arrival_s, claimer.claim_s):
+                self._now_s = self._settle_s
+                self._charge()
             elif arrival_s <= claimer.claim_s:
                 self._now_s = arrival_s
                 self._arrive(nth)
@@ -253,13 +261,54 @@ class _Simulation:
 
     def _queue_up(self, share: _Share) -> None:
         order = self._orders.setdefault(share.queue, [])
-        heapq.heappush(order, (share.virtual_s, share.org_id))
+        share.stamp += 1
+        heapq.heappush(order, (share.virtual_s, share.org_id, share.stamp))
+
+    def _first(self, queue: str) -> _Share | None:
+        """Take the org that comes first out of a queue's order; places that it has left since count nothing."""
+        order = self._orders.get(queue)
+        while order:
+            _, org_id, stamp = heapq.heappop(order)
+            share = self._shares[queue, org_id]
+            if share.stamp == stamp:
+                return share
+        return None
+
+    def _charge(self) -> None:
+        """Move orgs by what they used beyond what their claims were charged, or less, as workers do."""
+        for worker in self._workers:
+            ahead: list[_Share] = []
+            for (org_id, queue), owed_s in worker.charges.take(self._now_s).items():
+                share = self._shares[queue, org_id]
+                if owed_s < 0 and share.virtual_s >= self._clocks.get(queue, inf):
+                    ahead.append(share)
+                share.virtual_s += owed_s / share.weight
+                if share.lines:
+                    self._queue_up(share)
+            for queue in dict.fromkeys(share.queue for share in ahead):
+                self._take_back(queue, [one.virtual_s for one in ahead if one.queue == queue])
+        is_idle = all(worker.charges.is_idle for worker in self._workers)
+        self._settle_s = inf if is_idle else self._now_s + EVERY_S
+
+    def _take_back(self, queue: str, given_s: list[float]) -> None:
+        """Take a clock back that was pushed on by what is given back, as far as no org that waits was charged more."""
+        clock_s = self._clocks[queue]
+        if max(given_s) >= clock_s:
+            return
+        latest_s = max(given_s)
+        for share in self._shares.values():
+            if share.queue == queue and share.lines:
+                if share.virtual_s >= clock_s:
+                    return
+                latest_s = max(latest_s, share.virtual_s)
+        self._clocks[queue] = latest_s
 
     def _end(self, run: int, nth_worker: int, queue: str) -> None:
         line = self._line_of[self._load.work[run]]
         assert line is not None
         worker = self._workers[nth_worker]
         worker.free[queue] += 1
+        worker.charges.end(self._uses.pop(run), self._load.service_s[run])
         worker.estimates.learn(line.capability, self._load.service_s[run])
         self._out.until_s = self._now_s
         self._standing.leave(line, self._now_s)
@@ -307,13 +356,11 @@ class _Simulation:
         """Take the orgs that come first out of their queues' orders, with the heads of their lanes."""
         read: list[tuple[_Share, Share]] = []
         for queue, slots in wanted.items():
-            order = self._orders.get(queue)
-            if not order:
+            members: list[_Share] = []
+            while len(members) < min(slots, _MAX_ORGS) and (first := self._first(queue)):
+                members.append(first)
+            if not members:
                 continue
-            members = [
-                self._shares[queue, heapq.heappop(order)[1]]
-                for _ in range(min(slots, _MAX_ORGS, len(order)))
-            ]
             depth = max(2, min(_DEEPEST, slots + 1, 2 * -(-slots // len(members))))
             read += [(one, self._share(one, worker.estimates, depth)) for one in members]
         return read
@@ -351,6 +398,9 @@ class _Simulation:
         heapq.heappush(
             self._ends, (self._now_s + self._load.service_s[run], run, nth_worker, queue)
         )
+        estimate_s = worker.estimates.estimate_s(line.capability)
+        self._uses[run] = worker.charges.begin(line.org_id, line.queue, estimate_s, self._now_s)
+        self._settle_s = min(self._settle_s, self._now_s + EVERY_S)
         self._standing.take(line, self._now_s)
 
     def _settle(self, one: _Share, share: Share) -> None:

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 from millpond.engine.admission import AS_EVER, Terms
-from millpond.engine.charging import Charges, Use
+from millpond.engine.charges import Charges, Use
 from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
 from millpond.engine.spilling import Spill, served_slots

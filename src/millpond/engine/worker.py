@@ -24,6 +24,7 @@ from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import heartbeat, waking
 from millpond.engine.attempt import Attempt
+from millpond.engine.charging import settle_all
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
@@ -238,7 +239,7 @@ class Worker:
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(tick(beat, pulse, scope, self._lost), name="tick"),
             asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
-            asyncio.create_task(self._slots.charges.settle_all(self._database), name="charge"),
+            asyncio.create_task(settle_all(self._slots.charges, self._database), name="charge"),
         ]
         if not self._is_alone:
             upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
