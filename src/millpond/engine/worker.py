@@ -39,6 +39,7 @@ from millpond.engine.scope import Deadlines, Scope
 from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt, execute_step
+from millpond.engine.throttling import Throttling
 from millpond.engine.upkeep import Upkeep, tell_readied
 from millpond.engine.vault import Vault
 from millpond.engine.watching import Watch, tick
@@ -91,6 +92,7 @@ class Worker:
         self._steps = {step.name: step for step in steps}
         self._labels = dict(labels or {})
         self._slots = Slots(slots)
+        self._throttling = Throttling(database)
         self._placing = Placing(threads=sum(slots.values()))
         self._resources = dict(resources or {})
         self._lease_s = lease_s
@@ -201,6 +203,7 @@ class Worker:
             settler=settler,
             deltas=deltas,
             placing=self._placing,
+            throttling=self._throttling,
             worker_id=self.worker_id,
             resources=self._resources,
             labels=self._labels,
@@ -328,6 +331,7 @@ class Worker:
                     launcher.launch(claimed)
                 self._slots.note_claim(wanted, claimed)
                 self._slots.note_awaited(claimer.limits.awaited)
+                self._throttling.watch(claimer.limits.open_steps)
                 if not has_more:
                     is_busy = bool(claimed or self._attempts)
                     poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S
