@@ -1,8 +1,8 @@
 """Brakes: what a throttled or broken provider does to work on its key, and how that wears off. Pure: no I/O, no clock.
 
-Called by `throttling` (what workers tell), `rules` (the claim) and `cooldowns` (what people see). Invariants: a cooldown's
-end only ever moves on; what a key is allowed is lowered at once and grows back with time alone, so that nothing is
-written as it does; a brake that is over holds back nothing.
+Called by `throttling` (what workers tell), `rules` (the claim) and `easing` (what people see). Invariants: the end of
+a cooldown only ever moves on; what a key is allowed is lowered at once and grows back with time alone, so that nothing
+is written as it does; a brake that is over holds back nothing.
 Additive increase, multiplicative decrease: Chiu, Jain, "Analysis of the Increase and Decrease Algorithms", 1989.
 """
 

@@ -12,10 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
+from millpond.engine.brakes import NO_CEILING
 from millpond.engine.lanes import ALONE
 from millpond.engine.rules import (
-    BRAKE,
-    NO_CEILING,
     Place,
     RoomId,
     Rule,
@@ -37,8 +36,9 @@ MAX_WAITERS = 2
 class State:
     """A room in this claim; `tat_us` is a rate's meter, None where nothing went before.
 
-    `rule` is what holds at the time of this claim. `is_cut`: an earlier, slower limit had put the meter further ahead than the present one can, and it
-    has to be stored where it now is, or it would stand as far ahead of every later claim.
+    `rule` is what holds at the time of this claim. `is_cut`: an earlier, slower limit had put the meter further ahead
+    than the present one can, and it has to be stored where it now is, or it would stand as far ahead of every later
+    claim.
     """
 
     rule: Rule

@@ -1,7 +1,7 @@
 """Easing: brakes as people see them, and take them off.
 
-Called by the API in a transaction of the caller, and by `ceilings`; the caller commits, then hints the queues. Invariants:
-an org sees its own brakes and everybody's, and takes off its own alone; reading takes no lock.
+Called by the API in a transaction of the caller, and by `ceilings`; the caller commits, then hints the queues.
+Invariants: an org sees its own brakes and everybody's, and takes off its own alone; reading takes no lock.
 """
 
 from __future__ import annotations

@@ -277,9 +277,7 @@ class Rules:
             brake = self._brakes.get((room.owner, room.key))
             if brake is None:
                 return None
-            return Rule(
-                owner=room.owner, key=room.key, kind=BRAKE, maximum=NO_CEILING, brake=brake
-            )
+            return Rule(owner=room.owner, key=room.key, kind=BRAKE, maximum=NO_CEILING, brake=brake)
         if (owned := self._owned.get(room.owner)) is None:
             return None
         scopes: tuple[_Scope, ...] = (room.org_id, "*") if room.org_id else (None,)

@@ -1,8 +1,8 @@
 """Throttling: what workers tell of providers that are asked too much, or fail too often in a row.
 
-Called by whoever performs steps, one Throttling per worker. Invariants: a key of everybody is braked only by a run whose
-flow declares it, what else a run counts on or its code names only for its own org; successes are counted in memory, and
-only what changes for the claim is written; what cannot be told here changes nothing for the step.
+Called by whoever performs steps, one Throttling per worker. Invariants: everybody's work on a key is braked only by a
+run whose flow declares it; what else a run counts on, or its code names, only for its own org; failures are counted in
+memory, and only what changes for the claim is written; what cannot be told here changes nothing for the step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class _Target(NamedTuple):
 class _Row(NamedTuple):
     """Failures in a row, when the last one was, and whether the step's code named the key."""
 
-    count: int
+    failures: int
     at: float
     is_named: bool
 
@@ -104,7 +104,7 @@ class Throttling:
         """Count a failure; whether a breaker has to open by it."""
         rows, now = self._failing.setdefault(step, {}), time.monotonic()
         row = rows.get(target)
-        count = 1 if row is None or now - row.at > ROW_S else row.count + 1
+        count = 1 if row is None or now - row.at > ROW_S else row.failures + 1
         rows[target] = _Row(count, now, is_named)
         self._sweep(step, rows)
         return count >= TRIPS_AFTER or step in self._open
@@ -155,7 +155,7 @@ class Throttling:
             held, now_us, under_way = await self._held(con, lease, target)
             is_open = held is not None and held.opened_us is not None
             row = self._failing.get(step, {}).get(target)
-            if not now_us or not (is_open or (row is not None and row.count >= TRIPS_AFTER)):
+            if not now_us or not (is_open or (row is not None and row.failures >= TRIPS_AFTER)):
                 return
             new = brakes.tripped(
                 held, owner=target.owner, key=target.key, now_us=now_us, in_use=under_way

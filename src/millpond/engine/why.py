@@ -238,7 +238,9 @@ def _braked(full: Full, brake: Brake) -> Reason:
     """Tell of a key that cools down or recovers, or whose breaker is open."""
     opened_at = at_us(brake.opened_us) if brake.opened_us else None
     if opened_at is not None:
-        next_up = f"next probe at {_at(full.until)}" if full.until else "one run at a time probes it"
+        next_up = (
+            f"next probe at {_at(full.until)}" if full.until else "one run at a time probes it"
+        )
         text = f"The breaker of {brake.key} is open since {_at(opened_at)}, {next_up}"
     elif full.until is not None:
         text = f"{brake.key} is cooling down until {_at(full.until)}"
