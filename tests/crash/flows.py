@@ -227,3 +227,19 @@ async def take(ctx: Context, effect: str) -> str:
 def resources(path: str) -> dict[type, Any]:
     """Return what these flows need of a worker."""
     return {SinkClient: SinkClient(path)}
+
+
+@step("crash.refused", retry=QUICK, registry=REGISTRY)
+async def refused(step_ctx: StepContext) -> int:
+    """Be refused as one too many, then find nobody, then get an answer."""
+    if step_ctx.try_number == 1:
+        raise Transient("too much", details={"status": 429}, limit_keys=["provider:crash"])
+    if step_ctx.try_number == 2:
+        raise Transient("nobody is there", limit_keys=["provider:crash"])
+    return step_ctx.try_number
+
+
+@flow("crash.braked", keys=["provider:crash"], registry=REGISTRY)
+async def braked(ctx: Context, _: Any) -> int:
+    """Pass what tells of a provider that is asked too much, and of one that is down."""
+    return await ctx.step(refused)
