@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from tests.security.conftest import World, world
@@ -68,9 +69,13 @@ async def test_a_run_that_is_held_back_says_so_and_goes_once_it_is_taken_off(
     await brake(front, 0)
     async with front.worker():
         run_id = (await ann.post("/v1/runs", json={"flow": "ask"})).json()["id"]
-        why = (await ann.get(f"/v1/runs/{run_id}/why")).json()
-        (first, *_) = why["reasons"]
-        assert (first["kind"], first["key"], first["is_of_platform"]) == ("cooldown", KEY, True)
+        async with asyncio.timeout(20):
+            while (why := (await ann.get(f"/v1/runs/{run_id}/why")).json())["reasons"][0][
+                "kind"
+            ] != "cooldown":
+                await asyncio.sleep(0.02)
+        first = why["reasons"][0]
+        assert (first["key"], first["is_of_platform"]) == (KEY, True)
         assert f"{KEY} is cooling down until" in why["text"]
         async with front.db.globals() as con:
             assert await con.fetchval("select release_brake($1)", KEY)

@@ -55,7 +55,7 @@ async def _brake(pond: Pond, key: str, *, opened_us: int | None) -> None:
     async with pond.engine_db.duty("test") as con:
         await con.execute(
             "insert into brake (owner, key, until_us, factor, in_use, hits, opened_us, over_us, step, reason)"
-            " values (0, $1, 1, 0.5, 1, 1, $2, 1, 'crash.refused', 'down')",
+            " values (0, $1, 1, 0.5, 1, 1, $2, 1, 'crash.throttled', 'down')",
             *(key, opened_us),
         )
         await con.execute("select limit_changed(0, $1, 'brake')", key)

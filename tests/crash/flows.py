@@ -229,8 +229,8 @@ def resources(path: str) -> dict[type, Any]:
     return {SinkClient: SinkClient(path)}
 
 
-@step("crash.refused", retry=QUICK, registry=REGISTRY)
-async def refused(step_ctx: StepContext) -> int:
+@step("crash.throttled", retry=QUICK, registry=REGISTRY)
+async def throttled(step_ctx: StepContext) -> int:
     """Be refused as one too many, then find nobody, then get an answer."""
     if step_ctx.try_number == 1:
         raise Transient("too much", details={"status": 429}, limit_keys=["provider:crash"])
@@ -242,4 +242,4 @@ async def refused(step_ctx: StepContext) -> int:
 @flow("crash.braked", keys=["provider:crash"], registry=REGISTRY)
 async def braked(ctx: Context, _: Any) -> int:
     """Pass what tells of a provider that is asked too much, and of one that is down."""
-    return await ctx.step(refused)
+    return await ctx.step(throttled)
