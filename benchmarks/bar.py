@@ -46,6 +46,11 @@ def over(peer: str) -> str:
     return f"{OURS} / {peer}"
 
 
+def limited(keys: str) -> str:
+    """Name the ratio of a drain with so many limited keys on every run to one with a single one."""
+    return f"{keys} over one"
+
+
 DRAIN = "drain of no-op runs"
 STEPS = "three durable steps"
 IDLE_P50 = "idle dispatch, p50"
@@ -54,6 +59,16 @@ SUBMIT_P50 = "submit, one at a time, p50"
 SUBMIT_P99 = "submit, one at a time, p99"
 SUBMIT_RATIO = "submit p50 over a one-row commit"
 BULK = "submit in bulk"
+NOISY_P50 = "B's wait, p50"
+NOISY_P99 = "B's wait, p99"
+NOISY_RUNS = "B's wait p99 over one of A's runs"
+NOISY_BESIDE = "A's rate, with B"
+NOISY_ALONE = "A's rate, without B"
+NOISY_KEPT = "A's rate with B over without"
+NOISY_LONG_P99 = "B's wait beside runs of 1 to 3 s, p99"
+NOISY_GAP = "long against short runs, difference over bound"
+BLOCKED_RATE = "drain beside blocked lanes over drain without"
+BLOCKED_CLAIM = "claim p99, beside blocked lanes over without"
 BARE = "bare endpoint"
 ACCEPT = "accept over HTTP"
 ACCEPT_BESIDE = "accept over HTTP beside a drain"
@@ -68,10 +83,17 @@ BARS = (
     Bar(suite="submit", figure=SUBMIT_RATIO, bound=2.5, side="most"),
     Bar(suite="idle", figure=IDLE_P50, system=over("celery"), bound=1.0, side="most"),
     Bar(suite="idle", figure=IDLE_P99, system=over("pgqueuer"), bound=1.0, side="most"),
+    Bar(suite="noisy", figure=NOISY_RUNS, bound=2.0, side="most"),
+    Bar(suite="noisy", figure=NOISY_KEPT, bound=0.9),
+    Bar(suite="noisy", figure=NOISY_LONG_P99, bound=600, side="most"),
+    Bar(suite="noisy", figure=NOISY_GAP, bound=1.0, side="most"),
     Bar(suite="accept", figure=f"{ACCEPT}, rate", system=over(BARE), bound=0.6),
     Bar(suite="accept", figure=f"{ACCEPT}, p99", system=over(BARE), bound=2.0, side="most"),
     Bar(suite="accept", figure=f"{ACCEPT_BESIDE}, p99", system=over(BARE), bound=4.0, side="most"),
     Bar(suite="tenants", figure="many orgs over one", bound=0.8),
+    Bar(suite="limits", figure=limited("3 limited keys"), bound=0.8),
+    Bar(suite="blocked", figure=BLOCKED_RATE, bound=0.85),
+    Bar(suite="blocked", figure=BLOCKED_CLAIM, bound=2.0, side="most"),
     Bar(suite="backlog", figure="deep over shallow", bound=0.8),
     Bar(suite="backlog", figure="claim p99, deep over shallow", bound=2.0, side="most"),
     Bar(suite="steadiness", figure="last over first", bound=0.9),
@@ -89,9 +111,9 @@ def bar_of(figure: Figure) -> Bar | None:
 
 
 def table(figures: Sequence[Figure]) -> str:
-    """Return the figures as text: measured values first, then ratios with their bars."""
+    """Return the figures as text: measured values first, then ratios, and values that have a bar, with it."""
     lines = [figure.line() for figure in figures if figure.unit != "x"]
-    ratios = [figure for figure in figures if figure.unit == "x"]
+    ratios = [figure for figure in figures if figure.unit == "x" or bar_of(figure)]
     if ratios:
         lines += ["", f"{'ratio, median of its pairs':<71}{'median':>12} {'bar':<7} mark   spread"]
     for figure in ratios:

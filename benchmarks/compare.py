@@ -19,7 +19,10 @@ from benchmarks.plan import Plan
 from benchmarks.suites import (
     accept,
     backlog,
+    blocked_lanes,
     features,
+    limits,
+    noisy,
     pairs,
     rls,
     scale,
@@ -31,19 +34,23 @@ from benchmarks.systems import SYSTEMS
 from millpond.cli.loop import run_loop
 
 Suite = Callable[[Plan], Awaitable[list[Figure]]]
+# Of `noisy` the part that no peer takes part in; the other is measured in pairs.
 OWN: Mapping[str, Suite] = {
+    "noisy": noisy.measure,
     "accept": accept.measure,
     "tenants": tenants.measure,
     "scale": scale.measure,
+    "limits": limits.measure,
+    "blocked": blocked_lanes.measure,
     "features": features.measure,
     "rls": rls.measure,
     "waiting": waiting.measure,
     "backlog": backlog.measure,
     "steadiness": steadiness.measure,
 }
-SUITES = (*pairs.SUITES, *OWN)
+SUITES = tuple(dict.fromkeys((*pairs.SUITES, *OWN)))
 # What `make bench` measures; the others take minutes each: `make bench-long`.
-USUAL = (*pairs.SUITES, "accept", "tenants", "scale")
+USUAL = (*pairs.SUITES, "accept", "tenants", "scale", "limits", "blocked")
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ import sys
 
 import orjson
 
-from benchmarks import measures
+from benchmarks import measures, neighbours
 from benchmarks.flows import noop, three
 from benchmarks.ground import Ground, Server, open_ground, quiet
 from millpond.cli.loop import run_loop
@@ -31,6 +31,8 @@ async def answer(at: Ground, order: str, count: int) -> dict[str, Json]:
         return {"took_s": await measures.bulk(at, count=count)}
     if order == "idle":
         return {"took_s": await measures.idle_dispatch(at, count=count)}
+    if order == "noisy":
+        return await neighbours.noisy(at, count=count)
     flow = {"drain": noop, "steps": three}[order]
     return {"took_s": count / await measures.drain(at, flow, count=count)}
 

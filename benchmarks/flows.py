@@ -26,12 +26,23 @@ BASE = uuid.UUID(int=1)
 DOCUMENTS = 2_000
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nap:
+    """One run that rested: whose it was, and from when to when its code ran."""
+
+    org_id: int
+    run_id: uuid.UUID
+    began: float
+    ended: float
+
+
 @dataclass
 class Seen:
-    """What flow code of this process did: starts counted, and starts awaited by a run's id."""
+    """What flow code of this process did: starts counted, rests noted, starts awaited by a run's id."""
 
     starts: int = 0
     began: float = 0.0
+    naps: list[Nap] = field(default_factory=list)
     marks: dict[str, asyncio.Future[float]] = field(default_factory=dict)
 
     def note(self) -> None:
@@ -43,6 +54,7 @@ class Seen:
     def forget(self) -> None:
         """Count from none again."""
         self.starts, self.began = 0, 0.0
+        self.naps.clear()
 
 
 SEEN = Seen()
@@ -140,10 +152,35 @@ async def mark(ctx: Context, data: dict[str, str]) -> None:
         waiting.set_result(now)
 
 
+class Rest(BaseModel):
+    """How long a run rests, and the text that makes inputs as big as everybody's."""
+
+    rest_s: float
+    text: str
+
+
+@flow("bench.nap", registry=REGISTRY)
+async def nap(ctx: Context, data: Rest) -> None:
+    """Do what most runs do, wait for somebody else."""
+    await _rest(ctx, data)
+
+
+@flow("bench.long_nap", registry=REGISTRY)
+async def long_nap(ctx: Context, data: Rest) -> None:
+    """Be another flow that rests, whose runs the engine expects to take as long as theirs did."""
+    await _rest(ctx, data)
+
+
 @flow("bench.burn", registry=REGISTRY)
 async def burn(ctx: Context, data: dict[str, str]) -> int:
     """Take one step that burns a few milliseconds of processor time in Python."""
     return await ctx.step("burn", _burn)
+
+
+@flow("bench.holder", registry=REGISTRY)
+async def holder(ctx: Context, data: dict[str, str]) -> None:
+    """Hold a slot, and a place under every key that the run has, for a day."""
+    await asyncio.sleep(A_DAY_S)
 
 
 @flow("bench.sleeper", registry=REGISTRY)
@@ -214,6 +251,14 @@ def document_id(number: int) -> uuid.UUID:
 def file_name(number: int) -> str:
     """Return the name of the document of a number; names sort as numbers do."""
     return f"{number:06}.txt"
+
+
+async def _rest(ctx: Context, data: Rest) -> None:
+    began = time.perf_counter()
+    await asyncio.sleep(data.rest_s)
+    SEEN.naps.append(
+        Nap(org_id=ctx.org_id, run_id=ctx.run_id, began=began, ended=time.perf_counter())
+    )
 
 
 async def _one() -> int:

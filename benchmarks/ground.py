@@ -25,11 +25,13 @@ import structlog
 from millpond.db.embedded import DATABASE, EmbeddedPostgres, Urls
 from millpond.db.migrate import migrate
 from millpond.db.pool import Database, EngineDatabase
+from millpond.engine import ceilings
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow
+from millpond.engine.rules import Rule
 from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
-from millpond.types import Intent
+from millpond.types import NO_ORG, Intent
 
 # 226 bytes of JSON; every peer is given the same.
 PAYLOAD = orjson.dumps({"customer": "c-1042", "text": "x" * 193})
@@ -147,9 +149,20 @@ class Ground:
         """See Server.settle."""
         await self.server.settle()
 
-    async def left(self) -> int:
-        """Count runs that have not ended."""
-        return await self.count("item")
+    async def limit(self, key: str, maximum: int) -> None:
+        """Let only so many runs with a key go on at once, of all orgs together."""
+        rule = Rule(owner=NO_ORG, key=key, kind="concurrency", maximum=maximum)
+        async with self.db.globals() as con:
+            await ceilings.set_limit(con, NO_ORG, rule, "user:bench")
+
+    async def unlimit(self, key: str) -> None:
+        """Take such a limit away."""
+        async with self.db.globals() as con:
+            await ceilings.remove_limit(con, NO_ORG, key, "concurrency")
+
+    async def left(self, org_id: int | None = None) -> int:
+        """Count runs that have not ended, of one org or of all."""
+        return await self.count("item", "true" if org_id is None else f"org_id = {org_id}")
 
     async def count(self, table: str, where: str = "true") -> int:
         """Count rows of any org."""

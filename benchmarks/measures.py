@@ -124,11 +124,16 @@ async def drain(
     return await drain_filled(at, [flow, *also], count=count)
 
 
-async def drain_filled(at: Ground, flows: Sequence[Flow], *, count: int) -> float:
-    """Return runs per second from the first start until the `count` waiting runs have ended."""
+async def drain_filled(
+    at: Ground, flows: Sequence[Flow], *, count: int, org_id: int | None = None
+) -> float:
+    """Return runs per second from the first start until the `count` waiting runs have ended.
+
+    With an org others may have runs that do not end.
+    """
     SEEN.forget()
     async with at.worker(flows, SLOTS):
-        while SEEN.starts < count or await at.left():
+        while SEEN.starts < count or await at.left(org_id):
             await asyncio.sleep(0.005)
         return count / (time.perf_counter() - SEEN.began)
 

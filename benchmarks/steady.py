@@ -1,7 +1,7 @@
 """A steady drain: runs are added as fast as they are drained, for a given time.
 
-Called by the suites `backlog`, `steadiness` and `waiting`. Invariant: the producer is a process of its
-own, and what it could not keep up with is told.
+Called by the suites `backlog`, `steadiness` and `waiting`; `blocked` uses its clock of claims. Invariant: the
+producer is a process of its own, and what it could not keep up with is told.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A worker process of its own: composed as `millpond worker` composes it, with the benchmarks' flows.
 
-Run by the suites `scale` and `waiting` as `python -m benchmarks.worker`. Standard input: one JSON line
+Run by the suites `scale`, `waiting` and `blocked` as `python -m benchmarks.worker`. Standard input: one JSON line
 with the addresses and the number of slots; SIGTERM drains and ends it.
 """
 
@@ -24,16 +24,20 @@ from millpond.db.pool import EngineDatabase
 from millpond.engine.worker import Worker
 
 _END_S = 60.0
+_DRAIN_S = 20.0
 
 
 @asynccontextmanager
-async def worker_process(urls: Urls, slots: int) -> AsyncIterator[int]:
-    """Run a worker process; gives its process id."""
+async def worker_process(
+    urls: Urls, slots: int, *, drain_s: float = _DRAIN_S
+) -> AsyncIterator[int]:
+    """Run a worker process; gives its process id. At its end its runs have so many seconds left."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "benchmarks.worker", stdin=subprocess.PIPE
     )
     assert process.stdin is not None
-    process.stdin.write(orjson.dumps({"urls": asdict(urls), "slots": slots}) + b"\n")
+    orders = {"urls": asdict(urls), "slots": slots, "drain_s": drain_s}
+    process.stdin.write(orjson.dumps(orders) + b"\n")
     await process.stdin.drain()
     try:
         yield process.pid
@@ -57,6 +61,7 @@ async def work() -> None:
         listen_url=urls.engine,
         flows=list(REGISTRY.flows.values()),
         slots={"default": orders["slots"]},
+        drain_s=orders["drain_s"],
     )
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

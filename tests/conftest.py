@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
+import httpx2._transports.default as transports
 import psutil
 import pytest
 import pytest_asyncio
@@ -35,6 +37,10 @@ TEST_OPTIONS = {
     "max_wal_size": "256MB",
     "min_wal_size": "80MB",
 }
+
+
+# Each client makes one, which takes 50 ms, and a test has three clients, none of which speaks TLS.
+transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

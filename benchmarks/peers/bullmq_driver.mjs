@@ -2,7 +2,8 @@
 //
 // Run by `benchmarks.systems`; speaks the wire of wire.py. Settings: ioredis (its default client) over a
 // unix socket, concurrency 200, finished jobs removed (kept ones would fill Redis's memory). Three steps
-// are a flow of three jobs in a line: a parent whose child has a child.
+// are a flow of three jobs in a line: a parent whose child has a child. Fairness by groups is sold (BullMQ
+// Pro), so tenants beside each other share the plain queue.
 
 import { createInterface } from 'node:readline';
 import { FlowProducer, Queue, Worker } from 'bullmq';
@@ -14,6 +15,11 @@ const SETTLED_MS = 1500;
 const PAUSE_MS = 20;
 const REMOVED = { removeOnComplete: true };
 const QUEUE = 'bench';
+// The noisy neighbour, as in wire.py.
+const NAP_MS = 20;
+const SHARED_SLOTS = 20;
+const EVERY_MS = 40;
+const RUNS_PER_VISIT = 50;
 
 const sleep = (ms) => new Promise((done) => setTimeout(done, ms));
 const now = () => performance.now() / 1000;
@@ -26,10 +32,10 @@ class Bench {
   }
 
   // Runs a worker for as long as `body` takes; `onStart` is the job's only code.
-  async withWorker(onStart, body) {
-    const worker = new Worker(QUEUE, async () => onStart(now()), {
+  async withWorker(onStart, body, slots = SLOTS) {
+    const worker = new Worker(QUEUE, async (job) => onStart(now(), job), {
       connection: this.connection,
-      concurrency: SLOTS,
+      concurrency: slots,
       autorun: false,
     });
     const state = { ended: 0 };
@@ -101,6 +107,45 @@ class Bench {
       await this.flows.addBulk(Array.from({ length: size }, () => this.flow()));
     }
     return this.drainAll(3 * count);
+  }
+
+  // Drains what A has queued while B comes by: when B's were sent, and from when to when each job's code ran.
+  async share(count, visits) {
+    const naps = new Map();
+    const sent = new Map();
+    const nap = async (began, job) => {
+      await sleep(NAP_MS);
+      naps.set(job.name, [began, now()]);
+    };
+    let at = 0;
+    for (const size of this.sizes(count)) {
+      const from = at;
+      await this.queue.addBulk(Array.from({ length: size }, (_, n) => ({ name: `a${from + n}`, data: PAYLOAD })));
+      at += size;
+    }
+    return this.withWorker(nap, async (state) => {
+      while (!naps.size) await sleep(1);
+      const start = now();
+      for (let n = 0; n < visits; n += 1) {
+        await sleep(Math.max(0, (start - now()) * 1000 + n * EVERY_MS));
+        sent.set(`b${n}`, now());
+        await this.queue.add(`b${n}`, PAYLOAD);
+      }
+      while (state.ended < count + visits) await sleep(2);
+      return { naps, sent };
+    }, SHARED_SLOTS);
+  }
+
+  async noisy(count) {
+    const span = ({ naps }) => {
+      const ofA = [...naps].filter(([name]) => name.startsWith('a')).map(([, times]) => times);
+      return Math.max(...ofA.map(([, end]) => end)) - Math.min(...ofA.map(([start]) => start));
+    };
+    await this.share(Math.max(1, Math.floor(count / 10)), 0);
+    const beside = await this.share(count, Math.max(2, Math.floor(count / RUNS_PER_VISIT)));
+    const alone = await this.share(count, 0);
+    const took = [...beside.sent].map(([name, at]) => beside.naps.get(name)[0] - at);
+    return { took_s: took, beside_s: span(beside), alone_s: span(alone) };
   }
 
   async idle(count) {

@@ -3,7 +3,9 @@
 Run by `benchmarks.systems` in the peers' environment. Settings: the prefork pool with a process per
 core (the default), acknowledgement after the task instead of before it (else a killed worker loses
 tasks), results ignored, and, as its guide says for short tasks, 64 messages prefetched per process;
-gossip, mingle and worker events off. There is no bulk submit. Three steps are a chain.
+gossip, mingle and worker events off. There is no bulk submit. Three steps are a chain. Tenants beside each
+other have a queue each, of which one worker takes in turn (the default with Redis), with a pool of threads
+as for tasks that wait and nothing prefetched beyond them.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +24,12 @@ import wire
 
 # The queue, and messages delivered but not acknowledged.
 QUEUE, UNACKED = "celery", "unacked"
+PREFORK = ("--pool", "prefork", "--concurrency", str(os.cpu_count()))
+# One worker for the queues of both tenants.
+SHARED = (
+    *("--pool", "threads", "--concurrency", str(wire.SHARED_SLOTS)),
+    *("--prefetch-multiplier", "1", "--queues", "a,b"),
+)
 
 
 class Bench:
@@ -32,15 +40,17 @@ class Bench:
         board.write_bytes(bytes(64 * 64))
         os.environ["BENCH_BROKER"] = f"redis+socket://{socket}"
         os.environ["BENCH_BOARD"] = str(board)
+        os.environ["BENCH_LOG"] = str(Path(folder) / "log")
         import celery_tasks
 
         self._tasks = celery_tasks
         self._redis = redis.Redis(unix_socket_path=socket)
 
     @contextmanager
-    def _worker(self) -> Iterator[None]:
+    def _worker(self, pool: Sequence[str] = PREFORK) -> Iterator[None]:
         self._tasks.board.reset()
-        options = ["--loglevel", "ERROR", "--pool", "prefork", "--concurrency", str(os.cpu_count())]
+        self._tasks.log.reset()
+        options = ["--loglevel", "ERROR", *pool]
         options += ["--without-gossip", "--without-mingle", "--without-heartbeat"]
         process = subprocess.Popen(
             [sys.executable, "-m", "celery", "-A", "celery_tasks", "worker", *options],
@@ -98,6 +108,31 @@ class Bench:
             self._chain()
         return self._drain(3 * count)
 
+    def _share(self, count: int, visits: int) -> tuple[wire.Naps, dict[str, float]]:
+        """Drain what A has queued while B comes by; returns the rests, and when each of B's was sent."""
+        nap, log = self._tasks.nap, self._tasks.log
+
+        def send(n: int) -> None:
+            sent[f"b{n}"] = time.monotonic()
+            nap.apply_async((wire.PAYLOAD, f"b{n}", wire.NAP_S), queue="b")
+
+        sent: dict[str, float] = {}
+        for n in range(count):
+            nap.apply_async((wire.PAYLOAD, f"a{n}", wire.NAP_S), queue="a")
+        with self._worker(SHARED):
+            wire.wait_until(lambda: log.count() > 0)
+            wire.visit(send, visits)
+            wire.wait_until(lambda: log.count() >= count + visits)
+            wire.wait_until(self._is_empty)
+        return log.read(), sent
+
+    def noisy(self, count: int) -> wire.Answer:
+        """Drain what A has queued, with B and without."""
+        self._share(max(1, count // 10), 0)
+        beside, sent = self._share(count, wire.visits(count))
+        alone, _ = self._share(count, 0)
+        return wire.noisy(beside, alone, sent)
+
     def idle(self, count: int) -> wire.Answer:
         """Send while the worker is idle."""
         took, board = [], self._tasks.board
@@ -120,7 +155,7 @@ def main() -> None:
     answers = wire.take_stdout()
     with tempfile.TemporaryDirectory(prefix="millpond-bench-") as folder:
         bench = Bench(wire.read_setup()["redis"], folder)
-        orders = ("submit", "drain", "steps", "idle")
+        orders = ("submit", "drain", "steps", "idle", "noisy")
         wire.serve({name: getattr(bench, name) for name in orders}, answers)
 
 

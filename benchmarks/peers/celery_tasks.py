@@ -16,6 +16,9 @@ from celery import Celery
 # Per pool process: tasks begun, when the first one began, when the latest mark was reached.
 SLOT = struct.Struct("qdd")
 SLOTS = 64
+# A line of the log of rests: the run's name, from when, to when; written at once, so that lines never mix.
+LINE = "{:<10} {:20.6f} {:20.6f}\n"
+LINE_BYTES = len(LINE.format("", 0.0, 0.0))
 
 app = Celery("bench", broker=os.environ["BENCH_BROKER"])
 app.conf.update(
@@ -25,6 +28,31 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     worker_hijack_root_logger=False,
 )
+
+
+class Log:
+    """A file that the threads of the worker add to and the driver reads."""
+
+    def __init__(self, path: str) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+
+    def note(self, name: str, began: float) -> None:
+        """Add a rest that ends now."""
+        os.write(self._file, LINE.format(name, began, time.monotonic()).encode())
+
+    def count(self) -> int:
+        """Return how many there are."""
+        return os.fstat(self._file).st_size // LINE_BYTES
+
+    def read(self) -> dict[str, tuple[float, float]]:
+        """Return them by name."""
+        text = os.pread(self._file, os.fstat(self._file).st_size, 0).decode()
+        rows = [line.split() for line in text.splitlines()]
+        return {name: (float(began), float(ended)) for name, began, ended in rows}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        os.ftruncate(self._file, 0)
 
 
 class Board:
@@ -70,6 +98,7 @@ class Board:
 
 
 board = Board(os.environ["BENCH_BOARD"])
+log = Log(os.environ["BENCH_LOG"])
 
 
 @app.task(name="bench.noop")
@@ -82,3 +111,11 @@ def noop(data: str) -> None:
 def step(data: str) -> None:
     """Be one link of a chain."""
     board.note()
+
+
+@app.task(name="bench.nap")
+def nap(data: str, name: str, rest_s: float) -> None:
+    """Rest, and note from when to when."""
+    began = time.monotonic()
+    time.sleep(rest_s)
+    log.note(name, began)

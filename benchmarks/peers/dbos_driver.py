@@ -2,10 +2,12 @@
 
 Run by `benchmarks.systems` in the peers' environment. Settings: the queue is polled every 10 ms (the
 default is 1 s) and gives this process 200 workflows at once; workflows and steps are async functions.
+Tenants beside each other are partitions of a queue, each limited to less than the slots of all.
 """
 
 from __future__ import annotations
 
+import asyncio
 import queue
 import time
 from collections.abc import Callable, Iterator
@@ -15,13 +17,15 @@ from dataclasses import dataclass
 import psycopg
 import sqlalchemy
 import wire
-from dbos import DBOS, DBOSClient, DBOSConfig
+from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
 
 QUEUE = "bench"
+SHARED = "shared"
 POLL_S = 0.01
 SLOTS = 200
 
 marks: queue.Queue[float] = queue.Queue()
+naps: wire.Naps = {}
 
 
 @dataclass
@@ -66,6 +70,14 @@ async def mark(data: str) -> None:
     marks.put(time.perf_counter())
 
 
+@DBOS.workflow(name="nap")
+async def nap(data: str, name: str) -> None:
+    """Rest, and note from when to when."""
+    began = time.perf_counter()
+    await asyncio.sleep(wire.NAP_S)
+    naps[name] = (began, time.perf_counter())
+
+
 class Bench:
     """The orders of the wire, on one system database."""
 
@@ -107,6 +119,33 @@ class Bench:
                     self._client.enqueue_in_transaction(
                         con, {"queue_name": QUEUE, "workflow_name": name}, wire.PAYLOAD
                     )
+
+    def _share(self, count: int, visits: int) -> tuple[wire.Naps, dict[str, float]]:
+        """Drain what A has queued while B comes by; returns the rests, and when each of B's was sent."""
+
+        def of(tenant: str) -> EnqueueOptions:
+            return {
+                "queue_name": SHARED,
+                "workflow_name": "nap",
+                "queue_partition_key": tenant,
+            }
+
+        def send(n: int) -> None:
+            sent[f"b{n}"] = time.perf_counter()
+            self._client.enqueue(of("b"), wire.PAYLOAD, f"b{n}")
+
+        sent: dict[str, float] = {}
+        naps.clear()
+        for start in range(0, count, wire.BATCH):
+            with self._engine.begin() as con:
+                for n in range(start, min(start + wire.BATCH, count)):
+                    self._client.enqueue_in_transaction(con, of("a"), wire.PAYLOAD, f"a{n}")
+        with self._worker():
+            wire.wait_until(lambda: len(naps) > 0)
+            wire.visit(send, visits)
+            wire.wait_until(lambda: len(naps) >= count + visits)
+            wire.wait_until(self._is_empty)
+        return dict(naps), sent
 
     def _is_empty(self) -> bool:
         row = self._con.execute(
@@ -161,6 +200,20 @@ class Bench:
         """Drain workflows of three steps."""
         return self._drain("three", count)
 
+    def noisy(self, count: int) -> wire.Answer:
+        """Drain what A has queued, with B and without."""
+        with self._worker():
+            DBOS.register_queue(
+                SHARED,
+                worker_concurrency=wire.SHARED_SLOTS,
+                partition_worker_concurrency=wire.SLOTS_OF_ONE,
+                polling_interval_sec=POLL_S,
+            )
+        self._share(max(1, count // 10), 0)
+        beside, sent = self._share(count, wire.visits(count))
+        alone, _ = self._share(count, 0)
+        return wire.noisy(beside, alone, sent)
+
     def idle(self, count: int) -> wire.Answer:
         """Enqueue while the worker is idle."""
         took = []
@@ -179,7 +232,7 @@ def main() -> None:
     """Set up, then answer orders."""
     answers = wire.take_stdout()
     bench = Bench(wire.read_setup()["postgres"])
-    orders = ("submit", "bulk", "drain", "steps", "idle")
+    orders = ("submit", "bulk", "drain", "steps", "idle", "noisy")
     wire.serve({name: getattr(bench, name) for name in orders}, answers)
 
 

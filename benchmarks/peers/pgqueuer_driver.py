@@ -3,7 +3,8 @@
 Run by `benchmarks.systems` in the peers' environment. Settings, by its performance guide: asyncpg under
 uvloop, one connection for the queue manager and a pool for producers, batches of 100 (the default is
 10), its autovacuum settings applied, tables durable (the default). Three steps are three jobs, each
-enqueued by the handler of the one before.
+enqueued by the handler of the one before. Tenants beside each other have an entrypoint each, limited to
+less than the worker's jobs at once; batches are then of half of those, the most that it allows.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class Bench:
         self._starts = 0
         self._began = 0.0
         self._mark: asyncio.Future[float] = loop.create_future()
+        self._naps: wire.Naps = {}
 
     async def open(self) -> None:
         """Install the tables; open the producers' pool."""
@@ -86,6 +88,47 @@ class Bench:
             made.shutdown.set()
             await running
             await con.close()
+
+    @asynccontextmanager
+    async def _shared_worker(self) -> AsyncIterator[None]:
+        con = await asyncpg.connect(self._url)
+        made = PgQueuer.from_asyncpg_connection(con)
+
+        async def nap(job: Job) -> None:
+            began = time.perf_counter()
+            await asyncio.sleep(wire.NAP_S)
+            self._naps[f"{job.entrypoint}{job.id}"] = (began, time.perf_counter())
+
+        for tenant in ("a", "b"):
+            made.entrypoint(tenant, concurrency_limit=wire.SLOTS_OF_ONE)(nap)
+        running = asyncio.create_task(
+            made.qm.run(batch_size=wire.SHARED_SLOTS // 2, max_concurrent_tasks=wire.SHARED_SLOTS)
+        )
+        try:
+            yield
+        finally:
+            made.shutdown.set()
+            await running
+            await con.close()
+
+    async def _share(self, count: int, visits: int) -> tuple[wire.Naps, dict[str, float]]:
+        """Drain what A has queued while B comes by; returns the rests, and when each of B's was sent."""
+        sent: dict[str, float] = {}
+        self._naps.clear()
+        await self._fill("a", count)
+        async with self._shared_worker():
+            while not self._naps:
+                await asyncio.sleep(0.001)
+            start, payload = time.perf_counter(), wire.PAYLOAD.encode()
+            for n in range(visits):
+                await asyncio.sleep(max(0.0, start + n * wire.EVERY_S - time.perf_counter()))
+                began = time.perf_counter()
+                (job_id,) = await self._producer.enqueue("b", payload)
+                sent[f"b{job_id}"] = began
+            while len(self._naps) < count + visits:
+                await asyncio.sleep(0.005)
+            await self._empty()
+        return dict(self._naps), sent
 
     async def _fill(self, name: str, count: int) -> None:
         payload = wire.PAYLOAD.encode()
@@ -150,6 +193,13 @@ class Bench:
         """Drain chains of three jobs."""
         return await self._drain("first", count)
 
+    async def noisy(self, count: int) -> wire.Answer:
+        """Drain what A has queued, with B and without."""
+        await self._share(max(1, count // 10), 0)
+        beside, sent = await self._share(count, wire.visits(count))
+        alone, _ = await self._share(count, 0)
+        return wire.noisy(beside, alone, sent)
+
     async def idle(self, count: int) -> wire.Answer:
         """Enqueue while the worker is idle."""
         took, payload = [], wire.PAYLOAD.encode()
@@ -175,7 +225,7 @@ def main() -> None:
     def order(name: str) -> Callable[[int], wire.Answer]:
         return lambda count: loop.run_until_complete(getattr(bench, name)(count))
 
-    names = ("submit", "bulk", "drain", "steps", "idle")
+    names = ("submit", "bulk", "drain", "steps", "idle", "noisy")
     wire.serve({name: order(name) for name in names}, answers)
 
 

@@ -20,6 +20,15 @@ PAYLOAD = json.dumps({"customer": "c-1042", "text": "x" * 193}, separators=(",",
 BATCH = 1000
 SETTLED_S = 1.5
 PAUSE_S = 0.02
+# The noisy neighbour: A has a backlog of runs that rest, B submits one now and then; both share the slots.
+NAP_S = 0.02
+SHARED_SLOTS = 20
+# Where the way of fairness is a limit per tenant: it leaves one slot that a tenant alone cannot take.
+SLOTS_OF_ONE = 19
+EVERY_S = 0.04
+RUNS_PER_VISIT = 50
+# From when to when the code of each run ran, by its name: `a…` are A's, `b…` are B's.
+Naps = dict[str, tuple[float, float]]
 
 
 def take_stdout() -> TextIO:
@@ -41,6 +50,34 @@ def serve(orders: Mapping[str, Callable[[int], Answer]], answers: TextIO) -> Non
     for line in sys.stdin:
         order = json.loads(line)
         answers.write(json.dumps(orders[order["do"]](order["count"])) + "\n")
+
+
+def visits(count: int) -> int:
+    """Return how many runs B submits while A has `count` queued."""
+    return max(2, count // RUNS_PER_VISIT)
+
+
+def noisy(beside: Naps, alone: Naps, sent: Mapping[str, float]) -> Answer:
+    """Make the answer: how long each of B's runs waited since it was sent, and how long A's runs took as a whole."""
+    return {
+        "took_s": [beside[name][0] - at for name, at in sent.items()],
+        "beside_s": span(beside),
+        "alone_s": span(alone),
+    }
+
+
+def span(naps: Naps) -> float:
+    """Return the seconds from A's first start to A's last end."""
+    of_a = [times for name, times in naps.items() if name.startswith("a")]
+    return max(ended for _, ended in of_a) - min(began for began, _ in of_a)
+
+
+def visit(send: Callable[[int], None], count: int) -> None:
+    """Call `send` for each visit, at fixed times whatever it takes."""
+    start = time.perf_counter()
+    for n in range(count):
+        time.sleep(max(0.0, start + n * EVERY_S - time.perf_counter()))
+        send(n)
 
 
 def batches(count: int) -> list[int]:

@@ -1,4 +1,4 @@
-"""Millpond beside each peer, in interleaved pairs: submit, bulk submit, drain, three steps, idle dispatch.
+"""Millpond beside each peer, in interleaved pairs: submit, bulk submit, drain, three steps, idle dispatch, neighbours.
 
 Called by `compare`. A pair starts both on fresh servers and then measures, suite by suite, first ours
 and then the peer's; the ratio is that of the pair. Invariant: while one is measured, the other has no
@@ -12,14 +12,16 @@ from contextlib import AsyncExitStack
 
 from benchmarks import bar
 from benchmarks.figures import OURS, Figure, Notes, percentile
+from benchmarks.peers.wire import NAP_S
 from benchmarks.plan import Plan
 from benchmarks.systems import SYSTEMS, PeerFailed, Running, System, run_system
 from millpond.types import Json
 
-SUITES = ("submit", "bulk", "drain", "steps", "idle")
+SUITES = ("submit", "bulk", "drain", "steps", "idle", "noisy")
 ROUNDS = 5
 RATES = {"bulk": bar.BULK, "drain": bar.DRAIN, "steps": bar.STEPS}
 COMPARED = {*RATES.values(), bar.IDLE_P50, bar.IDLE_P99, bar.SUBMIT_P50, bar.SUBMIT_P99}
+COMPARED |= {bar.NOISY_P50, bar.NOISY_P99, bar.NOISY_BESIDE, bar.NOISY_ALONE}
 
 
 async def measure(plan: Plan, suites: Sequence[str]) -> tuple[list[Figure], dict[str, str]]:
@@ -82,6 +84,8 @@ def read(suite: str, count: int, answer: Mapping[str, Json]) -> dict[str, tuple[
             bar.IDLE_P50: ("ms", percentile(took, 0.5) * 1e3),
             bar.IDLE_P99: ("ms", percentile(took, 0.99) * 1e3),
         }
+    if suite == "noisy":
+        return _read_noisy(count, answer)
     p50 = percentile(took, 0.5)
     found = {
         bar.SUBMIT_P50: ("ms", p50 * 1e3),
@@ -96,3 +100,16 @@ def read(suite: str, count: int, answer: Mapping[str, Json]) -> dict[str, tuple[
         found[bar.SUBMIT_RATIO] = ("x", p50 / commit)
         found["submit p50 over a one-row transaction"] = ("x", p50 / transaction)
     return found
+
+
+def _read_noisy(count: int, answer: Mapping[str, Json]) -> dict[str, tuple[str, float]]:
+    waits, beside_s, alone_s = answer["took_s"], answer["beside_s"], answer["alone_s"]
+    p99 = percentile(waits, 0.99)
+    return {
+        bar.NOISY_P50: ("ms", percentile(waits, 0.5) * 1e3),
+        bar.NOISY_P99: ("ms", p99 * 1e3),
+        bar.NOISY_RUNS: ("x", p99 / NAP_S),
+        bar.NOISY_BESIDE: ("runs/s", count / beside_s),
+        bar.NOISY_ALONE: ("runs/s", count / alone_s),
+        bar.NOISY_KEPT: ("x", alone_s / beside_s),
+    }

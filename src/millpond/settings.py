@@ -56,6 +56,20 @@ class Settings(BaseSettings):
         "default:100,llm:20,sql:10,index:4,support:20",
         description="Queues that a worker serves, with their slots: `name:slots,…`.",
     )
+    spill: str = Field(
+        "",
+        description="Which other queues the idle slots of a queue help, in order: `queue:helped+helped,…`. "
+        "Unset: none.",
+    )
+    spill_keep: str = Field(
+        "",
+        description="Slots of a queue that stay free when it helps others: `queue:slots,…`.",
+    )
+    reserve: str = Field(
+        "",
+        description="The last free slots of a queue, so many, that only orgs take that are not above their share: "
+        "`queue:slots,…`.",
+    )
     processes: int = Field(
         1, description="How many worker processes to run, each with all the slots.", ge=1, le=256
     )

@@ -65,6 +65,16 @@ class Veil:
             text = text.replace(form, instead)
         return text
 
+    def broken(self, text: str) -> str:
+        """Hide the values in a text that was cut, also one of which only the beginning is left."""
+        cut = self.broken_off(text)
+        tail = text[cut:]
+        if len(tail) < MIN_LENGTH:
+            return self.text(text)
+        return self.text(text[:cut]) + next(
+            instead for form, instead in self._hidden if form.startswith(tail)
+        )
+
     def json(self, text: str) -> str:
         """Hide the values in JSON text, also in names of members; a number that shows one becomes a string."""
         if not any(form in text for form in self._in_texts):
@@ -122,9 +132,9 @@ class Stream:
         return veil.text(text[:cut])
 
     def end(self) -> str:
-        """Return the rest."""
+        """Return the rest; what would be enough of a value to hide is hidden also where it breaks off."""
         rest, self._kept = self._kept, ""
-        return self._veil.text(rest)
+        return self._veil.broken(rest)
 
 
 class _Number:

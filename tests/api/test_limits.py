@@ -104,6 +104,11 @@ async def test_a_run_has_the_keys_of_its_flow_and_those_given(front: Front, ann:
         assert (full["set_by"], full["is_exact"], full["holders"]) == ("org", True, [first])
         assert "model:m has no room: 1 of 1 places" in full["text"]
         assert why["in_line"]["ahead"] == 0
+        page = (await ann.get("/v1/limits/saturation")).json()
+        full = {one["id"]: one for one in page["data"]}["limit own concurrency model:m model:m"]
+        assert (full["in_use"], full["maximum"], full["own"], full["waiting"]) == (1, 1, 1, 1)
+        assert (full["limit"], full["is_of_platform"], full["is_exact"]) == ("model:m", False, True)
+        assert {one["of"] for one in page["data"]} == {"org", "queue", "limit"}
         (queue,) = (await ann.get("/v1/queues")).json()["data"]
         assert (queue["queued"], queue["running"]) == (1, 1)
         await put(ann, key="model:m", maximum=2)

@@ -479,7 +479,8 @@ async def test_nobody_in_a_batch_is_told_of_a_run_when_the_commit_fails(
     async def away(*_: object) -> None:
         raise Unavailable("The database is not reachable.", retry_after_s=3)
 
-    monkeypatch.setattr("millpond.api.batches.submit", away)
+    for name in ("submit", "submit_alone"):
+        monkeypatch.setattr(f"millpond.api.batches.{name}", away)
     responses = await asyncio.gather(
         *(ann.post("/v1/runs", json={"flow": "echo"}) for _ in range(8))
     )

@@ -136,6 +136,8 @@ def test_limits_are_set_listed_and_removed(cli, cli_json):
     assert cli("limits", "brakes").stdout == "Nothing is held back.\n"
     assert cli("limits", "brakes", "--everyone").stdout == "Nothing is held back.\n"
     assert "there is no brake on model:mini" in cli("limits", "reset", "model:mini").output
+    assert "org" in cli("limits", "saturation").stdout
+    assert cli_json("limits", "saturation")["data"][0]["of"] == "org"
     assert cli("limits", "set", "model:mini").exit_code != 0
     assert cli("limits", "remove", "model:mini", "--rate").stdout == "model:mini: removed\n"
     assert cli("limits", "remove", "model:mini").exit_code == 0

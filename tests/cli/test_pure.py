@@ -11,13 +11,23 @@ import pytest
 import structlog
 
 from millpond.cli import timeline
-from millpond.cli.config import is_loopback, queue_slots, read_settings, worker_labels
+from millpond.cli.config import (
+    Databases,
+    child_environment,
+    is_loopback,
+    queue_slots,
+    read_settings,
+    spill_of,
+    worker_labels,
+)
 from millpond.cli.exit import MEANINGS, ExitCode, Interrupted, TimedOut, exit_code
 from millpond.cli.kb import collect
 from millpond.cli.logs import configure_logging
 from millpond.cli.options import joined_labels, read_json, read_pairs
 from millpond.cli.output import plain, print_table
 from millpond.cli.remote import find_token
+from millpond.cli.workers import alone_command
+from millpond.engine.spilling import Spill
 from millpond.errors import (
     Conflict,
     Forbidden,
@@ -122,6 +132,42 @@ def test_malformed_queues_name_the_variable(text):
     with pytest.raises(InvalidInput) as caught:
         queue_slots(read_settings(queues=text))
     assert caught.value.param == "MILLPOND_QUEUES"
+
+
+def test_whom_idle_slots_help_is_read_in_order():
+    settings = read_settings(
+        queues="a:4,b:2", spill="a:sql+b, b:a", spill_keep="a:3", reserve="b:1"
+    )
+    assert spill_of(settings, queue_slots(settings)) == Spill(
+        helps={"a": ["sql", "b"], "b": ["a"]}, keep={"a": 3}, reserve={"b": 1}
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("spill", text) for text in ("a", "a:", ":b", "a:a", "a:b+", "a:b+b", "a:b,a:c", "c:a")),
+        *(("spill_keep", text) for text in ("a", "a:0", "a:4", "c:1")),
+        *(("reserve", text) for text in ("a", "a:x", "a:4", "c:1")),
+    ],
+)
+def test_what_slots_cannot_do_names_the_variable(name, text):
+    settings = read_settings(queues="a:4,b:2", **{name: text})
+    with pytest.raises(InvalidInput) as caught:
+        spill_of(settings, queue_slots(settings))
+    assert caught.value.param == f"MILLPOND_{name.upper()}"
+
+
+def test_processes_that_are_started_get_what_was_said_of_slots():
+    settings = read_settings(queues="a:4", spill="a:b", spill_keep="a:1", reserve="a:2")
+    named = child_environment(settings, Databases(app="", engine=None, owner=None, listen=None))
+    assert [named[f"MILLPOND_{one}"] for one in ("SPILL", "SPILL_KEEP", "RESERVE")] == [
+        "a:b",
+        "a:1",
+        "a:2",
+    ]
+    command = alone_command(settings, "worker")
+    assert command[command.index("--spill") + 1] == "a:b"
 
 
 def test_a_wrong_setting_is_named_and_its_value_is_not_shown(invoke):

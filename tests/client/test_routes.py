@@ -68,6 +68,7 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "LimitOut": models_control.Limit,
     "BrakeOut": models_control.Brake,
     "RecordedRun": models_control.RecordedRun,
+    "SaturationOut": models_control.Saturation,
     "WhyOut": models_control.Why,
     "WhyReason": models_control.WhyReason,
     "ScheduleOut": models_calendar.Schedule,

@@ -18,6 +18,7 @@ from millpond.engine.events import Event, Feed, page, tail
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow, Registry, Step
 from millpond.engine.retention import Keep
+from millpond.engine.spilling import Spill
 from millpond.engine.submit import submit
 from millpond.engine.vault import Vault
 from millpond.engine.worker import Worker
@@ -130,6 +131,7 @@ class Pond:
         lease_s: float = 2.0,
         drain_s: float = 5.0,
         keep: Keep | None = None,
+        spill: Spill | None = None,
     ) -> AsyncIterator[Worker]:
         """Run a worker in this process until the block ends; another registry's flows and steps if given."""
         known = registry or self.registry
@@ -146,6 +148,7 @@ class Pond:
             lease_s=lease_s,
             drain_s=drain_s,
             keep=keep,
+            spill=spill,
             rights=CurrentRights(self.engine_db),
         )
         stop = asyncio.Event()

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Pond
 
-from millpond.db.pool import Connection
+from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.claim import Claimer
 from millpond.engine.submit import submit
@@ -139,3 +139,29 @@ async def test_a_row_that_somebody_holds_locked_is_left_to_a_decision(pond: Pond
     assert [one.lease.run_id for one in claimed] == [other]
     claimed, _ = await claimer.claim({"default": 4})
     assert [one.lease.run_id for one in claimed] == [held]
+
+
+async def test_it_is_not_tried_in_vain_while_a_backlog_is_drained(pond: Pond) -> None:
+    passed: list[str] = []
+
+    async def hear(point: str) -> None:
+        passed.append(point)
+
+    worker_id = await _register(pond)
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [pond.intent("short", n) for n in range(18)])
+    database = await EngineDatabase.connect(pond.urls.engine, probe=hear)
+    try:
+        claimer = Claimer(
+            database, worker_id=worker_id, capabilities=list(COSTS), estimate_s=COSTS.__getitem__
+        )
+        got = [len((await claimer.claim({"default": 4, "llm": 4}))[0]) for _ in range(6)]
+    finally:
+        await database.close()
+    assert got == [4, 4, 4, 4, 2, 0]
+    # At first, when nothing is known, and again when the last claim had room to spare.
+    assert [point for point in passed if point.startswith("before:")] == [
+        "before:claim_at_once",
+        *["before:claim"] * 5,
+        "before:claim_at_once",
+    ]

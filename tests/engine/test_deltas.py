@@ -18,6 +18,7 @@ from millpond.engine.context import Context, StepContext
 from millpond.engine.deltas import MAX_BYTES, Deltas
 from millpond.engine.events import Event, tail_with_text
 from millpond.engine.growing import Delta, Reader
+from millpond.engine.registry import Registry
 from millpond.errors import Transient
 from millpond.retry import Retry
 
@@ -343,3 +344,72 @@ async def test_what_goes_on_after_its_step_shows_nothing_more(pond: Pond) -> Non
         told = await whole(pond, await pond.submit(flow))
     assert words(told) == ["in time", "step.succeeded"]
     assert await pond.count("delta", "text = 'too late'") == 0
+
+
+async def test_a_secret_parted_by_what_text_cannot_hold_is_hidden(pond: Pond) -> None:
+    assert await _shown_of(pond, [SECRET[:6] + "\0" + SECRET[6:], " they say"]) == (
+        "the key is [secret:stripe] they say"
+    )
+
+
+async def test_the_beginning_of_a_secret_at_which_a_text_breaks_off_is_hidden(pond: Pond) -> None:
+    assert await _shown_of(pond, [SECRET[:-1]]) == "the key is [secret:stripe]"
+    assert await _shown_of(pond, [SECRET[:5]]) == "the key is " + SECRET[:5]
+
+
+async def _shown_of(pond: Pond, pieces: list[str]) -> str:
+    """Return what is shown of a step that tells these pieces, knowing SECRET."""
+
+    async def leak(step: StepContext) -> str:
+        current = veil.current()
+        assert current is not None
+        current.add("stripe", SECRET)
+        for piece in ("the key is ", *pieces):
+            step.delta(piece)
+        return "done"
+
+    pond.registry = Registry()
+    step = pond.step(leak)
+
+    async def talk(ctx: Context, _: None) -> str:
+        return await ctx.step(step)
+
+    flow = pond.flow(talk)
+    async with pond.worker():
+        told = await whole(pond, await pond.submit(flow))
+    return "".join(one.text for one in told if isinstance(one, Delta))
+
+
+async def test_a_known_outcome_of_a_once_step_waits_for_no_text(pond: Pond) -> None:
+    """While text cannot be stored the flow's own time limit passes: what was done is recorded all the same."""
+    done, locked = asyncio.Event(), asyncio.Event()
+
+    async def pay(step: StepContext) -> str:
+        await locked.wait()
+        step.delta("paying")
+        done.set()
+        return "receipt"
+
+    step = pond.step(pay, effect="once")
+
+    async def buy(ctx: Context, _: None) -> str:
+        try:
+            async with asyncio.timeout(0.5):
+                return await ctx.step(step)
+        except TimeoutError:
+            return "timed out"
+
+    flow = pond.flow(buy)
+    async with pond.worker():
+        run_id = await pond.submit(flow)
+        await pond.until(run_id, "step.started")
+        async with pond.engine_db.duty("hold") as con:
+            await con.execute("select from item where item_id = $1 for update", run_id)
+            locked.set()
+            await done.wait()
+            await asyncio.sleep(1.0)
+        row = await pond.ended(run_id)
+    async with pond.engine_db.duty("test") as con:
+        stored = await con.fetchrow("select state, output from step where run_id = $1", run_id)
+    assert stored is not None
+    assert (row["output"], stored["state"], stored["output"]) == ("receipt", "done", '"receipt"')

@@ -530,7 +530,7 @@ async def test_a_run_that_cannot_be_ended_stands_still_and_says_why(
     async with pond.worker():
         async with pond.db.org(pond.org_id) as con:
             readied = await resume(con, pond.org_id, run_id, "user:test")
-        pond.hints.wake([readied.queue])
+        pond.hints.wake([one.queue for one in readied])
         assert (await pond.ended(run_id))["error"]["code"] == "refused"
     assert trip.log == ALL + UNDONE
 

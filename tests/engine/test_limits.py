@@ -345,7 +345,7 @@ async def _lanes_read(pond: Pond, able: list[str]) -> int:
     )
     async with pond.engine_db.duty("test") as con:
         nothing: int = await con.fetchval(read)
-        assert await con.fetchval("select count(*) from lane") >= 10_000
+        assert await con.fetchval("select count(cursor_rank) from lane") >= 10_000
         before: int = await con.fetchval(read)
         assert before - nothing >= 10_000, "such reads are counted"
         await con.fetch(

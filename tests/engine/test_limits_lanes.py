@@ -227,3 +227,69 @@ async def test_a_full_limit_of_one_org_keeps_no_room_from_others(
     assert orgs(await hand.soon()) == [pond.org_id]
     await send(pond, 1, org_id=other)
     assert orgs(await hand.soon()) == [other], "the one place that is left is kept for nobody"
+
+
+# What somebody holds locked, and who has no slot
+
+
+async def test_a_lane_found_full_beside_locked_work_is_not_forgotten(pond: Pond) -> None:
+    """Three rounds of a claim in vain, each for items that somebody holds locked."""
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond)
+    await limit(pond.db, KEY, 1)
+    await send(pond, 1, org_id=other)
+    holder = await hand.claim({"default": 4})
+    assert orgs(holder) == [other]
+    async with pond.db.org(pond.org_id) as con:
+        held = await submit(con, [pond.intent("echo", n) for n in range(60)])
+    async with pond.engine_db.duty("holder") as con:
+        await con.execute("select from item where item_id = any($1::uuid[]) for update", held)
+        for _ in range(3):
+            assert await hand.claim({"default": 4}) == []
+        await send(pond, 1, org_id=other)
+        assert await hand.claim({"default": 4}) == []
+    await end(pond, holder)
+    found: list[int] = []
+    for _ in range(30):
+        found += orgs(await hand.claim({"default": 4}))
+    assert found.count(other) == 1
+    assert len(found) == 61
+
+
+async def test_no_place_is_kept_for_a_queue_that_has_no_slot_free(pond: Pond) -> None:
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond, queues=("default", "llm"))
+    for key in (KEY, "model:two"):
+        await limit(pond.db, key, 1)
+    holder = await _passed_over(pond, hand, other)
+    await send(pond, 2)
+    await end(pond, holder)
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("""update worker set in_use = '{"llm": 8}'""")
+    assert len(await hand.claim({"default": 8})) == 1, "the place is not kept: nobody could use it"
+
+
+async def test_a_place_is_kept_for_a_queue_that_has_a_slot_free(pond: Pond) -> None:
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond, queues=("default", "llm"))
+    for key in (KEY, "model:two"):
+        await limit(pond.db, key, 1)
+    holder = await _passed_over(pond, hand, other)
+    await send(pond, 2)
+    await end(pond, holder)
+    assert await hand.claim({"default": 8}) == []
+    assert orgs(await hand.claim({"llm": 8})) == [other]
+
+
+async def _passed_over(pond: Pond, hand: Hand, org_id: int) -> list[Any]:
+    """Let a lane in another queue, which needs two keys, be passed over for long; returns what holds one of them."""
+    await send(pond, 1)
+    holder = await hand.claim({"default": 8})
+    assert len(holder) == 1
+    await send(pond, 1, org_id=org_id, queue="llm", keys=[KEY, "model:two"])
+    assert await hand.claim({"llm": 8}) == []
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "update lane set blocked_at = blocked_at - interval '1 minute' where blocked_at is not null"
+        )
+    return holder

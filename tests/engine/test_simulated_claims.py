@@ -10,6 +10,8 @@ from tests.engine.conftest import Pond
 from tests.engine.parking import Hand, end
 from tests.engine.test_limits import limit, second_org
 
+from millpond.engine.charges import EVERY_S, Charges
+from millpond.engine.charging import settle
 from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
 from millpond.engine.rules import Rule, Rules, parse_key
@@ -21,8 +23,9 @@ Round = Counter[tuple[int, tuple[str, ...]]]
 
 
 async def _rounds(pond: Pond, hand: Hand, estimates: Estimates, count: int) -> list[Round]:
-    """Claim, let all of it end after the same time, claim again, until all has gone."""
+    """Claim, let all of it end after a second and be charged as it goes, claim again, until all has gone."""
     found: list[Round] = []
+    charges = Charges()
     left = count
     while left:
         claimed = await _fill(hand)
@@ -33,9 +36,15 @@ async def _rounds(pond: Pond, hand: Hand, estimates: Estimates, count: int) -> l
                 [one.lease.item_id for one in claimed],
             )
         found.append(Counter((row["org_id"], tuple(row["keys"])) for row in rows))
+        began, estimate_s = float(len(found)), estimates.estimate_s("echo@1")
+        uses = [charges.begin(one.lease.org_id, "default", estimate_s, began) for one in claimed]
+        for quarter in range(1, 4):
+            await settle(pond.engine_db, charges.take(began + quarter * EVERY_S))
         await end(pond, claimed)
-        for _ in claimed:
+        for use in uses:
+            charges.end(use, 1.0)
             estimates.learn("echo@1", 1.0)
+        await settle(pond.engine_db, charges.take(began + 1.0))
         left -= len(claimed)
     return found
 

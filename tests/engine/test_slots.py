@@ -110,11 +110,13 @@ async def test_the_end_of_work_whose_room_is_waited_for_is_a_reason_to_claim() -
     awaited, other = slots.take("a"), slots.take("a")
     slots.note_awaited(frozenset({"f@1"}))
     slots.expect()
-    other.give("g@1", 0.1)
+    other.start(1, "g@1")
+    other.give()
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await slots.wait(10)
-    awaited.give("f@1", 0.1)
+    awaited.start(1, "f@1")
+    awaited.give()
     async with asyncio.timeout(1):
         await slots.wait(10)
 

@@ -9,14 +9,22 @@ import ast
 import importlib
 import json
 import re
+import uuid
 from dataclasses import replace
 
 import pytest
-from benchmarks import bar, compare, quick, sealing
+from benchmarks import bar, compare, neighbours, quick, sealing
 from benchmarks.figures import OURS, Figure, percentile, store
+from benchmarks.flows import Nap, nap
+from benchmarks.ground import PAYLOAD
+from benchmarks.peers import wire
 from benchmarks.plan import Plan
-from benchmarks.suites import accept, features, pairs
+from benchmarks.suites import accept, blocked_lanes, features, limits, pairs
 from benchmarks.systems import SYSTEMS
+
+from millpond.engine.limiting import Limiter
+from millpond.engine.registry import Flow
+from millpond.types import Intent
 
 TINY = Plan(rounds=1, seconds=0.5, depth=60, waiting=10, orgs=3, scale=0.001, systems=[OURS])
 MEMBERS = {"suite", "system", "figure", "unit", "median", "runs"}
@@ -117,6 +125,63 @@ def test_a_bar_may_also_be_an_upper_bound():
     assert (found.verdict(2.6), found.verdict(2.5)) == ("below", "pass")
 
 
+def test_a_value_that_is_no_ratio_may_have_a_bar():
+    figure = Figure.of("noisy", bar.NOISY_LONG_P99, "ms", [650.0])
+    values, _, judged = bar.table([figure]).partition("\n\n")
+    assert "650.00 ms" in values
+    assert re.search(r"650\.00 ≤ 600 +below", judged)
+
+
+def naps(*times: tuple[int, float, float]) -> list[Nap]:
+    """Make rests of orgs."""
+    return [
+        Nap(org_id=org_id, run_id=uuid.uuid4(), began=began, ended=ended)
+        for org_id, began, ended in times
+    ]
+
+
+def intent_of(flow: Flow) -> Intent:
+    """Make an intent without a database."""
+    return Intent(
+        org_id=1, flow=flow.name, version=1, queue=flow.queue, input=b"{}", subject="user:bench"
+    )
+
+
+def test_worker_time_counts_what_lies_between_two_times():
+    rested = naps((1, 0.0, 2.0), (1, 3.0, 9.0), (2, 4.5, 4.75), (3, 5.0, 6.0))
+    used = neighbours.worker_seconds(rested, 1.0, 5.0)
+    assert used == {1: 3.0, 2: 0.25, 3: 0.0}
+
+
+def test_jains_index_is_one_for_equal_shares_and_falls_to_one_in_n():
+    assert neighbours.jain({1: 2.0, 2: 2.0, 3: 2.0}) == pytest.approx(1.0)
+    assert neighbours.jain({1: 5.0, 2: 0.0, 3: 0.0, 4: 0.0}) == pytest.approx(0.25)
+
+
+def test_a_visit_waits_from_its_submit_to_its_first_line_and_others_are_not_counted():
+    host, guest, _ = rested = naps((1, 10.0, 10.5), (2, 10.25, 10.5), (1, 10.5, 11.0))
+    shared = neighbours.Shared(rested, {guest.run_id: 10.0})
+    assert shared.waits() == [0.25]
+    assert shared.span(host.org_id) == 1.0
+
+
+def test_runs_that_rest_have_an_input_as_big_as_all_others():
+    intent = neighbours.resting(lambda nth: nth / 3)(intent_of(nap), 5)
+    assert len(intent.input) == len(PAYLOAD) == len(wire.PAYLOAD)
+    assert nap.input.validate_json(intent.input).rest_s == pytest.approx(5 / 3)
+
+
+def test_a_peer_answers_with_the_waits_of_b_and_the_time_that_a_took():
+    beside = {"a0": (1.0, 1.5), "b0": (2.0, 2.5), "a1": (2.5, 3.0)}
+    answer = wire.noisy(beside, {"a0": (5.0, 6.0)}, {"b0": 1.5})
+    assert answer == {"took_s": [0.5], "beside_s": 2.0, "alone_s": 1.0}
+    found = pairs.read("noisy", 10, answer)
+    assert found[bar.NOISY_P99] == ("ms", 500.0)
+    assert found[bar.NOISY_RUNS] == ("x", 0.5 / wire.NAP_S)
+    assert found[bar.NOISY_KEPT] == ("x", 0.5)
+    assert (found[bar.NOISY_BESIDE][1], found[bar.NOISY_ALONE][1]) == (5.0, 10.0)
+
+
 def test_a_bar_on_a_pair_names_what_is_compared():
     on_pairs = [one for one in bar.BARS if one.suite in pairs.SUITES and one.system != OURS]
     assert len(on_pairs) == 8
@@ -138,9 +203,11 @@ def check(figures: list[Figure], suites: set[str]) -> None:
 
 
 async def test_pairs_without_peers_measure_millpond_alone():
-    figures, left_out = await compare.measure(TINY, pairs.SUITES)
-    check(figures, set(pairs.SUITES))
-    assert {figure.suite for figure in figures} == set(pairs.SUITES)
+    # `noisy` has a part of our own, and is measured whole below.
+    suites = [suite for suite in pairs.SUITES if suite not in compare.OWN]
+    figures, left_out = await compare.measure(TINY, suites)
+    check(figures, set(suites))
+    assert {figure.suite for figure in figures} == set(suites)
     assert {figure.system for figure in figures} == {OURS}
     assert left_out == {}
 
@@ -159,6 +226,27 @@ async def test_a_suite_of_our_own_runs_and_has_the_figures_of_its_bars(suite):
     figures, _ = await compare.measure(TINY, [suite])
     check(figures, {suite})
     assert OURS in {figure.system for figure in figures}
+
+
+@pytest.mark.slow
+async def test_lanes_are_blocked_throughout():
+    figures = {one.figure: one for one in await blocked_lanes.measure(TINY)}
+    assert figures["lanes still parked at the end"].runs == [TINY.runs(blocked_lanes.LANES)]
+
+
+@pytest.mark.slow
+async def test_what_is_measured_of_limits_is_that_many_on_every_run(monkeypatch):
+    met = set()
+    rooms = Limiter.rooms
+
+    def meet(self, row):
+        found = rooms(self, row)
+        met.add(len(found))
+        return found
+
+    monkeypatch.setattr(Limiter, "rooms", meet)
+    await limits.measure(TINY)
+    assert met - {0} == {1, 3, 6}
 
 
 async def test_the_quick_benchmark_runs():

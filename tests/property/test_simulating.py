@@ -7,15 +7,18 @@ from array import array
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 from benchmarks.simulate import QUEUE, Scene, in_one_line, load_of, rules_of, weights_of, workers_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millpond.engine.charges import EVERY_S
 from millpond.engine.rules import Kind, Rule, Rules, parse_key
 from millpond.engine.simulated import figures, jain, max_min, waits
 from millpond.engine.simulating import Load, Outcome, Work, simulate
+from millpond.engine.spilling import Spill
 
 NOISY = Scene(orgs=60, runs=12_000, slots=16, workers=2, load=1.5, noisy=3, noise=30.0, seed=7)
 
@@ -213,6 +216,92 @@ def test_shares_are_in_proportion_to_weights_while_all_have_backlog() -> None:
     assert found.slots_share[QUEUE] > 0.99
 
 
+def _had_s(load: Load, outcome: Outcome, org_id: int, until_s: float) -> float:
+    """Return the worker-seconds that an org had until a time."""
+    return sum(
+        max(0.0, min(start_s + service_s, until_s) - start_s)
+        for start_s, service_s, work in zip(
+            outcome.starts_s, load.service_s, load.work, strict=True
+        )
+        if load.works[work].org_id == org_id
+    )
+
+
+@pytest.mark.parametrize("workers", [[4], [2, 2]], ids=["one worker", "two workers"])
+def test_an_org_with_long_runs_gets_no_more_time_than_one_with_short_runs(
+    workers: list[int],
+) -> None:
+    """Of one flow, so that what is expected of a run is the same for both; at any time within the bound."""
+    long_s, short_s, slots = 0.5, 0.05, sum(workers)
+    longs, shorts = (Work(org_id=org_id, queue=QUEUE, capability="a@1") for org_id in (1, 2))
+    load = _load([(0.0, long_s, longs)] * 100 + [(0.0, short_s, shorts)] * 1000)
+    outcome = simulate(load, [{QUEUE: one} for one in workers])
+    bound_s = (slots + 1) * (long_s + short_s) + slots * EVERY_S
+    for tenth in range(1, 230):
+        gap_s = _had_s(load, outcome, 1, tenth / 10) - _had_s(load, outcome, 2, tenth / 10)
+        assert abs(gap_s) <= bound_s
+    # By count of runs alone the long ones would have ten times as much.
+    assert _had_s(load, outcome, 1, 22.0) == pytest.approx(
+        _had_s(load, outcome, 2, 22.0), abs=bound_s
+    )
+
+
+def test_what_is_under_way_is_charged_before_it_ends() -> None:
+    """An org that has three slots of four for half a minute does not get the fourth as well."""
+    longs, shorts = (Work(org_id=org_id, queue=QUEUE, capability="a@1") for org_id in (1, 2))
+    load = _load([(0.0, 30.0, longs)] * 3 + [(1.0, 30.0, longs)] * 9 + [(0.0, 0.1, shorts)] * 400)
+    outcome = simulate(load, [{QUEUE: 4}])
+    began = sorted(
+        start_s
+        for start_s, work in zip(outcome.starts_s, load.work, strict=True)
+        if load.works[work] == shorts and start_s < 30.0
+    )
+    assert max(later - sooner for sooner, later in pairwise(began)) < 0.2
+    assert began[-1] > 29.0
+
+
+def test_an_org_that_was_idle_gets_no_credit_for_that_time() -> None:
+    one, late = (Work(org_id=org_id, queue=QUEUE, capability="a@1") for org_id in (1, 2))
+    load = _load([(0.0, 0.2, one)] * 2000 + [(50.0, 0.2, late)] * 1000)
+    outcome = simulate(load, [{QUEUE: 4}])
+    bound_s = 5 * (0.2 + 0.2) + 4 * EVERY_S
+    for until_s in (51.0, 55.0, 70.0):
+        had_s = _had_s(load, outcome, 1, until_s) - _had_s(load, outcome, 1, 50.0)
+        assert abs(had_s - _had_s(load, outcome, 2, until_s)) <= bound_s
+    assert _had_s(load, outcome, 2, 51.0) > 0
+
+
+def test_nobody_starts_behind_time_that_was_charged_and_not_used() -> None:
+    """By what the flow took before an org is charged minutes, and given them back; then another comes."""
+    slow, quick, late = (Work(org_id=org_id, queue=QUEUE, capability="a@1") for org_id in (1, 2, 3))
+    load = _load([(0.0, 30.0, slow)] + [(40.0, 0.01, quick)] * 2000 + [(40.4, 0.01, late)] * 2000)
+    outcome = simulate(load, [{QUEUE: 2}])
+    before_s = _had_s(load, outcome, 2, 40.4)
+    for until_s in (42.0, 44.0, 48.0):
+        had_s = _had_s(load, outcome, 2, until_s) - before_s
+        assert abs(had_s - _had_s(load, outcome, 3, until_s)) <= 2.0
+
+
+def test_spreading_over_flows_and_keys_gains_nothing() -> None:
+    plain = Work(org_id=1, queue=QUEUE, capability="a@1")
+    spread = [
+        Work(
+            org_id=2,
+            queue=QUEUE,
+            capability=f"f{nth % 20}@1",
+            keys=(f"ticket:{nth}",),
+            priority=nth % 3,
+        )
+        for nth in range(200)
+    ]
+    load = _load([(0.0, 0.2, work) for work in spread * 5] + [(0.0, 0.2, plain)] * 1000)
+    outcome = simulate(load, [{QUEUE: 4}])
+    bound_s = 5 * (0.2 + 0.2) + 4 * EVERY_S
+    for until_s in (5.0, 20.0, 80.0):
+        gap_s = _had_s(load, outcome, 1, until_s) - _had_s(load, outcome, 2, until_s)
+        assert abs(gap_s) <= bound_s
+
+
 def test_noisy_orgs_do_not_degrade_quiet_ones_and_one_line_for_all_would() -> None:
     """The bounds on fairness are such that first come, first served misses every one of them."""
     load, workers, weights = load_of(NOISY), workers_of(NOISY), weights_of(NOISY)
@@ -270,3 +359,65 @@ def test_jains_index_and_waits_of_nothing_and_of_one() -> None:
     assert Counter(figures(Load(), Outcome(starts_s=array("d")), [{QUEUE: 1}]).slots_share) == {
         QUEUE: 0.0
     }
+
+
+HELPS = {"default": ["llm"]}
+spills = st.sampled_from(
+    [
+        Spill(helps=HELPS),
+        Spill(helps={"default": ["llm"], "llm": ["default"]}, keep={"default": 1}),
+        Spill(helps={"llm": ["default"]}, reserve={"llm": 1}),
+        Spill(reserve={"default": 1, "llm": 1}),
+    ]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(loads, limits, st.lists(st.integers(2, 4), min_size=1, max_size=2), spills)
+def test_what_spills_is_served_to_its_end_in_the_slots_that_there_are(
+    load: Load, rules: list[Rule], slots: list[int], spill: Spill
+) -> None:
+    workers = [{"default": one, "llm": one} for one in slots]
+    outcome = simulate(load, workers, rules=Rules.of(rules), spill=spill)
+    assert not any(math.isnan(start_s) for start_s in outcome.starts_s)
+    assert _most_at_once(load, outcome, dict.fromkeys(load.works, True)) <= 2 * sum(slots)
+    for queue in {"default", "llm"}.difference(*spill.helps.values()):
+        of = {one: one.queue == queue for one in load.works}
+        assert _most_at_once(load, outcome, of) <= sum(slots)
+
+
+def test_a_surge_has_the_idle_slots_of_a_queue_that_helps_and_own_work_the_next_free_one() -> None:
+    load = Load(
+        works=[
+            Work(org_id=1, queue="llm", capability="a@1"),
+            Work(org_id=2, queue="default", capability="a@1"),
+        ]
+    )
+    for _ in range(16):
+        load.add(0.0, 10.0, 0)
+    load.add(1.0, 10.0, 1)
+    slots = [{"default": 6, "llm": 2}]
+    alone, helped = simulate(load, slots), simulate(load, slots, spill=Spill(helps=HELPS))
+    kept = simulate(load, slots, spill=Spill(helps=HELPS, keep={"default": 1}))
+    assert alone.until_s == pytest.approx(80, abs=0.5)
+    assert helped.until_s == pytest.approx(30, abs=0.5)
+    assert [out.starts_s[16] for out in (alone, helped, kept)] == pytest.approx(
+        [1.0, 10.0, 1.0], abs=0.1
+    )
+
+
+def test_an_org_alone_leaves_reserved_slots_to_one_that_comes() -> None:
+    load = Load(
+        works=[
+            Work(org_id=1, queue="default", capability="a@1"),
+            Work(org_id=2, queue="default", capability="a@1"),
+        ]
+    )
+    for _ in range(20):
+        load.add(0.0, 10.0, 0)
+    load.add(1.0, 10.0, 1)
+    slots = [{"default": 5}]
+    first, later = simulate(load, slots), simulate(load, slots, spill=Spill(reserve={"default": 1}))
+    assert [out.starts_s[20] for out in (first, later)] == pytest.approx([10.0, 1.0], abs=0.1)
+    # While the other's run is in one slot, the last free one is kept for a third.
+    assert later.until_s == pytest.approx(51, abs=0.5)

@@ -256,6 +256,12 @@ async def limits(at: Bench) -> Wish:
     return Wish(makes=((await limited(at))["key"],))
 
 
+@thing("GET /v1/limits/saturation")
+async def saturation(at: Bench) -> Wish:
+    slug = at.world.slugs[at.world.org_id]
+    return Wish(makes=(f'"{slug}"',), also=frozenset({"queues:read"}))
+
+
 @thing("GET /v1/limits/recorded-runs")
 async def recorded_runs(at: Bench) -> Wish:
     run = await waiting(at, "fail", _fail, "run.failed")

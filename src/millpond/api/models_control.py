@@ -127,7 +127,9 @@ class WorkerOut(BaseModel):
     host: str
     pid: int
     release: str = Field(description="Its version of Millpond.")
-    queues: dict[str, int] = Field(description="Slots by queue.")
+    queues: dict[str, int] = Field(
+        description="Slots by queue; 0 for one that only idle slots of others help."
+    )
     in_use: dict[str, int] = Field(description="Slots in use by queue, a second old at most.")
     labels: dict[str, str]
     flows: list[str] = Field(description="The flow versions that it has, as `name@version`.")

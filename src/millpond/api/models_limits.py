@@ -86,6 +86,32 @@ class BrakeOut(BaseModel):
     reason: str = Field(description="The code of that step's error.")
 
 
+class SaturationOut(BaseModel):
+    """How full one thing is, and what of the organization's work waits for room there."""
+
+    id: str
+    object: Literal["saturation"]
+    of: Literal["org", "queue", "limit"]
+    name: str = Field(description="The slug, the queue, or the key that the limit counts.")
+    limit: str | None = Field(description="The limit's key, which may be a pattern.")
+    kind: Literal["concurrency", "rate"] | None
+    is_of_platform: bool | None = Field(description="Whether an operator set the limit.")
+    in_use: int | None = Field(
+        description="Places or slots taken, by all organizations that share them; null for a rate."
+    )
+    maximum: int | None = Field(description="How many there are; null where nothing limits.")
+    own: int = Field(description="How many of them the organization's work has.")
+    is_exact: bool = Field(
+        description="False: as a worker or a claim last told it, or at least so many."
+    )
+    until: datetime | None = Field(description="Of a rate: when it lets the next one go.")
+    waiting: int = Field(
+        description="Work items of the organization that are ready and have no room."
+    )
+    is_waiting_exact: bool = Field(description="False: at least so many wait.")
+    oldest_s: float | None = Field(description="For how long the oldest of them has been ready.")
+
+
 class RecordedRun(BaseModel):
     """A run that has ended, as a replay of limits needs it."""
 

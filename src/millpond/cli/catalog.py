@@ -60,7 +60,10 @@ def workers(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None
 
 
 def _slots(queues: Json, in_use: Json) -> str:
-    return "\n".join(f"{name} {in_use.get(name, 0)}/{slots}" for name, slots in queues.items())
+    return "\n".join(
+        f"{name} {in_use.get(name, 0)}/{slots}" if slots else f"{name} helped"
+        for name, slots in queues.items()
+    )
 
 
 def _labels(labels: Json) -> str:

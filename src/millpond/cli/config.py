@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from millpond.cli.options import read_pairs
+from millpond.engine.spilling import Spill
 from millpond.errors import InvalidInput
 from millpond.settings import Settings
 
@@ -101,17 +103,62 @@ def flow_modules(settings: Settings) -> list[str]:
 
 def queue_slots(settings: Settings) -> dict[str, int]:
     """Read `name:slots,…`; raises InvalidInput for an entry that is not that."""
-    slots: dict[str, int] = {}
-    for word in _words(settings.queues):
-        name, _, count = word.partition(":")
-        if not name or not count.isdecimal() or int(count) < 1:
-            raise InvalidInput(
-                f"{word!r} is not `queue:slots` with at least one slot", param="MILLPOND_QUEUES"
-            )
-        slots[name] = int(count)
+    slots = _counts(settings.queues, param="MILLPOND_QUEUES")
     if not slots:
         raise InvalidInput("a worker serves at least one queue", param="MILLPOND_QUEUES")
     return slots
+
+
+def spill_of(settings: Settings, slots: Mapping[str, int]) -> Spill:
+    """Read whom idle slots help, and what is kept and reserved; raises InvalidInput for what cannot be."""
+    helps: dict[str, list[str]] = {}
+    for word in _words(settings.spill):
+        name, _, text = word.partition(":")
+        helped = text.split("+")
+        if not name or not all(helped) or name in helped or len(helped) > len(set(helped)):
+            raise InvalidInput(
+                f"{word!r} is not `queue:helped+helped` with each of them once",
+                param="MILLPOND_SPILL",
+            )
+        if name in helps:
+            raise InvalidInput(f"queue {name} is named twice", param="MILLPOND_SPILL")
+        helps[name] = helped
+    keep = _counts(settings.spill_keep, param="MILLPOND_SPILL_KEEP")
+    reserve = _counts(settings.reserve, param="MILLPOND_RESERVE")
+    _check_slots(helps, slots, param="MILLPOND_SPILL")
+    _check_slots(keep, slots, param="MILLPOND_SPILL_KEEP", most=keep)
+    _check_slots(reserve, slots, param="MILLPOND_RESERVE", most=reserve)
+    return Spill(helps=helps, keep=keep, reserve=reserve)
+
+
+def _counts(text: str, *, param: str) -> dict[str, int]:
+    slots: dict[str, int] = {}
+    for word in _words(text):
+        name, _, count = word.partition(":")
+        if not name or not count.isdecimal() or int(count) < 1:
+            raise InvalidInput(f"{word!r} is not `queue:slots` with at least one slot", param=param)
+        slots[name] = int(count)
+    return slots
+
+
+def _check_slots(
+    named: Iterable[str],
+    slots: Mapping[str, int],
+    *,
+    param: str,
+    most: Mapping[str, int] | None = None,
+) -> None:
+    """Refuse queues without slots of their own, and more than all but one of the slots that a queue has."""
+    for queue in named:
+        if queue not in slots:
+            raise InvalidInput(
+                f"queue {queue} has no slots of its own (MILLPOND_QUEUES)", param=param
+            )
+        if most is not None and most[queue] >= slots[queue]:
+            raise InvalidInput(
+                f"queue {queue} has {slots[queue]} slots, and {most[queue]} of them leave none",
+                param=param,
+            )
 
 
 def worker_labels(settings: Settings) -> dict[str, str]:
@@ -149,6 +196,9 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         "MILLPOND_DATA_DIR": str(settings.data_dir),
         "MILLPOND_FLOWS": settings.flows,
         "MILLPOND_QUEUES": settings.queues,
+        "MILLPOND_SPILL": settings.spill,
+        "MILLPOND_SPILL_KEEP": settings.spill_keep,
+        "MILLPOND_RESERVE": settings.reserve,
         "MILLPOND_LABELS": settings.labels,
         "MILLPOND_LEASE_S": str(settings.lease_s),
         "MILLPOND_DRAIN_S": str(settings.drain_s),

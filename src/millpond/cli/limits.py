@@ -50,6 +50,35 @@ def list_limits(
     print_table(["key", "limit", "of", "set by"], rows, empty="Nothing is limited.")
 
 
+@app.command("saturation")
+def show_saturation(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None) -> None:
+    """Show how full the organization, its queues and the limits on its work are, and what waits for room there."""
+    page = call(url, token, lambda remote: remote.get("/v1/limits/saturation"))
+    if as_json:
+        print_json(page)
+        return
+    print_table(
+        ["of", "name", "limit", "in use", "own", "waiting", "oldest"],
+        [_saturation(one) for one in page["data"]],
+        empty="Nothing is there.",
+    )
+    if page["has_more"]:
+        out().print("There are more limits; these have most waiting.")
+
+
+def _saturation(one: Json) -> list[str]:
+    about = "" if one["is_exact"] else "about "
+    used = "" if one["in_use"] is None else f"{about}{one['in_use']}"
+    if one["of"] == "limit" and one["kind"] == "rate":
+        used = f"next at {one['until']}" if one["until"] else "has room"
+    elif one["maximum"] is not None:
+        used = f"{used} of {one['maximum']}"
+    limit = "" if one["limit"] is None else f"{one['kind']} {one['limit']}"
+    waiting = f"{one['waiting']}{'' if one['is_waiting_exact'] else ' or more'}"
+    oldest = "" if one["oldest_s"] is None else f"{one['oldest_s']:.0f} s"
+    return [one["of"], one["name"], limit, used, str(one["own"]), waiting, oldest]
+
+
 @app.command("set")
 def set_limit(
     key: Key,

@@ -172,7 +172,7 @@ def _check_queues(load: Load, workers: Sequence[Mapping[str, int]]) -> None:
     missing = sorted({one.queue for one in load.works} - served)
     if missing:
         raise InvalidInput(
-            f"no live worker serves the queue {missing[0]}",
+            f"no live worker has slots for the queue {missing[0]}",
             param="--slots",
             advice="say what slots there are to be: "
             + " ".join(f"--slots {queue}=10" for queue in sorted({*served, *missing})),

@@ -29,6 +29,24 @@ def worker(
         str | None,
         typer.Option(help="Queues with their slots: name:slots,… (MILLPOND_QUEUES)."),
     ] = None,
+    spill: Annotated[
+        str | None,
+        typer.Option(
+            help="Whom idle slots help, in order: queue:helped+helped,… (MILLPOND_SPILL)."
+        ),
+    ] = None,
+    spill_keep: Annotated[
+        str | None,
+        typer.Option(
+            help="Slots that stay free when a queue helps: queue:slots,… (MILLPOND_SPILL_KEEP)."
+        ),
+    ] = None,
+    reserve: Annotated[
+        str | None,
+        typer.Option(
+            help="Slots for orgs not above their share: queue:slots,… (MILLPOND_RESERVE)."
+        ),
+    ] = None,
     processes: Annotated[
         int | None,
         typer.Option(
@@ -54,6 +72,9 @@ def worker(
     settings = read_settings(
         flows=flows,
         queues=queues,
+        spill=spill,
+        spill_keep=spill_keep,
+        reserve=reserve,
         labels=joined_labels(label),
         processes=processes,
         data_dir=data_dir,
@@ -67,7 +88,7 @@ def worker(
 
 
 async def _work(settings: Settings, name: str, *, alone: bool) -> None:
-    from millpond.cli.config import queue_slots, worker_labels
+    from millpond.cli.config import queue_slots, spill_of, worker_labels
     from millpond.cli.key_ring import open_ring
     from millpond.cli.prune import keep
     from millpond.cli.resources import open_step_resources
@@ -117,6 +138,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             keep=keep(settings),
             rights=CurrentRights(engine),
             vault=vault,
+            spill=spill_of(settings, slots),
         )
         await made.run(stop)
     if alone and not made.has_worked:

@@ -64,6 +64,7 @@ def alone_command(settings: Settings, name: str) -> list[str]:
     command = [sys.executable, "-m", "millpond.cli", "worker", "--alone", "--parent-fd", "0"]
     command += ["--process-name", f"{name}-alone", "--data-dir", str(settings.data_dir)]
     command += ["--flows", settings.flows, "--queues", settings.queues]
+    command += ["--spill", settings.spill]
     labels = worker_labels(settings)
     return [*command, *(f"--label={name}={value}" for name, value in labels.items())]
 

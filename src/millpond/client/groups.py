@@ -96,6 +96,7 @@ class Limits(Group[Kind]):
     """Ceilings on keys of the org's own work, beside those of the platform."""
 
     list = listing(limits.list_limits)
+    saturation = listing(limits.list_saturation)
     recorded_runs = listing(limits.list_recorded_runs)
     put = method(limits.put_limit)
     delete = method(limits.delete_limit)

@@ -60,6 +60,28 @@ class Brake(Answer):
     reason: str = ""
 
 
+class Saturation(Answer):
+    """How full an org, a queue or what a limit counts is, and what of the org's work waits for room there.
+
+    `own` of `in_use` places are the org's. Without `is_exact` as it was told last, or at least so many.
+    """
+
+    id: str
+    of: str
+    name: str
+    limit: str | None = None
+    kind: str | None = None
+    is_of_platform: bool | None = None
+    in_use: int | None = None
+    maximum: int | None = None
+    own: int
+    is_exact: bool
+    until: datetime | None = None
+    waiting: int
+    is_waiting_exact: bool
+    oldest_s: float | None = None
+
+
 class RecordedRun(Answer):
     """A run that has ended: when it first could go, and how long workers had it (`worked_s`, waits left out).
 

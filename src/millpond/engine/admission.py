@@ -2,7 +2,8 @@
 
 Called by `claim` inside its transaction. Invariants: never more picks than a queue has free slots, nor
 than a room has left; an item takes all its rooms or none; within a lane items go in order; orgs go by
-virtual time, lanes of one org by the rank of their heads; what could go goes, but for room that is kept.
+virtual time, lanes of one org by the rank of their heads; what could go goes, but for room that is kept
+and slots that are. A slot helps another queue only when its own has nothing more that can go.
 Start-time fair queueing: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996.
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 import heapq
 import uuid
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -93,36 +95,82 @@ class Share:
 
 
 class Pick(NamedTuple):
-    """A ready work item that shall go."""
+    """A ready work item that shall go; `helper` is the queue whose slot it takes, where that is not its own."""
 
     org_id: int
     lane_id: int
     rank: int
     item_id: uuid.UUID
+    helper: str | None = None
 
 
 @dataclass(kw_only=True, slots=True)
 class Decision:
-    """What a claim shall write: picks, the queues' virtual clocks, and whether more could go."""
+    """What a claim shall write: picks, the queues' virtual clocks, and whether more could go.
+
+    `is_held_back` says that work stayed behind for want of a slot that is not reserved.
+    """
 
     picks: list[Pick]
     clocks: dict[str, float]
     has_more: bool
+    is_held_back: bool = False
 
 
-def admit(shares: Sequence[Share], free: Mapping[str, int]) -> Decision:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Terms:
+    """On what terms free slots are filled; by default each by work of its own queue, whosever it is.
+
+    `helps` names, by helper, the queues that its idle slots help, in order; `kept` is how many free slots a helper
+    keeps to itself, `reserved` the part of them that only orgs take which would go before one that arrives now, by the
+    `clocks` of their queues. A queue that is `unread` may have more work than was read, and helps nobody now.
+    """
+
+    helps: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    kept: Mapping[str, int] = field(default_factory=dict)
+    reserved: Mapping[str, int] = field(default_factory=dict)
+    clocks: Mapping[str, float] = field(default_factory=dict)
+    unread: AbstractSet[str] = frozenset()
+
+    def most(self, free: Mapping[str, int]) -> dict[str, int]:
+        """Return how many slots the work of each queue can have at most; queues that can have none are left out."""
+        most = {queue: slots for queue, slots in free.items() if slots > 0}
+        for helper, helped in self.helps.items():
+            idle = free.get(helper, 0) - self.kept.get(helper, 0)
+            if idle > 0:
+                for queue in helped:
+                    most[queue] = most.get(queue, 0) + idle
+        return most
+
+    def unreserved(self, free: Mapping[str, int]) -> dict[str, int]:
+        """Return the slots of each queue that any org may take; queues without any are left out."""
+        left = {queue: slots - self.reserved.get(queue, 0) for queue, slots in free.items()}
+        return {queue: slots for queue, slots in left.items() if slots > 0}
+
+
+AS_EVER = Terms()
+
+
+def admit(shares: Sequence[Share], free: Mapping[str, int], terms: Terms = AS_EVER) -> Decision:
     """Pick work items for the free slots of each queue; moves `taken` and `virtual_s` forward."""
     decision = Decision(picks=[], clocks={}, has_more=False)
     by_queue: dict[str, list[Share]] = {}
     for share in shares:
         by_queue.setdefault(share.queue, []).append(share)
-    for queue, members in by_queue.items():
-        _admit_queue(queue, members, free.get(queue, 0), decision)
+    orders = {queue: _Order(queue, members) for queue, members in by_queue.items()}
+    for queue, order in orders.items():
+        order.left = free.get(queue, 0)
+        _serve(order, decision, order.left, terms)
+    if terms.helps:
+        _help(orders, free, decision, terms)
     return decision
 
 
-def pass_over(shares: Sequence[Share], missed: Sequence[Pick]) -> None:
-    """Take back picks that could not be had: they leave their lanes, and nobody is charged."""
+def pass_over(shares: Sequence[Share], missed: Sequence[Pick], *, again: bool) -> None:
+    """Take back picks that could not be had: they leave their lanes, and nobody is charged.
+
+    Where it is decided `again`, lanes that found a room full try anew; else they stay under it.
+    """
     gone = {(pick.org_id, pick.item_id) for pick in missed}
     for share in shares:
         for lane in share.lanes:
@@ -139,7 +187,7 @@ def pass_over(shares: Sequence[Share], missed: Sequence[Pick]) -> None:
                 for room in lane.rooms:
                     room.left += lost
                     room.went -= lost
-    if gone:
+    if gone and again:
         for share in shares:
             for lane in share.lanes:
                 lane.full = None
@@ -173,18 +221,61 @@ def _keep(rooms: Sequence[Room], one: Waiting, needed: set[int]) -> bool:
     return is_free
 
 
-def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decision) -> None:
-    order = [(share.virtual_s, share.org_id, share) for share in members if _has_head(share)]
-    heapq.heapify(order)
-    while order and slots > 0:
-        start, org_id, share = heapq.heappop(order)
+class _Order:
+    """The orgs of one queue in fair order, and the slots of its own that are left.
+
+    An org leaves it as what was read of it is gone; `is_cut` says that one left of which more may be ready.
+    """
+
+    __slots__ = ("heap", "is_cut", "left", "queue")
+
+    def __init__(self, queue: str, members: Sequence[Share]) -> None:
+        self.queue = queue
+        self.heap = [
+            (share.virtual_s, share.org_id, share) for share in members if _has_head(share)
+        ]
+        heapq.heapify(self.heap)
+        self.left = 0
+        self.is_cut = False
+
+
+def _help(
+    orders: Mapping[str, _Order], free: Mapping[str, int], decision: Decision, terms: Terms
+) -> None:
+    """Let slots that their own queues leave idle go to the queues that they help, in order."""
+    for helper, helped in terms.helps.items():
+        own = orders.get(helper)
+        idle = (free.get(helper, 0) if own is None else own.left) - terms.kept.get(helper, 0)
+        waiting = [orders[queue] for queue in helped if queue in orders and orders[queue].heap]
+        if idle <= 0 or not waiting:
+            continue
+        if helper in terms.unread or (own is not None and own.is_cut):
+            # Its own work goes first: the next claim reads on.
+            decision.has_more = True
+            continue
+        for order in waiting:
+            idle -= _serve(order, decision, idle, terms, helper)
+
+
+def _serve(
+    order: _Order, decision: Decision, slots: int, terms: Terms, helper: str | None = None
+) -> int:
+    """Let the orgs of a queue take slots, its own or a helper's, in fair order; returns how many they took."""
+    queue, heap, first = order.queue, order.heap, len(decision.picks)
+    reserved = terms.reserved.get(queue, 0) if helper is None else 0
+    clock_s = terms.clocks.get(queue, 0.0)
+    while heap and slots > 0:
+        if slots <= reserved and heap[0][0] > max(clock_s, decision.clocks.get(queue, 0.0)):
+            decision.is_held_back = True
+            break
+        start, org_id, share = heapq.heappop(heap)
         lane = _next_lane(share)
         if lane.rooms and not _enter(org_id, lane):
             if _has_head(share):
-                heapq.heappush(order, (start, org_id, share))
+                heapq.heappush(heap, (start, org_id, share))
             continue
         decision.picks.append(
-            Pick(org_id, lane.lane_id, lane.ranks[lane.taken], lane.items[lane.taken])
+            Pick(org_id, lane.lane_id, lane.ranks[lane.taken], lane.items[lane.taken], helper)
         )
         lane.taken += 1
         slots -= 1
@@ -192,9 +283,13 @@ def _admit_queue(queue: str, members: list[Share], slots: int, decision: Decisio
         share.virtual_s = start + lane.estimate_s / share.weight
         if lane.is_spent and not lane.is_whole:
             # What stands behind is unknown, so the org's next item is: it goes on in the next claim.
-            decision.has_more = True
+            decision.has_more = order.is_cut = True
         elif not lane.is_spent or _has_head(share):
-            heapq.heappush(order, (share.virtual_s, org_id, share))
+            heapq.heappush(heap, (share.virtual_s, org_id, share))
+    taken = len(decision.picks) - first
+    if helper is None:
+        order.left -= taken
+    return taken
 
 
 def _enter(org_id: int, lane: Lane) -> bool:

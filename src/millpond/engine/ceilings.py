@@ -132,9 +132,7 @@ async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
     places = _places(rules, org_id, lane)
     if not places:
         return []
-    use = {
-        row["room"]: row for row in await con.fetch(_SQL["use"], [one.room.text for one in places])
-    }
+    use = await use_of(con, [one.room.text for one in places])
     held = await _held(con, org_id, rules)
     now_us = use[places[0].room.text]["now_us"]
     places = tuple(Place(room, rules.rule_at(room, rule, now_us)) for room, rule in places)
@@ -144,6 +142,11 @@ async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
         return full
     parked = [place for place in places if place.room.text == lane["parked_on"]]
     return [_parked(place, use[place.room.text], held) for place in parked]
+
+
+async def use_of(con: Connection, rooms: Sequence[str]) -> dict[str, Record]:
+    """Return how full rooms were as the claim last parked work there, and how far their rates are used, by name."""
+    return {row["room"]: row for row in await con.fetch(_SQL["use"], rooms)}
 
 
 def _full(place: Place, row: Record, held: _Held) -> Full | None:

@@ -7,16 +7,17 @@ waited for on disk: a lost claim is only claimed again.
 
 from __future__ import annotations
 
-import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from datetime import datetime
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.admission import Decision, Lane, Pick, Share, admit, pass_over
+from millpond.engine.admission import AS_EVER, Decision, Lane, Pick, Share, Terms, admit, pass_over
 from millpond.engine.columns import plain
 from millpond.engine.limiting import Limiter
 from millpond.errors import LeaseLost
@@ -26,6 +27,8 @@ _SQL = queries("claim")
 _COMMIT = queries("commit")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
+# So many lanes of an org are read in one claim: `claim_heads` of the migrations.
+_MAX_LANES = 64
 _ROUNDS = 3
 _FIRST_DEPTH = 16
 _DEEPEST = 512
@@ -59,6 +62,7 @@ class Claimed(NamedTuple):
     A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for
     a step that executes in another queue than its run. `is_rerun`: it may have recorded steps before its
     first attempt. `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate.
+    `helper` is the queue whose slot it has, where that is not its own.
     """
 
     lease: Lease
@@ -81,6 +85,7 @@ class Claimed(NamedTuple):
     lent: uuid.UUID | None = None
     granted_by: str | None = None
     begin_by: float | None = None
+    helper: str | None = None
 
     @property
     def backing(self) -> Backing | None:
@@ -115,10 +120,12 @@ class Claimer:
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
         self.limits = Limiter(self._capabilities)
-        # Whether all that was ready had room at the last claim, so that it may be so again.
+        # Whether all that was ready had room at the last claim, with some to spare, so that it may be so again.
         self._is_calm = True
 
-    async def claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
+    async def claim(
+        self, free: Mapping[str, int], terms: Terms = AS_EVER
+    ) -> tuple[list[Claimed], bool]:
         """Lease work for the free slots of each queue; also tells whether more could go at once.
 
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
@@ -126,20 +133,25 @@ class Claimer:
         try:
             if self._is_calm and not self.limits.is_on:
                 await self.limits.begin(self._database)
-                if (found := await self._claim_at_once(free)) is not None:
+                # Where all that is ready has room of its own nothing is to be decided of spill and reserve either.
+                own = terms.unreserved(free)
+                is_plain = terms.most(free).keys() <= own.keys()
+                if is_plain and (found := await self._claim_at_once(own)) is not None:
                     return found
-            claimed, has_more = await self._decide(free)
+            claimed, has_more = await self._decide(free, terms)
         except BaseException:
             self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
             raise
-        self._is_calm = not has_more
+        got = Counter([one.queue for one in claimed])
+        anyones = terms.unreserved(free).items()
+        self._is_calm = not has_more and all(got[queue] < slots for queue, slots in anyones)
         return claimed, has_more
 
-    async def _decide(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool]:
+    async def _decide(self, free: Mapping[str, int], terms: Terms) -> tuple[list[Claimed], bool]:
         """Claim by decision, once the limits are known by which it is made."""
         for _ in range(_ROUNDS):
             await self.limits.begin(self._database)
-            if (found := await self._claim(free)) is not None:
+            if (found := await self._claim(free, terms)) is not None:
                 return found
         return [], True
 
@@ -166,10 +178,14 @@ class Claimer:
         self._is_calm = not has_more
         return None if outcome == _TOO_MUCH else (_claimed(rows), has_more)
 
-    async def _claim(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
+    async def _claim(
+        self, free: Mapping[str, int], terms: Terms
+    ) -> tuple[list[Claimed], bool] | None:
         """Claim by the limits that are known; None when there are others, which the next round reads first."""
-        queues = [queue for queue, slots in free.items() if slots > 0]
-        limits, began = self.limits, time.monotonic()
+        most = terms.most(free)
+        orgs = {queue: min(slots, _MAX_ORGS) for queue, slots in most.items()}
+        queues = list(orgs)
+        limits = self.limits
         async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
             if limits.is_on and not await limits.open(con, queues):
                 return None
@@ -178,7 +194,7 @@ class Claimer:
                 _MAX_ARRIVALS,
                 self._worker_id,
                 queues,
-                [min(free[queue], _MAX_ORGS) for queue in queues],
+                list(orgs.values()),
                 self._capabilities,
                 self._depth,
             )
@@ -192,40 +208,52 @@ class Claimer:
             if limits.is_on:
                 await limits.read(con, rows)
             shares = self._shares(rows)
-            decision, claimed, missed = await self._admit(con, shares, free)
+            if terms.helps or terms.reserved:
+                terms = replace(
+                    terms,
+                    clocks=await self._clocks(con, terms),
+                    unread=_unread(shares, orgs) if arrivals < _MAX_ARRIVALS else orgs.keys(),
+                )
+            decision, claimed, missed = await self._admit(con, shares, free, terms)
             if missed:
                 await _step_back(con, missed)
             if limits.is_on:
                 await limits.close(con, shares)
-                claimed = _timed(claimed, limits.paced(shares), began + _LATE_S)
-        self._adapt(sum(free[queue] for queue in queues), len(rows), len(claimed), len(missed))
-        is_idle = not decision.picks and not missed
+                claimed = _timed(claimed, limits.paced(shares), limits.began + _LATE_S)
+        self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
+        is_idle = not (decision.picks or missed or decision.is_held_back)
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
         return claimed, has_more or limits.has_more
 
+    async def _clocks(self, con: Connection, terms: Terms) -> dict[str, float]:
+        if not terms.reserved:
+            return {}
+        rows = await con.fetch(_SQL["clocks"], list(terms.reserved))
+        return {row["queue"]: row["virtual_s"] for row in rows}
+
     async def _admit(
-        self, con: Connection, shares: Sequence[Share], free: Mapping[str, int]
+        self, con: Connection, shares: Sequence[Share], free: Mapping[str, int], terms: Terms
     ) -> tuple[Decision, list[Claimed], list[Pick]]:
         """Decide and take; items that somebody holds locked are passed over for the next ones."""
         whole = Decision(picks=[], clocks={}, has_more=False)
         claimed: list[Claimed] = []
         missed: list[Pick] = []
         left = dict(free)
-        for _ in range(_ROUNDS):
-            decision = admit(shares, left)
+        for nth in range(1, _ROUNDS + 1):
+            decision = admit(shares, left, terms)
             whole.picks += decision.picks
             whole.clocks |= decision.clocks
-            whole.has_more = decision.has_more
-            got = await self._take(con, shares, decision)
+            whole.has_more, whole.is_held_back = decision.has_more, decision.is_held_back
+            got = _helped(await self._take(con, shares, decision), decision)
             claimed += got
             if len(got) == len(decision.picks):
                 break
             taken = {(one.lease.org_id, one.lease.item_id) for one in got}
             skipped = [one for one in decision.picks if (one.org_id, one.item_id) not in taken]
             missed += skipped
-            pass_over(shares, skipped)
+            pass_over(shares, skipped, again=nth < _ROUNDS)
             for one in got:
-                left[one.queue] -= 1
+                left[one.helper or one.queue] -= 1
         return whole, claimed, missed
 
     def _shares(self, rows: Sequence[Record]) -> list[Share]:
@@ -279,6 +307,23 @@ class Claimer:
 def _claimed(rows: Sequence[Record]) -> list[Claimed]:
     # One token object for all of them: the driver's ids keep their text once it was asked for.
     return [Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows]
+
+
+def _helped(claimed: list[Claimed], decision: Decision) -> list[Claimed]:
+    """Set whose slot each has that other queues help."""
+    helpers = {(one.org_id, one.item_id): one.helper for one in decision.picks if one.helper}
+    if not helpers:
+        return claimed
+    return [
+        one._replace(helper=helpers.get((one.lease.org_id, one.lease.item_id))) for one in claimed
+    ]
+
+
+def _unread(shares: Sequence[Share], orgs: Mapping[str, int]) -> set[str]:
+    """Return the queues of which more may be ready than orgs and lanes were read."""
+    counts = Counter([share.queue for share in shares])
+    cut = {share.queue for share in shares if len(share.lanes) >= _MAX_LANES}
+    return cut | {queue for queue, most in orgs.items() if counts[queue] >= most}
 
 
 def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:

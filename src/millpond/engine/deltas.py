@@ -60,7 +60,8 @@ class Growing:
     def feed(self, piece: str) -> None:
         """Add a piece; it is stored within about `GATHER_S`, unless it may be the beginning of a secret."""
         if not self._is_over:
-            self._add(self._stream.feed(piece))
+            # Postgres has no place for a NUL in text; out before the look for secrets, which it would part.
+            self._add(self._stream.feed(piece.replace("\0", "")))
 
     async def end(self) -> None:
         """Wait until all of it is stored, or is not going to be; nothing is added from then on."""
@@ -70,6 +71,11 @@ class Growing:
         if not self._stored.is_set():
             self._deltas.hurry()
             await self._stored.wait()
+
+    def cut(self) -> None:
+        """Add nothing from now on, and wait for nothing: what is not stored yet is given up."""
+        self._is_over = True
+        self._pieces.clear()
 
     def take(self) -> _Row | None:
         """Take what was gathered, to be stored as one row."""
@@ -89,8 +95,6 @@ class Growing:
             self._stored.set()
 
     def _add(self, piece: str) -> None:
-        # Postgres has no place for these in text.
-        piece = piece.replace("\0", "")
         raw = piece.encode("utf-8", "replace")[: MAX_BYTES - self._bytes]
         if not raw:
             return

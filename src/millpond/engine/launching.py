@@ -53,6 +53,7 @@ class Launcher:
         self._steps = steps
         self._start = start
         self._last: asyncio.Task[int] | None = None
+        self._returning: set[asyncio.Task[None]] = set()
         self.leases: set[Lease] = set()
 
     def launch(self, claimed: Sequence[Claimed]) -> asyncio.Task[int]:
@@ -60,7 +61,7 @@ class Launcher:
 
         The task ends when all of it is started and tells how much that was; it raises what is no MillpondError.
         """
-        slots = [self._slots.take(one.queue) for one in reversed(claimed)]
+        slots = [self._slots.take(one.queue, one.helper) for one in reversed(claimed)]
         self.leases.update(one.lease for one in claimed)
         self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")
         # Also where the task is ended before its first step, of which it knows nothing itself.
@@ -78,6 +79,8 @@ class Launcher:
             if at_once:
                 self._last.cancel()
             await self._last
+        if self._returning:
+            await asyncio.wait(self._returning)
 
     async def _launch(
         self, claimed: Sequence[Claimed], slots: list[Slot], before: asyncio.Task[int] | None
@@ -96,22 +99,29 @@ class Launcher:
                 self._start(attempt)
                 self.leases.discard(attempt.claimed.lease)
                 started += 1
-            await self._hand_back(late)
         except MillpondError as error:
             _log.warning("start.failed", error=error.code)
             self.leases.difference_update(one.lease for one in claimed)
             await asyncio.sleep(_PAUSE_S)
         finally:
-            slots += [slot for _, slot in late]
+            # Beside the next launch, which would come too late itself if it waited for this one's writes.
+            for one in late:
+                returning = asyncio.create_task(self._hand_back(*one), name="late")
+                self._returning.add(returning)
+                returning.add_done_callback(self._returning.discard)
         return started
 
-    async def _hand_back(self, late: Sequence[tuple[Lease, Slot]]) -> None:
+    async def _hand_back(self, lease: Lease, slot: Slot) -> None:
         """Queue again what was not begun in time for the rate that let it go: it is admitted anew."""
-        for lease, _ in late:
-            give_back = remote.release if lease.is_of_step else waits.release
+        give_back = remote.release if lease.is_of_step else waits.release
+        try:
             with contextlib.suppress(LeaseLost):
                 readied = await give_back(self._scope.database, lease, reason="late")
                 self._scope.hints.wake({one.queue for one in readied})
+        except MillpondError as error:  # the watch hands it back
+            _log.warning("late.release_failed", error=error.code)
+        finally:
+            slot.give_unused()
 
     def _end(self, claimed: Sequence[Claimed], slots: list[Slot]) -> None:
         """Let the rest of a launch go: leave its leases to the watch, and give back the slots that no attempt has."""

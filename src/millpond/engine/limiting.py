@@ -7,6 +7,7 @@ under one full room, whose row stands until no lane has its name; only what hold
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -103,6 +104,7 @@ class Limiter:
         self._next_us = 0
         self._is_open = self.has_more = False
         self.awaited = frozenset()
+        self.began = 0.0
         if self._is_behind:
             await self._book.learn(database)
             self._is_behind = False
@@ -113,6 +115,7 @@ class Limiter:
         False when more has changed than is to be read here: this claim claims nothing, the next one begins with it.
         """
         after = [self._after.get(name, _FIRST) for name in names]
+        began = time.monotonic()
         now, *rows = await con.fetch(
             _SQL["rooms"],
             list(names),
@@ -124,6 +127,7 @@ class Limiter:
             PATIENCE_S,
         )
         self._seen.now_us, self._next_us = now["us"], now["lane_id"]
+        self.began = began + now["org_id"] / 1e6
         if not await self._book.catch_up(con, now["n"]):
             self._is_behind = True
             return False

@@ -324,9 +324,16 @@ class Performer:
         plan.text.feed(text)
 
     async def _shown(self, plan: Plan) -> None:
-        """Wait until what the try showed is stored, so that nothing of it comes after its record."""
+        """Wait until what the try showed is stored, so that nothing of it comes after its record.
+
+        The outcome of a `once` step waits for nothing: known and not recorded, it would be lost with whatever comes.
+        """
         text, plan.text = plan.text, None
-        if text is not None:
+        if text is None:
+            return
+        if plan.is_once:
+            text.cut()
+        else:
             await self.own(text.end())
 
     def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:

@@ -1,8 +1,8 @@
 """Simulating: what the admission makes of given arrivals, on a virtual clock. Pure: no I/O, no clock.
 
 Called by the command `limits simulate` and by `benchmarks.simulate`. Invariant: who goes, who is parked and who is
-woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of the product; here are only time, slots
-and what the product keeps in tables.
+woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of the product, and who is charged what by
+`charges`; here are only time, slots and what the product keeps in tables.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import heapq
 import uuid
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, nan
 
-from millpond.engine.admission import Lane, Share, admit
+from millpond.engine.admission import Lane, Share, Terms, admit
+from millpond.engine.charges import EVERY_S, Charges, Use
 from millpond.engine.estimates import Estimates
 from millpond.engine.lanes import offset_us
 from millpond.engine.rules import RoomId, Rules
+from millpond.engine.spilling import Spill
 from millpond.engine.standing import Line, Standing
 
 # As in the product: what a claim reads at most, and how soon a worker claims after a slot is free.
@@ -78,12 +81,13 @@ class Outcome:
 
 @dataclass(eq=False, slots=True)
 class _Share:
-    """An org in a queue; it stands in the queue's order once, while it has active lanes."""
+    """An org in a queue; it stands in the queue's order while it has active lanes, once with its `stamp`."""
 
     org_id: int
     queue: str
     weight: float
     virtual_s: float = 0.0
+    stamp: int = 0
     lines: dict[int, Line] = field(default_factory=dict)
 
 
@@ -91,8 +95,10 @@ class _Share:
 class _Worker:
     total: dict[str, int]
     free: dict[str, int]
+    spill: Spill
     backlogged: set[str] = field(default_factory=set)
     estimates: Estimates = field(default_factory=Estimates)
+    charges: Charges = field(default_factory=Charges)
     claim_s: float = inf
 
     def claim_by(self, at_s: float) -> None:
@@ -104,13 +110,45 @@ class _Worker:
 
     def freed(self, queue: str, now_s: float) -> None:
         """Claim again soon where more was waiting than there was room for: the sooner, the more slots are free."""
-        if queue not in self.backlogged:
+        if queue not in self.backlogged and not self.lends(queue):
             return
         free, total = self.free[queue], self.total[queue]
         if 4 * free >= total:
             self.claim_by(now_s)
         else:
             self.claim_by(now_s + _GATHER_S * (1 if _MANY * free >= total else _PATIENCE))
+
+    def lends(self, queue: str) -> bool:
+        """Whether a queue has slots to lend to others that may have more work than they have room for."""
+        helped = self.spill.helps.get(queue, ())
+        return self.has_idle(queue) and not self.backlogged.isdisjoint(helped)
+
+    def has_idle(self, queue: str) -> bool:
+        """Whether a queue has a slot to lend."""
+        return self.free[queue] > self.spill.kept(queue)
+
+    def has_slot(self, queue: str, reserved: int = 0) -> bool:
+        """Whether work of a queue may have a slot beyond what is reserved."""
+        return self.free.get(queue, 0) > reserved or any(
+            queue in helped and self.has_idle(helper) for helper, helped in self.spill.helps.items()
+        )
+
+    def note(
+        self, wanted: Mapping[str, int], terms: Terms, took: Sequence[tuple[str, str | None]]
+    ) -> None:
+        """Remember which queues had no more room and so may have more work waiting, as `slots` does."""
+        own = Counter([queue for queue, helper in took if helper is None])
+        lent = Counter([helper for _, helper in took if helper is not None])
+        for queue, slots in wanted.items():
+            if own[queue] < slots - terms.reserved.get(queue, 0):
+                self.backlogged.discard(queue)
+            else:
+                self.backlogged.add(queue)
+        for queue, helped in terms.helps.items():
+            if lent[queue] < wanted[queue] - own[queue] - terms.kept.get(queue, 0):
+                self.backlogged.difference_update(helped)
+            else:
+                self.backlogged.update(helped)
 
 
 def simulate(
@@ -119,9 +157,10 @@ def simulate(
     *,
     rules: Rules | None = None,
     weights: Mapping[int, float] | None = None,
+    spill: Spill | None = None,
 ) -> Outcome:
     """Let runs arrive and workers (slots by queue) serve them until nothing more can go."""
-    return _Simulation(load, workers, rules or Rules(), weights or {}).run()
+    return _Simulation(load, workers, rules or Rules(), weights or {}, spill or Spill()).run()
 
 
 class _Simulation:
@@ -131,9 +170,10 @@ class _Simulation:
         workers: Sequence[Mapping[str, int]],
         rules: Rules,
         weights: Mapping[int, float],
+        spill: Spill,
     ) -> None:
         self._load = load
-        self._workers = [_Worker(dict(slots), dict(slots)) for slots in workers]
+        self._workers = [_Worker(dict(slots), dict(slots), _of(spill, slots)) for slots in workers]
         self._rules = rules
         self._weights = weights
         self._standing = Standing(rules)
@@ -142,24 +182,29 @@ class _Simulation:
         self._line_of: list[Line | None] = [None] * len(load.works)
         self._by_work: dict[Work, Line] = {}
         self._shares: dict[tuple[str, int], _Share] = {}
-        self._orders: dict[str, list[tuple[float, int]]] = {}
+        self._orders: dict[str, list[tuple[float, int, int]]] = {}
         self._clocks: dict[str, float] = {}
-        self._ends: list[tuple[float, int, int]] = []
+        self._ends: list[tuple[float, int, int, str]] = []
+        self._uses: dict[int, Use] = {}
+        self._settle_s = inf
         self._out = Outcome(starts_s=array("d", [nan]) * len(load))
 
     def run(self) -> Outcome:
-        """Go from event to event; at one time ends come first, then arrivals, then claims."""
+        """Go from event to event; at one time ends come first, then what is owed, arrivals, claims."""
         at_s, ends, workers = self._load.at_s, self._ends, self._workers
         nth, count = 0, len(self._load)
         while True:
             arrival_s = at_s[nth] if nth < count else inf
             end_s = ends[0][0] if ends else inf
             claimer = min(workers, key=_claim_s) if len(workers) > 1 else workers[0]
-            if end_s <= arrival_s and end_s <= claimer.claim_s:
+            if end_s <= min(arrival_s, claimer.claim_s, self._settle_s):
                 if end_s == inf:
                     break
                 self._now_s = end_s
                 self._end(*heapq.heappop(ends)[1:])
+            elif self._settle_s <= min(arrival_s, claimer.claim_s):
+                self._now_s = self._settle_s
+                self._charge()
             elif arrival_s <= claimer.claim_s:
                 self._now_s = arrival_s
                 self._arrive(nth)
@@ -183,8 +228,8 @@ class _Simulation:
         if not line.is_active:
             self._activate(line)
         queue = line.queue
-        idle = max(self._workers, key=lambda one: one.free.get(queue, 0))
-        if idle.free.get(queue, 0) > 0:
+        idle = max(self._workers, key=lambda one: (one.free.get(queue, 0), one.has_slot(queue)))
+        if idle.has_slot(queue):
             idle.claim_by(self._now_s)
 
     def _line(self, work: Work) -> Line:
@@ -216,17 +261,58 @@ class _Simulation:
 
     def _queue_up(self, share: _Share) -> None:
         order = self._orders.setdefault(share.queue, [])
-        heapq.heappush(order, (share.virtual_s, share.org_id))
+        share.stamp += 1
+        heapq.heappush(order, (share.virtual_s, share.org_id, share.stamp))
 
-    def _end(self, run: int, nth_worker: int) -> None:
+    def _first(self, queue: str) -> _Share | None:
+        """Take the org that comes first out of a queue's order; places that it has left since count nothing."""
+        order = self._orders.get(queue)
+        while order:
+            _, org_id, stamp = heapq.heappop(order)
+            share = self._shares[queue, org_id]
+            if share.stamp == stamp:
+                return share
+        return None
+
+    def _charge(self) -> None:
+        """Move orgs by what they used beyond what their claims were charged, or less, as workers do."""
+        for worker in self._workers:
+            ahead: list[_Share] = []
+            for (org_id, queue), owed_s in worker.charges.take(self._now_s).items():
+                share = self._shares[queue, org_id]
+                if owed_s < 0 and share.virtual_s >= self._clocks.get(queue, inf):
+                    ahead.append(share)
+                share.virtual_s += owed_s / share.weight
+                if share.lines:
+                    self._queue_up(share)
+            for queue in dict.fromkeys(share.queue for share in ahead):
+                self._take_back(queue, [one.virtual_s for one in ahead if one.queue == queue])
+        is_idle = all(worker.charges.is_idle for worker in self._workers)
+        self._settle_s = inf if is_idle else self._now_s + EVERY_S
+
+    def _take_back(self, queue: str, given_s: list[float]) -> None:
+        """Take a clock back that was pushed on by what is given back, as far as no org that waits was charged more."""
+        clock_s = self._clocks[queue]
+        if max(given_s) >= clock_s:
+            return
+        latest_s = max(given_s)
+        for share in self._shares.values():
+            if share.queue == queue and share.lines:
+                if share.virtual_s >= clock_s:
+                    return
+                latest_s = max(latest_s, share.virtual_s)
+        self._clocks[queue] = latest_s
+
+    def _end(self, run: int, nth_worker: int, queue: str) -> None:
         line = self._line_of[self._load.work[run]]
         assert line is not None
         worker = self._workers[nth_worker]
-        worker.free[line.queue] += 1
+        worker.free[queue] += 1
+        worker.charges.end(self._uses.pop(run), self._load.service_s[run])
         worker.estimates.learn(line.capability, self._load.service_s[run])
         self._out.until_s = self._now_s
         self._standing.leave(line, self._now_s)
-        worker.freed(line.queue, self._now_s)
+        worker.freed(queue, self._now_s)
         if self._standing.has_parked:
             worker.claim_by(self._now_s + _GATHER_S)
             for other in self._workers:
@@ -238,40 +324,43 @@ class _Simulation:
         if not wanted:
             return
         self._out.claims += 1
-        for line in self._standing.begin(round(self._now_s * 1e6), wanted):
+        terms = worker.spill.terms(worker.free, wanted)
+        most = terms.most(wanted)
+        for line in self._standing.begin(round(self._now_s * 1e6), most):
             self._activate(line)
-        read = self._read(worker, wanted)
-        got = dict.fromkeys(wanted, 0)
+        read = self._read(worker, most)
+        took: list[tuple[str, str | None]] = []
         if read:
-            decision = admit([share for _, share in read], wanted)
+            unread = {queue for queue in most if self._orders.get(queue)}
+            terms = replace(terms, clocks=self._clocks, unread=unread)
+            decision = admit([share for _, share in read], wanted, terms)
             for queue, clock_s in decision.clocks.items():
                 self._clocks[queue] = max(self._clocks.get(queue, 0.0), clock_s)
-            if not decision.picks:
+            if not decision.picks and not decision.is_held_back:
                 worker.claim_by(self._now_s)  # what was found full may leave room to others
             nth = self._workers.index(worker)
             for pick in decision.picks:
                 line = self._lines[pick.lane_id]
-                got[line.queue] += 1
-                self._start(line, worker, nth)
+                took.append((line.queue, pick.helper))
+                self._start(line, worker, nth, pick.helper or line.queue)
             for one, share in read:
                 self._settle(one, share)
         due_us = self._standing.end()
         if due_us is not None:
             for each in self._workers:
                 each.claim_by(due_us / 1e6)
-        self._note(worker, wanted, got)
+        worker.note(wanted, terms, took)
+        self._go_on(most)
 
     def _read(self, worker: _Worker, wanted: Mapping[str, int]) -> list[tuple[_Share, Share]]:
         """Take the orgs that come first out of their queues' orders, with the heads of their lanes."""
         read: list[tuple[_Share, Share]] = []
         for queue, slots in wanted.items():
-            order = self._orders.get(queue)
-            if not order:
+            members: list[_Share] = []
+            while len(members) < min(slots, _MAX_ORGS) and (first := self._first(queue)):
+                members.append(first)
+            if not members:
                 continue
-            members = [
-                self._shares[queue, heapq.heappop(order)[1]]
-                for _ in range(min(slots, _MAX_ORGS, len(order)))
-            ]
             depth = max(2, min(_DEEPEST, slots + 1, 2 * -(-slots // len(members))))
             read += [(one, self._share(one, worker.estimates, depth)) for one in members]
         return read
@@ -302,11 +391,16 @@ class _Simulation:
             rooms=self._standing.rooms(line) if line.places else (),
         )
 
-    def _start(self, line: Line, worker: _Worker, nth_worker: int) -> None:
+    def _start(self, line: Line, worker: _Worker, nth_worker: int, queue: str) -> None:
         run = line.waiting.popleft()
         self._out.starts_s[run] = self._now_s
-        worker.free[line.queue] -= 1
-        heapq.heappush(self._ends, (self._now_s + self._load.service_s[run], run, nth_worker))
+        worker.free[queue] -= 1
+        heapq.heappush(
+            self._ends, (self._now_s + self._load.service_s[run], run, nth_worker, queue)
+        )
+        estimate_s = worker.estimates.estimate_s(line.capability)
+        self._uses[run] = worker.charges.begin(line.org_id, line.queue, estimate_s, self._now_s)
+        self._settle_s = min(self._settle_s, self._now_s + EVERY_S)
         self._standing.take(line, self._now_s)
 
     def _settle(self, one: _Share, share: Share) -> None:
@@ -322,17 +416,22 @@ class _Simulation:
         if one.lines:
             self._queue_up(one)
 
-    def _note(self, worker: _Worker, wanted: Mapping[str, int], got: Mapping[str, int]) -> None:
+    def _go_on(self, queues: Iterable[str]) -> None:
         """Claim on where more waits than this claim took."""
-        for queue, slots in wanted.items():
-            if got[queue] < slots:
-                worker.backlogged.discard(queue)
-            else:
-                worker.backlogged.add(queue)
+        for queue in queues:
             if self._orders.get(queue):
                 for one in self._workers:
-                    if one.free.get(queue, 0) > 0:
+                    if one.has_slot(queue, one.spill.reserve.get(queue, 0)):
                         one.claim_by(self._now_s)
+
+
+def _of(spill: Spill, slots: Mapping[str, int]) -> Spill:
+    """Return what of it is about a worker's own slots."""
+    return Spill(
+        helps={queue: helped for queue, helped in spill.helps.items() if queue in slots},
+        keep=spill.keep,
+        reserve=spill.reserve,
+    )
 
 
 def _claim_s(worker: _Worker) -> float:

@@ -2,7 +2,8 @@
 
 Called by the worker's loops, in one event loop. Invariants: no claim lets more attempts of a queue execute code than
 it has slots, nor hold more than twice as many leases (one whose end was refused goes on beside them); a queue
-that may have more work than it had room for is claimed again soon after a slot of it is free; others wait for a hint.
+that may have more work than it had room for is claimed again soon after a slot of it, or of one that helps it, is free;
+others wait for a hint. An attempt counts in the queue whose slot it has, its time in the queue of its work.
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from millpond.engine.charging import Charges, Use
+from millpond.engine.admission import AS_EVER, Terms
+from millpond.engine.charges import Charges, Use
 from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
+from millpond.engine.spilling import Spill, served_slots
 
 # Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are fewer
 # than one of so many: a claim costs about as much as ten runs.
@@ -28,11 +31,21 @@ _HALVED = 32
 class Slot:
     """The slot of one attempt, from its claim until its end is stored; its time is that of executing code."""
 
-    __slots__ = ("_began", "_capability", "_queue", "_slots", "_use", "_used_s", "is_handed_over")
+    __slots__ = (
+        "_began",
+        "_capability",
+        "_queue",
+        "_slots",
+        "_use",
+        "_used_s",
+        "_work_queue",
+        "is_handed_over",
+    )
 
-    def __init__(self, slots: Slots, queue: str) -> None:
+    def __init__(self, slots: Slots, queue: str, work_queue: str) -> None:
         self._slots = slots
         self._queue = queue
+        self._work_queue = work_queue
         self._capability = ""
         self._began: float | None = None
         self._used_s = 0.0
@@ -44,7 +57,7 @@ class Slot:
         self._capability = capability
         self._began = time.monotonic()
         estimate_s = self._slots.estimate_s(capability)
-        self._use = self._slots.charges.begin(org_id, self._queue, estimate_s, self._began)
+        self._use = self._slots.charges.begin(org_id, self._work_queue, estimate_s, self._began)
 
     def hand_over(self) -> None:
         """Let another attempt's code have it: of this attempt nothing is left but to store its end."""
@@ -79,10 +92,12 @@ class Slot:
 
 
 class Slots:
-    """Counts of one worker; `total` is slots by queue."""
+    """Counts of one worker; `total` is slots by queue, `served` all queues whose work it takes, also with no slots."""
 
-    def __init__(self, total: Mapping[str, int]) -> None:
+    def __init__(self, total: Mapping[str, int], spill: Spill | None = None) -> None:
+        self._spill = spill or Spill()
         self.total = {queue: slots for queue, slots in total.items() if slots > 0}
+        self.served = served_slots(self.total, self._spill)
         self._taken = dict.fromkeys(self.total, 0)
         self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
@@ -107,6 +122,10 @@ class Slots:
         most = {queue: max(_HALVED, -(-self.total[queue] // 2)) for queue in free}
         return {queue: min(slots, most[queue]) for queue, slots in free.items()}
 
+    def terms(self, wanted: Mapping[str, int]) -> Terms:
+        """Return on what terms a claim for so many may fill them."""
+        return self._spill.terms({queue: self._free(queue) for queue in wanted}, wanted)
+
     def _free(self, queue: str) -> int:
         total, taken = self.total[queue], self._taken[queue]
         return min(total - taken, 2 * total - taken - self._ending[queue])
@@ -115,10 +134,11 @@ class Slots:
         """Return the slots in use by queue, queues without any left out."""
         return {queue: taken for queue, taken in self._taken.items() if taken > 0}
 
-    def take(self, queue: str) -> Slot:
-        """Count an attempt in."""
-        self._taken[queue] += 1
-        return Slot(self, queue)
+    def take(self, queue: str, helper: str | None = None) -> Slot:
+        """Count in an attempt at work of a queue, in a slot of its own or of the queue that helps it."""
+        slot = Slot(self, helper or queue, queue)
+        self._taken[helper or queue] += 1
+        return slot
 
     def give_unused(self, queue: str) -> None:
         """Count out what never became an attempt."""
@@ -151,7 +171,7 @@ class Slots:
     def _freed(self, queue: str) -> None:
         """Kick the claim at once when many slots are free, else after a moment."""
         self._given.set()
-        if queue not in self._backlogged or self._kick.is_set():
+        if self._kick.is_set() or not self._may_have_work(queue):
             return
         if 4 * self._free(queue) >= self.total[queue]:
             self._kick.set()
@@ -167,16 +187,39 @@ class Slots:
         self._kick.clear()
         self._is_awaited = False
 
-    def note_claim(self, wanted: Mapping[str, int], claimed: Sequence[Claimed]) -> None:
-        """Remember which queues were filled and so may have more work waiting."""
-        got = Counter([one.queue for one in claimed])
+    def note_claim(
+        self, wanted: Mapping[str, int], claimed: Sequence[Claimed], terms: Terms = AS_EVER
+    ) -> None:
+        """Remember which queues had no more room and so may have more work waiting."""
+        own = Counter([one.queue for one in claimed if one.helper is None])
+        lent = Counter([one.helper for one in claimed if one.helper is not None])
         for queue, slots in wanted.items():
-            if got[queue] < slots:
+            if own[queue] < slots - terms.reserved.get(queue, 0):
                 self._backlogged.discard(queue)
-                continue
-            self._backlogged.add(queue)
-            if self._free(queue) > 0:
+            else:
+                self._backlogged.add(queue)
+        for queue, helped in terms.helps.items():
+            if lent[queue] < wanted[queue] - own[queue] - terms.kept.get(queue, 0):
+                self._backlogged.difference_update(helped)
+            else:
+                self._backlogged.update(helped)
+        for queue, slots in wanted.items():
+            # Slots that are reserved stay free; they are no reason to claim again.
+            least = 0 if own[queue] >= slots else self._spill.reserve.get(queue, 0)
+            if self._lends(queue) or (queue in self._backlogged and self._free(queue) > least):
                 self._freed(queue)
+
+    def _may_have_work(self, queue: str) -> bool:
+        """Whether work may wait that a free slot of a queue can have."""
+        return queue in self._backlogged or self._lends(queue)
+
+    def _lends(self, queue: str) -> bool:
+        helped = self._spill.helps.get(queue)
+        return (
+            helped is not None
+            and self._free(queue) > self._spill.kept(queue)
+            and not self._backlogged.isdisjoint(helped)
+        )
 
     def note_awaited(self, capabilities: frozenset[str]) -> None:
         """Remember of what work the end may give room on a key for which other work waits."""
@@ -208,7 +251,9 @@ class Slots:
 
     def _gathered(self) -> None:
         few = not self._is_awaited and all(
-            _MANY * self._free(queue) < self.total[queue] for queue in self._backlogged
+            _MANY * self._free(queue) < self.total[queue]
+            for queue in self.total
+            if self._may_have_work(queue)
         )
         if few and self._gathers < _PATIENCE and not self._kick.is_set():
             return self._gather()

@@ -170,7 +170,9 @@ async def _queued(con: Connection, org_id: int, place: _Place) -> list[Reason]:
     pauses = await list_pauses(con, org_id)
     held = [_paused(one) for one in pauses if one.holds(queue=place.queue, flow=place.flow)]
     workers = await con.fetch(_SQL["workers"], place.queue, place.capability)
-    able = [row for row in workers if row["is_able"] and row["slots"] and not row["draining"]]
+    able = [
+        row for row in workers if row["is_able"] and row["serves_queue"] and not row["draining"]
+    ]
     if not able:
         held.append(_no_worker(place, workers))
     full = [_limited(one) for one in await full_for(con, org_id, place.lane_id)]
@@ -266,7 +268,7 @@ def _braked(full: Full, brake: Brake) -> Reason:
 
 def _no_worker(place: _Place, workers: Sequence[Record]) -> Reason:
     """Name what is missing: workers at all, of this queue, or with this code."""
-    serving = [row for row in workers if row["slots"] and not row["draining"]]
+    serving = [row for row in workers if row["serves_queue"] and not row["draining"]]
     if not workers:
         text = "No worker is live."
     elif not serving:
@@ -284,7 +286,7 @@ def _no_worker(place: _Place, workers: Sequence[Record]) -> Reason:
                     "id": row["worker_id"],
                     "host": row["host"],
                     "pid": row["pid"],
-                    "serves_queue": row["slots"] > 0,
+                    "serves_queue": row["serves_queue"],
                     "is_able": row["is_able"],
                     "is_draining": row["draining"],
                 }
@@ -301,10 +303,10 @@ async def _in_line(con: Connection, org_id: int, place: _Place, able: Sequence[R
     is_exact = ahead <= MAX_AHEAD
     slots, in_use = sum(row["slots"] for row in able), sum(row["in_use"] for row in able)
     shown = f"{ahead}" if is_exact else f"more than {MAX_AHEAD}"
+    use = f"{in_use} of {slots} slots are in use" if slots else "only idle slots of others help it"
     return Reason(
         kind="in_line",
-        text=f"It stands in line in queue {place.queue} with {shown} before it in its lane; "
-        f"{in_use} of {slots} slots are in use.",
+        text=f"It stands in line in queue {place.queue} with {shown} before it in its lane; {use}.",
         facts={
             "queue": place.queue,
             "ahead": min(ahead, MAX_AHEAD),

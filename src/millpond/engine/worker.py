@@ -24,6 +24,7 @@ from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import heartbeat, waking
 from millpond.engine.attempt import Attempt
+from millpond.engine.charging import settle_all
 from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
@@ -38,6 +39,7 @@ from millpond.engine.rights import Asking, Rights
 from millpond.engine.scope import Deadlines, Scope
 from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
+from millpond.engine.spilling import Spill, served_slots
 from millpond.engine.step_executor import StepAttempt, execute_step
 from millpond.engine.throttling import Throttling
 from millpond.engine.upkeep import Upkeep, tell_readied
@@ -82,6 +84,7 @@ class Worker:
         keep: Keep | None = None,
         rights: Rights | None = None,
         vault: Vault | None = None,
+        spill: Spill | None = None,
     ) -> None:
         self._rights = rights
         self._vault = vault
@@ -91,8 +94,12 @@ class Worker:
         self._flows = {(flow.name, flow.version): flow for flow in flows}
         self._steps = {step.name: step for step in steps}
         self._labels = dict(labels or {})
-        self._slots = Slots(slots)
         self._throttling = Throttling(database)
+        # Who executes one work item alone takes it from any queue, as if that had a slot of its own.
+        spill = spill or Spill()
+        self._slots = (
+            Slots(dict.fromkeys(served_slots(slots, spill), 1)) if alone else Slots(slots, spill)
+        )
         self._placing = Placing(threads=sum(slots.values()))
         self._resources = dict(resources or {})
         self._lease_s = lease_s
@@ -112,7 +119,7 @@ class Worker:
             database,
             alone_command,
             capabilities=self._able(),
-            queues=list(self._slots.total),
+            queues=list(self._slots.served),
         )
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -170,7 +177,7 @@ class Worker:
                 self.worker_id,
                 socket.gethostname(),
                 os.getpid(),
-                orjson.dumps({} if self._is_alone else self._slots.total).decode(),
+                orjson.dumps({} if self._is_alone else self._slots.served).decode(),
                 self._capabilities(),
                 self._lease_s,
                 version("millpond"),
@@ -211,7 +218,7 @@ class Worker:
             vault=self._vault,
             timed=Deadlines(pulse.expect),
         )
-        _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.total)
+        _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.served)
         launcher = Launcher(
             scope,
             self._slots,
@@ -235,7 +242,7 @@ class Worker:
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(tick(beat, pulse, scope, self._lost), name="tick"),
             asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
-            asyncio.create_task(self._slots.charges.settle_all(self._database), name="charge"),
+            asyncio.create_task(settle_all(self._slots.charges, self._database), name="charge"),
         ]
         if not self._is_alone:
             upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
@@ -316,9 +323,10 @@ class Worker:
                 if not wanted:
                     await _first(self._slots.room(), also=[stopping])
                     continue
+                terms = self._slots.terms(wanted)
                 self._slots.expect()
                 try:
-                    claimed, has_more = await claimer.claim(wanted)
+                    claimed, has_more = await claimer.claim(wanted, terms)
                 except LeaseLost:
                     self._lost.set()
                     return
@@ -329,7 +337,7 @@ class Worker:
                     continue
                 if claimed:
                     launcher.launch(claimed)
-                self._slots.note_claim(wanted, claimed)
+                self._slots.note_claim(wanted, claimed, terms)
                 self._slots.note_awaited(claimer.limits.awaited)
                 self._throttling.watch(claimer.limits.open_steps)
                 if not has_more:
@@ -387,7 +395,7 @@ class Worker:
     # Hearing
 
     def _hear_wake(self, payload: str) -> None:
-        if payload == "*" or not self._slots.total.keys().isdisjoint(payload.split(",")):
+        if payload == "*" or not self._slots.served.keys().isdisjoint(payload.split(",")):
             self._slots.wake()
 
     def _hear_cancel(self, _payload: str) -> None:

@@ -16,7 +16,7 @@ from millpond.client.call import (
     time_text,
 )
 from millpond.client.models import Page
-from millpond.client.models_control import Brake, Limit, RecordedRun
+from millpond.client.models_control import Brake, Limit, RecordedRun, Saturation
 
 
 def list_limits() -> Call[Page[Limit]]:
@@ -39,6 +39,11 @@ def put_limit(
 def delete_limit(key: str, *, kind: str = "concurrency") -> Call[None]:
     """Remove a limit on the org's own work."""
     return _delete(path_of("limits"), key, kind)
+
+
+def list_saturation() -> Call[Page[Saturation]]:
+    """How full the org, its queues and the limits are that its work meets, and what waits for room there."""
+    return get(path_of("limits", "saturation"), Page[Saturation])
 
 
 def list_recorded_runs(

@@ -135,13 +135,13 @@ $$;
 revoke all on function room_use(text[]) from public;
 grant execute on function room_use(text[]) to millpond_app;
 
--- What a claim has to know of limits, read after its lock. The first row has the version of limits (n), the time (us) and when
--- the next room is due (lane_id, µs, 0 for none); where more than `most_news` changes are not known, it is the only one. Then:
+-- What a claim has to know of limits, read after its lock. The first row has the version of limits (n), the time (us), how long
+-- the lock was waited for (org_id, µs) and when the next room is due (lane_id, µs, 0 for none); where more than `most_news` changes are not known, it is the only one. Then:
 -- how many leases each lane has (held); a page of the rooms of each queue that are due, after the last of the page before
 -- (room: its time n, the meter us; lane_id has bit 0 where this worker can do the work, bit 1 where older limits told the time);
 -- the lanes whose heads have been passed over for so long, with since when, and (n) whether this worker could do their work
--- (waiting). Of these, paused ones and those that no live worker can do wait for no room any more. Everything is bounded but
--- for the leases.
+-- (waiting). Of these, paused ones and those that no live worker can do wait for no room any more, and those are left out for
+-- which no worker has a free slot. Everything is bounded but for the leases.
 create function claim_rooms(queues text[], able text[], known bigint, most_news bigint, page integer, after_us bigint[],
                             after_room text[], after_able text[], patience_s float8)
   returns table (kind text, org_id bigint, lane_id bigint, queue text, capability text, keys text[], room text, n bigint,
@@ -161,7 +161,7 @@ begin
   now_us := (extract(epoch from now_at) * 1000000)::bigint;
   set_version := coalesce((select v.version from limit_version v), 0);
   return query
-  select 'now', 0::bigint,
+  select 'now', (extract(epoch from now_at - statement_timestamp()) * 1000000)::bigint,
          coalesce((select min(f.due_us) from unnest(queues) q(queue) cross join lateral (
                      select r.due_us, r.capability from room r where r.queue = q.queue and r.due_us > now_us
                      order by r.due_us limit 16) f
@@ -207,7 +207,10 @@ begin
                                                and rtrim(w.capability, '!') = any(k.capabilities))
       and not exists (select from queue_pause z where z.queue = w.queue)
       and not exists (select from pause z where z.org_id = w.org_id and z.queue in ('', w.queue)
-                                            and (z.flow = '' or z.flow || '@' = rtrim(w.capability, '0123456789!'))) as is_due
+                                            and (z.flow = '' or z.flow || '@' = rtrim(w.capability, '0123456789!'))) as is_due,
+      exists (select from worker k where k.expires_at > now_at and not k.draining
+              and (k.queues->>w.queue)::int > coalesce((k.in_use->>w.queue)::int, 0)
+              and rtrim(w.capability, '!') = any(k.capabilities)) as has_slot
     from w
   ),
   u as (
@@ -216,7 +219,7 @@ begin
   )
   select 'waiting', d.org_id, d.lane_id, d.queue, d.capability, d.keys, '',
          (d.queue = any(queues) and d.capability = any(able))::int::bigint, (extract(epoch from d.blocked_at) * 1000000)::bigint
-  from d where d.is_due order by d.blocked_at;
+  from d where d.is_due and d.has_slot order by d.blocked_at;
 end
 $$;
 

@@ -46,6 +46,7 @@ begin
 end $$;
 create policy recorder on run for select to millpond_recorder using (true);
 create policy recorder on event for select to millpond_recorder using (true);
+create policy recorder on org for select to millpond_recorder using (true);
 grant select (org_id, run_id, flow, version, queue, keys, priority, created_at, started_at, finished_at, attempts, outcome)
   on run to millpond_recorder;
 grant select (org_id, run_id, event_no, kind, at) on event to millpond_recorder;

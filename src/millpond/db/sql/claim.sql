@@ -33,3 +33,7 @@ update share set active = true
 from unnest($1::bigint[], $2::bigint[]) as u(org_id, lane_id)
 join lane l on l.org_id = u.org_id and l.lane_id = u.lane_id
 where share.org_id = l.org_id and share.queue = l.queue and not share.active;
+
+-- name: clocks
+-- How far the fair order of queues is, in virtual seconds: where an org starts that arrives now; read under the claim's lock.
+select queue, virtual_s from fair_clock where queue = any($1::text[]);

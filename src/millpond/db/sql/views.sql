@@ -116,7 +116,7 @@ select f.flow, f.version, f.queue, f.permission, f.description, f.input_schema, 
 from flow_version f order by f.flow, f.version;
 
 -- name: served_queues
--- Queues of live workers, with the slots of all of them together.
+-- Queues of live workers, with the slots of all of them together; a queue that is only helped has none.
 select s.queue, count(*)::int as workers, sum(s.slots::int)::int as slots
 from worker w, json_each_text(w.queues) as s(queue, slots)
 where w.expires_at > clock_timestamp() and not w.draining

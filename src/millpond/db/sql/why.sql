@@ -28,7 +28,7 @@ select count(*) from (
 -- name: workers
 -- Live workers, with their slots in a queue and whether they can do what is asked.
 select worker_id, host, pid, draining, coalesce((queues->>$1)::int, 0) as slots, coalesce((in_use->>$1)::int, 0) as in_use,
-       $2 = any(capabilities) as is_able
+       queues->>$1 is not null as serves_queue, $2 = any(capabilities) as is_able
 from worker where expires_at > clock_timestamp() order by started_at, worker_id;
 
 -- name: waits

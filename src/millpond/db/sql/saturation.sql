@@ -1,0 +1,45 @@
+-- Saturation: how full limits and queues are of an org's work, and what waits for room there.
+
+-- name: held
+-- Work of an org under leases by what it counts on; looks at the first $2 leases.
+with seen as materialized (
+  select e.lane_id from lease e where e.org_id = $1 limit $2
+)
+select l.queue, l.capability, l.keys, h.items, (select count(*) from seen) as looked_at
+from (select lane_id, count(*) as items from seen group by lane_id) h
+join lane l on l.org_id = $1 and l.lane_id = h.lane_id;
+
+-- name: parked
+-- Lanes of an org that stand under full rooms, their ready work, and the age of the oldest; looks at the first $2 lanes, counts to $3.
+with seen as materialized (
+  select l.lane_id, l.parked_on, l.cursor_rank from lane l where l.org_id = $1 limit $2
+),
+p as materialized (
+  select lane_id, parked_on, cursor_rank from seen where parked_on is not null
+),
+w as materialized (
+  select p.parked_on from p
+  cross join lateral (select from ready r where r.org_id = $1 and r.lane_id = p.lane_id and r.rank >= p.cursor_rank limit $3) r
+  limit $3
+),
+h as materialized (
+  select p.parked_on, min(f.rank) as rank from p
+  cross join lateral (select r.rank from ready r where r.org_id = $1 and r.lane_id = p.lane_id and r.rank >= p.cursor_rank
+                      order by r.rank limit 1) f
+  group by p.parked_on
+)
+select k.looked_at, k.counted, n.room, n.waiting, greatest(0, extract(epoch from clock_timestamp()) - h.rank / 1e6)::float8 as oldest_s
+from (select (select count(*) from seen) as looked_at, (select count(*) from w) as counted) k
+left join (select parked_on as room, count(*) as waiting from w group by parked_on) n on true
+left join h on h.parked_on = n.room;
+
+-- name: slots
+-- Slots of live workers by queue, and how many of them are in use.
+select s.queue, sum(s.slots::int)::int as slots, coalesce(sum((w.in_use->>s.queue)::int), 0)::int as in_use
+from worker w, json_each_text(w.queues) as s(queue, slots)
+where w.expires_at > clock_timestamp() and not w.draining
+group by s.queue;
+
+-- name: slug
+-- What an org is called.
+select slug from org where org_id = $1;

@@ -1,0 +1,64 @@
+"""Charges: what orgs used of a queue's worker time beyond what their claims were charged, until it is settled. Pure.
+
+Counted by `slots` for one worker and by `simulating` on a virtual clock; no I/O, the clock's readings are passed in.
+Invariant: what an attempt was charged by its claim and what is owed here come to the time that its code executed, also
+while it still does; a difference too small to matter waits for more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+# How often what is owed is to be settled.
+EVERY_S = 0.25
+# Less than this of an org is not worth a write, in worker-seconds.
+_LEAST_S = 0.005
+
+
+@dataclass(eq=False, slots=True)
+class Use:
+    """The time of one attempt: since when it executes, by the monotonic clock, and how many seconds are charged."""
+
+    org_id: int
+    queue: str
+    charged_s: float
+    began: float
+
+
+class Charges:
+    """The differences of one worker that are not settled yet, by org and queue, in worker-seconds."""
+
+    def __init__(self) -> None:
+        self._owed: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self._live: dict[Use, None] = {}
+
+    def begin(self, org_id: int, queue: str, estimate_s: float, began: float) -> Use:
+        """Count an attempt in that its claim was charged by an estimate."""
+        use = Use(org_id, queue, estimate_s, began)
+        self._live[use] = None
+        return use
+
+    def end(self, use: Use, used_s: float) -> None:
+        """Count it out: charge what it used beyond what it was charged, or give back what it did not use."""
+        self._live.pop(use, None)
+        self._owe(use, used_s)
+
+    def _owe(self, use: Use, used_s: float) -> None:
+        self._owed[use.org_id, use.queue] += used_s - use.charged_s
+        use.charged_s = used_s
+
+    def take(self, now: float) -> dict[tuple[int, str], float]:
+        """Return what is to be settled now, and count it as settled."""
+        for use in self._live:
+            if now - use.began > use.charged_s:
+                self._owe(use, now - use.began)
+        due = {key: owed for key, owed in self._owed.items() if abs(owed) >= _LEAST_S}
+        for key in due:
+            del self._owed[key]
+        return due
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no attempt is under way: what is owed after a `take` then stays as it is."""
+        return not self._live
