@@ -6,7 +6,7 @@ Called by all; the executor reads the class of an error to decide what happens t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 
 class MillpondError(Exception):
@@ -80,7 +80,11 @@ class OverQuota(Permanent):
 
 
 class Transient(MillpondError):
-    """Trying again later may help; `retry_after_s` is the other side's wish, in seconds."""
+    """Trying again later may help; `retry_after_s` is the other side's wish, in seconds.
+
+    `limit_keys` name the other side as limits do, such as `provider:openai`: with a wish, or with status 429 in
+    `details`, work on these keys cools down; without one it counts for their breaker.
+    """
 
     code = "transient"
 
@@ -93,9 +97,11 @@ class Transient(MillpondError):
         param: str | None = None,
         advice: str | None = None,
         details: Mapping[str, object] | None = None,
+        limit_keys: Sequence[str] = (),
     ) -> None:
         super().__init__(message, code=code, param=param, advice=advice, details=details)
         self.retry_after_s = retry_after_s
+        self.limit_keys = tuple(limit_keys)
 
 
 class Unavailable(Transient):

@@ -25,6 +25,13 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
+class Trouble(StrEnum):
+    """What an error says of the other side: it is asked too much, or it is not there."""
+
+    THROTTLED = "throttled"
+    DOWN = "down"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Retry:
     """How often and how long a step is tried.
@@ -108,7 +115,34 @@ def retry_after_s(error: BaseException) -> float | None:
     return None
 
 
+def trouble_of(error: BaseException) -> Trouble | None:
+    """Tell whether an error says that the other side is asked too much, or that it is down; None where neither is said.
+
+    A wish for a delay counts with status 503, or where the error names keys of limits. Of errors without a status,
+    timeouts and broken connections count, and Millpond's own where they name keys.
+    """
+    if isinstance(error, NotDone) or classify(error) is not Verdict.TRANSIENT:
+        return None
+    status, is_named = _status(error), bool(getattr(error, "limit_keys", ()))
+    has_wish = retry_after_s(error) is not None
+    if status == 429 or (has_wish and (is_named or status == 503)):
+        return Trouble.THROTTLED
+    if status is not None:
+        return Trouble.DOWN if status >= 500 or status == 408 else None
+    if isinstance(error, MillpondError):
+        return Trouble.DOWN if is_named or error.code == "timeout" else None
+    return Trouble.DOWN if _is_broken(error) else None
+
+
+def _is_broken(error: BaseException) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return isinstance(error, TimeoutError | ConnectionError) or bool(names & _BROKEN)
+
+
 def _status(error: BaseException) -> int | None:
+    if isinstance(error, MillpondError):
+        status = error.details.get("status")
+        return status if isinstance(status, int) else None
     for carrier in (error, _answer(error)):
         status = getattr(carrier, "status_code", None)
         if isinstance(status, int):

@@ -133,6 +133,9 @@ def test_limits_are_set_listed_and_removed(cli, cli_json):
     listed = cli("limits", "list").stdout
     for part in ("2 at once", "60 in 60 s, 1 at once", "org:*×model:mini", "platform"):
         assert part in listed
+    assert cli("limits", "brakes").stdout == "Nothing is held back.\n"
+    assert cli("limits", "brakes", "--everyone").stdout == "Nothing is held back.\n"
+    assert "there is no brake on model:mini" in cli("limits", "reset", "model:mini").output
     assert "org" in cli("limits", "saturation").stdout
     assert cli_json("limits", "saturation")["data"][0]["of"] == "org"
     assert cli("limits", "set", "model:mini").exit_code != 0

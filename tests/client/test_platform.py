@@ -66,6 +66,23 @@ async def test_limits_are_set_listed_and_removed(front: Front, pond: AsyncClient
     await pond.platform.delete_limit("model:mini")
 
 
+async def test_brakes_are_listed_and_taken_off(front: Front, pond: AsyncClient) -> None:
+    for owner in (front.org_id, 0):
+        async with front.engine_db.duty("test") as con:
+            await con.execute(
+                "insert into brake (owner, key, until_us, factor, in_use, hits, over_us, step, reason)"
+                " values ($1, 'model:mini', $2, 0.5, 1, 1, $2, 'ask', 'model_rate_limited')",
+                *(owner, 2**52),
+            )
+    (shared, own) = [brake async for brake in pond.limits.brakes()]
+    assert (shared.is_of_platform, own.is_of_platform) == (True, False)
+    assert (own.key, own.state, own.factor) == ("model:mini", "cooling", 0.0)
+    await pond.limits.release("model:mini")
+    assert [brake.id async for brake in pond.platform.brakes()] == [shared.id]
+    await pond.platform.release("model:mini")
+    assert [brake.id async for brake in pond.limits.brakes()] == []
+
+
 async def test_an_operator_holds_a_queue_for_everyone(front: Front, pond: AsyncClient) -> None:
     await front.publish()
     token = front.token(permissions=ALL - {"platform:operate"})

@@ -66,6 +66,7 @@ ANSWERS: dict[str, type[models.Answer]] = {
     "ResumedOut": models_control.Resumed,
     "WorkerOut": models_control.Worker,
     "LimitOut": models_control.Limit,
+    "BrakeOut": models_control.Brake,
     "RecordedRun": models_control.RecordedRun,
     "SaturationOut": models_control.Saturation,
     "WhyOut": models_control.Why,

@@ -38,6 +38,29 @@ async def old_meter(pond: Pond, people: People) -> Promise:
     return "false", 0
 
 
+async def old_brake(pond: Pond, people: People) -> Promise:
+    """Leave a brake that has worn off."""
+    await _brake(pond, "provider:gone", opened_us=None)
+    return "false", 0
+
+
+async def braked(pond: Pond, people: People) -> Promise:
+    """Leave a breaker that lets probes go, and a run whose step is throttled, then fails, then succeeds."""
+    await _brake(pond, "provider:crash", opened_us=1)
+    await people.submit([intent(people.org_id, "crash.braked", labels={"braked": "yes"})])
+    return "labels->>'braked' = 'yes' and outcome = 'succeeded'", 1
+
+
+async def _brake(pond: Pond, key: str, *, opened_us: int | None) -> None:
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into brake (owner, key, until_us, factor, in_use, hits, opened_us, over_us, step, reason)"
+            " values (0, $1, 1, 0.5, 1, 1, $2, 1, 'crash.throttled', 'down')",
+            *(key, opened_us),
+        )
+        await con.execute("select limit_changed(0, $1, 'brake')", key)
+
+
 async def orphan(pond: Pond, people: People) -> Promise:
     """Leave a run under the lease of a worker that is no more."""
     await people.submit([intent(people.org_id, "crash.steps", labels={"orphan": "yes"})])
@@ -160,6 +183,8 @@ async def old_run(pond: Pond, people: People) -> Promise:
 ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
     "claim": crowd,
     "drop_meters": old_meter,
+    "drop_over": old_brake,
+    **dict.fromkeys(("keys_of", "throttle", "trip", "reached"), braked),
     "rescue": orphan,
     "schedule": due_schedule,
     "due_ids": broken_schedule,

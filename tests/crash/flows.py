@@ -227,3 +227,20 @@ async def take(ctx: Context, effect: str) -> str:
 def resources(path: str) -> dict[type, Any]:
     """Return what these flows need of a worker."""
     return {SinkClient: SinkClient(path)}
+
+
+@step("crash.throttled", retry=QUICK, registry=REGISTRY)
+async def throttled(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect; be refused as one too many, then find nobody, then get an answer."""
+    number = await effect_of(step_ctx, attempt, effect)
+    if step_ctx.try_number == 1:
+        raise Transient("too much", details={"status": 429}, limit_keys=["provider:crash"])
+    if step_ctx.try_number == 2:
+        raise Transient("nobody is there", limit_keys=["provider:crash"])
+    return number
+
+
+@flow("crash.braked", keys=["provider:crash"], registry=REGISTRY)
+async def braked(ctx: Context, _: Any) -> list[int]:
+    """Pass what tells of a provider that is asked too much, and of one that is down."""
+    return [await ctx.step(throttled, ctx.attempt, "throttled")]

@@ -32,6 +32,7 @@ GLOBAL_TABLES = {
     "limit_change",
     "room",
     "meter",
+    "brake",
     "account",
     "login_session",
     "platform_audit",

@@ -34,6 +34,8 @@ TOLD: dict[str, tuple[str, ...]] = {
     "DELETE /v1/limits": ("limit.removed",),
     "PUT /v1/platform/limits": ("limit.set",),
     "DELETE /v1/platform/limits": ("limit.removed",),
+    "DELETE /v1/limits/brakes": ("brake.released",),
+    "DELETE /v1/platform/limits/brakes": ("brake.released",),
     "POST /v1/flows/{name}/pause": ("flow.paused",),
     "POST /v1/flows/{name}/resume": ("flow.resumed",),
     "POST /v1/grants": ("grant.created",),

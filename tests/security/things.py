@@ -294,6 +294,37 @@ async def a_platform_limit(at: Bench) -> Wish:
     return Wish(params=await limited(at, "/v1/platform/limits"))
 
 
+async def braked(at: Bench, owner: int) -> str:
+    """Let a key cool down, of an org or (0) of everybody."""
+    async with at.world.front.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into brake (owner, key, until_us, factor, in_use, hits, over_us, step, reason)"
+            " values ($1, 'provider:of-one-org', $2, 0.5, 1, 1, $2, 'ask', 'model_rate_limited')",
+            *(owner, 2**52),
+        )
+    return "provider:of-one-org"
+
+
+@thing("GET /v1/limits/brakes")
+async def brakes(at: Bench) -> Wish:
+    return Wish(makes=(await braked(at, at.world.org_id),))
+
+
+@thing("DELETE /v1/limits/brakes")
+async def a_brake(at: Bench) -> Wish:
+    return Wish(params={"key": await braked(at, at.world.org_id)})
+
+
+@thing("GET /v1/platform/limits/brakes")
+async def platform_brakes(at: Bench) -> Wish:
+    return Wish(makes=(await braked(at, 0),))
+
+
+@thing("DELETE /v1/platform/limits/brakes")
+async def a_platform_brake(at: Bench) -> Wish:
+    return Wish(params={"key": await braked(at, 0)})
+
+
 @thing("POST /v1/org/resume")
 async def a_paused_org(at: Bench) -> Wish:
     await sent(at.client, "/v1/org/pause")

@@ -89,6 +89,8 @@ class WhyReason(BaseModel):
         "paused",
         "no_worker",
         "limit",
+        "cooldown",
+        "breaker",
         "in_line",
         "running",
         "backoff",

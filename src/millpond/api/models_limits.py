@@ -57,6 +57,33 @@ class LimitOut(BaseModel):
         description="Who set it last; `operator` where that is not the organization's."
     )
     set_at: datetime
+    factor: float = Field(
+        description="Which part of it is allowed now: less than 1 while its key cools down or recovers."
+    )
+
+
+class BrakeOut(BaseModel):
+    """What holds back work on a key after its provider was asked too much, or failed too often."""
+
+    id: str = Field(description="Whose work it holds back, and its key.")
+    object: Literal["brake"]
+    key: str
+    is_of_platform: bool = Field(
+        description="It holds back everybody's work; an operator takes it off."
+    )
+    state: Literal["cooling", "open", "half_open", "recovering", "over"] = Field(
+        description="`cooling`: nothing goes before `until`; `recovering`: a part goes. Of a breaker `open`: nothing "
+        "goes before `until`; `half_open`: one run at a time probes."
+    )
+    until: datetime = Field(description="Before this nothing goes.")
+    opened_at: datetime | None = Field(description="Since when its breaker is open.")
+    factor: float = Field(description="Which part of what its limits allow may go now.")
+    recovers_at: datetime | None = Field(
+        description="When all is allowed again; unknown while a breaker is open."
+    )
+    hits: int = Field(description="The how-manieth cooldown, or opening, in a row it is.")
+    step: str = Field(description="The step by which it was noticed.")
+    reason: str = Field(description="The code of that step's error.")
 
 
 class SaturationOut(BaseModel):

@@ -126,11 +126,52 @@ def remove_limit(
     out().print(plain(f"{key}: removed"))
 
 
+@app.command("brakes")
+def list_brakes(
+    everyone: Everyone = False,
+    as_json: AsJson = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """List what holds back work: keys that cool down or recover, and open breakers."""
+    page = call(url, token, lambda remote: remote.get(f"{_path(everyone=everyone)}/brakes"))
+    if as_json:
+        print_json(page)
+        return
+    rows = [
+        [
+            one["key"],
+            "platform" if one["is_of_platform"] else "own",
+            one["state"],
+            one["until"],
+            f"{one['factor']:.0%}",
+            one["reason"],
+        ]
+        for one in page["data"]
+    ]
+    names = ["key", "of", "state", "nothing before", "allowed now", "reason"]
+    print_table(names, rows, empty="Nothing is held back.")
+
+
+@app.command("reset")
+def reset(
+    key: Key,
+    everyone: Everyone = False,
+    url: Url = DEFAULT_URL,
+    token: Token = None,
+) -> None:
+    """Take a cooldown or an open breaker off KEY: its work goes on at once."""
+    query = urlencode({"key": key})
+    call(url, token, lambda remote: remote.delete(f"{_path(everyone=everyone)}/brakes?{query}"))
+    out().print(plain(f"{key}: released"))
+
+
 def _path(*, everyone: bool) -> str:
     return "/v1/platform/limits" if everyone else "/v1/limits"
 
 
 def _shown(limit: Json) -> str:
+    now = "" if limit["factor"] >= 1 else f" ({limit['factor']:.0%} of it now)"
     if limit["kind"] == "concurrency":
-        return f"{limit['maximum']} at once"
-    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once"
+        return f"{limit['maximum']} at once{now}"
+    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once{now}"

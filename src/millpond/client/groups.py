@@ -100,6 +100,8 @@ class Limits(Group[Kind]):
     recorded_runs = listing(limits.list_recorded_runs)
     put = method(limits.put_limit)
     delete = method(limits.delete_limit)
+    brakes = listing(limits.list_brakes)
+    release = method(limits.delete_brake)
 
 
 class Workers(Group[Kind]):
@@ -284,6 +286,8 @@ class Platform(Group[Kind]):
     change_org = method(platform.change_platform_org)
     put_limit = method(limits.put_platform_limit)
     delete_limit = method(limits.delete_platform_limit)
+    brakes = listing(limits.list_platform_brakes)
+    release = method(limits.delete_platform_brake)
     recorded_runs = listing(limits.list_platform_recorded_runs)
     limits = listing(limits.list_platform_limits)
     operators = listing(platform.list_operators)

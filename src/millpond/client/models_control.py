@@ -38,6 +38,26 @@ class Limit(Answer):
     is_of_platform: bool = False
     set_by: str = ""
     set_at: datetime
+    factor: float = 1.0
+
+
+class Brake(Answer):
+    """What holds back work on a key: `cooling` until then, `recovering`, or a breaker `open` or `half_open`.
+
+    `factor` is the part of what limits allow that may go now.
+    """
+
+    id: str
+    key: str
+    is_of_platform: bool = False
+    state: str
+    until: datetime
+    opened_at: datetime | None = None
+    factor: float = 1.0
+    recovers_at: datetime | None = None
+    hits: int = 1
+    step: str = ""
+    reason: str = ""
 
 
 class Saturation(Answer):

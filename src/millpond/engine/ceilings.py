@@ -9,10 +9,11 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import datetime
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine.easing import at_us, list_brakes
 from millpond.engine.lanes import ALONE
 from millpond.engine.rules import (
     MAX_SPAN_S,
@@ -51,7 +52,7 @@ class Limit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Full:
-    """A limit without room for a work item: `in_use` of `maximum`, or (a rate) none before `until`.
+    """A limit without room for a work item: `in_use` of `maximum`, or (a rate, a brake) none before `until`.
 
     `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other
     orgs count there too. Not `is_exact`: as the claim saw it when it last parked work there.
@@ -126,11 +127,15 @@ async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
     if lane is None:
         return []
     rules = Rules.of(one.rule for one in await list_limits(con, org_id))
+    for one in await list_brakes(con):
+        rules.brake(one.brake.owner, one.brake.key, one.brake)
     places = _places(rules, org_id, lane)
     if not places:
         return []
     use = await use_of(con, [one.room.text for one in places])
     held = await _held(con, org_id, rules)
+    now_us = use[places[0].room.text]["now_us"]
+    places = tuple(Place(room, rules.rule_at(room, rule, now_us)) for room, rule in places)
     found = [_full(place, use[place.room.text], held) for place in places]
     full = [one for one in found if one is not None]
     if full or lane["parked_on"] is None:
@@ -148,13 +153,15 @@ def _full(place: Place, row: Record, held: _Held) -> Full | None:
     room, rule = place
     holders = held.holders.get(room, ())
     is_shared = room.org_id == NO_ORG
+    if rule.brake is not None and rule.maximum < 1:
+        return Full(rule=rule, is_shared=is_shared, until=at_us(rule.brake.until_us))
     if rule.kind == "rate":
         if allowed(rule, row["tat_us"], row["now_us"]) > 0:
             return None
         until = None
         if rule.maximum > 0:
             ahead_us = meter_us(rule, row["tat_us"], row["now_us"])
-            until = datetime.fromtimestamp(next_at_us(rule, ahead_us) / 1e6, UTC)
+            until = at_us(next_at_us(rule, ahead_us))
         return Full(rule=rule, is_shared=is_shared, until=until)
     in_use = row["in_use"] if is_shared else held.in_use.get(room, 0)
     if rule.maximum < 1:
@@ -171,7 +178,7 @@ def _parked(place: Place, row: Record, held: _Held) -> Full:
     return Full(
         rule=rule,
         is_shared=room.org_id == NO_ORG,
-        in_use=row["in_use"] if rule.kind == "concurrency" else None,
+        in_use=None if rule.kind == "rate" else row["in_use"],
         holders=held.holders.get(room, ()),
         is_exact=False,
     )

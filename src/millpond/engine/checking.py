@@ -84,6 +84,7 @@ async def compare(
         settler=_NOTHING,
         deltas=_NOTHING,
         placing=_NOTHING,
+        throttling=_NOTHING,
         worker_id=uuid.UUID(int=0),
         resources=resources,
     )

@@ -12,12 +12,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
+from millpond.engine.brakes import NO_CEILING
 from millpond.engine.lanes import ALONE
 from millpond.engine.rules import (
-    NO_CEILING,
     Place,
     RoomId,
     Rule,
+    Rules,
     allowed,
     meter_us,
     next_at_us,
@@ -35,8 +36,9 @@ MAX_WAITERS = 2
 class State:
     """A room in this claim; `tat_us` is a rate's meter, None where nothing went before.
 
-    `is_cut`: an earlier, slower limit had put the meter further ahead than the present one can, and it
-    has to be stored where it now is, or it would stand as far ahead of every later claim.
+    `rule` is what holds at the time of this claim. `is_cut`: an earlier, slower limit had put the meter further ahead
+    than the present one can, and it has to be stored where it now is, or it would stand as far ahead of every later
+    claim.
     """
 
     rule: Rule
@@ -48,7 +50,12 @@ class State:
     @property
     def is_counted(self) -> bool:
         """Whether the end of other work gives place here."""
-        return self.rule.kind == "concurrency" and self.rule.maximum > 0
+        return self.rule.kind != "rate" and self.rule.maximum > 0
+
+    @property
+    def is_boundless(self) -> bool:
+        """Whether nothing is held back here any more: a brake that has worn off."""
+        return self.rule.brake is not None and self.rule.maximum >= NO_CEILING
 
     def meter_us(self, now_us: int) -> int:
         """Return the meter after what went in this claim."""
@@ -57,7 +64,7 @@ class State:
     def plan_us(self, now_us: int) -> int:
         """Return when to look at lanes that are parked here now, after what goes in this claim."""
         if self.rule.maximum < 1:
-            return NEVER
+            return NEVER if self.rule.brake is None else self.rule.brake.until_us
         if self.rule.kind != "rate" or self.room.left > 0:
             return AT_ONCE
         return next_at_us(self.rule, self.meter_us(now_us))
@@ -70,6 +77,7 @@ class Counts:
     now_us: int = 0
     tats: dict[str, int | None] = field(default_factory=dict)
     awaited: set[str] = field(default_factory=set)
+    rules: Rules = field(default_factory=Rules)
     _in_use: Counter[RoomId] = field(default_factory=Counter)
     _states: dict[RoomId, State] = field(default_factory=dict)
     _lanes: dict[tuple[int, int], tuple[str, tuple[Place, ...]]] = field(default_factory=dict)
@@ -79,13 +87,14 @@ class Counts:
         """Count the leases of a lane in its rooms."""
         self._held.append((capability, places))
         for room, rule in places:
-            if rule.kind == "concurrency":
+            if rule.kind != "rate":
                 self._in_use[room] += count
 
     def state(self, room_id: RoomId, rule: Rule) -> State:
-        """Return a room under the limit that holds there."""
+        """Return a room under the limit that holds there, as brakes have lowered it by now."""
         state = self._states.get(room_id)
         if state is None:
+            rule = self.rules.rule_at(room_id, rule, self.now_us)
             text = room_id.text
             tat_us, in_use = self.tats.get(text), self._in_use[room_id]
             left, is_cut = rule.maximum - in_use, False
@@ -113,7 +122,11 @@ class Counts:
     def can_wait(self, lane: tuple[int, int]) -> bool:
         """Whether room may be kept for a lane's head: it needs several rooms, and none of them is closed."""
         _, places = self._lanes[lane]
-        return len(places) > 1 and all(place.rule.maximum > 0 for place in places)
+        return len(places) > 1 and not self.is_closed(places)
+
+    def is_closed(self, places: Iterable[Place]) -> bool:
+        """Whether no end of other work lets an item go that needs these: one of them is closed, or cools down."""
+        return any(self.rules.rule_at(*place, self.now_us).maximum < 1 for place in places)
 
     def meters(self) -> list[tuple[str, int]]:
         """Return the meters of rates to store: those under which something went, and those that were cut."""

@@ -81,6 +81,11 @@ class Limiter:
         """Whether a claim has to look at limits: there are some, or lanes that stand under one still."""
         return bool(self._book.rules) or self._has_rooms
 
+    @property
+    def open_steps(self) -> frozenset[str]:
+        """The names of steps whose failures opened a breaker, as of the last claim."""
+        return frozenset(one.step for one in self._book.rules.brakes() if one.opened_us)
+
     def poll_s(self, poll_s: float, parked_s: float) -> float:
         """Return after how long to claim again: sooner while lanes wait for work to end, or for a time."""
         if self._seen.awaited:
@@ -126,6 +131,7 @@ class Limiter:
         if not await self._book.catch_up(con, now["n"]):
             self._is_behind = True
             return False
+        self._seen.rules = self._book.rules
         self._is_open = True
         for row in rows:
             if row["kind"] == "held":
@@ -236,7 +242,7 @@ class Limiter:
         waiting: list[tuple[Waiting, bool]] = []
         closed: list[tuple[int, int]] = []
         for row in rows:
-            if any(place.rule.maximum < 1 for place in self._book.places(row)):
+            if self._seen.is_closed(self._book.places(row)):
                 closed.append((row["org_id"], row["lane_id"]))
                 continue
             one = Waiting(
@@ -262,6 +268,8 @@ class Limiter:
             room_id = RoomId.parse(stand.room)
             rule = self._book.rules.rule_of(room_id)
             state = None if rule is None else self._seen.state(room_id, rule)
+            if state is not None and state.is_boundless:
+                state = None
             most, due_us = min(_MAX_WOKEN, most_awake(state)), AT_ONCE
             if state is not None:
                 due_us = state.plan_us(self._seen.now_us)

@@ -61,6 +61,7 @@ class Performer:
         self._loop = scope.loop
         self._under_way = scope.under_way
         self._timed = scope.timed
+        self._throttling = scope.throttling
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[None]] = set()
         # What tries used that were ended from outside; the attempt's end tells of it.
@@ -106,6 +107,7 @@ class Performer:
                 done = self._done(branch, plan, text, tries, *took_s, is_new=is_new)
                 await self._kept(plan, self.own(done))
             except Exception as error:
+                await self.own(self._throttling.failed(self._lease, plan.name, error))
                 if plan.text is not None:
                     await self._shown(plan)
                 if plan.is_once and not isinstance(error, NotDone):
@@ -113,6 +115,8 @@ class Performer:
                     continue
                 delay_s = await self._failed_try(plan, error, tries, now() - began)
             else:
+                if self._throttling.is_watched(plan.name):
+                    await self.own(self._throttling.succeeded(self._lease, plan.name))
                 return value
             if delay_s > HOLD_S:
                 await self._back_off(plan, delay_s)

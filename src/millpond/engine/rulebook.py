@@ -1,4 +1,4 @@
-"""The rule book: all limits as one process knows them, kept up by reading what was changed.
+"""The rule book: all limits and brakes as one process knows them, kept up by reading what was changed.
 
 Called by `limiting`. Invariants: a claim reads no more than a few changes under its lock, whoever changes limits and
 however many there are; the book is what the database had at its version or later, and never goes back.
@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
+from millpond.engine.brakes import Brake
 from millpond.engine.lanes import ALONE
-from millpond.engine.rules import Place, Rule, Rules
+from millpond.engine.rules import BRAKE, Place, Rule, Rules
 from millpond.types import NO_ORG
 
 _SQL = queries("limiting")
@@ -76,7 +77,9 @@ class RuleBook:
         return True
 
     def _take_over(self, row: Record) -> None:
-        if row["maximum"] is None:
+        if row["kind"] == BRAKE:
+            self.rules.brake(row["owner"], row["key"], _brake(row))
+        elif row["maximum"] is None:
             self.rules.drop(row["owner"], row["key"], row["kind"])
         else:
             self.rules.put(_rule(row))
@@ -94,7 +97,10 @@ class RuleBook:
             async with database.statement("limits_whole") as con:
                 rows = await con.fetch(_SQL["rules"], *after, _PAGE)
             for row in rows:
-                rules.put(_rule(row))
+                if row["kind"] == BRAKE:
+                    rules.brake(row["owner"], row["key"], _brake(row))
+                else:
+                    rules.put(_rule(row))
             if len(rows) < _PAGE:
                 break
             after = (rows[-1]["owner"], rows[-1]["key"], rows[-1]["kind"])
@@ -115,4 +121,21 @@ def _rule(row: Record) -> Rule:
         period_s=row["period_s"],
         burst=row["burst"],
         of_org=row["of_org"],
+    )
+
+
+def _brake(row: Record) -> Brake | None:
+    """Return the brake of a row, None for one that was taken off."""
+    if row["until_us"] is None:
+        return None
+    return Brake(
+        owner=row["owner"],
+        key=row["key"],
+        until_us=row["until_us"],
+        factor=row["factor"],
+        in_use=row["in_use"],
+        hits=row["hits"],
+        opened_us=row["opened_us"],
+        step=row["step"],
+        reason=row["reason"],
     )

@@ -1,7 +1,8 @@
 """Limits: ceilings on keys, which of them hold for a lane, and the arithmetic of rates. Pure: no I/O, no clock.
 
 Called by `limiting` (the claim), `ceilings` (what people set) and `why`. Invariants: a room is counted for itself; of
-the limits of one owner the most exact pattern holds for a room; limits of platform and org hold beside each other;
+the limits of one owner the most exact pattern holds for a room; limits of platform and org hold beside each other, and
+a brake beside both: it lowers them and never raises one;
 whatever keys a lane has and whatever text names a room, reading them never raises.
 """
 
@@ -9,19 +10,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from math import ceil
+from math import ceil, floor
 from typing import Literal, NamedTuple
 
+from millpond.engine.brakes import NO_CEILING, Brake
 from millpond.errors import InvalidInput
 from millpond.types import NO_ORG
 
-Kind = Literal["concurrency", "rate"]
+Kind = Literal["concurrency", "rate", "brake"]
+# What can be set; a brake is told of by workers.
 KINDS: tuple[Kind, ...] = ("concurrency", "rate")
+BRAKE: Kind = "brake"
 PAIR = "×"
 MAX_KEYS = 16
-NO_CEILING = 2**31
 # Every work item has these without declaring them: its org, its queue, and a run's flow.
 IMPLIED = frozenset({"org", "queue", "flow"})
 _US = 1_000_000
@@ -36,7 +39,8 @@ class Rule:
     """A limit as it was set: by the platform (`owner` 0) or by an org for itself.
 
     `key` is `noun:name`, `noun:*` (each name for itself) or two of these joined by `×`. A rate is `maximum` per
-    `period_s`, and up to `burst` at once. `of_org` is the org that the key names exactly.
+    `period_s`, and up to `burst` at once. `of_org` is the org that the key names exactly. What a `brake` lets go
+    depends on the time (`rule_at`).
     """
 
     owner: int
@@ -46,6 +50,7 @@ class Rule:
     period_s: float | None = None
     burst: int | None = None
     of_org: int | None = None
+    brake: Brake | None = None
 
     @property
     def interval_us(self) -> int:
@@ -144,6 +149,11 @@ def _parts_of_run(key: str) -> list[str]:
     )
 
 
+def is_key(text: object) -> bool:
+    """Whether a text is one key of a run, such as `provider:openai`."""
+    return isinstance(text, str) and "*" not in text and bool(_PART.fullmatch(text))
+
+
 def noun_of(part: str) -> str:
     """Return what stands before the colon."""
     return part.split(":", 1)[0]
@@ -178,6 +188,7 @@ class Rules:
 
     _set: dict[tuple[int, str, str], Rule] = field(default_factory=dict)
     _owned: dict[int, _Owned] = field(default_factory=dict)
+    _brakes: dict[tuple[int, str], Brake] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rules: Iterable[Rule]) -> Rules:
@@ -209,14 +220,27 @@ class Rules:
         if not owned.by:
             del self._owned[owner]
 
+    def brake(self, owner: int, key: str, brake: Brake | None) -> None:
+        """Let a brake hold, in place of what its owner had on the key; None takes it off."""
+        if brake is None:
+            self._brakes.pop((owner, key), None)
+        else:
+            self._brakes[owner, key] = brake
+
+    def brakes(self) -> Iterable[Brake]:
+        """Return all brakes, also those that have worn off."""
+        return self._brakes.values()
+
     def __bool__(self) -> bool:
-        return bool(self._set)
+        return bool(self._set) or bool(self._brakes)
 
     def places(
         self, org_id: int, queue: str, capability: str, keys: Sequence[str]
     ) -> tuple[Place, ...]:
         """Return the rooms that a work item of a lane needs, in one order for all lanes."""
         found: list[Place] = []
+        if self._brakes:
+            found += self._braked(org_id, keys_of(queue, capability, keys))
         for owner in (NO_ORG, org_id):
             if (owned := self._owned.get(owner)) is None:
                 continue
@@ -227,8 +251,33 @@ class Rules:
                 found += _of_owner(owned, kind, owner, org_id, counted)
         return tuple(sorted(found, key=lambda place: place.room))
 
+    def _braked(self, org_id: int, keys: Sequence[str]) -> Iterable[Place]:
+        for owner in (NO_ORG, org_id):
+            for key in keys:
+                room = RoomId(BRAKE, owner, owner, key)
+                if rule := self.rule_of(room):
+                    yield Place(room, rule)
+
+    def rule_at(self, room: RoomId, rule: Rule, now_us: int) -> Rule:
+        """Return what a limit, or a brake, allows in its room now."""
+        if rule.brake is not None:
+            return replace(rule, maximum=rule.brake.ceiling_at(now_us))
+        if not self._brakes:
+            return rule
+        factor = 1.0
+        for owner in {NO_ORG, room.owner, room.org_id}:
+            for key in room.key.split(PAIR):
+                if brake := self._brakes.get((owner, key)):
+                    factor = min(factor, brake.factor_at(now_us))
+        return rule if factor >= 1.0 else slowed(rule, factor)
+
     def rule_of(self, room: RoomId) -> Rule | None:
         """Return the limit that holds in a room now, None when there is none any more."""
+        if room.kind == BRAKE:
+            brake = self._brakes.get((room.owner, room.key))
+            if brake is None:
+                return None
+            return Rule(owner=room.owner, key=room.key, kind=BRAKE, maximum=NO_CEILING, brake=brake)
         if (owned := self._owned.get(room.owner)) is None:
             return None
         scopes: tuple[_Scope, ...] = (room.org_id, "*") if room.org_id else (None,)
@@ -288,6 +337,17 @@ def _patterns(key: str) -> Iterable[str]:
     yield f"{first}{PAIR}{any_second}"
     yield f"{any_first}{PAIR}{second}"
     yield f"{any_first}{PAIR}{any_second}"
+
+
+def slowed(rule: Rule, factor: float) -> Rule:
+    """Return a limit lowered to a part of it: never to nothing, and a rate by a longer period.
+
+    The burst of a rate stays, so that its meter is never cut below what the whole of it would say.
+    """
+    if rule.kind == "rate":
+        assert rule.period_s is not None
+        return replace(rule, period_s=rule.period_s / factor)
+    return replace(rule, maximum=min(rule.maximum, max(1, floor(rule.maximum * factor))))
 
 
 # Requests per period: the generic cell rate algorithm (ITU-T I.371), kept as the theoretical arrival time.

@@ -21,6 +21,7 @@ from millpond.engine.placing import Placing
 from millpond.engine.plans import Plan
 from millpond.engine.rights import Asking
 from millpond.engine.settling import Settler
+from millpond.engine.throttling import Throttling
 from millpond.engine.vault import Vault
 from millpond.engine.waking import Mixed
 
@@ -39,6 +40,7 @@ class Scope:
     settler: Settler
     deltas: Deltas
     placing: Placing
+    throttling: Throttling
     worker_id: uuid.UUID
     resources: Mapping[type, object]
     labels: Mapping[str, str] = field(default_factory=dict)

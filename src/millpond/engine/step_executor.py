@@ -165,6 +165,7 @@ class _Performance:
                 await self._permit()
                 text = await self._result(one)
                 await self._shown()
+                await self._told_success()
                 await self._own(self._done(one, text, now() - one.began))
             except LeaseLost:
                 raise
@@ -292,6 +293,12 @@ class _Performance:
             spent=self._take_spent(),
         )
 
+    async def _told_success(self) -> None:
+        """Tell that the other side answers; before the record, which ends the lease."""
+        throttling, name = self._scope.throttling, self._order.name
+        if throttling.is_watched(name):
+            await self._own(throttling.succeeded(self._lease, name))
+
     async def _failed(self, one: _Try, error: Exception, elapsed_s: float) -> float | None:
         """Record a failed try; returns the delay before the next one, None when this attempt is over.
 
@@ -305,6 +312,7 @@ class _Performance:
             wish_s=retry_after_s(error),
             random=random.random,
         )
+        await self._scope.throttling.failed(self._lease, self._order.name, error)
         described = dump_error(error, self._order.name)
         more: dict[str, Json] = {"error": described}
         if delay_s is not None:

@@ -20,6 +20,7 @@ from millpond.engine.maintenance import Maintenance
 from millpond.engine.meters import Meters
 from millpond.engine.quarantine import Quarantine
 from millpond.engine.retention import Keep, Retention
+from millpond.engine.throttling import drop_over
 from millpond.engine.waits import Readied
 from millpond.errors import MillpondError
 
@@ -58,6 +59,7 @@ class Upkeep:
                 tell_readied(self._hints, await maintenance.start_due())
                 if time.monotonic() >= meters_at:
                     await meters.sweep()
+                    await drop_over(self._database)
                     meters_at = time.monotonic() + _METERS_S
                 await self._quarantine.look()
                 due_s = await maintenance.next_due_s()

@@ -15,7 +15,9 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine.brakes import Brake
 from millpond.engine.ceilings import Full, full_for
+from millpond.engine.easing import at_us
 from millpond.engine.lanes import ALONE
 from millpond.engine.pauses import Pause, list_pauses
 from millpond.engine.registry import capability
@@ -208,6 +210,8 @@ def _limited(full: Full) -> Reason:
     """Tell of a limit without room: how much of it is in use, or from when on there is some."""
     rule = full.rule
     of = "everybody's" if full.is_shared else "the organization's"
+    if rule.brake is not None:
+        return _braked(full, rule.brake)
     if rule.kind == "rate":
         until = f" until {_at(full.until)}" if full.until else ""
         text = f"No more starts on {rule.key}{until}: {rule.maximum} in {rule.period_s:g} s are allowed"
@@ -227,6 +231,36 @@ def _limited(full: Full) -> Reason:
             "period_s": rule.period_s,
             "until": full.until,
             "is_exact": full.is_exact,
+            "holders": list(full.holders),
+        },
+    )
+
+
+def _braked(full: Full, brake: Brake) -> Reason:
+    """Tell of a key that cools down or recovers, or whose breaker is open."""
+    opened_at = at_us(brake.opened_us) if brake.opened_us else None
+    if opened_at is not None:
+        next_up = (
+            f"next probe at {_at(full.until)}" if full.until else "one run at a time probes it"
+        )
+        text = f"The breaker of {brake.key} is open since {_at(opened_at)}, {next_up}"
+    elif full.until is not None:
+        text = f"{brake.key} is cooling down until {_at(full.until)}"
+    else:
+        text = f"{brake.key} recovers from a cooldown: {full.rule.maximum} at once may go by now"
+    return Reason(
+        kind="cooldown" if opened_at is None else "breaker",
+        text=f"{text} ({brake.reason}).",
+        facts={
+            "key": brake.key,
+            "is_of_platform": brake.owner == NO_ORG,
+            "until": full.until,
+            "opened_at": opened_at,
+            "in_use": full.in_use,
+            "maximum": full.rule.maximum,
+            "hits": brake.hits,
+            "step": brake.step,
+            "reason": brake.reason,
             "holders": list(full.holders),
         },
     )

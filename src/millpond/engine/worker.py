@@ -41,6 +41,7 @@ from millpond.engine.settling import Settler
 from millpond.engine.slots import Slots
 from millpond.engine.spilling import Spill, served_slots
 from millpond.engine.step_executor import StepAttempt, execute_step
+from millpond.engine.throttling import Throttling
 from millpond.engine.upkeep import Upkeep, tell_readied
 from millpond.engine.vault import Vault
 from millpond.engine.watching import Watch, tick
@@ -93,6 +94,7 @@ class Worker:
         self._flows = {(flow.name, flow.version): flow for flow in flows}
         self._steps = {step.name: step for step in steps}
         self._labels = dict(labels or {})
+        self._throttling = Throttling(database)
         # Who executes one work item alone takes it from any queue, as if that had a slot of its own.
         spill = spill or Spill()
         self._slots = (
@@ -208,6 +210,7 @@ class Worker:
             settler=settler,
             deltas=deltas,
             placing=self._placing,
+            throttling=self._throttling,
             worker_id=self.worker_id,
             resources=self._resources,
             labels=self._labels,
@@ -336,6 +339,7 @@ class Worker:
                     launcher.launch(claimed)
                 self._slots.note_claim(wanted, claimed, terms)
                 self._slots.note_awaited(claimer.limits.awaited)
+                self._throttling.watch(claimer.limits.open_steps)
                 if not has_more:
                     is_busy = bool(claimed or self._attempts)
                     poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S

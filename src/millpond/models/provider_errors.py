@@ -18,13 +18,27 @@ from millpond.errors import InvalidInput, MillpondError, Permanent, Transient
 _AGAIN_STATUS = frozenset({408, 409, 425, 429})
 # A code is words or a short number; what else stands in its place may be an echo of the request, its key included.
 _CODE = re.compile(r"[A-Za-z]{1,30}(_[A-Za-z]{1,30}){0,5}|\d{1,6}")
+_OF_PROVIDER = frozenset(
+    {"model_timeout", "model_unreachable", "model_rate_limited", "model_unavailable"}
+)
 _REJECTED = (theirs.ModelRequestRejectedError, theirs.ModelQuotaExceededError)
 
 
 def translate(error: Exception, model: str) -> MillpondError | None:
-    """Return Millpond's error for one raised while asking `model`, or None when it is not known."""
+    """Return Millpond's error for one raised while asking `model`, or None when it is not known.
+
+    Where the provider is asked too much or cannot be had, it names the keys of limits that this is about.
+    """
     if isinstance(error, MillpondError):
         return None
+    ours = _translate(error, model)
+    if isinstance(ours, Transient) and ours.code in _OF_PROVIDER:
+        provider, _, name = model.partition(":")
+        ours.limit_keys = (f"provider:{provider}", f"model:{name or provider}")
+    return ours
+
+
+def _translate(error: Exception, model: str) -> MillpondError | None:
     if isinstance(error, theirs.ModelHTTPError):
         return _by_status(error, model)
     if isinstance(error, theirs.ModelTimeoutError | theirs.ModelRequestTimeout | TimeoutError):

@@ -6,6 +6,7 @@ Called by clients. Invariant: an org never sees what the platform limits for ano
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -20,8 +21,9 @@ from millpond.api.reply import listing, reply
 from millpond.api.routes.platform import Reader as PlatformReader
 from millpond.api.routes.platform import Writer as PlatformWriter
 from millpond.api.texts import LongWord, Word, moment
-from millpond.engine import ceilings, recorded, saturation
+from millpond.engine import ceilings, easing, recorded, saturation
 from millpond.engine.ceilings import Limit
+from millpond.engine.easing import Braked
 from millpond.engine.recorded import Recorded, Wanted
 from millpond.engine.rules import Rule
 from millpond.engine.saturation import Saturation
@@ -48,7 +50,9 @@ async def list_limits(caller: Reader) -> Response:
     """List what limits the org's work: its own limits, and the platform's that hold for it."""
     async with caller.org() as con:
         found = await ceilings.list_limits(con, caller.org_id)
-    return reply(listing([limit_json(one, is_operator=False) for one in found], has_more=False))
+        braked = await easing.list_brakes(con)
+    shown = [limit_json(one, braked, is_operator=False) for one in found]
+    return reply(listing(shown, has_more=False))
 
 
 @router.put(
@@ -134,7 +138,9 @@ async def list_platform_limits(caller: PlatformReader) -> Response:
     """List what the platform limits, for all orgs together or for each."""
     async with caller.org() as con:
         found = await ceilings.list_platform_limits(con)
-    return reply(listing([limit_json(one, is_operator=True) for one in found], has_more=False))
+        braked = await easing.list_brakes(con)
+    shown = [limit_json(one, braked, is_operator=True) for one in found]
+    return reply(listing(shown, has_more=False))
 
 
 @router.put(
@@ -197,8 +203,9 @@ async def _put(caller: Caller, wish: PutLimit) -> Response:
         now = made.rule
         details = {"maximum": now.maximum, "period_s": now.period_s, "burst": now.burst}
         await caller.tell(con, "limit.set", f"limit:{now.kind} {now.key}", details=details)
+        braked = await easing.list_brakes(con)
     caller.ports.hints.wake(["*"])
-    return reply(limit_json(made, is_operator=caller.org_id == NO_ORG))
+    return reply(limit_json(made, braked, is_operator=caller.org_id == NO_ORG))
 
 
 async def _delete(caller: Caller, key: str, kind: Literal["concurrency", "rate"]) -> Response:
@@ -249,7 +256,7 @@ def _saturation_json(one: Saturation) -> dict[str, Any]:
     }
 
 
-def limit_json(limit: Limit, *, is_operator: bool) -> dict[str, Any]:
+def limit_json(limit: Limit, braked: Iterable[Braked], *, is_operator: bool) -> dict[str, Any]:
     """Return a limit; which operator set one of the platform's is shown to operators only."""
     rule = limit.rule
     is_hidden = limit.is_of_platform and not is_operator
@@ -264,4 +271,5 @@ def limit_json(limit: Limit, *, is_operator: bool) -> dict[str, Any]:
         "is_of_platform": limit.is_of_platform,
         "set_by": "operator" if is_hidden else limit.set_by,
         "set_at": limit.set_at,
+        "factor": round(easing.part_of(rule, braked), 4),
     }

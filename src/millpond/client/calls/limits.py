@@ -16,7 +16,7 @@ from millpond.client.call import (
     time_text,
 )
 from millpond.client.models import Page
-from millpond.client.models_control import Limit, RecordedRun, Saturation
+from millpond.client.models_control import Brake, Limit, RecordedRun, Saturation
 
 
 def list_limits() -> Call[Page[Limit]]:
@@ -62,6 +62,26 @@ def list_recorded_runs(
         limit=limit,
         after=id_text(after),
     )
+
+
+def list_brakes() -> Call[Page[Brake]]:
+    """What holds back the org's work: keys that cool down or recover, and open breakers."""
+    return get(path_of("limits", "brakes"), Page[Brake])
+
+
+def delete_brake(key: str) -> Call[None]:
+    """Take a brake off the org's own work."""
+    return _release(path_of("limits", "brakes"), key)
+
+
+def list_platform_brakes() -> Call[Page[Brake]]:
+    """What holds back everybody's work."""
+    return get(path_of("platform", "limits", "brakes"), Page[Brake])
+
+
+def delete_platform_brake(key: str) -> Call[None]:
+    """Take a brake off everybody's work."""
+    return _release(path_of("platform", "limits", "brakes"), key)
 
 
 def list_platform_limits() -> Call[Page[Limit]]:
@@ -114,3 +134,7 @@ def _put(
 
 def _delete(path: str, key: str, kind: str) -> Call[None]:
     return Call(method="DELETE", path=path, read=read_nothing, params={"key": key, "kind": kind})
+
+
+def _release(path: str, key: str) -> Call[None]:
+    return Call(method="DELETE", path=path, read=read_nothing, params={"key": key})

@@ -12,7 +12,7 @@ select coalesce((select version from limit_version), 0);
 -- name: changes
 -- The changes of limits after a version, with what holds now (no maximum: no limit).
 select c.version, c.owner, c.key, c.kind, coalesce(o.maximum, p.maximum) as maximum, coalesce(o.period_s, p.period_s) as period_s,
-       coalesce(o.burst, p.burst) as burst, p.of_org
+       coalesce(o.burst, p.burst) as burst, p.of_org, b.until_us, b.factor, b.in_use, b.hits, b.opened_us, b.step, b.reason
 from limit_change c
 left join lateral (
   select l.maximum, l.period_s, l.burst from org_limit l
@@ -20,16 +20,21 @@ left join lateral (
 left join lateral (
   select l.maximum, l.period_s, l.burst, l.of_org from platform_limit l
   where c.owner = 0 and l.key = c.key and l.kind = c.kind limit 1) p on true
+left join brake b on c.kind = 'brake' and b.owner = c.owner and b.key = c.key
 where c.version > $1 order by c.version limit $2;
 
 -- name: rules
--- A page of all limits; for a platform's limit that names an org, that org's id.
+-- A page of all limits and brakes; for a platform's limit that names an org, that org's id.
 select * from (
-  (select 0::bigint as owner, key, kind, maximum, period_s, burst, of_org from platform_limit
+  (select 0::bigint as owner, key, kind, maximum, period_s, burst, of_org, null::bigint as until_us, null::float8 as factor,
+          null::int as in_use, null::int as hits, null::bigint as opened_us, null::text as step, null::text as reason from platform_limit
    where (0::bigint, key, kind) > ($1::bigint, $2::text, $3::text) order by key, kind limit $4)
   union all
-  (select org_id, key, kind, maximum, period_s, burst, null::bigint from org_limit
+  (select org_id, key, kind, maximum, period_s, burst, null::bigint, null, null, null, null, null, null, null from org_limit
    where (org_id, key, kind) > ($1::bigint, $2::text, $3::text) order by org_id, key, kind limit $4)
+  union all
+  (select owner, key, 'brake', null, null, null, null, until_us, factor, in_use, hits, opened_us, step, reason from brake
+   where (owner, key, 'brake') > ($1::bigint, $2::text, $3::text) order by owner, key limit $4)
 ) l order by owner, key, kind limit $4;
 
 -- name: meters

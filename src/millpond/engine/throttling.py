@@ -1,0 +1,242 @@
+"""Throttling: what workers tell of providers that are asked too much, or fail too often in a row.
+
+Called by whoever performs steps, one Throttling per worker. Invariants: everybody's work on a key is braked only by a
+run whose flow declares it; what else a run counts on, or its code names, only for its own org; failures are counted in
+memory, and only what changes for the claim is written; what cannot be told here changes nothing for the step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import structlog
+
+from millpond.db.pool import Connection, EngineDatabase
+from millpond.db.queries import queries
+from millpond.engine import brakes
+from millpond.engine.brakes import ROW_S, TRIPS_AFTER, Brake
+from millpond.engine.claim import Lease
+from millpond.engine.rules import is_key, noun_of
+from millpond.errors import MillpondError
+from millpond.retry import Trouble, retry_after_s, trouble_of
+from millpond.types import NO_ORG
+
+_SQL = queries("throttling")
+# What a step's error is about where it names no key: the run's only key of these.
+OF_OTHERS = frozenset({"provider", "integration"})
+MAX_BRAKES = 100
+_MAX_KNOWN = 1000
+# A worker stopped in the middle of it would keep others from telling.
+_LIMIT_S = 3.0
+_log = structlog.get_logger("millpond.throttling")
+
+
+class _Target(NamedTuple):
+    """A key, and whose work on it is meant: an org's, or (0) everybody's."""
+
+    owner: int
+    key: str
+
+
+class _Row(NamedTuple):
+    """Failures in a row, when the last one was, and whether the step's code named the key."""
+
+    failures: int
+    at: float
+    is_named: bool
+
+
+class Throttling:
+    """Tells claims of throttled and broken providers; counts failures in a row for the breakers."""
+
+    def __init__(self, database: EngineDatabase) -> None:
+        self._database = database
+        self._failing: dict[str, dict[_Target, _Row]] = {}
+        self._open: frozenset[str] = frozenset()
+        self._known: dict[tuple[int, bytes], list[_Target]] = {}
+
+    def watch(self, steps: frozenset[str]) -> None:
+        """Note for which steps a breaker is open: the success of one closes it."""
+        self._open = steps
+
+    def is_watched(self, step: str) -> bool:
+        """Whether a success of this step is to be told."""
+        return step in self._open or step in self._failing
+
+    async def failed(self, lease: Lease, step: str, error: Exception) -> None:
+        """Tell of a failed try, if it says that the other side is asked too much or is down."""
+        trouble = trouble_of(error)
+        if trouble is None:
+            return
+        named = [key for key in getattr(error, "limit_keys", ()) if is_key(key)]
+        try:
+            for target in await self._targets(lease, named):
+                if trouble is Trouble.THROTTLED:
+                    await self._throttle(lease, target, step, error)
+                elif noun_of(target.key) in OF_OTHERS and self._is_enough(
+                    step, target, is_named=bool(named)
+                ):
+                    await self._trip(lease, target, step, error)
+        except MillpondError as away:
+            _log.warning("throttling.untold", step=step, error=away.code)
+
+    async def succeeded(self, lease: Lease, step: str) -> None:
+        """End rows of failures, and close breakers that this step had opened.
+
+        Which key it is about, only errors name; so a success ends all rows that the step's code named itself.
+        """
+        try:
+            if (rows := self._failing.get(step)) is not None:
+                ended = {target for target, row in rows.items() if row.is_named}
+                for target in ended.union(await self._targets(lease, ())):
+                    if target.owner in (NO_ORG, lease.org_id):
+                        rows.pop(target, None)
+                self._sweep(step, rows)
+            if step in self._open:
+                await self._close(lease, step)
+        except MillpondError as away:
+            _log.warning("throttling.untold", step=step, error=away.code)
+
+    def _is_enough(self, step: str, target: _Target, *, is_named: bool) -> bool:
+        """Count a failure; whether a breaker has to open by it."""
+        rows, now = self._failing.setdefault(step, {}), time.monotonic()
+        row = rows.get(target)
+        count = 1 if row is None or now - row.at > ROW_S else row.failures + 1
+        rows[target] = _Row(count, now, is_named)
+        self._sweep(step, rows)
+        return count >= TRIPS_AFTER or step in self._open
+
+    def _sweep(self, step: str, rows: dict[_Target, _Row]) -> None:
+        """Forget rows that were broken off."""
+        now = time.monotonic()
+        for target in [target for target, row in rows.items() if now - row.at > ROW_S]:
+            del rows[target]
+        if not rows:
+            self._failing.pop(step, None)
+
+    async def _targets(self, lease: Lease, named: Sequence[str]) -> Sequence[_Target]:
+        """Return the keys that a step's error is about; none where that cannot be told."""
+        known = (lease.org_id, lease.token.bytes + lease.item_id.bytes)
+        if not named and known in self._known:
+            return self._known[known]
+        async with self._database.statement("keys_of") as con:
+            row = await con.fetchrow(_SQL["carried"], lease.org_id, lease.item_id, lease.token)
+        if row is None:
+            return ()
+        found = _chosen(named, row["declared"], row["keys"])
+        targets = [
+            _Target(NO_ORG if key in row["declared"] else lease.org_id, key) for key in found
+        ]
+        if not named:
+            while len(self._known) >= _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
+            self._known[known] = targets
+        return targets
+
+    async def _throttle(self, lease: Lease, target: _Target, step: str, error: Exception) -> None:
+        async with self._database.duty("throttle", limit_s=_LIMIT_S) as con:
+            held, now_us, under_way = await self._held(con, lease, target)
+            if now_us:
+                new = brakes.throttled(
+                    held,
+                    owner=target.owner,
+                    key=target.key,
+                    now_us=now_us,
+                    wish_s=retry_after_s(error),
+                    in_use=under_way,
+                )
+                await _put(con, held, new, step, error)
+
+    async def _trip(self, lease: Lease, target: _Target, step: str, error: Exception) -> None:
+        async with self._database.duty("trip", limit_s=_LIMIT_S) as con:
+            held, now_us, under_way = await self._held(con, lease, target)
+            is_open = held is not None and held.opened_us is not None
+            row = self._failing.get(step, {}).get(target)
+            if not now_us or not (is_open or (row is not None and row.failures >= TRIPS_AFTER)):
+                return
+            new = brakes.tripped(
+                held, owner=target.owner, key=target.key, now_us=now_us, in_use=under_way
+            )
+            await _put(con, held, new, step, error)
+        self._failing.get(step, {}).pop(target, None)
+
+    async def _held(
+        self, con: Connection, lease: Lease, target: _Target
+    ) -> tuple[Brake | None, int, int]:
+        """Lock brakes; return the one on a key, the time (0: nothing is to be told), how much is under way."""
+        await con.execute(_SQL["lock"])
+        if not await con.fetchval(_SQL["holds"], lease.org_id, lease.item_id, lease.token):
+            return None, 0, 0
+        row = await con.fetchrow(_SQL["now"], target.owner, target.key)
+        assert row is not None
+        if row["key"] is None:
+            is_full = target.owner != NO_ORG and row["brakes"] >= MAX_BRAKES
+            return None, 0 if is_full else row["now_us"], row["under_way"]
+        held = Brake(
+            owner=target.owner,
+            **{name: row[name] for name in _COLUMNS},
+        )
+        return held, row["now_us"], row["under_way"]
+
+    async def _close(self, lease: Lease, step: str) -> None:
+        async with self._database.duty("reached", limit_s=_LIMIT_S) as con:
+            await con.execute(_SQL["lock"])
+            rows = await con.fetch(_SQL["opened"], lease.org_id, lease.item_id, lease.token, step)
+            for row in rows:
+                held = Brake(owner=row["owner"], **{name: row[name] for name in _COLUMNS})
+                new = brakes.reached(held, row["now_us"])
+                if new != held:
+                    await _store(con, new)
+
+
+_COLUMNS = ("key", "until_us", "factor", "in_use", "hits", "opened_us", "step", "reason")
+
+
+def _chosen(named: Sequence[str], declared: Iterable[str], carried: Iterable[str]) -> list[str]:
+    """Return the keys that an error names, else the only one of others that the flow declares, or the run has."""
+    if named:
+        return list(dict.fromkeys(named))
+    for keys in (declared, carried):
+        others = [key for key in keys if noun_of(key) in OF_OTHERS]
+        if others:
+            return others if len(others) == 1 else []
+    return []
+
+
+async def _put(
+    con: Connection, held: Brake | None, new: Brake, step: str, error: Exception
+) -> None:
+    """Store what has changed of a brake, with what it was for."""
+    if held is not None and new == held:
+        return
+    reason = error.code if isinstance(error, MillpondError) else type(error).__name__
+    if new.opened_us is None or held is None or held.opened_us is None:
+        new = replace(new, step=step, reason=reason[:200])
+    await _store(con, new)
+
+
+async def _store(con: Connection, new: Brake) -> None:
+    await con.execute(
+        _SQL["put"],
+        new.owner,
+        new.key,
+        new.until_us,
+        new.factor,
+        new.in_use,
+        new.hits,
+        new.opened_us,
+        new.over_us,
+        new.step,
+        new.reason,
+    )
+    await con.execute(_SQL["changed"], new.owner, new.key)
+
+
+async def drop_over(database: EngineDatabase) -> int:
+    """Delete brakes that have worn off; called by upkeep."""
+    async with database.duty("drop_over") as con:
+        gone: int = await con.fetchval(_SQL["drop_over"])
+    return gone
