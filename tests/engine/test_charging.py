@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from tests.engine.conftest import Pond
+from tests.engine.parking import Hand, orgs
 
 from millpond.engine.charges import EVERY_S, Charges
 from millpond.engine.charging import settle
@@ -64,6 +65,19 @@ async def test_an_org_with_long_runs_gets_no_more_time_than_one_with_short_runs(
     # By count of runs alone the long ones would have ten times as much.
     bound_s = 5 * (LONG_S + SHORT_S) + 4 * EVERY_S
     assert abs(long_s - short_s) <= bound_s
+
+
+async def test_an_org_that_is_due_all_of_a_claim_gets_all_of_it(pond: Pond, other_org: int) -> None:
+    """Also after a claim for one slot, which had read little of each lane."""
+    hand = await Hand.register(pond, estimate_s=lambda _: 0.01)
+    for org_id in (pond.org_id, other_org):
+        async with pond.db.org(org_id) as con:
+            await submit(con, [pond.intent("echo", n, org_id=org_id) for n in range(50)])
+    assert len(await hand.claim({"default": 2})) == 2
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("update share set virtual_s = 100 where org_id = $1", other_org)
+    assert orgs(await hand.claim({"default": 1})) == [pond.org_id]
+    assert orgs(await hand.claim({"default": 12})) == [pond.org_id] * 12
 
 
 @pytest.mark.parametrize(

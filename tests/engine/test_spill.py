@@ -235,7 +235,7 @@ async def test_all_that_has_room_of_its_own_is_claimed_in_one_message(
 
 async def test_a_claim_that_reads_not_all_of_the_own_work_lends_nothing_yet(pond: Pond) -> None:
     hand = await Hand.register(pond)
-    hand.claimer._depth = 2
+    hand.claimer._depth, hand.claimer._lanes = 2, 256
     await _send(pond, "default", 5)
     await _send(pond, "sql", 5)
     claimed, has_more = await _claim(hand.claimer, {"default": 8}, Spill(helps=HELPS))

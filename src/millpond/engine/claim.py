@@ -32,6 +32,8 @@ _MAX_LANES = 64
 _ROUNDS = 3
 _FIRST_DEPTH = 16
 _DEEPEST = 512
+# So many items are read of all lanes together before less is read of each than one org alone might be due.
+_READ = 512
 # A worker stopped in the middle of a statement would keep the claim's lock, and with it every other claim.
 _LIMIT_S = 3.0
 _END = 2**62
@@ -119,6 +121,7 @@ class Claimer:
         self._capabilities = list(capabilities)
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
+        self._lanes = 1
         self.limits = Limiter(self._capabilities)
         # Whether all that was ready had room at the last claim, with some to spare, so that it may be so again.
         self._is_calm = True
@@ -130,6 +133,7 @@ class Claimer:
 
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
+        self._reach(sum(free.values()))
         try:
             if self._is_calm and not self.limits.is_on:
                 await self.limits.begin(self._database)
@@ -294,6 +298,13 @@ class Claimer:
         )
         return _claimed(rows)
 
+    def _reach(self, slots: int) -> None:
+        """Read as much of each lane as one org alone might be due, where that is not too much of all of them.
+
+        An org gets no more of a claim than was read of it, and others what it was due.
+        """
+        self._depth = max(self._depth, min(slots + 1, _READ // self._lanes))
+
     def _adapt(self, slots: int, lanes: int, got: int, missed: int) -> None:
         """Read next time about twice what each lane can be expected to give, and one more than all of it at most.
 
@@ -302,6 +313,7 @@ class Claimer:
         is_short = missed > 0 and got < slots
         expected = min(slots + 1, 2 * -(-slots // max(1, lanes)))
         self._depth = max(2, min(_DEEPEST, 2 * self._depth if is_short else expected))
+        self._lanes = max(1, lanes)
 
 
 def _claimed(rows: Sequence[Record]) -> list[Claimed]:
