@@ -1,8 +1,8 @@
 """Feeds: the events of all runs of an org as one sequence that never skips a late commit.
 
 Called by the API. Events stand in the order of the transactions that stored them. Invariants: only what is below the
-oldest running transaction is read, so that nothing can still appear before a place that was given out. Of one run a claim
-that was under way as the run came may be told of before it; the events' numbers are the order there.
+oldest running transaction is read, so that nothing can still appear before a place that was given out. Of one run a
+claim that was under way as the run came may be told of before it; the events' numbers are the order there.
 """
 
 from __future__ import annotations
