@@ -110,6 +110,7 @@ ENGINE = [
     "spilling",
     "admission",
     "why",
+    "why_queued",
     "saturation",
     "ceilings",
     "easing",

@@ -8,39 +8,28 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine.brakes import Brake
-from millpond.engine.ceilings import Full, full_for
-from millpond.engine.easing import at_us
-from millpond.engine.lanes import ALONE
-from millpond.engine.pauses import Pause, list_pauses
-from millpond.engine.registry import capability
+from millpond.engine.why_queued import (
+    MAX_AHEAD,
+    Place,
+    Reason,
+    able_of,
+    at_text,
+    place_of_run,
+    queued,
+)
 from millpond.errors import NotFound
-from millpond.types import NO_ORG, Json, RunState
+from millpond.types import Json, RunState
+
+__all__ = ["MAX_AHEAD", "Reason", "Why", "anonymous", "explain"]
 
 _SQL = queries("why")
-MAX_AHEAD = 1000
-_MAX_WORKERS = 20
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reason:
-    """One reason; `inner` has those of what it waits for, where that is a work item.
-
-    `where` is the part of the text that names a worker's host and process.
-    """
-
-    kind: str
-    text: str
-    facts: Mapping[str, Json] = field(default_factory=dict)
-    inner: Sequence[Reason] = ()
-    where: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,18 +45,6 @@ class Why:
     def text(self) -> str:
         """The reasons as one line."""
         return " ".join(reason.text for reason in self.reasons)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Place:
-    """Where a work item stands queued; `flow` is None for a step in another queue."""
-
-    item_id: uuid.UUID
-    queue: str
-    capability: str
-    flow: str | None
-    lane_id: int
-    rank: int
 
 
 async def explain(con: Connection, org_id: int, run_id: uuid.UUID) -> Why:
@@ -115,7 +92,7 @@ async def _reasons(con: Connection, org_id: int, run: Record, state: RunState) -
     if state == RunState.SCHEDULED:
         return [await _scheduled(con, org_id, run["run_id"])]
     if state == RunState.QUEUED:
-        return await _queued(con, org_id, _place_of_run(run))
+        return await queued(con, org_id, place_of_run(run))
     if state == RunState.RUNNING:
         return [await _running(con, org_id, run)]
     return await _waiting(con, org_id, run["run_id"])
@@ -127,7 +104,7 @@ def _finished(run: Record, state: RunState) -> Reason:
     verb = "was" if state == RunState.CANCELLED else "has"
     return Reason(
         kind="finished",
-        text=f"It {verb} {state} at {_at(run['finished_at'])}{why}.",
+        text=f"It {verb} {state} at {at_text(run['finished_at'])}{why}.",
         facts={"finished_at": run["finished_at"], "error": error},
     )
 
@@ -144,177 +121,7 @@ def _blocked(blocked: Json) -> Reason:
 async def _scheduled(con: Connection, org_id: int, run_id: uuid.UUID) -> Reason:
     timer = await con.fetchrow(_SQL["timer"], org_id, run_id)
     until = timer["due_at"] if timer else None
-    return Reason(kind="scheduled", text=f"It starts at {_at(until)}.", facts={"until": until})
-
-
-# Queued
-
-
-def _place_of_run(run: Record) -> _Place:
-    return _Place(
-        item_id=run["run_id"],
-        queue=run["queue"],
-        capability=_able(capability(run["flow"], run["version"]), run["lane_id"]),
-        flow=run["flow"],
-        lane_id=run["lane_id"],
-        rank=run["rank"],
-    )
-
-
-def _able(able: str, lane_id: int) -> str:
-    return able + ALONE if lane_id & 2 else able
-
-
-async def _queued(con: Connection, org_id: int, place: _Place) -> list[Reason]:
-    """Return what holds a queued work item: pauses, absent workers and full limits, else its place in line."""
-    pauses = await list_pauses(con, org_id)
-    held = [_paused(one) for one in pauses if one.holds(queue=place.queue, flow=place.flow)]
-    workers = await con.fetch(_SQL["workers"], place.queue, place.capability)
-    able = [
-        row for row in workers if row["is_able"] and row["serves_queue"] and not row["draining"]
-    ]
-    if not able:
-        held.append(_no_worker(place, workers))
-    full = [_limited(one) for one in await full_for(con, org_id, place.lane_id)]
-    if held:
-        return [*held, *full]
-    return [*full, await _in_line(con, org_id, place, able)]
-
-
-def _paused(pause: Pause) -> Reason:
-    scope = pause.scope
-    what = (
-        f"Queue {scope.queue}"
-        if scope.queue
-        else f"Flow {scope.flow}"
-        if scope.flow
-        else "All work"
-    )
-    by = "an operator, for everyone" if scope.is_for_everyone else pause.paused_by
-    why = f" ({pause.reason})" if pause.reason else ""
-    return Reason(
-        kind="paused",
-        text=f"{what} is paused by {by} since {_at(pause.paused_at)}{why}.",
-        facts={
-            "scope": scope.kind,
-            "queue": scope.queue or None,
-            "flow": scope.flow or None,
-            "paused_by": pause.shown_by,
-            "reason": pause.reason,
-            "paused_at": pause.paused_at,
-        },
-    )
-
-
-def _limited(full: Full) -> Reason:
-    """Tell of a limit without room: how much of it is in use, or from when on there is some."""
-    rule = full.rule
-    of = "everybody's" if full.is_shared else "the organization's"
-    if rule.brake is not None:
-        return _braked(full, rule.brake)
-    if rule.kind == "rate":
-        until = f" until {_at(full.until)}" if full.until else ""
-        text = f"No more starts on {rule.key}{until}: {rule.maximum} in {rule.period_s:g} s are allowed"
-    else:
-        known = "" if full.in_use is None else f"{full.in_use} of "
-        text = f"{rule.key} has no room: {known}{rule.maximum} places are in use by {of} work"
-    return Reason(
-        kind="limit",
-        text=f"{text}.",
-        facts={
-            "key": rule.key,
-            "limit": rule.kind,
-            "set_by": "platform" if rule.owner == NO_ORG else "org",
-            "is_shared": full.is_shared,
-            "in_use": full.in_use,
-            "maximum": rule.maximum,
-            "period_s": rule.period_s,
-            "until": full.until,
-            "is_exact": full.is_exact,
-            "holders": list(full.holders),
-        },
-    )
-
-
-def _braked(full: Full, brake: Brake) -> Reason:
-    """Tell of a key that cools down or recovers, or whose breaker is open."""
-    opened_at = at_us(brake.opened_us) if brake.opened_us else None
-    if opened_at is not None:
-        next_up = (
-            f"next probe at {_at(full.until)}" if full.until else "one run at a time probes it"
-        )
-        text = f"The breaker of {brake.key} is open since {_at(opened_at)}, {next_up}"
-    elif full.until is not None:
-        text = f"{brake.key} is cooling down until {_at(full.until)}"
-    else:
-        text = f"{brake.key} recovers from a cooldown: {full.rule.maximum} at once may go by now"
-    return Reason(
-        kind="cooldown" if opened_at is None else "breaker",
-        text=f"{text} ({brake.reason}).",
-        facts={
-            "key": brake.key,
-            "is_of_platform": brake.owner == NO_ORG,
-            "until": full.until,
-            "opened_at": opened_at,
-            "in_use": full.in_use,
-            "maximum": full.rule.maximum,
-            "hits": brake.hits,
-            "step": brake.step,
-            "reason": brake.reason,
-            "holders": list(full.holders),
-        },
-    )
-
-
-def _no_worker(place: _Place, workers: Sequence[Record]) -> Reason:
-    """Name what is missing: workers at all, of this queue, or with this code."""
-    serving = [row for row in workers if row["serves_queue"] and not row["draining"]]
-    if not workers:
-        text = "No worker is live."
-    elif not serving:
-        text = f"No live worker serves queue {place.queue}."
-    else:
-        text = f"No live worker of queue {place.queue} has {place.capability}."
-    return Reason(
-        kind="no_worker",
-        text=text,
-        facts={
-            "queue": place.queue,
-            "capability": place.capability,
-            "workers": [
-                {
-                    "id": row["worker_id"],
-                    "host": row["host"],
-                    "pid": row["pid"],
-                    "serves_queue": row["serves_queue"],
-                    "is_able": row["is_able"],
-                    "is_draining": row["draining"],
-                }
-                for row in workers[:_MAX_WORKERS]
-            ],
-        },
-    )
-
-
-async def _in_line(con: Connection, org_id: int, place: _Place, able: Sequence[Record]) -> Reason:
-    ahead = await con.fetchval(
-        _SQL["ahead"], org_id, place.lane_id, place.rank, place.item_id, MAX_AHEAD + 1
-    )
-    is_exact = ahead <= MAX_AHEAD
-    slots, in_use = sum(row["slots"] for row in able), sum(row["in_use"] for row in able)
-    shown = f"{ahead}" if is_exact else f"more than {MAX_AHEAD}"
-    use = f"{in_use} of {slots} slots are in use" if slots else "only idle slots of others help it"
-    return Reason(
-        kind="in_line",
-        text=f"It stands in line in queue {place.queue} with {shown} before it in its lane; {use}.",
-        facts={
-            "queue": place.queue,
-            "ahead": min(ahead, MAX_AHEAD),
-            "is_exact": is_exact,
-            "slots": slots,
-            "in_use": in_use,
-        },
-    )
+    return Reason(kind="scheduled", text=f"It starts at {at_text(until)}.", facts={"until": until})
 
 
 # Running
@@ -336,7 +143,7 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
     asked = f"; it was asked to stop ({stopping})" if stopping else ""
     return Reason(
         kind="running",
-        text=f"It runs since {_at(since)}{where}{doing}{asked}.",
+        text=f"It runs since {at_text(since)}{where}{doing}{asked}.",
         facts={
             "since": since,
             "attempt": run["attempt"],
@@ -372,7 +179,7 @@ async def _flow_backoff(con: Connection, org_id: int, run_id: uuid.UUID, until: 
     after = f" after {error['class']}: {error['message']}" if error else ""
     return Reason(
         kind="backoff",
-        text=f"Its flow code is tried again at {_at(until)}{after}.",
+        text=f"Its flow code is tried again at {at_text(until)}{after}.",
         facts={"step": None, "name": None, "until": until, "tries": tries, "error": error},
     )
 
@@ -387,9 +194,11 @@ async def _wait(con: Connection, org_id: int, row: Record) -> Reason | None:
         return _backoff(row) if row["due_at"] is not None else None
     match row["kind"]:
         case "sleep":
-            return _told(row, "sleep", f"It sleeps until {_at(row['due_at'])}", until=row["due_at"])
+            return _told(
+                row, "sleep", f"It sleeps until {at_text(row['due_at'])}", until=row["due_at"]
+            )
         case "signal":
-            limit = f", until {_at(row['due_at'])}" if row["due_at"] else ""
+            limit = f", until {at_text(row['due_at'])}" if row["due_at"] else ""
             text = f"It waits for the signal {row['name']}{limit}"
             return _told(row, "signal", text, until=row["due_at"])
         case "child" | "join":
@@ -414,7 +223,7 @@ def _backoff(row: Record) -> Reason:
     return _told(
         row,
         "backoff",
-        f"Step {row['name']} is tried again at {_at(row['due_at'])}{after}",
+        f"Step {row['name']} is tried again at {at_text(row['due_at'])}{after}",
         until=row["due_at"],
         tries=row["tries"],
         error=error,
@@ -424,7 +233,7 @@ def _backoff(row: Record) -> Reason:
 def _question(row: Record) -> Reason:
     is_outcome = row["state"] == "unknown"
     asked = f"say how {row['name']} ended" if is_outcome else f"decide {row['title']!r}"
-    limit = f", until {_at(row['expires_at'])}" if row["expires_at"] else ""
+    limit = f", until {at_text(row['expires_at'])}" if row["expires_at"] else ""
     return _told(
         row,
         "outcome" if is_outcome else "input",
@@ -440,13 +249,13 @@ async def _elsewhere(con: Connection, org_id: int, row: Record) -> Reason:
     """Return why a step that executes in another queue is not over."""
     inner: Sequence[Reason] = ()
     if row["item_state"] == RunState.QUEUED:
-        inner = await _queued(
+        inner = await queued(
             con,
             org_id,
-            _Place(
+            Place(
                 item_id=row["ref"],
                 queue=row["item_queue"],
-                capability=_able(row["item_capability"], row["lane_id"]),
+                capability=able_of(row["item_capability"], row["lane_id"]),
                 flow=None,
                 lane_id=row["lane_id"],
                 rank=row["rank"],
@@ -458,7 +267,3 @@ async def _elsewhere(con: Connection, org_id: int, row: Record) -> Reason:
     told = _told(row, "other_queue", text, queue=row["item_queue"], state=row["item_state"])
     texts = " ".join([told.text, *(reason.text for reason in inner)])
     return Reason(kind=told.kind, text=texts, facts=told.facts, inner=inner)
-
-
-def _at(at: datetime | None) -> str:
-    return "an unknown time" if at is None else f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
