@@ -33,6 +33,8 @@ GLOBAL_TABLES = {
     "room",
     "meter",
     "brake",
+    "sampling",
+    "fullness",
     "account",
     "login_session",
     "platform_audit",

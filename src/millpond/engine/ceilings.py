@@ -1,7 +1,8 @@
 """Ceilings: limits as people set them, and how full they are for whoever asks why a run waits.
 
-Called by the API in a transaction of the caller, and by `why` in a snapshot; the caller commits, then hints the queues.
-Invariants: an org sets limits on its own work only; a change is read by the next claim; reading takes no lock.
+Called by the API in a transaction of the caller, and by `why` in a snapshot; the caller commits, then hints the
+queues. Invariants: an org sets limits on its own work only; a change is read by the next claim; reading takes
+no lock.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ class Limit:
 class Full:
     """A limit without room for a work item: `in_use` of `maximum`, or (a rate, a brake) none before `until`.
 
-    `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other
-    orgs count there too. Not `is_exact`: as the claim saw it when it last parked work there.
+    `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other orgs count
+    there too. Not `is_exact`: as the claim saw it when it last parked work there. `held` is the org's work that
+    has places there: of which capability each is, and since how many seconds workers have it.
     """
 
     rule: Rule
@@ -64,11 +66,12 @@ class Full:
     until: datetime | None = None
     holders: Sequence[uuid.UUID] = ()
     is_exact: bool = True
+    held: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Held:
-    in_use: dict[RoomId, int] = field(default_factory=dict)
+    work: dict[RoomId, list[tuple[str, float]]] = field(default_factory=dict)
     holders: dict[RoomId, list[uuid.UUID]] = field(default_factory=dict)
 
 
@@ -163,13 +166,19 @@ def _full(place: Place, row: Record, held: _Held) -> Full | None:
             ahead_us = meter_us(rule, row["tat_us"], row["now_us"])
             until = at_us(next_at_us(rule, ahead_us))
         return Full(rule=rule, is_shared=is_shared, until=until)
-    in_use = row["in_use"] if is_shared else held.in_use.get(room, 0)
+    work = held.work.get(room, ())
+    in_use = row["in_use"] if is_shared else len(work)
     if rule.maximum < 1:
         in_use = in_use or 0
     if in_use is None or in_use < rule.maximum:
         return None
     return Full(
-        rule=rule, is_shared=is_shared, in_use=in_use, holders=holders, is_exact=not is_shared
+        rule=rule,
+        is_shared=is_shared,
+        in_use=in_use,
+        holders=holders,
+        is_exact=not is_shared,
+        held=work,
     )
 
 
@@ -188,7 +197,7 @@ async def _held(con: Connection, org_id: int, rules: Rules) -> _Held:
     held = _Held()
     for row in await con.fetch(_SQL["holders"], org_id):
         for room, _ in _places(rules, org_id, row):
-            held.in_use[room] = held.in_use.get(room, 0) + 1
+            held.work.setdefault(room, []).append((row["capability"], row["age_s"]))
             runs = held.holders.setdefault(room, [])
             if len(runs) < MAX_HOLDERS and row["run_id"] not in runs:
                 runs.append(row["run_id"])

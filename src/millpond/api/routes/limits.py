@@ -16,17 +16,16 @@ from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import Listing
-from millpond.api.models_limits import LimitOut, PutLimit, RecordedRun, SaturationOut
+from millpond.api.models_limits import LimitOut, PutLimit, RecordedRun
 from millpond.api.reply import listing, reply
 from millpond.api.routes.platform import Reader as PlatformReader
 from millpond.api.routes.platform import Writer as PlatformWriter
 from millpond.api.texts import LongWord, Word, moment
-from millpond.engine import ceilings, easing, recorded, saturation
+from millpond.engine import ceilings, easing, recorded
 from millpond.engine.ceilings import Limit
 from millpond.engine.easing import Braked
 from millpond.engine.recorded import Recorded, Wanted
 from millpond.engine.rules import Rule
-from millpond.engine.saturation import Saturation
 from millpond.types import NO_ORG
 
 router = APIRouter(prefix="/v1", tags=["limits"])
@@ -75,22 +74,6 @@ async def put_limit(request: Request, caller: Writer) -> Response:
 async def delete_limit(caller: Writer, key: Key, kind: Kind = "concurrency") -> Response:
     """Remove a limit on the org's own work."""
     return await _delete(caller, key, kind)
-
-
-@router.get(
-    "/limits/saturation",
-    operation_id="list_saturation",
-    responses={200: {"model": Listing[SaturationOut]}, **failures(401, 403, 503)},
-)
-async def list_saturation(caller: Reader) -> Response:
-    """List how full the org, its queues and the limits are that its work meets, and what waits for room there.
-
-    Needs `queues:read` too. At most 500 limits, those with most waiting first.
-    """
-    permit(caller.principal, "queues:read")
-    async with caller.org() as con:
-        found, has_more = await saturation.saturation(con, caller.org_id)
-    return reply(listing([_saturation_json(one) for one in found], has_more=has_more))
 
 
 async def _wanted(
@@ -229,30 +212,6 @@ def _recorded_json(run: Recorded) -> dict[str, Any]:
         "ready_at": run.ready_at,
         "started_at": run.started_at,
         "worked_s": run.worked_s,
-    }
-
-
-def _saturation_json(one: Saturation) -> dict[str, Any]:
-    rule = one.rule
-    owner = "" if rule is None else "platform " if rule.owner == NO_ORG else "own "
-    return {
-        "id": f"{one.of} {one.name}"
-        if rule is None
-        else f"limit {owner}{rule.kind} {rule.key} {one.name}",
-        "object": "saturation",
-        "of": one.of,
-        "name": one.name,
-        "limit": None if rule is None else rule.key,
-        "kind": None if rule is None else rule.kind,
-        "is_of_platform": None if rule is None else rule.owner == NO_ORG,
-        "in_use": one.in_use,
-        "maximum": one.maximum,
-        "own": one.own,
-        "is_exact": one.is_exact,
-        "until": one.until,
-        "waiting": one.waiting,
-        "is_waiting_exact": one.is_waiting_exact,
-        "oldest_s": one.oldest_s,
     }
 
 

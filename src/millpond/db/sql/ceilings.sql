@@ -50,7 +50,7 @@ select queue, capability, keys, case when not active then parked_on end as parke
 
 -- name: holders
 -- Work of an org under leases, the oldest first, with what it counts on.
-select e.run_id, l.queue, l.capability, l.keys from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
+select e.run_id, l.queue, l.capability, l.keys, extract(epoch from clock_timestamp() - e.claimed_at)::float8 as age_s from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
 where e.org_id = $1 order by e.claimed_at limit 10000;
 
 -- name: use
