@@ -70,6 +70,16 @@ class Settings(BaseSettings):
         description="The last free slots of a queue, so many, that only orgs take that are not above their share: "
         "`queue:slots,…`.",
     )
+    limits: str | None = Field(
+        None,
+        description="Limits of the platform, with `;` or new lines between: `KEY concurrency=N` or "
+        "`KEY rate=N/SECONDS burst=N`. Set by each API process as it starts; empty: there are none any more. "
+        "Unset: nothing is changed.",
+    )
+    limits_file: Path | None = Field(
+        None,
+        description="File with limits of the platform, one on a line, beside those of `limits`.",
+    )
     processes: int = Field(
         1, description="How many worker processes to run, each with all the slots.", ge=1, le=256
     )

@@ -28,6 +28,7 @@ GLOBAL_TABLES = {
     "schema_revision",
     "queue_pause",
     "platform_limit",
+    "declared_limit",
     "limit_version",
     "limit_change",
     "room",

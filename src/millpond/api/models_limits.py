@@ -40,6 +40,19 @@ class PutLimit(BaseModel):
     )
 
 
+Source = Literal["api", "settings", "code"]
+
+
+class OverriddenLimit(BaseModel):
+    """What settings or code declare, and another limit of its key and kind stands above."""
+
+    source: Source
+    set_by: str = Field(description="Which host's settings, or which flow.")
+    maximum: int
+    period_s: float | None
+    burst: int | None
+
+
 class LimitOut(BaseModel):
     """A limit on a key."""
 
@@ -54,9 +67,16 @@ class LimitOut(BaseModel):
         description="Set by an operator; the organization cannot change it."
     )
     set_by: str = Field(
-        description="Who set it last; `operator` where that is not the organization's."
+        description="Who set it last; where that is not the organization's, `operator`, `settings` or `code`."
     )
     set_at: datetime
+    source: Source = Field(
+        description="Set by a request, declared by the installation's settings, or by the code of a flow: each stands "
+        "above those after it."
+    )
+    overrides: list[OverriddenLimit] = Field(
+        description="What it stands above, what would hold without it first; shown to operators."
+    )
     factor: float = Field(
         description="Which part of it is allowed now: less than 1 while its key cools down or recovers."
     )

@@ -45,10 +45,16 @@ def list_limits(
         print_json(page)
         return
     rows = [
-        [one["key"], _shown(one), "platform" if one["is_of_platform"] else "own", one["set_by"]]
+        [
+            one["key"],
+            _shown(one),
+            "platform" if one["is_of_platform"] else "own",
+            _source(one),
+            one["set_by"],
+        ]
         for one in page["data"]
     ]
-    print_table(["key", "limit", "of", "set by"], rows, empty="Nothing is limited.")
+    print_table(["key", "limit", "of", "from", "set by"], rows, empty="Nothing is limited.")
 
 
 @app.command("set")
@@ -142,8 +148,20 @@ def _path(*, everyone: bool) -> str:
     return "/v1/platform/limits" if everyone else "/v1/limits"
 
 
+def _source(limit: Json) -> str:
+    """Return where a limit comes from, and what it stands above."""
+    below = [
+        f"{one['source']}: {_size(one | {'kind': limit['kind']})}" for one in limit["overrides"]
+    ]
+    return f"{limit['source']} (above {', '.join(below)})" if below else str(limit["source"])
+
+
 def _shown(limit: Json) -> str:
     now = "" if limit["factor"] >= 1 else f" ({limit['factor']:.0%} of it now)"
+    return f"{_size(limit)}{now}"
+
+
+def _size(limit: Json) -> str:
     if limit["kind"] == "concurrency":
-        return f"{limit['maximum']} at once{now}"
-    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once{now}"
+        return f"{limit['maximum']} at once"
+    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once"

@@ -26,8 +26,21 @@ class Pause(Answer):
     paused_at: datetime
 
 
+class OverriddenLimit(Answer):
+    """What settings or code declare, and another limit of its key and kind stands above."""
+
+    source: str
+    set_by: str
+    maximum: int
+    period_s: float | None = None
+    burst: int | None = None
+
+
 class Limit(Answer):
-    """A limit on a key: `maximum` at once, or (a `rate`) per `period_s` with up to `burst` at once."""
+    """A limit on a key: `maximum` at once, or (a `rate`) per `period_s` with up to `burst` at once.
+
+    `source` is `api`, `settings` or `code`; `overrides`, what it stands above, are shown to operators.
+    """
 
     id: str
     key: str
@@ -38,6 +51,8 @@ class Limit(Answer):
     is_of_platform: bool = False
     set_by: str = ""
     set_at: datetime
+    source: str = "api"
+    overrides: list[OverriddenLimit] = Field(default_factory=list)
     factor: float = 1.0
 
 

@@ -22,7 +22,7 @@ from millpond.api.routes.platform import Reader as PlatformReader
 from millpond.api.routes.platform import Writer as PlatformWriter
 from millpond.api.texts import LongWord, Word, moment
 from millpond.engine import ceilings, easing, recorded
-from millpond.engine.ceilings import Limit
+from millpond.engine.ceilings import Limit, Source
 from millpond.engine.easing import Braked
 from millpond.engine.recorded import Recorded, Wanted
 from millpond.engine.rules import Rule
@@ -37,6 +37,8 @@ Kind = Annotated[Literal["concurrency", "rate"], Query(description="The kind of 
 _WRITES = (400, 401, 403, 404, 409, 413, 415, 422, 503)
 # A place in the list of all orgs: an org and a run.
 _PLACE = r"^[0-9]{1,18}-[0-9a-f]{32}$"
+# What an org is told of who set a limit of the platform.
+_HIDDEN: dict[Source, str] = {"api": "operator", "settings": "settings", "code": "code"}
 _GONE: dict[int | str, dict[str, Any]] = {204: {"description": "It is gone."}}
 
 
@@ -146,7 +148,10 @@ async def put_platform_limit(request: Request, caller: PlatformWriter) -> Respon
 async def delete_platform_limit(
     caller: PlatformWriter, key: Key, kind: Kind = "concurrency"
 ) -> Response:
-    """Remove a limit of the platform."""
+    """Remove a limit of the platform: what settings or code declare below it holds then.
+
+    One that is declared itself comes back with the next process that starts and declares it.
+    """
     return await _delete(caller, key, kind)
 
 
@@ -216,7 +221,7 @@ def _recorded_json(run: Recorded) -> dict[str, Any]:
 
 
 def limit_json(limit: Limit, braked: Iterable[Braked], *, is_operator: bool) -> dict[str, Any]:
-    """Return a limit; which operator set one of the platform's is shown to operators only."""
+    """Return a limit; who set one of the platform's, and what it stands above, is shown to operators only."""
     rule = limit.rule
     is_hidden = limit.is_of_platform and not is_operator
     return {
@@ -228,7 +233,18 @@ def limit_json(limit: Limit, braked: Iterable[Braked], *, is_operator: bool) -> 
         "period_s": rule.period_s,
         "burst": rule.burst,
         "is_of_platform": limit.is_of_platform,
-        "set_by": "operator" if is_hidden else limit.set_by,
+        "set_by": _HIDDEN[limit.source] if is_hidden else limit.set_by,
         "set_at": limit.set_at,
+        "source": limit.source,
+        "overrides": [
+            {
+                "source": one.source,
+                "set_by": one.set_by,
+                "maximum": one.rule.maximum,
+                "period_s": one.rule.period_s,
+                "burst": one.rule.burst,
+            }
+            for one in limit.overrides
+        ],
         "factor": round(easing.part_of(rule, braked), 4),
     }
