@@ -1,8 +1,8 @@
 """Declaring: limits of the platform that settings and the code of flows say, stored as they are said at a start.
 
 Called by `cli` as the API and workers start, in a transaction without an org; the caller audits, commits, then hints
-the queues. Invariants: what one origin says replaces what it said before, and nothing of others; who says what is stored
-already writes nothing; a limit that an operator set stands above whatever is said here.
+the queues. Invariants: what one origin says replaces what it said before, and nothing of others; what is stored already
+writes nothing; a limit that an operator set stands above whatever is said here.
 """
 
 from __future__ import annotations
