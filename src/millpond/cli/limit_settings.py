@@ -22,7 +22,7 @@ from millpond.engine.rules import Rule
 from millpond.errors import InvalidInput
 from millpond.identity import audit
 from millpond.settings import Settings
-from millpond.types import NO_ORG, Principal
+from millpond.types import NO_ORG, Json, Principal
 
 _log = structlog.get_logger("millpond.limits")
 _PARAM, _FILE_PARAM = "MILLPOND_LIMITS", "MILLPOND_LIMITS_FILE"
@@ -70,7 +70,7 @@ async def _declare(db: Database, hints: Hints, source: Declaring, wishes: Sequen
         changes = await declare(con, source, wishes)
         for change in changes:
             rule = change.rule
-            details = {"source": source, "overridden_by": change.overridden_by}
+            details: dict[str, Json] = {"source": source, "overridden_by": change.overridden_by}
             if not change.is_gone:
                 details |= {
                     "maximum": rule.maximum,
