@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     )
     limits_file: Path | None = Field(
         None,
-        description="File with limits of the platform, one on a line, beside those of `limits`.",
+        description="File with limits of the platform, one on a line, beside those of `MILLPOND_LIMITS`.",
     )
     processes: int = Field(
         1, description="How many worker processes to run, each with all the slots.", ge=1, le=256
