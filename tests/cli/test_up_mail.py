@@ -12,9 +12,12 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
-from tests.cli.conftest import FLOWS, ROOT, clean_environment
+from tests.cli.conftest import FLOWS, ROOT, clean_environment, run_command
+from tests.cli.founding import found, mailed
 
 pytestmark = [pytest.mark.xdist_group("platform"), pytest.mark.slow]
 
@@ -48,7 +51,7 @@ class Terminal:
 
     @property
     def shown(self):
-        return self._shown.decode().replace("\r\n", "\n")
+        return re.sub(r"\x1b\[[0-9;]*m", "", self._shown.decode()).replace("\r\n", "\n")
 
     def find(self, pattern):
         """Wait until something is shown; returns its first group."""
@@ -74,35 +77,33 @@ def terminal(folder):
     made.end()
 
 
-def invite(invoke, url, data_dir, to):
-    place = {"MILLPOND_URL": url, "MILLPOND_DATA_DIR": str(data_dir)}
-    result = invoke("invitations", "send", to, **place)
-    assert result.exit_code == 0, result.stderr
+@dataclass
+class Place:
+    """Where a platform is, as `found` asks for it."""
+
+    url: str
+    data_dir: Path
 
 
-def mailed(data_dir, to):
-    """Wait for a mail in the file; returns the token of its link."""
-    path, until = data_dir / "mail.txt", time.monotonic() + 30
-    while time.monotonic() < until:
-        text = path.read_text().replace("=\n", "") if path.exists() else ""
-        if f"To: {to}" in text and (found := re.search(r"#token=(?:3D)?([\w.~-]+)", text)):
-            assert stat.S_IMODE(path.stat().st_mode) == 0o600
-            return found[1]
-        time.sleep(0.05)
-    raise AssertionError(f"no mail to {to}")
+def token_of_an_invitation(url, data_dir):
+    """Let an operator found an org, whose first owner is invited by mail; returns the token of the link."""
+    place = Place(url, data_dir)
+    found(place, run_command)
+    assert stat.S_IMODE((data_dir / "mail.txt").stat().st_mode) == 0o600
+    return mailed(place, "ann@acme.example")
 
 
-def test_the_link_of_an_invitation_is_shown_on_the_terminal(terminal, invoke):
+def test_the_link_of_an_invitation_is_shown_on_the_terminal(terminal):
     url = terminal.find(r"Millpond +(http\S+)")
     terminal.find(r"(token file)")
-    invite(invoke, url, terminal.data_dir, "ann@acme.example")
+    token = token_of_an_invitation(url, terminal.data_dir)
     link = terminal.find(r"mail +(http\S+#token=\S+)  \(to ann@acme.example: ")
     assert link.startswith(f"{url}/invitation#token=")
-    assert link.endswith(mailed(terminal.data_dir, "ann@acme.example"))
-    assert link.partition("#")[2] not in terminal.log.read_text()
+    assert link.endswith(token)
+    assert token not in terminal.log.read_text()
 
 
-def test_where_stdout_is_no_terminal_no_link_is_shown(folder, invoke):
+def test_where_stdout_is_no_terminal_no_link_is_shown(folder):
     """Neither in what is written to a pipe nor in the log."""
     data_dir, log = folder / "data", folder / "up.log"
     with log.open("w") as stderr:
@@ -125,8 +126,7 @@ def test_where_stdout_is_no_terminal_no_link_is_shown(folder, invoke):
         )
     try:
         url = process.stdout.readline().split()[1]
-        invite(invoke, url, data_dir, "bob@acme.example")
-        token = mailed(data_dir, "bob@acme.example")
+        token = token_of_an_invitation(url, data_dir)
     finally:
         process.send_signal(signal.SIGTERM)
         shown, _ = process.communicate(timeout=60)

@@ -131,12 +131,10 @@ async def test_no_statement_without_its_where_touches_another_org(
         "insert into platform_limit (key, kind, maximum, set_by) values ('org:*', 'concurrency', 0, 'user:x')",
         "update platform_limit set maximum = 0",
         "delete from platform_limit",
-        "insert into declared_limit (source, origin, key, kind, maximum, set_by)"
-        " values ('settings', '', 'org:*', 'concurrency', 0, 'user:x')",
+        "insert into declared_limit select 'settings', '', key, kind, maximum from platform_limit",
         "update declared_limit set maximum = 0",
         "delete from declared_limit",
-        "insert into signing_key (kid, algorithm, public_jwk, private_sealed, seal_key_id)"
-        " values ('x', 'EdDSA', '{}', 'x', 'x')",
+        "insert into signing_key values ('x', 'EdDSA', '{}', 'x', 'x')",
         "update signing_key set retired_at = now()",
         "insert into seal_key (key_id, is_current) values ('x', false)",
         "update seal_key set is_current = false",
