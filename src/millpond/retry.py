@@ -134,6 +134,12 @@ def trouble_of(error: BaseException) -> Trouble | None:
     return Trouble.DOWN if _is_broken(error) else None
 
 
+def is_answer(error: BaseException) -> bool:
+    """Whether an error is an answer of the other side, which so is there: it refuses, and does not ask for patience."""
+    status = None if isinstance(error, NotDone) else _status(error)
+    return status is not None and 400 <= status < 500 and status not in (408, 429)
+
+
 def _is_broken(error: BaseException) -> bool:
     names = {kind.__name__ for kind in type(error).__mro__}
     return isinstance(error, TimeoutError | ConnectionError) or bool(names & _BROKEN)

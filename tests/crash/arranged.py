@@ -45,18 +45,23 @@ async def old_brake(pond: Pond, people: People) -> Promise:
 
 
 async def braked(pond: Pond, people: People) -> Promise:
-    """Leave a breaker that lets probes go, and a run whose step is throttled, then fails, then succeeds."""
+    """Leave breakers that let probes go, and a run with a step that succeeds, and one throttled and failing first."""
     await _brake(pond, "provider:crash", opened_us=1)
+    await _brake(pond, "provider:answers", opened_us=1, step="crash.answered")
     await people.submit([intent(people.org_id, "crash.braked", labels={"braked": "yes"})])
     return "labels->>'braked' = 'yes' and outcome = 'succeeded'", 1
 
 
-async def _brake(pond: Pond, key: str, *, opened_us: int | None) -> None:
+async def _brake(
+    pond: Pond, key: str, *, opened_us: int | None, step: str = "crash.throttled"
+) -> None:
+    """Store a brake whose time is past: over, or one that is open and lets probes go."""
+    ends = "extract(epoch from clock_timestamp())::bigint * 1000000" if opened_us else "1"
     async with pond.engine_db.duty("test") as con:
         await con.execute(
             "insert into brake (owner, key, until_us, factor, in_use, hits, opened_us, over_us, step, reason)"
-            " values (0, $1, 1, 0.5, 1, 1, $2, 1, 'crash.throttled', 'down')",
-            *(key, opened_us),
+            f" select 0, $1, n.us, 0.5, 1, 1, $2, n.us + $3, $4, 'down' from (select {ends} as us) n",
+            *(key, opened_us, 3_600_000_000 if opened_us else 0, step),
         )
         await con.execute("select limit_changed(0, $1, 'brake')", key)
 
@@ -184,7 +189,7 @@ ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
     "claim": crowd,
     "drop_meters": old_meter,
     "drop_over": old_brake,
-    **dict.fromkeys(("keys_of", "throttle", "trip", "reached"), braked),
+    **dict.fromkeys(("keys_of", "throttle", "trip", "opened_by", "reached"), braked),
     "rescue": orphan,
     "schedule": due_schedule,
     "due_ids": broken_schedule,

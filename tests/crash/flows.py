@@ -240,7 +240,14 @@ async def throttled(step_ctx: StepContext, attempt: int, effect: str) -> int:
     return number
 
 
-@flow("crash.braked", keys=["provider:crash"], registry=REGISTRY)
+@step("crash.answered", retry=QUICK, registry=REGISTRY)
+async def answered(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect: its success closes a breaker that waits for a probe."""
+    return await effect_of(step_ctx, attempt, effect)
+
+
+@flow("crash.braked", keys=["provider:crash", "provider:answers"], registry=REGISTRY)
 async def braked(ctx: Context, _: Any) -> list[int]:
     """Pass what tells of a provider that is asked too much, and of one that is down."""
-    return [await ctx.step(throttled, ctx.attempt, "throttled")]
+    first = await ctx.step(answered, ctx.attempt, "answered")
+    return [first, await ctx.step(throttled, ctx.attempt, "throttled")]

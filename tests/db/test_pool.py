@@ -189,7 +189,7 @@ async def test_a_duty_may_limit_its_statements_on_the_server(engine_db: EngineDa
         async with engine_db.duty("test", limit_s=0.05) as con:
             await con.execute("select pg_sleep(10)")
     async with engine_db.duty("test") as con:
-        assert await con.fetchval("show statement_timeout") == "0"
+        assert await con.fetchval("show statement_timeout") == "30s"
 
 
 async def test_a_wrong_number_of_arguments_is_permanent(db: Database) -> None:

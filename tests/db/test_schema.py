@@ -32,6 +32,7 @@ GLOBAL_TABLES = {
     "limit_version",
     "limit_change",
     "room",
+    "told_rooms",
     "meter",
     "brake",
     "sampling",

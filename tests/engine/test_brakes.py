@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 from tests.engine.conftest import Pond
@@ -14,10 +17,10 @@ from tests.models.test_providers import ERROR, OPENAI
 
 from millpond.engine import easing, why
 from millpond.engine.brakes import TRIPS_AFTER, Brake
-from millpond.engine.claim import Claimed
+from millpond.engine.claim import Claimed, Lease
 from millpond.engine.context import Context, StepContext
 from millpond.engine.throttling import Throttling, drop_over
-from millpond.errors import Transient
+from millpond.errors import Permanent, Transient
 from millpond.models import TextModel, open_text_model
 from millpond.types import NO_ORG
 
@@ -238,9 +241,9 @@ async def test_a_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe(pon
     throttling, elsewhere = Throttling(pond.engine_db), Throttling(pond.engine_db)
     for _ in range(TRIPS_AFTER - 1):
         await throttling.failed(held.lease, "ask", DOWN)
-    assert throttling.is_watched("ask")
+    assert throttling.is_watched(pond.org_id, "ask")
     await throttling.succeeded(held.lease, "ask")
-    assert not throttling.is_watched("ask"), "a success ends the row"
+    assert not throttling.is_watched(pond.org_id, "ask"), "a success ends the row"
     for _ in range(TRIPS_AFTER - 1):
         await throttling.failed(held.lease, "ask", DOWN)
     assert await brakes(pond) == []
@@ -252,7 +255,7 @@ async def test_a_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe(pon
     await let_pass(pond, 11)
     (probe,) = await second.soon()
     assert await first.soon() == [], "one probe at a time"
-    elsewhere.watch(second.claimer.limits.open_steps)
+    elsewhere.watch(second.claimer.limits.opened)
     await elsewhere.failed(probe.lease, "ask", DOWN)
     (again,) = await brakes(pond)
     assert (again.hits, again.factor) == (2, 0.25)
@@ -260,14 +263,120 @@ async def test_a_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe(pon
     assert await second.soon() == []
     await let_pass(pond, 21)
     (probe,) = await first.soon()
-    elsewhere.watch(first.claimer.limits.open_steps)
-    assert elsewhere.is_watched("ask")
-    assert not elsewhere.is_watched("another step")
+    elsewhere.watch(first.claimer.limits.opened)
+    assert elsewhere.is_watched(pond.org_id, "ask")
+    assert not elsewhere.is_watched(pond.org_id, "another step")
     await elsewhere.succeeded(probe.lease, "ask")
     (closed,) = await brakes(pond)
     assert closed.opened_us is None
     await let_pass(pond, 5)
     assert len(await second.soon()) > 1
+
+
+async def trip(throttling: Throttling, lease: Lease) -> None:
+    for _ in range(TRIPS_AFTER):
+        await throttling.failed(lease, "ask", DOWN)
+
+
+async def test_a_breaker_that_nobody_probes_ends(pond: Pond) -> None:
+    """The step that opened it may be no more, and would hold its key to one run at a time for ever."""
+    await declare(pond)
+    hand = await Hand.register(pond)
+    await send(pond, 4)
+    held = await one(hand)
+    await trip(Throttling(pond.engine_db), held.lease)
+    await end(pond, [held])
+    await let_pass(pond, 11)
+    assert await drop_over(pond.engine_db) == 0
+    assert len(await hand.soon()) == 1
+    await let_pass(pond, 3600)
+    assert await brakes(pond) == []
+    assert len(await hand.soon()) == 2
+    assert await drop_over(pond.engine_db) == 1
+
+
+async def test_an_answer_that_refuses_closes_a_breaker_as_a_result_does(pond: Pond) -> None:
+    await declare(pond)
+    hand = await Hand.register(pond)
+    await send(pond, 2)
+    held = await one(hand)
+    throttling = Throttling(pond.engine_db)
+    await trip(throttling, held.lease)
+    await end(pond, [held])
+    await let_pass(pond, 11)
+    probe = await one(hand)
+    throttling.watch(hand.claimer.limits.opened)
+    await throttling.failed(probe.lease, "ask", Permanent("what?", details={"status": 404}))
+    (brake,) = await brakes(pond)
+    assert brake.opened_us is None
+
+
+async def test_a_success_on_another_key_closes_no_breaker(pond: Pond) -> None:
+    hand = await Hand.register(pond)
+    await send(pond, 2)
+    await send(pond, 1, keys=["provider:two"])
+    claimed = await hand.claim()
+    keys = {}
+    async with pond.engine_db.duty("test") as con:
+        for each in claimed:
+            sql = (
+                "select k from lease join lane l using (org_id, lane_id), unnest(l.keys) k"
+                " where item_id = $1 and k like 'provider:%'"
+            )
+            keys[await con.fetchval(sql, each.lease.item_id)] = each
+    throttling = Throttling(pond.engine_db)
+    await trip(throttling, keys[KEY].lease)
+    await let_pass(pond, 11)
+    await hand.claim()
+    throttling.watch(hand.claimer.limits.opened)
+    await throttling.succeeded(keys["provider:two"].lease, "ask")
+    (brake,) = await brakes(pond, pond.org_id)
+    assert brake.opened_us is not None
+    await throttling.succeeded(keys[KEY].lease, "ask")
+    (brake,) = await brakes(pond, pond.org_id)
+    assert brake.opened_us is None
+
+
+async def test_the_breaker_of_one_org_makes_steps_of_others_wait_for_nothing(pond: Pond) -> None:
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond)
+    await send(pond, 1)
+    await send(pond, 1, org_id=other)
+    leases = {each.lease.org_id: each.lease for each in await hand.claim()}
+    throttling = Throttling(pond.engine_db)
+    await trip(throttling, leases[pond.org_id])
+    await hand.claim()
+    throttling.watch(hand.claimer.limits.opened)
+    assert throttling.is_watched(pond.org_id, "ask")
+    assert not throttling.is_watched(other, "ask")
+    async with locked_brakes(pond):
+        await throttling.failed(leases[other], "ask", DOWN)
+        await throttling.succeeded(leases[other], "ask")
+    assert not throttling.is_watched(other, "ask")
+
+
+async def test_many_refusals_of_one_moment_are_told_once(pond: Pond) -> None:
+    await declare(pond)
+    hand = await Hand.register(pond)
+    await send(pond, 1)
+    held = await one(hand)
+    throttling = Throttling(pond.engine_db)
+    await throttling.failed(held.lease, "ask", too_much(60.0))
+    async with locked_brakes(pond):
+        for _ in range(20):
+            await throttling.failed(held.lease, "ask", too_much(30.0))
+    (before,) = await brakes(pond)
+    await throttling.failed(held.lease, "ask", too_much(90.0))
+    (after,) = await brakes(pond)
+    assert after.until_us > before.until_us, "a longer wish is told at once"
+
+
+@asynccontextmanager
+async def locked_brakes(pond: Pond) -> AsyncIterator[None]:
+    """Hold the lock of those who change brakes: whoever waits for it fails the test."""
+    async with pond.engine_db.duty("test") as con, asyncio.timeout(2):
+        await con.execute("select pg_advisory_xact_lock(7741003)")
+        yield
 
 
 async def test_waiters_of_a_provider_obey_its_retry_after_over_two_workers(pond: Pond) -> None:

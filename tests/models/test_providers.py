@@ -9,6 +9,7 @@ import pytest
 
 from millpond.errors import InvalidInput, Permanent, Transient
 from millpond.models import Message, TextModel, open_embedder, open_text_model
+from millpond.models.provider_errors import translate
 from models.provider_server import Reply, far_end
 
 OPENAI: dict[str, Any] = {
@@ -338,3 +339,11 @@ def test_missing_key_is_refused_naming_the_setting(
         open_text_model(spec)
     assert caught.value.advice is not None
     assert "MILLPOND_LLM_API_KEY" in caught.value.advice
+
+
+def test_an_answer_that_cannot_be_read_holds_back_nobody_on_its_provider() -> None:
+    unread, absent = (translate(error, "openai:m") for error in (ValueError("?"), TimeoutError()))
+    assert isinstance(unread, Transient)
+    assert isinstance(absent, Transient)
+    assert unread.limit_keys == ()
+    assert absent.limit_keys == ("provider:openai", "model:m")

@@ -44,6 +44,8 @@ ROLE_SETTINGS: dict[str, dict[str, str]] = {
         "search_path": SEARCH_PATH,
         # A stopped worker must not keep the claim's lock or a row's: its session ends, they with it.
         "idle_in_transaction_session_timeout": "3s",
+        # As long as the engine itself waits for an answer, also where it was stopped meanwhile.
+        "statement_timeout": "30s",
         # The engine's statements are few and go by keys. Their plans are made once, when tables may
         # be nearly empty; these costs make touching a row dear and finding one by its key cheap, so
         # that such a plan holds at any size.

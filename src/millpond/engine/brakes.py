@@ -28,6 +28,8 @@ _GRID_US = 250_000
 TRIPS_AFTER = 5
 ROW_S = 60.0
 FIRST_OPEN_S, MOST_OPEN_S = 10.0, 300.0
+# A breaker of which no probe told anything for so long is over: the step that opened it may be no more.
+UNPROBED_S = 3600.0
 NO_CEILING = 2**31
 
 
@@ -47,7 +49,8 @@ class Brake:
 
     Nothing goes before `until_us`; then `factor` of what is allowed, and more with time. `in_use` is how much was under
     way when it was throttled. A breaker that is open since `opened_us` lets one probe go after `until_us`, and stays
-    so until a step of the name that failed (`step`) succeeds. `hits` counts cooldowns, or openings, in a row.
+    so until a step of the name that failed (`step`) succeeds, or nobody asked for long. `hits` counts cooldowns, or
+    openings, in a row.
     """
 
     owner: int
@@ -62,13 +65,17 @@ class Brake:
 
     @property
     def over_us(self) -> int:
-        """When it has worn off; an open breaker does not."""
+        """When it has worn off, or when a breaker was probed by nobody for too long."""
+        if self.opened_us:
+            return self.until_us + ceil(UNPROBED_S * _US)
         return self.until_us + ceil((1.0 - self.factor) / RECOVERY_PER_S * _US)
 
     def factor_at(self, now_us: int) -> float:
         """Return which part of what is allowed on the key is so now."""
+        if self.opened_us:
+            return 1.0 if now_us >= self.over_us else self.factor
         grown = max(0, now_us - self.until_us) / _US * RECOVERY_PER_S
-        return min(1.0, self.factor + (0.0 if self.opened_us else grown))
+        return min(1.0, self.factor + grown)
 
     def ceiling_at(self, now_us: int) -> int:
         """Return how much may be under way on the key now, whatever else limits it."""
@@ -86,9 +93,9 @@ class Brake:
         """Return how it holds back work now."""
         if now_us < self.until_us:
             return BrakeState.OPEN if self.opened_us else BrakeState.COOLING
-        if self.opened_us:
-            return BrakeState.HALF_OPEN
-        return BrakeState.OVER if now_us >= self.over_us else BrakeState.RECOVERING
+        if now_us >= self.over_us:
+            return BrakeState.OVER
+        return BrakeState.HALF_OPEN if self.opened_us else BrakeState.RECOVERING
 
 
 def throttled(

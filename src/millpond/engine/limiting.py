@@ -16,6 +16,7 @@ from typing import NamedTuple
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Lane, Room, Share, Waiting
+from millpond.engine.brakes import Brake
 from millpond.engine.counting import (
     AT_ONCE,
     MAX_WAITERS,
@@ -82,9 +83,9 @@ class Limiter:
         return bool(self._book.rules) or self._has_rooms
 
     @property
-    def open_steps(self) -> frozenset[str]:
-        """The names of steps whose failures opened a breaker, as of the last claim."""
-        return frozenset(one.step for one in self._book.rules.brakes() if one.opened_us)
+    def opened(self) -> list[Brake]:
+        """The breakers that are open, as of the last claim."""
+        return [one for one in self._book.rules.brakes() if one.opened_us]
 
     def poll_s(self, poll_s: float, parked_s: float) -> float:
         """Return after how long to claim again: sooner while lanes wait for work to end, or for a time."""

@@ -115,7 +115,7 @@ class Performer:
                     continue
                 delay_s = await self._failed_try(plan, error, tries, now() - began)
             else:
-                if self._throttling.is_watched(plan.name):
+                if self._throttling.is_watched(self._lease.org_id, plan.name):
                     await self.own(self._throttling.succeeded(self._lease, plan.name))
                 return value
             if delay_s > HOLD_S:

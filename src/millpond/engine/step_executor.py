@@ -296,7 +296,7 @@ class _Performance:
     async def _told_success(self) -> None:
         """Tell that the other side answers; before the record, which ends the lease."""
         throttling, name = self._scope.throttling, self._order.name
-        if throttling.is_watched(name):
+        if throttling.is_watched(self._lease.org_id, name):
             await self._own(throttling.succeeded(self._lease, name))
 
     async def _failed(self, one: _Try, error: Exception, elapsed_s: float) -> float | None:

@@ -2,26 +2,27 @@
 
 Called by whoever performs steps, one Throttling per worker. Invariants: everybody's work on a key is braked only by a
 run whose flow declares it; what else a run counts on, or its code names, only for its own org; failures are counted in
-memory, and only what changes for the claim is written; what cannot be told here changes nothing for the step.
+memory, and only what changes for the claim is written; the lock of those who change brakes is taken by nobody whose own
+brakes, or everybody's, are not concerned; what cannot be told here changes nothing for the step.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import structlog
 
-from millpond.db.pool import Connection, EngineDatabase
+from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import brakes
-from millpond.engine.brakes import ROW_S, TRIPS_AFTER, Brake
+from millpond.engine.brakes import MOST_S, ROW_S, TRIPS_AFTER, Brake
 from millpond.engine.claim import Lease
 from millpond.engine.rules import is_key, noun_of
 from millpond.errors import MillpondError
-from millpond.retry import Trouble, retry_after_s, trouble_of
+from millpond.retry import Trouble, is_answer, retry_after_s, trouble_of
 from millpond.types import NO_ORG
 
 _SQL = queries("throttling")
@@ -31,6 +32,8 @@ MAX_BRAKES = 100
 _MAX_KNOWN = 1000
 # A worker stopped in the middle of it would keep others from telling.
 _LIMIT_S = 3.0
+# What one moment's answers say again is told once in so long.
+_TOLD_S = 0.25
 _log = structlog.get_logger("millpond.throttling")
 
 
@@ -49,27 +52,43 @@ class _Row(NamedTuple):
     is_named: bool
 
 
+class _Told(NamedTuple):
+    """When a cooldown was told of last, and until when it is; by this process's clock."""
+
+    at: float
+    until: float
+
+
 class Throttling:
     """Tells claims of throttled and broken providers; counts failures in a row for the breakers."""
 
     def __init__(self, database: EngineDatabase) -> None:
         self._database = database
         self._failing: dict[str, dict[_Target, _Row]] = {}
-        self._open: frozenset[str] = frozenset()
+        self._open: Mapping[str, set[_Target]] = {}
         self._known: dict[tuple[int, bytes], list[_Target]] = {}
+        self._told: dict[_Target, _Told] = {}
 
-    def watch(self, steps: frozenset[str]) -> None:
-        """Note for which steps a breaker is open: the success of one closes it."""
-        self._open = steps
+    def watch(self, opened: Iterable[Brake]) -> None:
+        """Note which breakers are open: a success of the step that opened one closes it."""
+        found: dict[str, set[_Target]] = {}
+        for one in opened:
+            found.setdefault(one.step, set()).add(_Target(one.owner, one.key))
+        self._open = found
 
-    def is_watched(self, step: str) -> bool:
-        """Whether a success of this step is to be told."""
-        return step in self._open or step in self._failing
+    def is_watched(self, org_id: int, step: str) -> bool:
+        """Whether a success of this step is to be told, in work of an org."""
+        if not self._open and not self._failing:
+            return False
+        targets = (*self._open.get(step, ()), *self._failing.get(step, ()))
+        return any(target.owner in (NO_ORG, org_id) for target in targets)
 
     async def failed(self, lease: Lease, step: str, error: Exception) -> None:
-        """Tell of a failed try, if it says that the other side is asked too much or is down."""
+        """Tell of a failed try: that the other side is asked too much or is down, or that it answers."""
         trouble = trouble_of(error)
         if trouble is None:
+            if is_answer(error) and self.is_watched(lease.org_id, step):
+                await self.succeeded(lease, step)
             return
         named = [key for key in getattr(error, "limit_keys", ()) if is_key(key)]
         try:
@@ -95,7 +114,7 @@ class Throttling:
                     if target.owner in (NO_ORG, lease.org_id):
                         rows.pop(target, None)
                 self._sweep(step, rows)
-            if step in self._open:
+            if any(target.owner in (NO_ORG, lease.org_id) for target in self._open.get(step, ())):
                 await self._close(lease, step)
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
@@ -107,7 +126,7 @@ class Throttling:
         count = 1 if row is None or now - row.at > ROW_S else row.failures + 1
         rows[target] = _Row(count, now, is_named)
         self._sweep(step, rows)
-        return count >= TRIPS_AFTER or step in self._open
+        return count >= TRIPS_AFTER or target in self._open.get(step, ())
 
     def _sweep(self, step: str, rows: dict[_Target, _Row]) -> None:
         """Forget rows that were broken off."""
@@ -137,18 +156,34 @@ class Throttling:
         return targets
 
     async def _throttle(self, lease: Lease, target: _Target, step: str, error: Exception) -> None:
+        wish_s = retry_after_s(error)
+        if self._is_told(target, wish_s):
+            return
         async with self._database.duty("throttle", limit_s=_LIMIT_S) as con:
             held, now_us, under_way = await self._held(con, lease, target)
-            if now_us:
-                new = brakes.throttled(
-                    held,
-                    owner=target.owner,
-                    key=target.key,
-                    now_us=now_us,
-                    wish_s=retry_after_s(error),
-                    in_use=under_way,
-                )
-                await _put(con, held, new, step, error)
+            if not now_us:
+                return
+            new = brakes.throttled(
+                held,
+                owner=target.owner,
+                key=target.key,
+                now_us=now_us,
+                wish_s=wish_s,
+                in_use=under_way,
+            )
+            await _put(con, held, new, step, error)
+        now = time.monotonic()
+        self._told.pop(target, None)
+        while len(self._told) >= _MAX_KNOWN:
+            del self._told[next(iter(self._told))]
+        self._told[target] = _Told(now, now + (new.until_us - now_us) / 1e6)
+
+    def _is_told(self, target: _Target, wish_s: float | None) -> bool:
+        """Whether this worker told of it a moment ago: each of a moment's many answers would wait for the lock."""
+        told, now = self._told.get(target), time.monotonic()
+        if told is None or now - told.at >= _TOLD_S:
+            return False
+        return wish_s is None or now + min(MOST_S, wish_s) <= told.until
 
     async def _trip(self, lease: Lease, target: _Target, step: str, error: Exception) -> None:
         async with self._database.duty("trip", limit_s=_LIMIT_S) as con:
@@ -182,14 +217,24 @@ class Throttling:
         return held, row["now_us"], row["under_way"]
 
     async def _close(self, lease: Lease, step: str) -> None:
+        """Close the breakers that a success tells of; looks first, since most successes are of others than a probe."""
+        opened = (lease.org_id, lease.item_id, lease.token, step)
+        async with self._database.statement("opened_by") as con:
+            if not _answered(await con.fetch(_SQL["opened"], *opened)):
+                return
         async with self._database.duty("reached", limit_s=_LIMIT_S) as con:
             await con.execute(_SQL["lock"])
-            rows = await con.fetch(_SQL["opened"], lease.org_id, lease.item_id, lease.token, step)
-            for row in rows:
-                held = Brake(owner=row["owner"], **{name: row[name] for name in _COLUMNS})
-                new = brakes.reached(held, row["now_us"])
-                if new != held:
-                    await _store(con, new)
+            for new in _answered(await con.fetch(_SQL["opened"], *opened)):
+                await _store(con, new)
+
+
+def _answered(rows: Sequence[Record]) -> list[Brake]:
+    """Return the brakes that are others now that the other side answered, as they are then."""
+    held = [
+        (Brake(owner=row["owner"], **{name: row[name] for name in _COLUMNS}), row["now_us"])
+        for row in rows
+    ]
+    return [new for one, now_us in held if (new := brakes.reached(one, now_us)) != one]
 
 
 _COLUMNS = ("key", "until_us", "factor", "in_use", "hits", "opened_us", "step", "reason")

@@ -340,7 +340,7 @@ class Worker:
                     launcher.launch(claimed)
                 self._slots.note_claim(wanted, claimed, terms)
                 self._slots.note_awaited(claimer.limits.awaited)
-                self._throttling.watch(claimer.limits.open_steps)
+                self._throttling.watch(claimer.limits.opened)
                 if not has_more:
                     is_busy = bool(claimed or self._attempts)
                     poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S

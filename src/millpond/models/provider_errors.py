@@ -27,12 +27,14 @@ _REJECTED = (theirs.ModelRequestRejectedError, theirs.ModelQuotaExceededError)
 def translate(error: Exception, model: str) -> MillpondError | None:
     """Return Millpond's error for one raised while asking `model`, or None when it is not known.
 
-    Where the provider is asked too much or cannot be had, it names the keys of limits that this is about.
+    Where the provider is asked too much or cannot be had, it names the keys of limits that this is about; an answer
+    that came and cannot be read says nothing of the kind.
     """
     if isinstance(error, MillpondError):
         return None
     ours = _translate(error, model)
-    if isinstance(ours, Transient) and ours.code in _OF_PROVIDER:
+    is_read = isinstance(error, ValueError)
+    if isinstance(ours, Transient) and ours.code in _OF_PROVIDER and not is_read:
         provider, _, name = model.partition(":")
         ours.limit_keys = (f"provider:{provider}", f"model:{name or provider}")
     return ours

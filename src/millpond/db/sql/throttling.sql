@@ -17,14 +17,16 @@ where e.org_id = $1 and e.item_id = $2 and e.token = $3;
 select exists (select from lease where org_id = $1 and item_id = $2 and token = $3);
 
 -- name: opened
--- Breakers that a step of this name has opened, and that a success of it in this work item closes, with the time.
+-- Breakers that a step of this name has opened, and that a success in this work item, on no other such key, closes; the time.
 select b.owner, b.key, b.until_us, b.factor, b.in_use, b.hits, b.opened_us, b.step, b.reason,
        (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us
 from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
 join run r on r.org_id = e.org_id and r.run_id = e.run_id
 left join flow_version v on v.flow = r.flow and v.version = r.version
 join brake b on b.opened_us is not null and b.step = $4
-  and (b.owner = e.org_id or (b.owner = 0 and b.key = any(v.keys)))
+  and (b.owner = 0 and b.key = any(v.keys)
+       or b.owner = e.org_id and (b.key = any(l.keys) or not exists (
+         select from unnest(l.keys) k where split_part(k, ':', 1) = split_part(b.key, ':', 1))))
 where e.org_id = $1 and e.item_id = $2 and e.token = $3;
 
 -- name: now
@@ -49,9 +51,9 @@ on conflict (owner, key) do update
 select limit_changed($1, $2, 'brake');
 
 -- name: drop_over
--- Deletes brakes that have worn off, and tells claims of it.
+-- Deletes brakes that are over, and tells claims of it.
 with d as (
-  delete from brake where opened_us is null and over_us < (extract(epoch from clock_timestamp()) * 1000000)::bigint
+  delete from brake where over_us < (extract(epoch from clock_timestamp()) * 1000000)::bigint
   returning owner, key
 )
 select count(*) from (select limit_changed(owner, key, 'brake') from d order by owner, key) c;
