@@ -9,6 +9,7 @@ import pytest
 from tests.engine.conftest import Pond
 from tests.engine.parking import (
     KEY,
+    ROOM,
     Hand,
     end,
     hold,
@@ -279,6 +280,70 @@ async def test_a_place_is_kept_for_a_queue_that_has_a_slot_free(pond: Pond) -> N
     await end(pond, holder)
     assert await hand.claim({"default": 8}) == []
     assert orgs(await hand.claim({"llm": 8})) == [other]
+
+
+async def test_a_place_is_kept_for_a_queue_whose_slots_go_round(pond: Pond) -> None:
+    """All are in use whenever its workers tell how many are: somebody claimed for it of late."""
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond, queues=("default", "llm"))
+    for key in (KEY, "model:two"):
+        await limit(pond.db, key, 1)
+    holder = await _passed_over(pond, hand, other)
+    await _tell_full(pond, "llm")
+    await send(pond, 2)
+    await send(pond, 1, queue="llm", keys=["model:of-no-limit"])
+    assert len(await hand.claim({"llm": 1})) == 1
+    await end(pond, holder)
+    assert await hand.claim({"default": 8}) == []
+    assert orgs(await hand.claim({"llm": 8})) == [other]
+
+
+async def test_a_place_is_kept_for_a_queue_that_is_claimed_for(pond: Pond) -> None:
+    """By what its workers tell it has no free slot, but here is one."""
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond, queues=("default", "llm"))
+    for key in (KEY, "model:two"):
+        await limit(pond.db, key, 1)
+    holder = await _passed_over(pond, hand, other)
+    await _tell_full(pond, "llm")
+    await send(pond, 2, queue="llm")
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("update share set virtual_s = 100 where org_id = $1", other)
+    await end(pond, holder)
+    assert orgs(await hand.claim({"llm": 8})) == [other], "the others would go first"
+
+
+async def test_heads_that_nobody_has_a_slot_for_stand_in_no_others_way(pond: Pond) -> None:
+    """More of them wait, and for longer, than a claim looks at of all heads that wait for room to be kept."""
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond, queues=("default", "llm"))
+    for key in (KEY, "model:two"):
+        await limit(pond.db, key, 1)
+    await _tell_full(pond, "llm")
+    await send(pond, 1)
+    holder = await hand.claim({"default": 8})
+    await send(pond, 1, org_id=other, keys=[KEY, "model:two"])
+    assert await hand.claim({"default": 8}) == []
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "update lane set blocked_at = clock_timestamp() - interval '1 minute' where blocked_at is not null"
+        )
+        await con.execute("update share set virtual_s = 100 where org_id = $1", other)
+        await con.execute(
+            "insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active,"
+            " parked_on, parked_s, blocked_at)"
+            " select n, n * 4, 'llm', 'echo@1', array[$1::text, 'model:two'], 0, 0, false, $2::text, n,"
+            " clock_timestamp() - interval '1 day' from generate_series(1000, 1300) n",
+            *(KEY, ROOM),
+        )
+    await send(pond, 2)
+    await end(pond, holder)
+    assert orgs(await hand.claim({"default": 8})) == [other]
+
+
+async def _tell_full(pond: Pond, queue: str) -> None:
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("update worker set in_use = json_build_object($1::text, 8)", queue)
 
 
 async def _passed_over(pond: Pond, hand: Hand, org_id: int) -> list[Any]:

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 from tests.engine.conftest import Pond
-from tests.engine.parking import KEY, ROOM, Hand, hold, send, unlimit
-from tests.engine.test_limits import limit
+from tests.engine.parking import KEY, ROOM, Hand, end, hold, send, unlimit
+from tests.engine.test_limits import limit, second_org
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
-from millpond.engine import ceilings, inputs
+from millpond.engine import ceilings, inputs, limiting
 from millpond.engine.limiting import Limiter
 from millpond.engine.meters import Meters
+from millpond.engine.rulebook import RuleBook
 from millpond.errors import InvalidInput
 
 # How much is read under the lock
@@ -106,6 +107,106 @@ async def test_limits_that_were_removed_while_nobody_looked_are_none(pond: Pond)
         assert not await limiter.open(con, ["default"])
     await limiter.begin(pond.engine_db)
     assert not limiter.is_on
+
+
+async def versions(pond: Pond) -> dict[str, int]:
+    """Return by limits of which version the times of rooms are told."""
+    async with pond.engine_db.duty("test") as con:
+        rows = await con.fetch("select room, version from room")
+    return {row["room"]: row["version"] for row in rows}
+
+
+async def test_a_change_of_one_orgs_limits_makes_nobody_look_at_rooms_of_others(pond: Pond) -> None:
+    """Rooms with a time are looked at anew where their own org's limits have changed, or the platform's."""
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond)
+    for org_id in (pond.org_id, other):
+        await limit(pond.db, KEY, 0, org_id=org_id)
+        await send(pond, 1, org_id=org_id)
+    assert await hand.soon() == []
+    before = await versions(pond)
+    assert len(before) == 2
+    await limit(pond.db, "model:m", 1, org_id=other)
+    assert await hand.soon() == []
+    after = await versions(pond)
+    mine, theirs = (f"concurrency {org_id} {org_id} {KEY}" for org_id in (pond.org_id, other))
+    assert after[mine] == before[mine]
+    assert after[theirs] > before[theirs]
+    await limit(pond.db, "model:m", 1)
+    assert await hand.soon() == []
+    assert set((await versions(pond)).values()) == {max(after.values()) + 1}
+
+
+async def test_rooms_of_an_org_whose_limits_changed_are_looked_at_whoever_claims_next(
+    pond: Pond,
+) -> None:
+    """Also by a worker that learnt of the change before, in a claim for another queue."""
+    hand = await Hand.register(pond, queues=("default", "llm"))
+    await limit(pond.db, KEY, 0, org_id=pond.org_id)
+    await send(pond, 2)
+    assert await hand.soon() == []
+    await limit(pond.db, KEY, 1, org_id=pond.org_id)
+    assert await hand.claim({"llm": 8}) == []
+    assert len(await hand.soon()) == 1
+
+
+async def test_a_change_that_is_read_and_came_after_the_look_at_rooms_is_looked_at_next(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hand, other = await Hand.register(pond), await second_org(pond.db)
+    await limit(pond.db, KEY, 0, org_id=pond.org_id)
+    await send(pond, 1)
+    assert await hand.soon() == []
+    real, late = RuleBook.catch_up, [KEY]
+
+    async def catch_up(book: RuleBook, con: Connection, version: int) -> bool:
+        if late:
+            await limit(pond.db, late.pop(), 1, org_id=pond.org_id)
+        return await real(book, con, version)
+
+    monkeypatch.setattr(RuleBook, "catch_up", catch_up)
+    await limit(pond.db, KEY, 1, org_id=other)
+    assert await hand.claim() == []
+    assert len(await hand.soon()) == 1
+
+
+async def test_rooms_are_looked_at_when_more_was_changed_than_the_log_keeps(pond: Pond) -> None:
+    hand = await Hand.register(pond)
+    await limit(pond.db, KEY, 0, org_id=pond.org_id)
+    await send(pond, 1)
+    assert await hand.soon() == []
+    await limit(pond.db, KEY, 1, org_id=pond.org_id)
+    other = await second_org(pond.db)
+    async with pond.db.org(other) as con:
+        await con.execute(
+            "select limit_changed($1, 'model:none', 'rate') from generate_series(1, 1500) n", other
+        )
+    assert len(await hand.soon()) == 1
+
+
+async def test_rooms_whose_lanes_find_no_slot_keep_no_other_room_waiting(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More rooms have place than a claim wakes lanes of: each has its turn."""
+    monkeypatch.setattr(limiting, "_MAX_ROOMS", 1)
+    hand = await Hand.register(pond)
+    await limit(pond.db, "model:*", 1)
+    held = []
+    for nth in range(3):
+        await send(pond, 1, keys=[f"model:{nth}"])
+        held += await hand.soon()
+    for nth in range(3):
+        await send(pond, 1, keys=[f"model:{nth}"])
+    assert await hand.soon() == []
+    await end(pond, held)
+    limiter = Limiter(["echo@1"])
+    for _ in range(3):
+        await limiter.begin(pond.engine_db)
+        # A claim that then has no slot for what it woke.
+        async with pond.engine_db.duty("test") as con:
+            assert await limiter.open(con, ["default"])
+        assert limiter.has_more
+    assert await pond.count("lane", "parked_on is not null and active") == 3
 
 
 # Rates

@@ -11,6 +11,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
@@ -36,8 +37,10 @@ _SQL = queries("limiting")
 _PAGE = 500
 _MAX_ROOMS = 64
 _MAX_WOKEN = 256
-# A worker that could not look at all rooms of a queue in one claim claims again so soon.
+# A worker that could not look at all rooms of a queue in one claim claims again so soon, but lets others claim before
+# that, for so many times as long as its own look took.
 _NEXT_PAGE_S = 0.02
+_REST = 4
 _FIRST = (-1, "", "")
 
 
@@ -70,6 +73,8 @@ class Limiter:
         self._crowded: list[_Key] = []
         self._is_whole = True
         self._after: dict[str, tuple[int, str, str]] = {}
+        self._last_woken: _Key = ("", "", "")
+        self._took_s = 0.0
         self._next_us = 0
         self._has_rooms = False
         self._is_behind = False
@@ -92,7 +97,7 @@ class Limiter:
         if self._seen.awaited:
             poll_s = min(poll_s, parked_s)
         if not self._is_whole:
-            poll_s = min(poll_s, _NEXT_PAGE_S)
+            poll_s = min(poll_s, max(_NEXT_PAGE_S, _REST * self._took_s))
         if self._next_us:
             poll_s = min(poll_s, max(0.0, (self._next_us - self._seen.now_us) / 1e6))
         return poll_s
@@ -137,11 +142,14 @@ class Limiter:
         for row in rows:
             if row["kind"] == "held":
                 self._seen.add_held(row["capability"], self._book.places(row), row["n"])
-        stands = self._turn(names, [row for row in rows if row["kind"] == "room"])
+        stands, cut = self._turn(names, [row for row in rows if row["kind"] == "room"])
         chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"])
         await self._wake(con, stands, chosen)
+        if told := [name for name in now["keys"] or () if name not in cut]:
+            await con.execute(_SQL["told"], told, now["n"])
         await self._spend(con)
         self.awaited = self._seen.holders()
+        self._took_s = time.monotonic() - self.began
         return True
 
     def note(self, first: Record) -> bool:
@@ -209,8 +217,13 @@ class Limiter:
         self._seen.awaited |= {one.room.name for one in under if one.is_counted}
         self._sooner(due)
 
-    def _turn(self, names: Sequence[str], rows: Sequence[Record]) -> list[_Stand]:
-        """Return the rooms to look at, each once; the next claim goes on after them where there may be more."""
+    def _turn(
+        self, names: Sequence[str], rows: Sequence[Record]
+    ) -> tuple[list[_Stand], AbstractSet[str]]:
+        """Return the rooms to look at, each once; the next claim goes on after them where there may be more.
+
+        Also returns the queues of which more rooms have a time that older limits told.
+        """
         stands: dict[_Key, _Stand] = {}
         counts = Counter([row["queue"] for row in rows if row["lane_id"] < 2])
         old = Counter([row["queue"] for row in rows if row["lane_id"] >= 2])
@@ -227,8 +240,9 @@ class Limiter:
             row = last[name]
             self._after[name] = (row["n"], row["room"], row["capability"])
             self._is_whole = False
-        self.has_more = self.has_more or any(count >= _PAGE for count in old.values())
-        return list(stands.values())
+        cut = {name for name, count in old.items() if count >= _PAGE}
+        self.has_more = self.has_more or bool(cut)
+        return list(stands.values()), cut
 
     async def _meter(self, con: Connection, places: Sequence[Place]) -> None:
         texts = {place.room.text for place in places if place.rule.kind == "rate"}
@@ -280,8 +294,9 @@ class Limiter:
                 plans[stand[:3]] = due_us
             if stand.is_able and most > 0:
                 woken.append((stand, state, most))
-        self.has_more = self.has_more or len(woken) > _MAX_ROOMS
-        woken = woken[:_MAX_ROOMS]
+        if len(woken) > _MAX_ROOMS:
+            self.has_more = True
+            woken = self._next_of(woken)
         if woken or chosen:
             rows = await con.fetch(
                 _SQL["wake"],
@@ -300,6 +315,14 @@ class Limiter:
                 elif key in rates:
                     self._crowded.append(key)
         await self._plan(con, plans)
+
+    def _next_of(
+        self, woken: Sequence[tuple[_Stand, State | None, int]]
+    ) -> list[tuple[_Stand, State | None, int]]:
+        """Return those after the last ones, so that rooms whose lanes find no slot keep no other waiting."""
+        order = sorted(woken, key=lambda one: (one[0][:3] <= self._last_woken, one[0][:3]))
+        self._last_woken = order[_MAX_ROOMS - 1][0][:3]
+        return order[:_MAX_ROOMS]
 
     async def _plan(self, con: Connection, plans: dict[_Key, int | None]) -> None:
         """Set when rooms are looked at again; None takes away one that no lane stands under."""

@@ -128,6 +128,11 @@ gone as (
 update room set due_us = u.due_us, version = $5 from u
 where u.due_us is not null and room.room = u.room and room.queue = u.queue and room.capability = u.capability;
 
+-- name: told
+-- Notes that the times of all rooms of these queues are told by limits of version $2.
+insert into told_rooms as t (queue, version) select u.queue, $2 from unnest($1::text[]) as u(queue)
+on conflict (queue) do update set version = greatest(t.version, excluded.version);
+
 -- name: park
 -- Parks lanes under the rooms that were full, lets those go of which work went, and notes how full those rooms are.
 with u as materialized (
