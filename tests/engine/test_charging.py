@@ -11,6 +11,7 @@ from tests.engine.parking import Hand, orgs
 
 from millpond.engine.charges import EVERY_S, Charges
 from millpond.engine.charging import settle
+from millpond.engine.slots import Slots
 from millpond.engine.submit import submit
 
 LONG_S, SHORT_S = 0.1, 0.01
@@ -41,6 +42,40 @@ def test_small_differences_add_up() -> None:
     assert charges.take(1.0) == {}
     charges.end(charges.begin(1, "q", 0.002, began=0.0), 0.004)
     assert charges.take(2.0) == {(1, "q"): pytest.approx(0.006)}
+
+
+def test_what_is_charged_is_what_the_claim_did_whatever_is_expected_by_its_start() -> None:
+    slots = Slots({"q": 2})
+    slot = slots.take("q", expected={"f@1": 2.0})
+    slots.take("q").give_unused(2, "")
+    for _ in range(50):
+        learnt = slots.take("q")
+        learnt.start(3, "f@1")
+        learnt.give()
+    assert slots.estimate_s("f@1") < 0.5
+    slot.start(1, "f@1")
+    slot.give()
+    assert slots.charges.take(0.0)[1, "q"] == pytest.approx(-2.0, abs=0.5)
+
+
+def test_what_was_never_begun_is_given_back() -> None:
+    slots = Slots({"q": 1, "other": 1})
+    slots.take("q", "other", expected={"f@1": 2.0}).give_unused(1, "f@1")
+    assert slots.charges.take(0.0) == {(1, "q"): -2.0}
+    assert slots.free() == {"q": 1, "other": 1}
+
+
+async def test_a_claim_charges_by_one_expectation_and_tells_it(pond: Pond) -> None:
+    """What is learned while it goes on changes nothing: in the end it is known what was charged."""
+    guesses = iter(range(1, 100))
+    hand = await Hand.register(pond, estimate_s=lambda _: float(next(guesses)))
+    for keys in (["nth:1"], ["nth:2"]):
+        async with pond.db.org(pond.org_id) as con:
+            await submit(con, [pond.intent("echo", n, keys=keys) for n in range(3)])
+    assert len(await hand.claim({"default": 4})) == 4
+    async with pond.engine_db.duty("test") as con:
+        charged_s = await con.fetchval("select virtual_s from share")
+    assert hand.claimer.expected == {"echo@1": charged_s / 4}
 
 
 async def test_an_org_with_long_runs_gets_no_more_time_than_one_with_short_runs(

@@ -138,7 +138,7 @@ async def test_a_launch_that_is_ended_before_its_first_step_gives_its_slots_back
 async def test_a_slot_without_an_attempt_teaches_nothing() -> None:
     slots = Slots({"a": 1})
     before_s = slots.estimate_s("f@1")
-    slots.take("a").give_unused()
+    slots.take("a").give_unused(1, "f@1")
     assert slots.free() == {"a": 1}
     assert slots.estimate_s("f@1") == before_s
 

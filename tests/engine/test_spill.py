@@ -303,13 +303,13 @@ async def test_the_end_of_what_a_slot_was_lent_for_is_a_reason_to_claim_while_mo
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await slots.wait(10)
-    held.pop().give_unused()
+    held.pop().give_unused(1, "")
     async with asyncio.timeout(1):
         await slots.wait(10)
     slots.expect()
     wanted = slots.wanted()
     slots.note_claim(wanted, [], slots.terms(wanted))
-    held.pop().give_unused()
+    held.pop().give_unused(1, "")
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.05):
             await slots.wait(10)

@@ -106,7 +106,10 @@ async def hold(con: Connection, lease: Lease) -> bool:
 
 
 class Claimer:
-    """Claims for one worker; remembers how deep to read lanes."""
+    """Claims for one worker; remembers how deep to read lanes.
+
+    `expected` is what the last claim charged for a work item, in worker-seconds by capability.
+    """
 
     def __init__(
         self,
@@ -122,6 +125,7 @@ class Claimer:
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
         self._lanes = 1
+        self.expected: dict[str, float] = {}
         self.limits = Limiter(self._capabilities)
         # Whether all that was ready had room at the last claim, with some to spare, so that it may be so again.
         self._is_calm = True
@@ -134,6 +138,7 @@ class Claimer:
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
         self._reach(sum(free.values()))
+        self.expected = {}
         try:
             if self._is_calm and not self.limits.is_on:
                 await self.limits.begin(self._database)
@@ -172,7 +177,7 @@ class Claimer:
                 [free[queue] for queue in queues],
                 [min(free[queue], _MAX_ORGS) for queue in queues],
                 self._capabilities,
-                [self._estimate_s(able) for able in self._capabilities],
+                [self._expected_s(able) for able in self._capabilities],
                 self._depth,
             )
         arrivals, outcome = told["org_id"], told["attempt"]
@@ -275,11 +280,18 @@ class Claimer:
                     ranks=ranks or (),
                     items=items or (),
                     is_whole=len(items or ()) < self._depth,
-                    estimate_s=self._estimate_s(able),
+                    estimate_s=self._expected_s(able),
                     rooms=self.limits.rooms(row) if self.limits.is_on else (),
                 )
             )
         return list(shares.values())
+
+    def _expected_s(self, able: str) -> float:
+        """Return what a work item is charged in this claim; what is learned meanwhile changes nothing."""
+        found = self.expected.get(able)
+        if found is None:
+            found = self.expected[able] = self._estimate_s(able)
+        return found
 
     async def _take(
         self, con: Connection, shares: Sequence[Share], decision: Decision

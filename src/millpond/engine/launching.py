@@ -56,12 +56,17 @@ class Launcher:
         self._returning: set[asyncio.Task[None]] = set()
         self.leases: set[Lease] = set()
 
-    def launch(self, claimed: Sequence[Claimed]) -> asyncio.Task[int]:
+    def launch(
+        self, claimed: Sequence[Claimed], expected: Mapping[str, float] | None = None
+    ) -> asyncio.Task[int]:
         """Take slots for claimed work and begin to start it, after what was launched before.
 
+        `expected` is what its claim charged for it, by capability.
         The task ends when all of it is started and tells how much that was; it raises what is no MillpondError.
         """
-        slots = [self._slots.take(one.queue, one.helper) for one in reversed(claimed)]
+        slots = [
+            self._slots.take(one.queue, one.helper, expected=expected) for one in reversed(claimed)
+        ]
         self.leases.update(one.lease for one in claimed)
         self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")
         # Also where the task is ended before its first step, of which it knows nothing itself.
@@ -86,14 +91,14 @@ class Launcher:
         self, claimed: Sequence[Claimed], slots: list[Slot], before: asyncio.Task[int] | None
     ) -> int:
         started = 0
-        late: list[tuple[Lease, Slot]] = []
+        late: list[tuple[Attempt | StepAttempt, Slot]] = []
         try:
             if before is not None:
                 await before
             async for attempt in self._attempts(claimed):
                 begin_by = attempt.claimed.begin_by
                 if begin_by is not None and time.monotonic() > begin_by:
-                    late.append((attempt.claimed.lease, slots.pop()))
+                    late.append((attempt, slots.pop()))
                     continue
                 attempt.slot = slots.pop()
                 self._start(attempt)
@@ -111,8 +116,9 @@ class Launcher:
                 returning.add_done_callback(self._returning.discard)
         return started
 
-    async def _hand_back(self, lease: Lease, slot: Slot) -> None:
+    async def _hand_back(self, attempt: Attempt | StepAttempt, slot: Slot) -> None:
         """Queue again what was not begun in time for the rate that let it go: it is admitted anew."""
+        lease = attempt.claimed.lease
         give_back = remote.release if lease.is_of_step else waits.release
         try:
             with contextlib.suppress(LeaseLost):
@@ -121,13 +127,14 @@ class Launcher:
         except MillpondError as error:  # the watch hands it back
             _log.warning("late.release_failed", error=error.code)
         finally:
-            slot.give_unused()
+            slot.give_unused(lease.org_id, attempt.capability)
 
     def _end(self, claimed: Sequence[Claimed], slots: list[Slot]) -> None:
         """Let the rest of a launch go: leave its leases to the watch, and give back the slots that no attempt has."""
         self.leases.difference_update(one.lease for one in claimed)
-        while slots:
-            slots.pop().give_unused()
+        for one in claimed[len(claimed) - len(slots) :]:
+            flow = self._flows.get((one.flow, one.version)) if one.kind == "run" else None
+            slots.pop().give_unused(one.lease.org_id, flow.capability if flow else "")
 
     async def _attempts(self, claimed: Sequence[Claimed]) -> AsyncIterator[Attempt | StepAttempt]:
         """Yield work with what it needs beyond its lease: big inputs, arguments, recorded steps.

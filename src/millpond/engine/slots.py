@@ -36,6 +36,7 @@ class Slot:
     __slots__ = (
         "_began",
         "_capability",
+        "_expected",
         "_queue",
         "_slots",
         "_use",
@@ -44,10 +45,13 @@ class Slot:
         "is_handed_over",
     )
 
-    def __init__(self, slots: Slots, queue: str, work_queue: str) -> None:
+    def __init__(
+        self, slots: Slots, queue: str, work_queue: str, expected: Mapping[str, float]
+    ) -> None:
         self._slots = slots
         self._queue = queue
         self._work_queue = work_queue
+        self._expected = expected
         self._capability = ""
         self._began: float | None = None
         self._used_s = 0.0
@@ -58,8 +62,9 @@ class Slot:
         """Count time from now on: an attempt of an org, which needs that capability, has it."""
         self._capability = capability
         self._began = time.monotonic()
-        estimate_s = self._slots.estimate_s(capability)
-        self._use = self._slots.charges.begin(org_id, self._work_queue, estimate_s, self._began)
+        self._use = self._slots.charges.begin(
+            org_id, self._work_queue, self._charged_s(capability), self._began
+        )
 
     def hand_over(self) -> None:
         """Let another attempt's code have it: of this attempt nothing is left but to store its end."""
@@ -88,9 +93,17 @@ class Slot:
             self._used_s += time.monotonic() - self._began
             self._began = None
 
-    def give_unused(self) -> None:
-        """Give it back without an attempt."""
+    def give_unused(self, org_id: int, capability: str) -> None:
+        """Give it back without an attempt, and to the org what its claim was charged."""
+        if capability:
+            charged_s = self._charged_s(capability)
+            self._slots.charges.give_back(org_id, self._work_queue, charged_s)
         self._slots.give_unused(self._queue)
+
+    def _charged_s(self, capability: str) -> float:
+        """Return what the claim charged for work of a capability."""
+        found = self._expected.get(capability)
+        return self._slots.estimate_s(capability) if found is None else found
 
 
 class Slots:
@@ -141,10 +154,19 @@ class Slots:
         """Return what others may know: how many work items of each queue were taken so far, and how long one takes."""
         return {"went": dict(self._went), "took_s": self._estimates.newest(_MAX_TOLD)}
 
-    def take(self, queue: str, helper: str | None = None) -> Slot:
-        """Count in an attempt at work of a queue, in a slot of its own or of the queue that helps it."""
+    def take(
+        self,
+        queue: str,
+        helper: str | None = None,
+        *,
+        expected: Mapping[str, float] | None = None,
+    ) -> Slot:
+        """Count in an attempt at work of a queue, in a slot of its own or of the queue that helps it.
+
+        `expected` is what the claim charged for work, by capability; without it that is as of its start.
+        """
         self._went[queue] += 1
-        slot = Slot(self, helper or queue, queue)
+        slot = Slot(self, helper or queue, queue, expected or {})
         self._taken[helper or queue] += 1
         return slot
 

@@ -337,7 +337,7 @@ class Worker:
                     await asyncio.sleep(0.5)
                     continue
                 if claimed:
-                    launcher.launch(claimed)
+                    launcher.launch(claimed, claimer.expected)
                 self._slots.note_claim(wanted, claimed, terms)
                 self._slots.note_awaited(claimer.limits.awaited)
                 self._throttling.watch(claimer.limits.opened)
