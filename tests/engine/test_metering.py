@@ -435,3 +435,54 @@ async def test_what_was_spent_is_counted_once_when_an_ending_is_cut_by_its_worke
         assert (await pond.ended(run_id))["outcome"] == "failed"
     row = (await days(pond, admin))["asking", "m"]
     assert (row["input_tokens"], row["output_tokens"]) == (100, 10)
+
+
+async def test_what_a_try_spent_is_counted_when_it_is_cut_after_its_end(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    """A time limit of the flow's own ends the wait for what is told of the failure before it is recorded."""
+
+    async def ask(step: StepContext) -> None:
+        step.spend("m", input_tokens=100, output_tokens=10)
+        raise Transient("too much", details={"status": 429}, limit_keys=["provider:one"])
+
+    async def asking(ctx: Context, _: None) -> str:
+        try:
+            async with asyncio.timeout(0.2):
+                await ctx.step(step)
+        except TimeoutError:
+            return "cut"
+        return "not cut"
+
+    step = pond.step(ask)
+    flow = pond.flow(asking)
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("select pg_advisory_xact_lock(7741003)")
+        async with pond.worker():
+            assert (await pond.ended(await pond.submit(flow)))["output"] == "cut"
+    row = (await days(pond, admin))["asking", "m"]
+    assert (row["input_tokens"], row["output_tokens"]) == (100, 10)
+
+
+async def test_what_a_try_spent_is_counted_when_its_result_is_refused(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    await admin.execute(
+        "create function refuse() returns trigger language plpgsql as $$ begin raise exception 'refused'; end $$;"
+        " create trigger refuse before insert on step for each row"
+        " when (new.output::text like '%unwelcome%') execute function refuse()"
+    )
+
+    async def ask(step: StepContext) -> str:
+        step.spend("m", input_tokens=100, output_tokens=10)
+        return "unwelcome words"
+
+    async def asking(ctx: Context, _: None) -> str:
+        return await ctx.step(step)
+
+    step = pond.step(ask)
+    flow = pond.flow(asking)
+    async with pond.worker():
+        assert (await pond.ended(await pond.submit(flow)))["outcome"] == "failed"
+    row = (await days(pond, admin))["asking", "m"]
+    assert (row["input_tokens"], row["output_tokens"]) == (100, 10)

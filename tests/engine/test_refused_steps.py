@@ -15,7 +15,8 @@ from millpond.engine import blocking
 from millpond.engine.context import Context, StepContext
 from millpond.engine.registry import Flow
 from millpond.engine.why import explain
-from millpond.errors import NotFound, Permanent
+from millpond.errors import NotFound, Permanent, Transient
+from millpond.retry import Retry
 
 _REFUSE = """
 set search_path = millpond;
@@ -69,6 +70,60 @@ async def test_a_failure_that_is_refused_is_stored_as_that_refusal(
     assert tries == [1]
     assert (await pond.kinds(run_id)).count("step.failed") == 1
     assert await pond.count("item") == await pond.count("lease") == 0
+
+
+@pytest.mark.parametrize("which", ["new.error::text like '%unwelcome%'", "true"])
+async def test_a_refusal_tells_of_all_tries_and_of_what_they_used(
+    pond: Pond, admin_url: str, which: str
+) -> None:
+    """Also where not even the refusal is stored, and the step stands still."""
+
+    async def ask(step: StepContext) -> None:
+        step.spend("m", input_tokens=10**step.try_number, output_tokens=0)
+        if step.try_number < 3:
+            raise Transient("not yet")
+        raise Permanent("unwelcome words", code="denied")
+
+    elsewhere = pond.step(ask, queue="sql", retry=Retry(max_tries=3, base_s=0.01))
+
+    async def asking(ctx: Context, _: None) -> None:
+        await ctx.step(elsewhere)
+
+    flow = pond.flow(asking)
+    async with _refusing(admin_url, which), pond.worker({"default": 5, "sql": 1}):
+        run_id = await pond.submit(flow)
+        event = await pond.until(run_id, "step.blocked" if which == "true" else "step.failed")
+    assert event.data["tries"] == 3
+    used = "select sum(input_tokens[1]) from usage_part where models[1] = 'm'"
+    async with pond.engine_db.duty("test") as con:
+        folded = await con.fetchval("select sum(input_tokens) from usage_day where model = 'm'")
+        assert (folded or 0) + (await con.fetchval(used) or 0) == 1110
+
+
+async def test_what_the_tries_of_a_step_elsewhere_used_is_told_when_its_worker_stops(
+    pond: Pond,
+) -> None:
+    has_spent = asyncio.Event()
+
+    async def ask(step: StepContext) -> None:
+        step.spend("m", input_tokens=10, output_tokens=0)
+        has_spent.set()
+        await asyncio.sleep(60)
+
+    elsewhere = pond.step(ask, queue="sql")
+
+    async def asking(ctx: Context, _: None) -> None:
+        await ctx.step(elsewhere)
+
+    flow = pond.flow(asking)
+    async with pond.worker({"default": 5, "sql": 1}, drain_s=0.05):
+        await pond.submit(flow)
+        async with asyncio.timeout(DEADLINE_S):
+            await has_spent.wait()
+    async with pond.engine_db.duty("test") as con:
+        folded = await con.fetchval("select sum(input_tokens) from usage_day where model = 'm'")
+        used = "select sum(input_tokens[1]) from usage_part where models[1] = 'm'"
+        assert (folded or 0) + (await con.fetchval(used) or 0) == 10
 
 
 async def test_a_step_whose_every_failure_is_refused_stands_still_until_it_is_resumed(

@@ -76,6 +76,19 @@ class Performer:
         recorded: Recorded | None,
     ) -> Any:
         """Try until there is a result, waiting between tries; raises StepFailed."""
+        try:
+            return await self._perform(branch, plan, call, recorded)
+        finally:
+            # Whatever cut it short, such as a time limit of the flow's own: no record tells of this.
+            self._unrecorded += plan.take_spent()
+
+    async def _perform(
+        self,
+        branch: Branch,
+        plan: Plan,
+        call: Callable[[int], Awaitable[Any]],
+        recorded: Recorded | None,
+    ) -> Any:
         if recorded is not None and recorded.state in once.IN_DOUBT:
             recorded = await self._doubt(
                 branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
@@ -88,6 +101,7 @@ class Performer:
         while recorded is None or recorded.state not in ("done", "failed"):
             tries += 1
             try_began = now()
+            spent: Sequence[Spent] = ()
             if self._right is not None and plan.acts:
                 refused = await self.refusal(plan.key, plan.name, plan.permission)
                 if refused is not None:
@@ -104,9 +118,11 @@ class Performer:
                 ended = now()
                 is_new = recorded is None and tries == 1 and not plan.is_once
                 took_s = (ended - try_began, ended - began)
-                done = self._done(branch, plan, text, tries, *took_s, is_new=is_new)
+                spent = plan.take_spent()
+                done = self._done(branch, plan, text, tries, *took_s, spent=spent, is_new=is_new)
                 await self._kept(plan, self.own(done))
             except Exception as error:
+                plan.keep_spent(spent)
                 await self.own(self._throttling.failed(self._lease, plan.name, error))
                 if plan.text is not None:
                     await self._shown(plan)
@@ -160,11 +176,7 @@ class Performer:
             return value
         except (asyncio.CancelledError, SystemExit) as error:
             if self._branches.closed is not None:
-                self._unrecorded += plan.take_spent()
                 raise Unwind(self._branches.closed) from error
-            # A time limit of the flow's own: nothing is recorded of this try.
-            if is_asked_for(error):
-                self._unrecorded += plan.take_spent()
             raise_stray(error, f"step {plan.name}")
         except TimeoutError as error:
             if limit is None or not limit.expired():
@@ -235,6 +247,7 @@ class Performer:
         took_s: float,
         duration_s: float,
         *,
+        spent: Sequence[Spent],
         is_new: bool,
     ) -> Awaitable[None]:
         """Record a result. Step names need no escaping in JSON."""
@@ -248,7 +261,7 @@ class Performer:
                 tries=tries,
                 duration_s=duration_s,
                 seq=branch.places.get(plan.key),
-                spent=plan.take_spent(),
+                spent=spent,
                 is_new=is_new,
                 event_kind="step.succeeded",
                 event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
@@ -271,17 +284,22 @@ class Performer:
         data: dict[str, Json] = {"name": plan.name, "tries": tries, "error": described}
         if delay_s is not None:
             data["delay_s"] = round(delay_s, 3)
-        await self.record(
-            plan.key,
-            plan.name,
-            "step.failed" if delay_s is None else "step.retrying",
-            data,
-            state="failed" if delay_s is None else "retrying",
-            error=orjson.dumps(described).decode(),
-            tries=tries,
-            duration_s=elapsed_s,
-            spent=plan.take_spent(),
-        )
+        spent = plan.take_spent()
+        try:
+            await self.record(
+                plan.key,
+                plan.name,
+                "step.failed" if delay_s is None else "step.retrying",
+                data,
+                state="failed" if delay_s is None else "retrying",
+                error=orjson.dumps(described).decode(),
+                tries=tries,
+                duration_s=elapsed_s,
+                spent=spent,
+            )
+        except Exception:
+            plan.keep_spent(spent)
+            raise
         if delay_s is None:
             raise failure(plan.name, described) from error
         return delay_s

@@ -72,6 +72,11 @@ class Plan:
         spent, self.spent = self.spent, None
         return spent
 
+    def keep_spent(self, spent: Sequence[Spent]) -> None:
+        """Keep what a record that was refused would have told; the next one tells it."""
+        if spent:
+            self.spent = [*spent, *(self.spent or ())]
+
     def result_of(self, recorded: Recorded) -> Any:
         """Return the result of a step that is over; raises StepFailed where it failed."""
         if recorded.state == "failed":

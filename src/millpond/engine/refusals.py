@@ -6,14 +6,18 @@ a person resumes its run.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Sequence
+
 import orjson
 import structlog
 
-from millpond.engine import blocking
+from millpond.engine import blocking, metering
 from millpond.engine.attempt import insist
 from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error
 from millpond.engine.events import Fact
+from millpond.engine.metering import Spent
 from millpond.engine.remote import RemoteWrite
 from millpond.engine.scope import Scope
 from millpond.errors import LeaseLost, MillpondError
@@ -22,13 +26,21 @@ from millpond.types import Json
 _log = structlog.get_logger("millpond.step_executor")
 
 
-async def fail(claimed: Claimed, name: str, scope: Scope, error: MillpondError) -> None:
-    """Fail a step by the error with which its outcome was refused; if that is refused too, block it.
+async def fail(
+    claimed: Claimed,
+    name: str,
+    scope: Scope,
+    error: MillpondError,
+    *,
+    tries: int,
+    spent: Sequence[Spent],
+) -> None:
+    """Fail a step, tried so often, by the error with which its outcome was refused; if that is refused too, block it.
 
-    Raises LeaseLost.
+    `spent` is what its tries used and no record told of. Raises LeaseLost.
     """
     _log.error("step.unstorable", run_id=str(claimed.lease.run_id), error=error.code)
-    key, tries = claimed.step_key or "", claimed.tries + 1
+    key = claimed.step_key or ""
     described = dump_error(error, name)
     data: dict[str, Json] = {"name": name, "tries": tries, "queue": claimed.queue}
     write = RemoteWrite(
@@ -39,12 +51,16 @@ async def fail(claimed: Claimed, name: str, scope: Scope, error: MillpondError) 
         state="failed",
         error=orjson.dumps(described).decode(),
         tries=tries,
+        spent=tuple(spent),
     )
     try:
         await scope.settler.record(write)
     except LeaseLost:
         raise
     except MillpondError as again:
+        if spent:
+            with contextlib.suppress(MillpondError):
+                await metering.keep(scope.database, claimed.lease, spent)
         await _block(claimed, scope, again, Fact("step.blocked", key, data))
 
 

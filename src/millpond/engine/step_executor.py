@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 import structlog
 
-from millpond.engine import refusals, remote
+from millpond.engine import metering, refusals, remote
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
 from millpond.engine.claim import Claimed
@@ -42,7 +42,10 @@ _log = structlog.get_logger("millpond.step_executor")
 
 
 class StepAttempt:
-    """A claimed step of a run elsewhere, with its code and what it shall do."""
+    """A claimed step of a run elsewhere, with its code and what it shall do.
+
+    `tries` is the number of its last try, `spent` what its tries used on models and no record told of yet.
+    """
 
     def __init__(
         self, claimed: Claimed, steps: Mapping[str, Step[Any, Any]], order: Order | None
@@ -52,6 +55,8 @@ class StepAttempt:
         self.step = steps.get(order.name) if order else None
         self.closed: str | None = None
         self.slot: Slot | None = None
+        self.tries = claimed.tries + 1
+        self.spent: list[Spent] = []
         self._task: asyncio.Task[Any] | None = None
 
     @property
@@ -119,7 +124,14 @@ async def _refused(attempt: StepAttempt, scope: Scope, error: MillpondError) -> 
     lease, order = attempt.claimed.lease, attempt.order
     attempt.end()
     try:
-        await refusals.fail(attempt.claimed, order.name if order else "", scope, error)
+        await refusals.fail(
+            attempt.claimed,
+            order.name if order else "",
+            scope,
+            error,
+            tries=attempt.tries,
+            spent=attempt.spent,
+        )
     except LeaseLost:
         _log.info("step.lease_lost", run_id=str(lease.run_id), org_id=lease.org_id)
     except MillpondError as again:
@@ -131,6 +143,8 @@ async def _refused(attempt: StepAttempt, scope: Scope, error: MillpondError) -> 
 async def _unwound(attempt: StepAttempt, scope: Scope, reason: str) -> list[Readied]:
     """End an attempt whose function was ended from outside."""
     lease = attempt.claimed.lease
+    if attempt.spent and reason in ("cancelled", "drained", "away"):
+        await _insist(lambda: metering.keep(scope.database, lease, attempt.spent))
     if reason == "cancelled":
         await _insist(lambda: remote.drop(scope.database, lease))
     elif reason in ("drained", "away"):
@@ -148,7 +162,7 @@ class _Performance:
         self._settler = scope.settler
         self._order = order
         self._lease = attempt.claimed.lease
-        self._spent: list[Spent] = []
+        self._spent = attempt.spent
         self._text: Growing | None = None
         self._trying = 0
         self._retry: Retry = attempt.step.retry if attempt.step else DEFAULT_RETRY
@@ -161,15 +175,19 @@ class _Performance:
         self._attempt.begin()
         while True:
             one = _Try(tries := tries + 1, now())
+            self._attempt.tries = tries
+            spent: Sequence[Spent] = ()
             try:
                 await self._permit()
                 text = await self._result(one)
                 await self._shown()
                 await self._told_success()
-                await self._own(self._done(one, text, now() - one.began))
+                spent = self._take_spent()
+                await self._own(self._done(one, text, now() - one.began, spent))
             except LeaseLost:
                 raise
             except Exception as error:
+                self._spent[:0] = spent
                 await self._shown()
                 delay_s = await self._own(self._failed(one, error, now() - began))
             else:
@@ -282,7 +300,9 @@ class _Performance:
             step, first, args, kwargs, keeps=lambda: self._attempt.closed is not None
         )
 
-    def _done(self, one: _Try, text: str, took_s: float) -> asyncio.Future[None]:
+    def _done(
+        self, one: _Try, text: str, took_s: float, spent: Sequence[Spent]
+    ) -> asyncio.Future[None]:
         data = self._data(one, duration_s=round(took_s, 6))
         return self._record(
             "step.succeeded",
@@ -290,7 +310,7 @@ class _Performance:
             state="done",
             output=text,
             tries=one.number,
-            spent=self._take_spent(),
+            spent=spent,
         )
 
     async def _told_success(self) -> None:
@@ -325,11 +345,16 @@ class _Performance:
             tries=one.number,
             spent=self._take_spent(),
         )
-        if delay_s is not None and delay_s > HOLD_S:
-            rest_s = delay_s
-            await _insist(lambda: remote.rest(self._scope.database, write, delay_s=rest_s))
-            return None
-        await self._settler.record(write)
+        try:
+            if delay_s is not None and delay_s > HOLD_S:
+                rest_s = delay_s
+                await _insist(lambda: remote.rest(self._scope.database, write, delay_s=rest_s))
+                return None
+            await self._settler.record(write)
+        except Exception:
+            # What a record would have told that was refused, the next one tells.
+            self._spent[:0] = write.spent
+            raise
         return delay_s
 
     def _take_spent(self) -> Sequence[Spent]:
