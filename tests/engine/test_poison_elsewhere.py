@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 
 import pytest
@@ -196,6 +197,77 @@ async def test_a_poisoned_step_that_the_flow_had_gone_on_without_stays_as_it_was
     assert await _alone(pond, "default")
     assert await pond.count("step", f"run_id = '{released}' and state = 'failed'") == 1
     assert (await pond.kinds(released))[-1] == "run.waiting"
+
+
+async def test_of_two_poisoned_steps_the_one_is_done_again_that_failed_the_run(pond: Pond) -> None:
+    calls: list[str] = []
+
+    async def heavy(step: StepContext) -> None:
+        calls.append("heavy")
+
+    async def heavier(step: StepContext) -> str:
+        calls.append("heavier")
+        return "lifted"
+
+    lift, heave = pond.step(heavy, queue="sql"), pond.step(heavier, queue="sql")
+
+    async def lifts(ctx: Context, _: None) -> str:
+        with contextlib.suppress(StepFailed):
+            await ctx.step(lift)
+        return await ctx.step(heave)
+
+    flow = pond.flow(lifts)
+    await _until_deaths_count(pond)
+    async with pond.worker({"default": 2}):
+        poisoned = await pond.submit(flow)
+        await pond.until(poisoned, "run.waiting")
+        await _die_alone(pond, "sql", lift.capability)
+        await pond.until(poisoned, "run.waiting", nth=2)
+        await _die_alone(pond, "sql", heave.capability)
+        row = await pond.ended(poisoned)
+    assert (row["error"]["code"], row["error"]["step"]) == ("poison", "heavier")
+    released = await _release(pond, poisoned)
+    assert await _alone(pond, "default")
+    assert (
+        await pond.count("step", f"run_id = '{released}' and name = 'heavy' and state = 'failed'")
+        == 1
+    )
+    assert await _alone(pond, "sql")
+    async with pond.worker({"default": 2}):
+        assert (await pond.ended(released))["output"] == "lifted"
+    assert calls == ["heavier"]
+
+
+async def test_an_ordinary_rerun_that_is_executed_alone_makes_no_suspects_of_its_steps(
+    pond: Pond,
+) -> None:
+    async def heavy(step: StepContext) -> str:
+        return "heavy"
+
+    lift = pond.step(heavy, queue="sql")
+
+    async def lifts(ctx: Context, _: None) -> str:
+        return await ctx.step(lift)
+
+    flow = pond.flow(lifts)
+    async with pond.worker({"default": 2, "sql": 1}):
+        first = await pond.submit(flow)
+        await pond.ended(first)
+    async with pond.db.org(pond.org_id) as con:
+        source = await reruns.read(con, pond.org_id, first)
+        repeat = Repeat(version=1, timeout_s=None, subject=source.subject, input=source.input)
+        again = (await reruns.rerun(con, source, repeat)).run_id
+    # Two workers died under it, it is not known why.
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("delete from ready where item_id = $1", again)
+        await con.execute(
+            "update item set deaths = 2, state = 'scheduled' where item_id = $1", again
+        )
+        wake = waits.Wake(org_id=pond.org_id, run_id=again)
+        assert await waits.ready(con, [wake])
+    assert await pond.count("item", "kind = 'run' and lane_id & 2 = 2") == 1
+    assert await _alone(pond, "default")
+    assert await pond.count("item", "kind = 'step' and deaths = 0 and lane_id & 2 = 0") == 1
 
 
 async def test_a_run_that_failed_by_a_poisoned_child_names_the_child_to_release(pond: Pond) -> None:

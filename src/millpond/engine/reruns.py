@@ -35,7 +35,8 @@ _NEAR = 5
 class Source:
     """A run to repeat; `input` is JSON text, `outcome` None while it is live.
 
-    One that `is_poison` took its workers down itself, or failed by a step in another queue or a child that did.
+    One that `is_poison` took its workers down itself, or failed by a step in another queue (`failed_step` is its name)
+    or a child that did.
     """
 
     org_id: int
@@ -50,7 +51,7 @@ class Source:
     input: str
     outcome: str | None
     is_poison: bool
-    has_poisoned_step: bool
+    failed_step: str | None
     poisoned_child: uuid.UUID | None
     deadline_s: float | None
     dedup_key: str | None
@@ -93,7 +94,7 @@ async def read(con: Connection, org_id: int, run_id: uuid.UUID) -> Source:
         input=row["input"],
         outcome=row["outcome"],
         is_poison=row["outcome"] == "failed" and row["error_code"] == poison.CODE,
-        has_poisoned_step=row["has_poisoned_step"],
+        failed_step=row["failed_step"],
         poisoned_child=row["poisoned_child"],
         deadline_s=row["deadline_s"],
         dedup_key=row["dedup_key"],
@@ -170,9 +171,10 @@ def intent_of(source: Source, repeat: Repeat) -> Intent:
 
 
 async def copy(con: Connection, source: Source, repeat: Repeat, run_id: uuid.UUID) -> int:
-    """Copy to the new run what it keeps; returns how many steps that were. A step that was poison is tried again.
+    """Copy to the new run what it keeps; returns how many steps that were.
 
-    Raises NotFound when retention deleted the run meanwhile: its effects must not happen again.
+    Steps of the name that failed the run are tried again if they were poison. Raises NotFound when
+    retention deleted the run meanwhile: its effects must not happen again.
     """
     if repeat.from_step is None and not repeat.keeps_all:
         return 0
@@ -184,7 +186,7 @@ async def copy(con: Connection, source: Source, repeat: Repeat, run_id: uuid.UUI
         source.run_id,
         run_id,
         repeat.from_step,
-        source.has_poisoned_step,
+        source.failed_step,
     )
     return count
 

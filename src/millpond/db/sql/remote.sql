@@ -1,8 +1,10 @@
 -- Steps that execute in another queue than their run. Their live rows are locked before those of their runs.
 
 -- name: hold_run
--- Locks the live row of a run under this lease, and tells what its steps inherit; one released from poison is careful with them.
-select r.keys, r.priority, i.lane_id & 2 = 2 and r.rerun_of is not null as is_careful
+-- Locks the live row of a run under this lease, and tells what its steps inherit; one that repeats poison is careful with them.
+select r.keys, r.priority, i.lane_id & 2 = 2 and r.rerun_of is not null and exists (
+         select from run p where p.org_id = r.org_id and p.run_id = r.rerun_of and p.outcome = 'failed'
+           and case when strpos(p.error::text, '\u0000') = 0 then p.error->>'code' end = 'poison') as is_careful
 from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
 where i.org_id = $1 and i.item_id = $2 and i.token = $3 for update of i;
 

@@ -4,8 +4,7 @@
 -- Reads what a repeat of a run needs; a large input stands apart, and a child that was poison is named where it failed the run.
 select r.flow, r.version, r.queue, r.subject, r.priority, r.keys, r.labels, coalesce(r.input, p.body) as input, r.outcome,
        case when strpos(r.error::text, '\u0000') = 0 then r.error->>'code' end as error_code,
-       case when strpos(r.error::text, '\u0000') = 0 then coalesce(r.error->>'class' = 'StepFailed', false) else false end
-         as has_poisoned_step,
+       case when strpos(r.error::text, '\u0000') = 0 and r.error->>'class' = 'StepFailed' then r.error->>'step' end as failed_step,
        case when strpos(r.error::text, '\u0000') = 0 and r.error->>'class' = 'ChildFailed' and r.error->>'code' = 'poison' then (
          select (s.error->>'run_id')::uuid from step s
          where s.org_id = r.org_id and s.run_id = r.run_id and s.kind = 'join' and s.state = 'failed'
@@ -24,7 +23,7 @@ select from run where org_id = $1 and run_id = $2 for key share;
 select step_key from step where org_id = $1 and run_id = $2 order by started_at, step_key limit 10000;
 
 -- name: copy_steps
--- Copies steps of run $2 to run $3, all ($5: but poison) or those over before step $4 began, and `once` effects; none undone.
+-- Copies steps of run $2 to run $3, all ($5: but poison of it) or those over before step $4 began, and `once` effects; none undone.
 with target as materialized (
   -- Waits begin again. An effect whose outcome is unknown is copied as begun, so that a human is asked.
   select started_at from step where org_id = $1 and run_id = $2 and step_key = $4::text
@@ -38,10 +37,10 @@ chosen as materialized (
   -- Of secrets that the other run opened, it tells itself.
   where s.org_id = $1 and s.run_id = $2 and s.kind <> 'secret'
     -- What failed the run is to be done again; where its flow had gone on without it, its failure is history.
-    and not ($5 and $4::text is null and s.kind = 'step' and s.state = 'failed'
+    and not ($5::text is not null and $4::text is null and s.kind = 'step' and s.state = 'failed' and s.name = $5
              and coalesce(case when strpos(s.error::text, '\u0000') = 0 then s.error->>'code' end, '') = 'poison')
     -- A run that goes on from a step, or does one again, has its endings before it again.
-    and ($4::text is null and not $5 or not starts_with(s.step_key, '!') and not exists (
+    and ($4::text is null and $5 is null or not starts_with(s.step_key, '!') and not exists (
       select from step u
       where u.org_id = s.org_id and u.run_id = s.run_id and u.state = 'done'
         and starts_with(u.step_key, '!undo/' || s.step_key || '/')))
