@@ -144,8 +144,29 @@ async def test_what_a_draining_worker_held_comes_back_without_a_death(
     rescued = [len(await maintenance.rescue()) for _ in range(2)]
     assert rescued == [2, 1]
     assert await _deaths(pond.engine_db) == [0, 0, 0]
+    await _do(pond.engine_db, _SILENCE.replace("1 s", "1 minute"))
     assert await maintenance.rescue() == []
     assert await pond.count("worker") == 0
+
+
+async def test_what_a_draining_worker_had_claimed_just_then_comes_back_without_a_death(
+    pond: Pond,
+) -> None:
+    """Its claim is committed when its session has expired already, and nothing was held under it before."""
+    await _old_enough(pond.engine_db)
+    await _held(pond.db, pond.engine_db, pond.org_id)
+    maintenance = Maintenance(pond.engine_db, lease_s=LEASE_S)
+    assert await maintenance.rescue() == []
+    async with pond.engine_db.duty("test") as con:
+        claims = await con.fetch("delete from lease returning *")
+    await _do(pond.engine_db, f"{_SILENCE}, draining = true")
+    assert await maintenance.rescue() == []
+    async with pond.engine_db.duty("test") as con:
+        for row in claims:
+            columns, places = ", ".join(row.keys()), ", ".join(f"${n + 1}" for n in range(len(row)))
+            await con.execute(f"insert into lease ({columns}) values ({places})", *row.values())
+    assert len(await maintenance.rescue()) == 1
+    assert await _deaths(pond.engine_db) == [0]
 
 
 async def test_after_a_restart_of_postgres_rescue_waits_a_lease_and_charges_no_death(

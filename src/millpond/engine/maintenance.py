@@ -27,6 +27,8 @@ _SQL = queries("maintenance")
 _WAITS = queries("waits")
 _log = structlog.get_logger("millpond.maintenance")
 _BATCH = 500
+# A claim takes milliseconds.
+_HELD_S = 10.0
 
 
 class Maintenance:
@@ -90,6 +92,18 @@ class Maintenance:
         if now - self._hold_until <= self._lease_s:
             return set()
         return {row["token"] for row in lost if not row["was_draining"]}
+
+    async def free_claim(self, held_s: float = _HELD_S) -> int:
+        """End sessions that keep the claim's lock, and with it every other claim; returns how many.
+
+        A time limit does not end a statement whose process was stopped before it took the answer, since what waits to
+        be sent listens to nothing but the session's own end.
+        """
+        async with self._database.statement("free_claim") as con:
+            ended: int = await con.fetchval(_SQL["free_claim"], held_s)
+        if ended:
+            _log.error("claim.lock_freed", sessions=ended)
+        return ended
 
     async def fire(self) -> Sequence[Readied]:
         """Let due timers take effect; returns the runs that may go on."""

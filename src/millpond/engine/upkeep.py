@@ -62,6 +62,7 @@ class Upkeep:
                 if time.monotonic() >= meters_at:
                     await meters.sweep()
                     await drop_over(self._database)
+                    await maintenance.free_claim()
                     meters_at = time.monotonic() + _METERS_S
                 await self._quarantine.look()
                 due_s = await maintenance.next_due_s()

@@ -50,10 +50,11 @@ select pg_try_advisory_xact_lock(7741002) as is_mine, clock_timestamp() as now,
        extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8 as uptime_s;
 
 -- name: expired_workers
--- Locks and removes sessions whose heartbeat has stopped; one that was draining stays until its leases are given back.
+-- Removes sessions whose heartbeat has stopped; a draining one stays until what it held, or was claiming, is given back.
 delete from worker where worker_id in (
   select worker_id from worker w where expires_at < clock_timestamp()
-    and not (draining and exists (select from lease l where l.worker_id = w.worker_id))
+    and not (draining and (expires_at > clock_timestamp() - interval '40 seconds'
+                           or exists (select from lease l where l.worker_id = w.worker_id)))
   for update skip locked)
 returning worker_id, host, pid, beat_at;
 
@@ -91,3 +92,13 @@ select org_id, item_id, run_id, attempt, token from lease where worker_id = $1;
 -- Tells whether the time of a schedule, or of a group of events, has come.
 select exists (select from schedule where not is_paused and next_due_at <= clock_timestamp()) as schedules,
        exists (select from trigger_group where due_at <= clock_timestamp()) as groups;
+
+-- name: free_claim
+-- Ends sessions that hold the claim's lock, began more than $1 seconds ago and wait for their clients, which take no answer.
+select count(*) from (
+  select pg_terminate_backend(a.pid) as is_ended from pg_locks l join pg_stat_activity a on a.pid = l.pid
+  where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = 7741001 and l.objsubid = 1
+    and l.database = (select d.oid from pg_database d where d.datname = current_database())
+    and a.usename = current_user and a.wait_event_type = 'Client'
+    and a.xact_start < clock_timestamp() - $1::float8 * interval '1 second'
+) e where e.is_ended;
