@@ -87,6 +87,26 @@ async def test_a_late_commit_is_not_skipped(front: Front, ann: Client) -> None:
     assert [one["run_id"] for one in found[1:]] == [str(late.run_id), early]
 
 
+async def test_a_stream_from_now_on_tells_its_place_before_the_first_event(
+    front: Front, ann: Client
+) -> None:
+    """Who breaks off before it goes on there, and not from a later now."""
+    await front.publish()
+    await ann.post("/v1/runs", json={"flow": "echo"})
+    await everything(ann, 1)
+    async with asyncio.timeout(20), ann.sse(PATH, params={"after": "now"}) as source:
+        message = await anext(aiter(source))
+    assert message.data == ""
+    run = (await ann.post("/v1/runs", json={"flow": "echo"})).json()["id"]
+    async with asyncio.timeout(20):
+        while True:
+            page = (await ann.get(PATH, params={"after": message.id})).json()
+            if page["data"]:
+                break
+            await asyncio.sleep(0.01)
+    assert [(one["run_id"], one["number"]) for one in page["data"]] == [(run, 1)]
+
+
 @pytest.mark.parametrize("after", ["x", "1-2-3", "-1", "9" * 70])
 async def test_a_place_that_nobody_gave_out_is_refused(ann: Client, after: str) -> None:
     assert (await ann.get(PATH, params={"after": after})).status_code == 422

@@ -12,6 +12,8 @@ import asyncpg
 import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 
+from millpond.db.embedded import Urls
+from millpond.db.pool import Database
 from millpond.db.queries import queries
 from millpond.engine import feeds
 from millpond.engine.context import Context
@@ -109,6 +111,30 @@ async def test_a_stream_waits_for_the_oldest_transaction_and_goes_on(pond: Pond)
         told += [(await upcoming).event.run_id, (await anext(tail)).event.run_id]
     await tail.aclose()
     assert told == [first, held, later]
+
+
+async def test_a_stream_that_finds_nothing_is_seldom_read_again_however_many_runs_of_others_change(
+    pond: Pond, urls: Urls
+) -> None:
+    reads = 0
+
+    async def count(point: str) -> None:
+        nonlocal reads
+        reads += point == "after:org"
+
+    db = await Database.connect(urls.app, probe=count)
+    tail = feeds.tail(db, pond.feed, pond.org_id, FIRST)
+    upcoming = asyncio.ensure_future(anext(tail))
+    busy = asyncio.get_running_loop().time() + 2.5
+    while asyncio.get_running_loop().time() < busy:
+        pond.feed._hear("*")
+        await asyncio.sleep(0.01)
+    assert 2 <= reads <= 12, "as often as others' runs change it would be 25 times"
+    await pond.submit("echo", 1)
+    async with asyncio.timeout(DEADLINE_S):
+        await upcoming
+    await tail.aclose()
+    await db.close()
 
 
 async def test_readers_that_go_on_by_place_miss_nothing_while_everybody_writes(pond: Pond) -> None:

@@ -366,6 +366,37 @@ async def test_a_head_that_a_killed_sealer_did_not_publish_is_published_by_the_n
     assert (await pond.verify()).is_intact
 
 
+async def test_a_head_that_was_sealed_as_its_sealer_stopped_is_published_before_it_ends(
+    pond: Pond, urls: Urls
+) -> None:
+    await pond.sealed(2)
+    logs = await pond.root.fetchval("select count(*) from org")
+    looked = 0
+    is_published, is_sealed = asyncio.Event(), asyncio.Event()
+
+    async def stall(point: str) -> None:
+        nonlocal looked
+        if point != "after:org" or is_sealed.is_set():
+            return
+        looked += 1
+        if looked >= logs:
+            is_published.set()
+        if len(await pond.seals()) == 3:
+            is_sealed.set()
+            await asyncio.sleep(3600)
+
+    stalling = await Database.connect(urls.app, probe=stall)
+    async with sealing(Sealer(stalling, OLD, pond.heads, poll_s=0.02)):
+        async with asyncio.timeout(DEADLINE_S):
+            # What was sealed before it began is published first.
+            await is_published.wait()
+            await pond.tell("thing:2")
+            await is_sealed.wait()
+        assert [head.seq for head in pond.heads.read(pond.org_id)] == [1, 2]
+    await stalling.close()
+    assert [head.seq for head in pond.heads.read(pond.org_id)] == [1, 2, 3]
+
+
 async def until_sealed(pond: Pond, count: int) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while len(await pond.seals()) < count:

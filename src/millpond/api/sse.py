@@ -47,6 +47,7 @@ class EventStream(Response):
     """Streams events until the final one; `open_from` opens the tail after a number.
 
     `ends_at` is when the caller's token ends, in seconds since the epoch; None where the database knows that alone.
+    `begins_at` is told at once as the id from which a client goes on that breaks off before the first event.
     """
 
     media_type = MEDIA_TYPE
@@ -61,6 +62,7 @@ class EventStream(Response):
         is_over: IsOver | None = None,
         ends_at: float | None = None,
         check_s: float = CHECK_S,
+        begins_at: str = "",
     ) -> None:
         super().__init__(None, 200, _HEADERS)
         del self.headers["content-length"]
@@ -71,6 +73,7 @@ class EventStream(Response):
         self._is_over = is_over
         self._ends_at = ends_at
         self._check_s = check_s
+        self._begins_at = begins_at
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream; returns when it is over for whatever reason."""
@@ -111,6 +114,9 @@ class EventStream(Response):
 
     async def _chunks(self) -> AsyncGenerator[bytes, None]:
         opening = b"retry: %d\n" % _RETRY_MS  # goes with the first event: alone it is none
+        if self._begins_at:
+            yield opening + b"id: %s\n\n" % self._begins_at.encode()
+            opening = b""
         events = self._events()
         upcoming = asyncio.ensure_future(anext(events, None))
         try:

@@ -27,6 +27,8 @@ _SQL = queries("feeds")
 _SCAN = 2000
 _BUSY_S = 0.1
 _IDLE_S = 1.0
+# While others' runs change and none of what is wanted, it is read again this seldom.
+_PACE_S = 0.5
 _PLACE = re.compile(r"(\d{1,20})-([0-9a-f]{32})-(\d{1,10})")
 
 
@@ -118,7 +120,7 @@ async def tail(
     db: Database, feed: Feed, org_id: int, after: Place, *, wanted: Wanted = ALL
 ) -> AsyncIterator[OrgEvent]:
     """Yield wanted events after a place, then live ones, for ever."""
-    wait_s = _BUSY_S
+    wait_s = pace_s = _BUSY_S
     with feed.subscribe_all() as woken:
         while True:
             woken.clear()
@@ -131,12 +133,13 @@ async def tail(
             if read.has_more:
                 continue
             wait_s = _BUSY_S if read.events else min(_IDLE_S, wait_s * 1.5)
+            pace_s = _BUSY_S if read.events else min(_PACE_S, pace_s * 1.5)
             try:
                 await asyncio.wait_for(woken.wait(), wait_s)
             except TimeoutError:
                 continue
             # Somebody's run changed, which in a busy house is always so.
-            await asyncio.sleep(max(0.0, _BUSY_S - (time.monotonic() - began)))
+            await asyncio.sleep(max(0.0, pace_s - (time.monotonic() - began)))
 
 
 def _place(row: Record) -> Place:

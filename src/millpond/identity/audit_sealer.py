@@ -78,6 +78,8 @@ class Sealer:
         self._poll_s = poll_s
         self._halted: str | None = None
         self._has_failed = False
+        # Logs of which a part may be sealed whose head is not published.
+        self._in_hand: set[int] = set()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Seal until `stop` is set, then once more.
@@ -102,6 +104,8 @@ class Sealer:
             await asyncio.gather(*tasks, return_exceptions=True)
         try:
             async with asyncio.timeout(_DRAIN_S):
+                for org_id in list(self._in_hand):
+                    await self._publish_log(org_id)
                 await self.seal_all()
         except (MillpondError, OSError) as error:  # a timeout is one of these
             _log.warning("audit.left_unsealed", reason=getattr(error, "code", type(error).__name__))
@@ -166,10 +170,12 @@ class Sealer:
 
     async def _seal_part(self, org_id: int) -> int:
         """Seal a part of what waits in one log, in one transaction, and publish its head; returns how many rows."""
+        self._in_hand.add(org_id)
         count, head = await self._seal_some(org_id)
         if count:
             assert head is not None
             await self._publish(head)
+        self._in_hand.discard(org_id)
         return count
 
     async def publish_all(self) -> int:

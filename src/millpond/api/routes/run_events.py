@@ -74,6 +74,7 @@ async def list_org_events(
             stopping=ports.stopping,
             is_over=caller.is_over,
             ends_at=caller.expires_at,
+            begins_at=str(place) if after == NOW else "",
         )
     place = await _place(caller, None, after)
     async with caller.org() as con:
