@@ -143,6 +143,7 @@ ENGINE = [
     "payloads",
     "columns",
     "duties",
+    "leasehold",
     "heartbeat",
 ]
 
