@@ -104,6 +104,8 @@ ENGINE = [
     "claim",
     "simulated",
     "simulating",
+    "crew",
+    "loads",
     "standing",
     "limiting",
     "rulebook",

@@ -187,6 +187,9 @@ class Worker:
                 version("millpond"),
                 orjson.dumps(self._labels).decode(),
             )
+            if self._slots.spill and not self._is_alone:
+                spill = orjson.dumps(self._slots.spill).decode()
+                await con.execute(_SQL["tell_spill"], self.worker_id, spill)
         pulse = heartbeat.Pulse.make()
         pulse.renew(sent + self._lease_s)
         self._leasehold = Leasehold(pulse)
