@@ -42,7 +42,7 @@ bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch i
 bench-long: setup-dev ## Measure features, row-level security, waiting runs, a deep backlog and steadiness (about an hour)
 	@$(BIN)/python -m benchmarks.compare --only features,rls,waiting,backlog,steadiness
 
-soak: setup-dev ## Kill and stop workers and Postgres for five minutes, hold a transaction for one: nothing lost, nothing repeated
+soak: setup-dev ## Kill and stop workers for a quarter of an hour: nothing lost, nothing repeated, no limit passed (MILLPOND_SOAK_S, MILLPOND_FLOOD_S)
 	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak tests/property tests/engine
 
 reference: setup-dev ## Write the tables of docs/ that follow from the code

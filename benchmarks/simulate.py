@@ -16,9 +16,10 @@ from pathlib import Path
 import orjson
 
 from benchmarks.figures import OUT
+from millpond.engine.loads import Load, Outcome, Work
 from millpond.engine.rules import Rule, Rules, parse_key
 from millpond.engine.simulated import Figures, OrgFigures, figures, waits
-from millpond.engine.simulating import Load, Outcome, Work, simulate
+from millpond.engine.simulating import simulate
 
 QUEUE = "default"
 PROVIDERS = 20

@@ -8,8 +8,18 @@ from typing import Any
 import pytest
 
 from millpond.cli import limit_replay
-from millpond.cli.replayed import Recording, changed, compare, read_remove, read_set, read_since
+from millpond.cli.replayed import (
+    Recording,
+    changed,
+    compare,
+    read_remove,
+    read_set,
+    read_since,
+    spills_of,
+)
+from millpond.cli.spills import SpillTexts
 from millpond.engine.rules import Rule
+from millpond.engine.spilling import Spill
 from millpond.errors import InvalidInput
 
 BEGAN = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -147,3 +157,53 @@ def test_orgs_share_what_a_limit_of_the_platform_lets_through():
     waits = {one["org"]: one for one in report["waits"]}
     assert waits["acme"]["after"]["max_s"] > 20
     assert waits["bolt"]["after"]["max_s"] < 7
+
+
+SURGE = [_run(0.0, 10.0) | {"queue": "llm"} for _ in range(12)]
+TWO = [{"default": 4, "llm": 1}, {"default": 4, "llm": 1}]
+
+
+def test_a_replay_helps_among_queues_as_each_live_worker_says() -> None:
+    told: list[Any] = [
+        {"helps": {"default": ["llm"]}, "keep": {}, "reserve": {}},
+        {"helps": {"default": ["llm"]}, "keep": {"default": 2}, "reserve": {}},
+    ]
+    spills = spills_of(SpillTexts(), TWO, told)
+    alone = compare(_recording(SURGE, [], workers=TWO))
+    helped = compare(_recording(SURGE, [], workers=TWO, spills=spills))
+    assert alone["waits"][0]["before"]["max_s"] == pytest.approx(50, abs=0.5)
+    # Of ten slots two are kept: eight go at once, the other four as these end.
+    assert helped["waits"][0]["before"]["max_s"] == pytest.approx(10, abs=0.5)
+    assert helped["spills"] == ["default helps llm", "default keeps 2 when it helps"]
+    assert alone["spills"] == []
+
+
+def test_a_replay_with_other_help_than_the_live_workers_give() -> None:
+    told: list[Any] = [{"helps": {}, "keep": {}, "reserve": {}}] * 2
+    spills = spills_of(SpillTexts(spill="default:llm", reserve="default:1"), TWO, told)
+    assert spills == [Spill(helps={"default": ["llm"]}, reserve={"default": 1})] * 2
+    helped = compare(_recording(SURGE, [], workers=TWO, spills=spills))
+    assert helped["waits"][0]["before"]["max_s"] == pytest.approx(10, abs=0.5)
+    assert spills_of(SpillTexts(), TWO) == [Spill()] * 2
+
+
+def test_a_queue_that_is_only_helped_needs_no_slots() -> None:
+    workers = [{"default": 4}]
+    spills = spills_of(SpillTexts(spill="default:llm"), workers)
+    report = compare(_recording(SURGE, [], workers=workers, spills=spills))
+    assert report["waits"][0]["before"]["never"] == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "param"),
+    [
+        (SpillTexts(spill="default"), "--spill"),
+        (SpillTexts(spill="sql:llm"), "--spill"),
+        (SpillTexts(spill="default:llm", keep="default:4"), "--spill-keep"),
+        (SpillTexts(reserve="llm:1"), "--reserve"),
+    ],
+)
+def test_help_that_no_worker_could_give_is_refused(texts: SpillTexts, param: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        spills_of(texts, TWO)
+    assert caught.value.param == param

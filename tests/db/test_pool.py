@@ -192,6 +192,16 @@ async def test_a_duty_may_limit_its_statements_on_the_server(engine_db: EngineDa
         assert await con.fetchval("show statement_timeout") == "30s"
 
 
+async def test_a_duty_that_is_idle_for_too_long_loses_its_locks(engine_db: EngineDatabase) -> None:
+    lock = "select pg_advisory_xact_lock(7)"
+    with pytest.raises(Transient):
+        async with engine_db.duty("test", idle_s=0.1) as con:
+            await con.execute(lock)
+            async with asyncio.timeout(2), engine_db.duty("other") as other:
+                await other.execute(lock)  # which waits until the first one is ended
+            await con.execute(lock)
+
+
 async def test_a_wrong_number_of_arguments_is_permanent(db: Database) -> None:
     with pytest.raises(Permanent, match="arguments"):
         async with db.globals() as con:

@@ -14,8 +14,9 @@ from millpond.engine.charges import EVERY_S, Charges
 from millpond.engine.charging import settle
 from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
+from millpond.engine.loads import Load, Work
 from millpond.engine.rules import Rule, Rules, parse_key
-from millpond.engine.simulating import Load, Work, simulate
+from millpond.engine.simulating import simulate
 from millpond.engine.submit import submit
 
 ONE, TWO = "provider:one", "provider:two"

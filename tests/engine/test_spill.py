@@ -130,6 +130,7 @@ async def test_a_queue_without_slots_of_its_own_is_served_by_what_helps_it(pond:
         async with pond.engine_db.duty("test") as con:
             (worker,) = await list_workers(con)
         assert worker.queues == {"default": 2, "sql": 0}
+        assert worker.spill == {"helps": HELPS, "keep": {}, "reserve": {}}
         async with pond.db.org(pond.org_id) as con:
             found = {one.name: one for one in await list_queues(con, pond.org_id)}
         assert (found["sql"].workers, found["sql"].slots) == (1, 0)

@@ -104,6 +104,8 @@ ENGINE = [
     "claim",
     "simulated",
     "simulating",
+    "crew",
+    "loads",
     "standing",
     "limiting",
     "rulebook",
@@ -143,6 +145,7 @@ ENGINE = [
     "payloads",
     "columns",
     "duties",
+    "leasehold",
     "heartbeat",
 ]
 

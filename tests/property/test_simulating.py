@@ -15,9 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.engine.charges import EVERY_S
+from millpond.engine.loads import Load, Outcome, Work
 from millpond.engine.rules import Kind, Rule, Rules, parse_key
 from millpond.engine.simulated import figures, jain, max_min, waits
-from millpond.engine.simulating import Load, Outcome, Work, simulate
+from millpond.engine.simulating import simulate
 from millpond.engine.spilling import Spill
 
 NOISY = Scene(orgs=60, runs=12_000, slots=16, workers=2, load=1.5, noisy=3, noise=30.0, seed=7)
@@ -378,7 +379,7 @@ def test_what_spills_is_served_to_its_end_in_the_slots_that_there_are(
     load: Load, rules: list[Rule], slots: list[int], spill: Spill
 ) -> None:
     workers = [{"default": one, "llm": one} for one in slots]
-    outcome = simulate(load, workers, rules=Rules.of(rules), spill=spill)
+    outcome = simulate(load, workers, rules=Rules.of(rules), spills=[spill] * len(workers))
     assert not any(math.isnan(start_s) for start_s in outcome.starts_s)
     assert _most_at_once(load, outcome, dict.fromkeys(load.works, True)) <= 2 * sum(slots)
     for queue in {"default", "llm"}.difference(*spill.helps.values()):
@@ -397,13 +398,27 @@ def test_a_surge_has_the_idle_slots_of_a_queue_that_helps_and_own_work_the_next_
         load.add(0.0, 10.0, 0)
     load.add(1.0, 10.0, 1)
     slots = [{"default": 6, "llm": 2}]
-    alone, helped = simulate(load, slots), simulate(load, slots, spill=Spill(helps=HELPS))
-    kept = simulate(load, slots, spill=Spill(helps=HELPS, keep={"default": 1}))
+    alone, helped = simulate(load, slots), simulate(load, slots, spills=[Spill(helps=HELPS)])
+    kept = simulate(load, slots, spills=[Spill(helps=HELPS, keep={"default": 1})])
     assert alone.until_s == pytest.approx(80, abs=0.5)
     assert helped.until_s == pytest.approx(30, abs=0.5)
     assert [out.starts_s[16] for out in (alone, helped, kept)] == pytest.approx(
         [1.0, 10.0, 1.0], abs=0.1
     )
+
+
+def test_each_worker_helps_and_keeps_as_it_says_itself() -> None:
+    """One of two workers lends its idle slots; what the other has idle stays so."""
+    surge = Work(org_id=1, queue="llm", capability="a@1")
+    load = _load([(0.0, 10.0, surge)] * 12)
+    slots = [{"default": 4, "llm": 1}, {"default": 4, "llm": 1}]
+    one = simulate(load, slots, spills=[Spill(helps=HELPS), Spill()])
+    both = simulate(
+        load, slots, spills=[Spill(helps=HELPS), Spill(helps=HELPS, keep={"default": 2})]
+    )
+    assert one.until_s == pytest.approx(20, abs=0.5)
+    assert sum(start_s < 1 for start_s in one.starts_s) == 6
+    assert sum(start_s < 1 for start_s in both.starts_s) == 8
 
 
 def test_an_org_alone_leaves_reserved_slots_to_one_that_comes() -> None:
@@ -417,7 +432,8 @@ def test_an_org_alone_leaves_reserved_slots_to_one_that_comes() -> None:
         load.add(0.0, 10.0, 0)
     load.add(1.0, 10.0, 1)
     slots = [{"default": 5}]
-    first, later = simulate(load, slots), simulate(load, slots, spill=Spill(reserve={"default": 1}))
+    first = simulate(load, slots)
+    later = simulate(load, slots, spills=[Spill(reserve={"default": 1})])
     assert [out.starts_s[20] for out in (first, later)] == pytest.approx([10.0, 1.0], abs=0.1)
     # While the other's run is in one slot, the last free one is kept for a third.
     assert later.until_s == pytest.approx(51, abs=0.5)

@@ -146,6 +146,18 @@ class WhyOut(BaseModel):
     )
 
 
+class SpillOut(BaseModel):
+    """What is said of a worker's slots beyond their number."""
+
+    helps: dict[str, list[str]] = Field(
+        description="Which other queues the idle slots of a queue help, in order."
+    )
+    keep: dict[str, int] = Field(description="Slots that stay free when a queue helps others.")
+    reserve: dict[str, int] = Field(
+        description="The last free slots of a queue, only for organizations not above their share."
+    )
+
+
 class WorkerOut(BaseModel):
     """A live worker process."""
 
@@ -158,6 +170,7 @@ class WorkerOut(BaseModel):
         description="Slots by queue; 0 for one that only idle slots of others help."
     )
     in_use: dict[str, int] = Field(description="Slots in use by queue, a second old at most.")
+    spill: SpillOut
     labels: dict[str, str]
     flows: list[str] = Field(description="The flow versions that it has, as `name@version`.")
     started_at: datetime

@@ -80,6 +80,7 @@ def worker_json(worker: WorkerView) -> dict[str, Any]:
         "release": worker.release,
         "queues": dict(worker.queues),
         "in_use": dict(worker.in_use),
+        "spill": {part: worker.spill.get(part, {}) for part in ("helps", "keep", "reserve")},
         "labels": worker.labels,
         "flows": worker.flows,
         "started_at": worker.started_at,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import SecretStr, ValidationError
 
 from millpond.cli.options import read_pairs
+from millpond.cli.spills import SpillTexts, read_counts, read_spill, words
 from millpond.engine.spilling import Spill
 from millpond.errors import InvalidInput
 from millpond.settings import Settings
@@ -98,12 +99,12 @@ def audit_heads_dir(settings: Settings) -> Path:
 
 def flow_modules(settings: Settings) -> list[str]:
     """Return the modules that register flows: Millpond's own, then the operator's."""
-    return [*BUILT_IN_FLOWS, *_words(settings.flows)]
+    return [*BUILT_IN_FLOWS, *words(settings.flows)]
 
 
 def queue_slots(settings: Settings) -> dict[str, int]:
     """Read `name:slots,…`; raises InvalidInput for an entry that is not that."""
-    slots = _counts(settings.queues, param="MILLPOND_QUEUES")
+    slots = read_counts(settings.queues, param="MILLPOND_QUEUES")
     if not slots:
         raise InvalidInput("a worker serves at least one queue", param="MILLPOND_QUEUES")
     return slots
@@ -111,59 +112,16 @@ def queue_slots(settings: Settings) -> dict[str, int]:
 
 def spill_of(settings: Settings, slots: Mapping[str, int]) -> Spill:
     """Read whom idle slots help, and what is kept and reserved; raises InvalidInput for what cannot be."""
-    helps: dict[str, list[str]] = {}
-    for word in _words(settings.spill):
-        name, _, text = word.partition(":")
-        helped = text.split("+")
-        if not name or not all(helped) or name in helped or len(helped) > len(set(helped)):
-            raise InvalidInput(
-                f"{word!r} is not `queue:helped+helped` with each of them once",
-                param="MILLPOND_SPILL",
-            )
-        if name in helps:
-            raise InvalidInput(f"queue {name} is named twice", param="MILLPOND_SPILL")
-        helps[name] = helped
-    keep = _counts(settings.spill_keep, param="MILLPOND_SPILL_KEEP")
-    reserve = _counts(settings.reserve, param="MILLPOND_RESERVE")
-    _check_slots(helps, slots, param="MILLPOND_SPILL")
-    _check_slots(keep, slots, param="MILLPOND_SPILL_KEEP", most=keep)
-    _check_slots(reserve, slots, param="MILLPOND_RESERVE", most=reserve)
-    return Spill(helps=helps, keep=keep, reserve=reserve)
-
-
-def _counts(text: str, *, param: str) -> dict[str, int]:
-    slots: dict[str, int] = {}
-    for word in _words(text):
-        name, _, count = word.partition(":")
-        if not name or not count.isdecimal() or int(count) < 1:
-            raise InvalidInput(f"{word!r} is not `queue:slots` with at least one slot", param=param)
-        slots[name] = int(count)
-    return slots
-
-
-def _check_slots(
-    named: Iterable[str],
-    slots: Mapping[str, int],
-    *,
-    param: str,
-    most: Mapping[str, int] | None = None,
-) -> None:
-    """Refuse queues without slots of their own, and more than all but one of the slots that a queue has."""
-    for queue in named:
-        if queue not in slots:
-            raise InvalidInput(
-                f"queue {queue} has no slots of its own (MILLPOND_QUEUES)", param=param
-            )
-        if most is not None and most[queue] >= slots[queue]:
-            raise InvalidInput(
-                f"queue {queue} has {slots[queue]} slots, and {most[queue]} of them leave none",
-                param=param,
-            )
+    names = ("MILLPOND_SPILL", "MILLPOND_SPILL_KEEP", "MILLPOND_RESERVE")
+    texts = SpillTexts(
+        spill=settings.spill, keep=settings.spill_keep, reserve=settings.reserve, names=names
+    )
+    return read_spill(texts, slots)
 
 
 def worker_labels(settings: Settings) -> dict[str, str]:
     """Read `name=value,…`; raises InvalidInput for an entry that is not that."""
-    return read_pairs(_words(settings.labels), param="MILLPOND_LABELS")
+    return read_pairs(words(settings.labels), param="MILLPOND_LABELS")
 
 
 def is_loopback(host: str) -> bool:
@@ -215,10 +173,6 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         named["MILLPOND_AUDIT_HEADS_DIR"] = str(settings.audit_heads_dir)
     environment.update({name: value for name, value in named.items() if value is not None})
     return environment
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def _needed(url: str | None, variable: str, role: str) -> str:

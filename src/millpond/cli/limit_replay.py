@@ -22,6 +22,7 @@ from millpond.types import NO_ORG, Json
 if TYPE_CHECKING:
     from millpond.cli.remote import Remote
     from millpond.cli.replayed import Recording
+    from millpond.cli.spills import SpillTexts
     from millpond.engine.rules import Rule
 
 MAX_RUNS = 200_000
@@ -51,6 +52,20 @@ Slots = Annotated[
         help="Slots of a queue; may stand several times. Unset: those of the live workers.",
     ),
 ]
+SpillTo = Annotated[
+    str,
+    typer.Option(
+        "--spill",
+        metavar="TEXT",
+        help="Whom idle slots help, in order: queue:helped+helped,… Unset: as the live workers do, of --slots nobody.",
+    ),
+]
+SpillKeep = Annotated[
+    str, typer.Option(metavar="TEXT", help="Slots that stay free when a queue helps: queue:slots,…")
+]
+Reserve = Annotated[
+    str, typer.Option(metavar="TEXT", help="Slots for orgs not above their share: queue:slots,…")
+]
 Everyone = Annotated[
     bool,
     typer.Option(
@@ -66,6 +81,7 @@ class Asked:
     since: datetime
     queue: str | None
     workers: Sequence[Mapping[str, int]] | None
+    spills: SpillTexts
     owner: int
     sets: Sequence[Rule]
     removes: Sequence[tuple[str, str]]
@@ -87,6 +103,9 @@ def simulate_limits(
     since: Annotated[str, typer.Option(help="How far back: 30m, 24h, 7d, 2w.")] = "24h",
     queue: Annotated[str | None, typer.Option(help="Only runs of this queue.")] = None,
     slots: Slots = None,
+    spill: SpillTo = "",
+    spill_keep: SpillKeep = "",
+    reserve: Reserve = "",
     everyone: Everyone = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -97,12 +116,14 @@ def simulate_limits(
     Runs arrive when they did and take as long as they took, whatever the limits; at most the newest 200,000.
     """
     from millpond.cli.replayed import OWN, compare, read_remove, read_set, read_since, read_slots
+    from millpond.cli.spills import SpillTexts
 
     owner = NO_ORG if everyone else OWN
     asked = Asked(
         since=datetime.now(UTC) - read_since(since),
         queue=queue,
         workers=read_slots(slots) if slots else None,
+        spills=SpillTexts(spill=spill, keep=spill_keep, reserve=reserve),
         owner=owner,
         sets=[read_set(one, owner) for one in sets or ()],
         removes=[read_remove(one) for one in removes or ()],
@@ -119,7 +140,7 @@ def simulate_limits(
 
 
 async def _fetch(remote: Remote, asked: Asked) -> Recording:
-    from millpond.cli.replayed import OWN, Recording, changed
+    from millpond.cli.replayed import OWN, Recording, changed, spills_of
 
     is_of_all = asked.owner == NO_ORG
     path = "/v1/platform/limits" if is_of_all else "/v1/limits"
@@ -128,10 +149,12 @@ async def _fetch(remote: Remote, asked: Asked) -> Recording:
     limits = (await remote.get(path))["data"]
     before = [_rule(one, asked.owner) for one in limits]
     after = changed(before, asked.sets, asked.removes, asked.owner)
-    workers = asked.workers
+    workers, told = asked.workers, list[Json]()
     if workers is None:
         live = (await remote.get("/v1/workers"))["data"]
-        workers = [one["queues"] for one in live if not one["is_draining"]]
+        there = [one for one in live if not one["is_draining"]]
+        workers, told = [one["queues"] for one in there], [one["spill"] for one in there]
+    spills = spills_of(asked.spills, workers, told)
     runs, is_cut = await _read(remote, f"{path}/recorded-runs", asked)
     if is_cut and is_of_all:
         raise InvalidInput(
@@ -146,6 +169,7 @@ async def _fetch(remote: Remote, asked: Asked) -> Recording:
         runs=runs,
         is_cut=is_cut,
         workers=workers,
+        spills=spills,
         before=[_of_org(one, orgs) for one in before],
         after=[_of_org(one, orgs) for one in after],
         orgs=orgs,
@@ -203,6 +227,8 @@ def _of_org(rule: Rule, orgs: Mapping[str | None, int]) -> Rule:
 def _print(report: Mapping[str, Any]) -> None:
     shown = ", ".join(f"{queue} {count}" for queue, count in sorted(report["slots"].items()))
     out().print(plain(f"{report['runs']:,} runs, replayed with slots: {shown}"))
+    if report["spills"]:
+        out().print(plain("; ".join(report["spills"])))
     if report["is_cut"]:
         more = f"There are more: only the newest {MAX_RUNS:,} are replayed."
         err().print(plain(more), style="dim")

@@ -9,14 +9,17 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
 from millpond.cli.options import read_pairs
+from millpond.cli.spills import SpillTexts, read_spill
+from millpond.engine.loads import Load, Outcome, Work
 from millpond.engine.rules import Rule, Rules, parse_key
 from millpond.engine.simulated import waits
-from millpond.engine.simulating import Load, Outcome, Work, simulate
+from millpond.engine.simulating import simulate
+from millpond.engine.spilling import Spill
 from millpond.errors import InvalidInput
 from millpond.types import NO_ORG, Json
 
@@ -31,7 +34,10 @@ _MOST = 2**31 - 1
 
 @dataclass(frozen=True, kw_only=True)
 class Recording:
-    """What was fetched: runs as the server tells of them, slots of each worker, limits before and after."""
+    """What was fetched: runs as the server tells of them, slots of each worker, limits before and after.
+
+    `spills` says of each worker, in their order, what is said of its slots beyond their number; empty: nothing of any.
+    """
 
     runs: Sequence[Json]
     is_cut: bool
@@ -39,6 +45,7 @@ class Recording:
     before: Sequence[Rule]
     after: Sequence[Rule]
     orgs: Mapping[str | None, int]
+    spills: Sequence[Spill] = field(default=())
 
     @property
     def is_of_all(self) -> bool:
@@ -100,6 +107,21 @@ def read_slots(pairs: list[str]) -> list[dict[str, int]]:
     return [slots]
 
 
+def spills_of(
+    texts: SpillTexts, workers: Sequence[Mapping[str, int]], told: Sequence[Json] = ()
+) -> list[Spill]:
+    """Return what is said of each worker's slots: what was written, else what live workers told of themselves.
+
+    Raises InvalidInput for what cannot be with the most slots that any of them has.
+    """
+    if told and not texts:
+        return [Spill(helps=one["helps"], keep=one["keep"], reserve=one["reserve"]) for one in told]
+    most: dict[str, int] = {}
+    for worker in workers:
+        most |= {queue: max(count, most.get(queue, 0)) for queue, count in worker.items() if count}
+    return [read_spill(texts, most)] * len(workers)
+
+
 def changed(
     limits: Sequence[Rule],
     sets: Sequence[Rule],
@@ -119,10 +141,10 @@ def compare(found: Recording) -> dict[str, Any]:
     """Replay runs with the limits before and after; returns what `--json` prints. Raises InvalidInput."""
     ordered = sorted(found.runs, key=_ready_at)
     load = load_of(ordered, found.orgs)
-    _check_queues(load, found.workers)
+    _check_queues(load, found.workers, found.spills)
     sides = {"before": found.before, "after": found.after}
     outcomes = {
-        name: simulate(load, found.workers, rules=Rules.of(limits))
+        name: simulate(load, found.workers, rules=Rules.of(limits), spills=found.spills)
         for name, limits in sides.items()
     }
     waits_s: dict[str, list[float]] = {"recorded": [_wait_s(run) for run in ordered]}
@@ -142,6 +164,7 @@ def compare(found: Recording) -> dict[str, Any]:
         "runs": len(load),
         "is_cut": found.is_cut,
         "slots": _slots(found.workers),
+        "spills": sorted({text for spill in found.spills for text in _told(spill)}),
         "waits": _by_group(load, groups, waits_s),
         "limits": _rooms(outcomes, names),
     }
@@ -167,8 +190,20 @@ def load_of(ordered: Sequence[Json], orgs: Mapping[str | None, int]) -> Load:
     return load
 
 
-def _check_queues(load: Load, workers: Sequence[Mapping[str, int]]) -> None:
+def _told(spill: Spill) -> list[str]:
+    """Say as a sentence's part what each queue does beyond serving itself."""
+    return [
+        *(f"{queue} helps {', '.join(helped)}" for queue, helped in spill.helps.items()),
+        *(f"{queue} keeps {count} when it helps" for queue, count in spill.keep.items()),
+        *(f"{queue} reserves {count}" for queue, count in spill.reserve.items()),
+    ]
+
+
+def _check_queues(
+    load: Load, workers: Sequence[Mapping[str, int]], spills: Sequence[Spill]
+) -> None:
     served = {queue for worker in workers for queue, count in worker.items() if count > 0}
+    served |= {queue for spill in spills for queue in spill.helped}
     missing = sorted({one.queue for one in load.works} - served)
     if missing:
         raise InvalidInput(

@@ -39,6 +39,23 @@ def stop_event(*, on_second: Callable[[], None] | None = None) -> Iterator[async
             loop.remove_signal_handler(number)
 
 
+@contextmanager
+def on_continue(go_on: Callable[[], None]) -> Iterator[None]:
+    """Call `go_on` first of all whenever this process goes on after it was stopped (SIGSTOP, SIGTSTP).
+
+    By a handler of Python's own and not of the loop's, which would call it after all that was ready then.
+    """
+    number = getattr(signal, "SIGCONT", None)
+    if number is None:
+        yield
+        return
+    before = signal.signal(number, lambda *_: go_on())
+    try:
+        yield
+    finally:
+        signal.signal(number, before)
+
+
 def end_with_parent(parent_fd: int | None, *, grace_s: float) -> None:
     """Watch a pipe that the parent holds open; when it closes, stop as by SIGTERM.
 

@@ -94,7 +94,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.cli.prune import keep
     from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
-    from millpond.cli.signals import stop_event
+    from millpond.cli.signals import on_continue, stop_event
     from millpond.cli.workers import alone_command
     from millpond.db.migrate import check_schema
     from millpond.db.pool import Database, EngineDatabase
@@ -143,6 +143,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             vault=vault,
             spill=spill_of(settings, slots),
         )
+        stack.enter_context(on_continue(made.go_on))
         await made.run(stop)
     if alone and not made.has_worked:
         raise typer.Exit(ExitCode.FAILED)

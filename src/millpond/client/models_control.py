@@ -192,6 +192,14 @@ class Queue(Answer):
     pauses: list[Pause] = Field(default_factory=list)
 
 
+class Spill(Answer):
+    """What is said of a worker's slots beyond their number: whom idle ones help, which are kept and reserved."""
+
+    helps: dict[str, list[str]] = Field(default_factory=dict)
+    keep: dict[str, int] = Field(default_factory=dict)
+    reserve: dict[str, int] = Field(default_factory=dict)
+
+
 class Worker(Answer):
     """A live worker process; `queues` and `in_use` count slots by queue."""
 
@@ -201,6 +209,7 @@ class Worker(Answer):
     release: str
     queues: dict[str, int] = Field(default_factory=dict)
     in_use: dict[str, int] = Field(default_factory=dict)
+    spill: Spill = Field(default_factory=Spill)
     labels: dict[str, str] = Field(default_factory=dict)
     flows: list[str] = Field(default_factory=list)
     started_at: datetime

@@ -137,11 +137,19 @@ class EngineDatabase(_Pool):
         )
         return cls(pool, probe)
 
-    def duty(self, name: str, *, durable: bool = True, limit_s: float | None = None) -> Block:
+    def duty(
+        self,
+        name: str,
+        *,
+        durable: bool = True,
+        limit_s: float | None = None,
+        idle_s: float | None = None,
+    ) -> Block:
         """Open a transaction for the engine duty `name` (a word: claim, commit, rescue …).
 
         `durable=False` lets the commit return before it is on disk. A statement that takes longer than
-        `limit_s` is ended by the server as Transient, also where this process was stopped meanwhile.
+        `limit_s` is ended by the server as Transient, also where this process was stopped meanwhile. With `idle_s` the
+        server ends it, and its connection, when so long nothing comes from here between two statements.
         """
         if not name.isidentifier():
             raise ValueError(f"a duty is one word, not {name!r}")
@@ -150,6 +158,8 @@ class EngineDatabase(_Pool):
             begin += "; set local synchronous_commit = off"
         if limit_s is not None:
             begin += f"; set local statement_timeout = {int(limit_s * 1000)}"
+        if idle_s is not None:
+            begin += f"; set local idle_in_transaction_session_timeout = {int(idle_s * 1000)}"
         return self._transaction(begin, name, is_engine=True)
 
     def statement(self, name: str) -> Block:

@@ -34,11 +34,13 @@ _FIRST_DEPTH = 16
 _DEEPEST = 512
 # So many items are read of all lanes together before less is read of each than one org alone might be due.
 _READ = 512
-# A worker stopped in the middle of a statement would keep the claim's lock, and with it every other claim.
+# A worker stopped in the middle of a claim keeps the claim's lock, and with it every other claim: within a statement
+# that waits for it so long, between two of them until its session is ended.
 _LIMIT_S = 3.0
+_IDLE_S = 1.0
 _END = 2**62
-# What a rate let go begins so soon after, or is admitted anew.
-_LATE_S = 0.25
+# What a rate let go begins so soon after, or is admitted anew: so that its call is at the other end within 250 ms.
+_LATE_S = 0.15
 # How a claim at once went: `claim_at_once` of the migrations.
 _GONE, _TOO_MUCH, _TAKEN = -1, 0, 1
 
@@ -195,7 +197,9 @@ class Claimer:
         orgs = {queue: min(slots, _MAX_ORGS) for queue, slots in most.items()}
         queues = list(orgs)
         limits = self.limits
-        async with self._database.duty("claim", durable=False, limit_s=_LIMIT_S) as con:
+        async with self._database.duty(
+            "claim", durable=False, limit_s=_LIMIT_S, idle_s=_IDLE_S
+        ) as con:
             if limits.is_on and not await limits.open(con, queues):
                 return None
             consumed, *rows = await con.fetch(

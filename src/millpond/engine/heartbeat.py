@@ -29,12 +29,16 @@ from millpond.db.queries import queries
 SILENT_S = 10.0
 GONE = 3  # exit status: the worker's session is no more
 
-_NUMBER, _LAYOUT = struct.Struct("d"), struct.Struct("dd")
+_NUMBER, _LAYOUT = struct.Struct("d"), struct.Struct("ddd")
+_GONE = -1.0
 _SQL = queries("maintenance")
 
 
 class Pulse:
-    """Shared memory from worker to heartbeat: last tick and first deadline, on CLOCK_MONOTONIC."""
+    """Shared memory of worker and heartbeat, on CLOCK_MONOTONIC.
+
+    The worker tells its last tick and first deadline, the heartbeat until when the leases surely stand.
+    """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
@@ -61,8 +65,25 @@ class Pulse:
 
     def read(self) -> tuple[float, float]:
         """Return last tick and first deadline; 0 means none."""
-        tick, deadline = _LAYOUT.unpack_from(self._map)
+        tick, deadline, _ = _LAYOUT.unpack_from(self._map)
         return float(tick), float(deadline)
+
+    @property
+    def sure_until(self) -> float:
+        """Until when the leases surely stand; below 0 they are known to be gone, as all of a session that is over."""
+        if self._map.closed:
+            return _GONE
+        (until,) = _NUMBER.unpack_from(self._map, 2 * _NUMBER.size)
+        return float(until)
+
+    def renew(self, until: float) -> None:
+        """Store until when the leases surely stand."""
+        if not self._map.closed:
+            _NUMBER.pack_into(self._map, 2 * _NUMBER.size, until)
+
+    def lose(self) -> None:
+        """Store that the leases are gone."""
+        self.renew(_GONE)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -159,8 +180,11 @@ async def _beat(orders: Orders) -> int:
                     command_timeout=3,
                     server_settings={"application_name": "millpond-heartbeat"},
                 )
+            sent = time.monotonic()
             if await con.fetchval(_SQL["beat"], worker_id, orders.lease_s) is None:
+                pulse.lose()
                 return GONE
+            pulse.renew(sent + orders.lease_s)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
             if con is not None:
                 con.terminate()

@@ -62,6 +62,7 @@ class Performer:
         self._under_way = scope.under_way
         self._timed = scope.timed
         self._throttling = scope.throttling
+        self._leasehold = scope.leasehold
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[None]] = set()
         # What tries used that were ended from outside; the attempt's end tells of it.
@@ -106,7 +107,9 @@ class Performer:
                 refused = await self.refusal(plan.key, plan.name, plan.permission)
                 if refused is not None:
                     await self._failed_try(plan, refused, tries, now() - began)
-            if plan.is_once:
+            if not self._leasehold.is_sure:
+                await self.own(self._leasehold.until_sure())
+            if plan.is_once:  # whose commit shows as well that the lease stands
                 await self._mark(plan, tries, now() - began)
             try:
                 result = await self._kept(plan, self._try(branch, plan, call, tries))

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Any
 
 import orjson
 
@@ -46,7 +47,10 @@ class QueueView:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerView:
-    """A live worker process; `queues` and `in_use` are slots by queue, the latter a second old at most."""
+    """A live worker process; `queues` and `in_use` are slots by queue, the latter a second old at most.
+
+    `spill` says whom idle ones help (`helps`), and which are kept (`keep`) and reserved (`reserve`), as `Spill` does.
+    """
 
     worker_id: uuid.UUID
     host: str
@@ -54,6 +58,7 @@ class WorkerView:
     release: str
     queues: Mapping[str, int]
     in_use: Mapping[str, int]
+    spill: Mapping[str, Any]
     labels: Json
     flows: list[str]
     started_at: datetime
@@ -102,6 +107,7 @@ async def list_workers(con: Connection) -> list[WorkerView]:
             release=row["release"],
             queues=orjson.loads(row["queues"]),
             in_use=orjson.loads(row["in_use"]),
+            spill=orjson.loads(row["spill"]),
             labels=orjson.loads(row["labels"]),
             flows=sorted(row["capabilities"]),
             started_at=row["started_at"],

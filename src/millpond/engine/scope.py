@@ -17,6 +17,7 @@ from millpond.db.pool import EngineDatabase
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
 from millpond.engine.hints import Hints
+from millpond.engine.leasehold import Leasehold
 from millpond.engine.placing import Placing
 from millpond.engine.plans import Plan
 from millpond.engine.rights import Asking
@@ -50,6 +51,7 @@ class Scope:
     asking: Asking = field(default_factory=lambda: Asking(None))
     mixed: Mixed = field(default_factory=Mixed)
     vault: Vault | None = None
+    leasehold: Leasehold = field(default_factory=Leasehold)
 
 
 @dataclass(eq=False, slots=True)

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isnan
 
+from millpond.engine.loads import Load, Outcome
 from millpond.engine.rules import RoomId
-from millpond.engine.simulating import Load, Outcome
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,73 +10,27 @@ from __future__ import annotations
 import heapq
 import uuid
 from array import array
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, nan
 
-from millpond.engine.admission import Lane, Share, Terms, admit
-from millpond.engine.charges import EVERY_S, Charges, Use
+from millpond.engine.admission import Lane, Share, admit
+from millpond.engine.charges import EVERY_S, Use
+from millpond.engine.crew import GATHER_S, Hand
 from millpond.engine.estimates import Estimates
 from millpond.engine.lanes import offset_us
-from millpond.engine.rules import RoomId, Rules
+from millpond.engine.loads import Load, Outcome, Work
+from millpond.engine.rules import Rules
 from millpond.engine.spilling import Spill
 from millpond.engine.standing import Line, Standing
 
-# As in the product: what a claim reads at most, and how soon a worker claims after a slot is free.
+# As in the product: what a claim reads at most, and how soon others look after work ended under which lanes stand.
 _MAX_ORGS = 256
 _MAX_LANES = 64
 _DEEPEST = 512
-_GATHER_S = 0.002
-_PATIENCE = 5
-_MANY = 32
 _PARKED_S = 0.1
 _NIL = (uuid.UUID(int=0),) * _DEEPEST
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
-    """What runs have in common that stand in one lane."""
-
-    org_id: int
-    queue: str
-    capability: str
-    keys: tuple[str, ...] = ()
-    priority: int = 0
-
-
-@dataclass(kw_only=True, slots=True)
-class Load:
-    """Runs in the order of their arrival, as columns: when, how long each takes, and its place in `works`."""
-
-    works: list[Work] = field(default_factory=list)
-    at_s: array[float] = field(default_factory=lambda: array("d"))
-    service_s: array[float] = field(default_factory=lambda: array("d"))
-    work: array[int] = field(default_factory=lambda: array("L"))
-
-    def __len__(self) -> int:
-        return len(self.at_s)
-
-    def add(self, at_s: float, service_s: float, work: int) -> None:
-        """Add a run that arrives not before those that were added."""
-        self.at_s.append(at_s)
-        self.service_s.append(service_s)
-        self.work.append(work)
-
-
-@dataclass(kw_only=True, slots=True)
-class Outcome:
-    """What became of a load: when each run began (nan: never), and how long rooms were full.
-
-    `until_s` is when the last run ended.
-    """
-
-    starts_s: array[float]
-    until_s: float = 0.0
-    claims: int = 0
-    full_s: dict[RoomId, float] = field(default_factory=dict)
-    most_in_use: dict[RoomId, int] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)
@@ -91,89 +45,34 @@ class _Share:
     lines: dict[int, Line] = field(default_factory=dict)
 
 
-@dataclass(eq=False, slots=True)
-class _Worker:
-    total: dict[str, int]
-    free: dict[str, int]
-    spill: Spill
-    backlogged: set[str] = field(default_factory=set)
-    estimates: Estimates = field(default_factory=Estimates)
-    charges: Charges = field(default_factory=Charges)
-    claim_s: float = inf
-
-    def claim_by(self, at_s: float) -> None:
-        self.claim_s = min(self.claim_s, at_s)
-
-    def wanted(self) -> dict[str, int]:
-        most = {queue: max(_MANY, -(-total // 2)) for queue, total in self.total.items()}
-        return {queue: min(free, most[queue]) for queue, free in self.free.items() if free > 0}
-
-    def freed(self, queue: str, now_s: float) -> None:
-        """Claim again soon where more was waiting than there was room for: the sooner, the more slots are free."""
-        if queue not in self.backlogged and not self.lends(queue):
-            return
-        free, total = self.free[queue], self.total[queue]
-        if 4 * free >= total:
-            self.claim_by(now_s)
-        else:
-            self.claim_by(now_s + _GATHER_S * (1 if _MANY * free >= total else _PATIENCE))
-
-    def lends(self, queue: str) -> bool:
-        """Whether a queue has slots to lend to others that may have more work than they have room for."""
-        helped = self.spill.helps.get(queue, ())
-        return self.has_idle(queue) and not self.backlogged.isdisjoint(helped)
-
-    def has_idle(self, queue: str) -> bool:
-        """Whether a queue has a slot to lend."""
-        return self.free[queue] > self.spill.kept(queue)
-
-    def has_slot(self, queue: str, reserved: int = 0) -> bool:
-        """Whether work of a queue may have a slot beyond what is reserved."""
-        return self.free.get(queue, 0) > reserved or any(
-            queue in helped and self.has_idle(helper) for helper, helped in self.spill.helps.items()
-        )
-
-    def note(
-        self, wanted: Mapping[str, int], terms: Terms, took: Sequence[tuple[str, str | None]]
-    ) -> None:
-        """Remember which queues had no more room and so may have more work waiting, as `slots` does."""
-        own = Counter([queue for queue, helper in took if helper is None])
-        lent = Counter([helper for _, helper in took if helper is not None])
-        for queue, slots in wanted.items():
-            if own[queue] < slots - terms.reserved.get(queue, 0):
-                self.backlogged.discard(queue)
-            else:
-                self.backlogged.add(queue)
-        for queue, helped in terms.helps.items():
-            if lent[queue] < wanted[queue] - own[queue] - terms.kept.get(queue, 0):
-                self.backlogged.difference_update(helped)
-            else:
-                self.backlogged.update(helped)
-
-
 def simulate(
     load: Load,
     workers: Sequence[Mapping[str, int]],
     *,
     rules: Rules | None = None,
     weights: Mapping[int, float] | None = None,
-    spill: Spill | None = None,
+    spills: Sequence[Spill] = (),
 ) -> Outcome:
-    """Let runs arrive and workers (slots by queue) serve them until nothing more can go."""
-    return _Simulation(load, workers, rules or Rules(), weights or {}, spill or Spill()).run()
+    """Let runs arrive and workers (slots by queue) serve them until nothing more can go.
+
+    `spills` says of each worker, in their order, whom its idle slots help and what is kept and reserved of them; empty:
+    nothing of any.
+    """
+    told = spills or [Spill()] * len(workers)
+    crew = [Hand.of(slots, spill) for slots, spill in zip(workers, told, strict=True)]
+    return _Simulation(load, crew, rules or Rules(), weights or {}).run()
 
 
 class _Simulation:
     def __init__(
         self,
         load: Load,
-        workers: Sequence[Mapping[str, int]],
+        crew: list[Hand],
         rules: Rules,
         weights: Mapping[int, float],
-        spill: Spill,
     ) -> None:
         self._load = load
-        self._workers = [_Worker(dict(slots), dict(slots), _of(spill, slots)) for slots in workers]
+        self._workers = crew
         self._rules = rules
         self._weights = weights
         self._standing = Standing(rules)
@@ -314,12 +213,12 @@ class _Simulation:
         self._standing.leave(line, self._now_s)
         worker.freed(queue, self._now_s)
         if self._standing.has_parked:
-            worker.claim_by(self._now_s + _GATHER_S)
+            worker.claim_by(self._now_s + GATHER_S)
             for other in self._workers:
                 if other is not worker and any(other.free.values()):
                     other.claim_by(self._now_s + _PARKED_S)
 
-    def _claim(self, worker: _Worker) -> None:
+    def _claim(self, worker: Hand) -> None:
         wanted = worker.wanted()
         if not wanted:
             return
@@ -352,7 +251,7 @@ class _Simulation:
         worker.note(wanted, terms, took)
         self._go_on(most)
 
-    def _read(self, worker: _Worker, wanted: Mapping[str, int]) -> list[tuple[_Share, Share]]:
+    def _read(self, worker: Hand, wanted: Mapping[str, int]) -> list[tuple[_Share, Share]]:
         """Take the orgs that come first out of their queues' orders, with the heads of their lanes."""
         read: list[tuple[_Share, Share]] = []
         for queue, slots in wanted.items():
@@ -391,7 +290,7 @@ class _Simulation:
             rooms=self._standing.rooms(line) if line.places else (),
         )
 
-    def _start(self, line: Line, worker: _Worker, nth_worker: int, queue: str) -> None:
+    def _start(self, line: Line, worker: Hand, nth_worker: int, queue: str) -> None:
         run = line.waiting.popleft()
         self._out.starts_s[run] = self._now_s
         worker.free[queue] -= 1
@@ -425,14 +324,5 @@ class _Simulation:
                         one.claim_by(self._now_s)
 
 
-def _of(spill: Spill, slots: Mapping[str, int]) -> Spill:
-    """Return what of it is about a worker's own slots."""
-    return Spill(
-        helps={queue: helped for queue, helped in spill.helps.items() if queue in slots},
-        keep=spill.keep,
-        reserve=spill.reserve,
-    )
-
-
-def _claim_s(worker: _Worker) -> float:
+def _claim_s(worker: Hand) -> float:
     return worker.claim_s

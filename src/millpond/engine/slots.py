@@ -107,12 +107,15 @@ class Slot:
 
 
 class Slots:
-    """Counts of one worker; `total` is slots by queue, `served` all queues whose work it takes, also with no slots."""
+    """Counts of one worker; `total` is slots by queue, `served` all queues whose work it takes, also with no slots.
+
+    `spill` is what an operator says of them beyond their number.
+    """
 
     def __init__(self, total: Mapping[str, int], spill: Spill | None = None) -> None:
-        self._spill = spill or Spill()
+        self.spill = spill or Spill()
         self.total = {queue: slots for queue, slots in total.items() if slots > 0}
-        self.served = served_slots(self.total, self._spill)
+        self.served = served_slots(self.total, self.spill)
         self._taken = dict.fromkeys(self.total, 0)
         self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
@@ -140,7 +143,7 @@ class Slots:
 
     def terms(self, wanted: Mapping[str, int]) -> Terms:
         """Return on what terms a claim for so many may fill them."""
-        return self._spill.terms({queue: self._free(queue) for queue in wanted}, wanted)
+        return self.spill.terms({queue: self._free(queue) for queue in wanted}, wanted)
 
     def _free(self, queue: str) -> int:
         total, taken = self.total[queue], self._taken[queue]
@@ -235,7 +238,7 @@ class Slots:
                 self._backlogged.update(helped)
         for queue, slots in wanted.items():
             # Slots that are reserved stay free; they are no reason to claim again.
-            least = 0 if own[queue] >= slots else self._spill.reserve.get(queue, 0)
+            least = 0 if own[queue] >= slots else self.spill.reserve.get(queue, 0)
             if self._lends(queue) or (queue in self._backlogged and self._free(queue) > least):
                 self._freed(queue)
 
@@ -244,10 +247,10 @@ class Slots:
         return queue in self._backlogged or self._lends(queue)
 
     def _lends(self, queue: str) -> bool:
-        helped = self._spill.helps.get(queue)
+        helped = self.spill.helps.get(queue)
         return (
             helped is not None
-            and self._free(queue) > self._spill.kept(queue)
+            and self._free(queue) > self.spill.kept(queue)
             and not self._backlogged.isdisjoint(helped)
         )
 

@@ -25,6 +25,10 @@ class Spill:
     keep: Mapping[str, int] = field(default_factory=dict)
     reserve: Mapping[str, int] = field(default_factory=dict)
 
+    def __bool__(self) -> bool:
+        """Whether anything is said of slots beyond their number."""
+        return bool(self.helps or self.keep or self.reserve)
+
     @property
     def helped(self) -> set[str]:
         """The queues that others help."""

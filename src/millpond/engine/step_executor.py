@@ -252,6 +252,8 @@ class _Performance:
     ) -> Any:
         attempt, limit, timed = self._attempt, None, None
         attempt.check()
+        if not self._scope.leasehold.is_sure:
+            await self._own(self._scope.leasehold.until_sure())
         self._trying = one.number
         if step.timeout_s is not None:
             timed = self._scope.timed.add(time.monotonic() + step.timeout_s)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import time
 import uuid
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from functools import partial
@@ -31,6 +32,7 @@ from millpond.engine.deltas import Deltas
 from millpond.engine.executor import execute
 from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
 from millpond.engine.launching import Launcher
+from millpond.engine.leasehold import Leasehold, cut_connections
 from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
@@ -111,6 +113,7 @@ class Worker:
         self.has_worked = False
         self._attempts: set[Attempt | StepAttempt] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._leasehold = Leasehold()
         self._lost = asyncio.Event()
         self._look = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -171,6 +174,7 @@ class Worker:
     async def _session(self, stop: asyncio.Event) -> None:
         """Work under one worker id until told to stop or until its session is gone."""
         self.worker_id = uuid.uuid4()
+        sent = time.monotonic()
         async with self._database.duty("register") as con:
             await con.execute(
                 _SQL["register_worker"],
@@ -183,7 +187,12 @@ class Worker:
                 version("millpond"),
                 orjson.dumps(self._labels).decode(),
             )
+            if self._slots.spill and not self._is_alone:
+                spill = orjson.dumps(self._slots.spill).decode()
+                await con.execute(_SQL["tell_spill"], self.worker_id, spill)
         pulse = heartbeat.Pulse.make()
+        pulse.renew(sent + self._lease_s)
+        self._leasehold = Leasehold(pulse)
         beat = await heartbeat.start(
             url=self._engine_url,
             worker_id=self.worker_id,
@@ -217,6 +226,7 @@ class Worker:
             asking=Asking(self._rights),
             vault=self._vault,
             timed=Deadlines(pulse.expect),
+            leasehold=self._leasehold,
         )
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.served)
         launcher = Launcher(
@@ -394,6 +404,21 @@ class Worker:
                 attempt.slot.give()
 
     # Hearing
+
+    def go_on(self) -> None:
+        """Hear, before anything else is executed, that this process goes on after it was stopped.
+
+        Where its leases may be somebody else's by now, nothing leaves it until that is known, and nothing of them then.
+        Called in a signal's handler, in the thread of the loop.
+        """
+        if self._leasehold.is_sure:
+            return
+        self._leasehold.hold(self._lease_s)
+        if self._leasehold.is_gone:
+            self._lost.set()
+            for attempt in list(self._attempts):
+                attempt.unwind("lost")
+            cut_connections()
 
     def _hear_wake(self, payload: str) -> None:
         if payload == "*" or not self._slots.served.keys().isdisjoint(payload.split(",")):

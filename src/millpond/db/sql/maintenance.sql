@@ -14,6 +14,10 @@ on conflict (flow, version) do update
 insert into worker (worker_id, host, pid, queues, capabilities, expires_at, release, labels)
 values ($1, $2, $3, $4, $5, clock_timestamp() + $6 * interval '1 second', $7, $8);
 
+-- name: tell_spill
+-- Tells whom a worker's idle slots help, and which of its slots are kept and reserved.
+update worker set spill = $2 where worker_id = $1;
+
 -- name: beat
 -- Renews a worker's leases, all at once.
 update worker set expires_at = clock_timestamp() + $2 * interval '1 second', beat_at = clock_timestamp()

@@ -41,6 +41,6 @@ group by 1, 2;
 
 -- name: workers
 -- Every worker with a live heartbeat, oldest first.
-select worker_id, host, pid, release, queues, labels, in_use, capabilities, started_at, draining as is_draining,
+select worker_id, host, pid, release, queues, labels, in_use, spill, capabilities, started_at, draining as is_draining,
        greatest(0, extract(epoch from clock_timestamp() - beat_at))::float8 as heartbeat_age_s
 from worker where expires_at > clock_timestamp() order by started_at, worker_id;
