@@ -27,7 +27,7 @@ async def read_by(con: Connection, limiter: Limiter, table: str) -> int:
         " from pg_stat_xact_user_tables where relname = $1"
     )
     before: int = await con.fetchval(read, table)
-    assert await limiter.open(con, ["default"])
+    assert await limiter.open(con, {"default": 8})
     after: int = await con.fetchval(read, table)
     return after - before
 
@@ -57,7 +57,7 @@ async def test_lanes_that_may_not_be_woken_are_not_walked(pond: Pond, case: str)
         )
     if case in ("paused", "waiting"):
         await hold(pond, pond.org_id)
-    limiter = Limiter(["echo@1"])
+    limiter = Limiter(["echo@1"], lambda _: 1.0)
     async with pond.engine_db.duty("test") as con:
         assert await read_by(con, limiter, "lane") < 600
 
@@ -76,9 +76,9 @@ async def test_a_claim_reads_what_was_changed_and_not_all_limits(
             "select limit_changed($1, 'model:m' || n, 'concurrency') from generate_series(1, 3000) n",
             pond.org_id,
         )
-    limiter = Limiter(["echo@1"])
+    limiter = Limiter(["echo@1"], lambda _: 1.0)
     async with pond.engine_db.duty("test") as con:
-        assert not await limiter.open(con, ["default"]), "so much is not read under the lock"
+        assert not await limiter.open(con, {"default": 8}), "so much is not read under the lock"
     await limiter.begin(pond.engine_db)
     await limit(pond.db, "model:m7", 70, org_id=pond.org_id)
     await limit(pond.db, "model:new", 5)
@@ -91,10 +91,10 @@ async def test_a_claim_reads_what_was_changed_and_not_all_limits(
 
 
 async def test_limits_that_were_removed_while_nobody_looked_are_none(pond: Pond) -> None:
-    limiter = Limiter(["echo@1"])
+    limiter = Limiter(["echo@1"], lambda _: 1.0)
     await limit(pond.db, KEY, 3)
     async with pond.engine_db.duty("test") as con:
-        assert await limiter.open(con, ["default"])
+        assert await limiter.open(con, {"default": 8})
     await unlimit(pond)
     async with pond.db.org(pond.org_id) as con:
         await con.execute(
@@ -103,7 +103,7 @@ async def test_limits_that_were_removed_while_nobody_looked_are_none(pond: Pond)
         )
     assert limiter.is_on
     async with pond.engine_db.duty("test") as con:
-        assert not await limiter.open(con, ["default"])
+        assert not await limiter.open(con, {"default": 8})
     await limiter.begin(pond.engine_db)
     assert not limiter.is_on
 

@@ -139,6 +139,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             rights=CurrentRights(engine),
             vault=vault,
             spill=spill_of(settings, slots),
+            lead_s=settings.interactive_lead_s,
         )
         await made.run(stop)
     if alone and not made.has_worked:

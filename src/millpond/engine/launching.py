@@ -61,7 +61,9 @@ class Launcher:
 
         The task ends when all of it is started and tells how much that was; it raises what is no MillpondError.
         """
-        slots = [self._slots.take(one.queue, one.helper) for one in reversed(claimed)]
+        slots = [
+            self._slots.take(one.queue, one.helper, one.crossings) for one in reversed(claimed)
+        ]
         self.leases.update(one.lease for one in claimed)
         self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")
         # Also where the task is ended before its first step, of which it knows nothing itself.

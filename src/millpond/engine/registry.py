@@ -28,6 +28,7 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.rules import check_keys
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
+from millpond.types import INTERACTIVE, STANDARD, Urgency
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -46,7 +47,8 @@ class Flow:
     it by API needs; None keeps the flow internal. `input` and `output` are adapters to and from JSON;
     `timeout_s` bounds the life of a run on the worker, per attempt; `deadline_s` the time from submit to
     the end, whatever the run does or waits for. `needs` are labels that a worker must have to run it;
-    `keys` are what its runs count on under limits, beside their org, queue and flow.
+    `keys` are what its runs count on under limits, beside their org, queue and flow. Of an interactive `urgency` are
+    flows for which somebody waits.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Flow:
     deadline_s: float | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    urgency: Urgency = STANDARD
 
     @property
     def capability(self) -> str:
@@ -178,6 +181,7 @@ def flow(
     on_failure: Callable[..., Awaitable[Any]] | None = None,
     needs: Mapping[str, str] | None = None,
     keys: Sequence[str] = (),
+    urgency: Urgency = STANDARD,
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
     """Register an async function `(ctx, input)` as a flow.
@@ -187,8 +191,12 @@ def flow(
     holds for runs started without one of their own. `input` and `output` are types that pydantic knows;
     left out, they are read from the function's annotations. `needs` are labels, such as
     `{"gpu": "true"}`, without which a worker does not run it. `keys`, such as `provider:openai`, are what
-    its runs count on under limits; their org, queue and flow they count on anyway.
+    its runs count on under limits; their org, queue and flow they count on anyway. Runs of an `urgency` of
+    `"interactive"`, for which somebody waits, go before others, up to a bound (docs/fairness.md).
     """
+
+    if urgency not in (STANDARD, INTERACTIVE):
+        raise InvalidInput(f"flow {name}: urgency is {STANDARD} or {INTERACTIVE}", param="urgency")
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
         hints = _hints(function)
@@ -214,6 +222,7 @@ def flow(
             deadline_s=deadline_s,
             needs=dict(needs or {}),
             keys=check_keys(keys),
+            urgency=urgency,
         )
         registry.add_flow(made)
         return made

@@ -34,6 +34,7 @@ class Slot:
     __slots__ = (
         "_began",
         "_capability",
+        "_crossings",
         "_queue",
         "_slots",
         "_use",
@@ -42,10 +43,13 @@ class Slot:
         "is_handed_over",
     )
 
-    def __init__(self, slots: Slots, queue: str, work_queue: str) -> None:
+    def __init__(
+        self, slots: Slots, queue: str, work_queue: str, crossings: tuple[str, ...] = ()
+    ) -> None:
         self._slots = slots
         self._queue = queue
         self._work_queue = work_queue
+        self._crossings = crossings
         self._capability = ""
         self._began: float | None = None
         self._used_s = 0.0
@@ -57,7 +61,9 @@ class Slot:
         self._capability = capability
         self._began = time.monotonic()
         estimate_s = self._slots.estimate_s(capability)
-        self._use = self._slots.charges.begin(org_id, self._work_queue, estimate_s, self._began)
+        self._use = self._slots.charges.begin(
+            org_id, self._work_queue, estimate_s, self._began, self._crossings
+        )
 
     def hand_over(self) -> None:
         """Let another attempt's code have it: of this attempt nothing is left but to store its end."""
@@ -134,9 +140,12 @@ class Slots:
         """Return the slots in use by queue, queues without any left out."""
         return {queue: taken for queue, taken in self._taken.items() if taken > 0}
 
-    def take(self, queue: str, helper: str | None = None) -> Slot:
-        """Count in an attempt at work of a queue, in a slot of its own or of the queue that helps it."""
-        slot = Slot(self, helper or queue, queue)
+    def take(self, queue: str, helper: str | None = None, crossings: tuple[str, ...] = ()) -> Slot:
+        """Count in an attempt at work of a queue, in a slot of its own or of the queue that helps it.
+
+        Its time is charged to its org in these rooms too.
+        """
+        slot = Slot(self, helper or queue, queue, crossings)
         self._taken[helper or queue] += 1
         return slot
 

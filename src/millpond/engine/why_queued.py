@@ -18,7 +18,7 @@ from millpond.engine.easing import at_us
 from millpond.engine.lanes import ALONE
 from millpond.engine.pauses import Pause, list_pauses
 from millpond.engine.registry import capability
-from millpond.types import NO_ORG, Json
+from millpond.types import INTERACTIVE, NO_ORG, STANDARD, Json, Urgency
 
 _SQL = queries("why")
 MAX_AHEAD = 1000
@@ -49,6 +49,7 @@ class Place:
     flow: str | None
     lane_id: int
     rank: int
+    urgency: Urgency = STANDARD
 
 
 def place_of_run(run: Record) -> Place:
@@ -60,6 +61,7 @@ def place_of_run(run: Record) -> Place:
         flow=run["flow"],
         lane_id=run["lane_id"],
         rank=run["rank"],
+        urgency=run["urgency"],
     )
 
 
@@ -207,11 +209,13 @@ async def _in_line(con: Connection, org_id: int, place: Place, able: Sequence[Re
     slots, in_use = sum(row["slots"] for row in able), sum(row["in_use"] for row in able)
     shown = f"{ahead}" if is_exact else f"more than {MAX_AHEAD}"
     use = f"{in_use} of {slots} slots are in use" if slots else "only idle slots of others help it"
+    of = " of interactive work" if place.urgency == INTERACTIVE else ""
     return Reason(
         kind="in_line",
-        text=f"It stands in line in queue {place.queue} with {shown} before it in its lane; {use}.",
+        text=f"It stands in line{of} in queue {place.queue} with {shown} before it in its lane; {use}.",
         facts={
             "queue": place.queue,
+            "urgency": place.urgency,
             "ahead": min(ahead, MAX_AHEAD),
             "is_exact": is_exact,
             "slots": slots,

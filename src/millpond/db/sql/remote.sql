@@ -2,7 +2,7 @@
 
 -- name: hold_run
 -- Locks the live row of a run under this lease, and tells what its steps inherit; one released from poison is careful with them.
-select r.keys, r.priority, i.lane_id & 2 = 2 and r.rerun_of is not null as is_careful
+select r.keys, r.priority, coalesce(r.urgency, 'standard') as urgency, i.lane_id & 2 = 2 and r.rerun_of is not null as is_careful
 from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
 where i.org_id = $1 and i.item_id = $2 and i.token = $3 for update of i;
 
