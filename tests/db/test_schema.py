@@ -31,6 +31,7 @@ GLOBAL_TABLES = {
     "limit_version",
     "limit_change",
     "room",
+    "crossing",
     "meter",
     "brake",
     "account",

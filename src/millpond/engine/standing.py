@@ -7,7 +7,7 @@ decided is decided by `counting`; a lane stands under one room at most, and coun
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -250,7 +250,7 @@ class Standing:
             clock_s = max(self._clocks.values(), default=0.0)
             crossed = self._crossed[room_id] = _Crossed(clock_s)
             for heap in parked.sleeping.values():
-                heap[:] = [(clock_s, *rest) for _, *rest in heap]
+                heap[:] = [(clock_s, org, lane, stamp) for _, org, lane, stamp in heap]
                 heapq.heapify(heap)
         return crossed
 
@@ -265,7 +265,7 @@ class Standing:
         """Yield the lanes to wake under a room that several queues need: those of the orgs that used it least."""
         woken = Counter({queue: min(parked.awake[queue], slots[queue]) for queue in slots})
         left = most - sum(woken.values())
-        ahead: Counter[int] = Counter()
+        ahead: defaultdict[int, float] = defaultdict(float)
 
         def at_s(org_id: int) -> float:
             stands = stands_s(crossed.clock_s, crossed.at_s.get(org_id), is_waiting=True)

@@ -5,8 +5,6 @@ Called by `claim`; what is decided by it is decided by `urgency`. Invariant: wit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from millpond.db.pool import Record
 from millpond.engine.urgency import Urgency
 
@@ -22,7 +20,7 @@ class Urgencies:
         self._owed: set[str] = set()
         self._owing: set[tuple[str, int]] = set()
 
-    def of(self, rows: Sequence[Record]) -> tuple[Sequence[Record], Urgency | None]:
+    def of(self, rows: list[Record]) -> tuple[list[Record], Urgency | None]:
         """Return the heads that a claim read, each lane once, and what is to be kept to of them.
 
         The last row tells the time where some are interactive; None where none is, or where the class is switched off.

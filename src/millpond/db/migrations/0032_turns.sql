@@ -31,6 +31,9 @@ create index lane_turn on lane (parked_on, org_id, queue, capability) where by_t
 
 alter table crossing_share enable row level security;
 alter table crossing_share force row level security;
+create policy org_scope on crossing_share to millpond_app
+  using (org_id = nullif(current_setting('millpond.org', true), '')::bigint)
+  with check (org_id = nullif(current_setting('millpond.org', true), '')::bigint);
 create policy engine_duty on crossing_share to millpond_engine using (true) with check (true);
 grant select, insert, update, delete on crossing, crossing_share to millpond_engine;
 
