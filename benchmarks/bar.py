@@ -67,6 +67,7 @@ NOISY_ALONE = "A's rate, without B"
 NOISY_KEPT = "A's rate with B over without"
 NOISY_LONG_P99 = "B's wait beside runs of 1 to 3 s, p99"
 NOISY_GAP = "long against short runs, difference over bound"
+AT_ONCE = "most at once over the limit, four processes"
 BLOCKED_RATE = "drain beside blocked lanes over drain without"
 BLOCKED_CLAIM = "claim p99, beside blocked lanes over without"
 BARE = "bare endpoint"
@@ -101,6 +102,7 @@ BARS = (
     Bar(suite="waiting", figure="drain beside waiting runs over drain without", bound=0.95),
     Bar(suite="rls", figure="with row-level security over without", bound=0.9),
     Bar(suite="scale", figure="two processes over one", bound=1.5),
+    Bar(suite="scale", figure=AT_ONCE, bound=1.0, side="most"),
     Bar(suite="features", figure="three keys, share of the plain rate", bound=0.8),
 )
 

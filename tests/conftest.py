@@ -49,7 +49,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes minutes: at the end it would keep one process busy and the others idle."""
+    """Begin with what takes longest: at the end it would keep one process busy and the others idle."""
     items.sort(key=lambda item: "test_fuzz" not in item.nodeid)
 
 

@@ -76,6 +76,16 @@ class Settings(BaseSettings):
         "weight; 0 lets it go as any other.",
         ge=0,
     )
+    limits: str | None = Field(
+        None,
+        description="Limits of the platform, with `;` or new lines between: `KEY concurrency=N` or "
+        "`KEY rate=N/SECONDS burst=N`. Set by each API process as it starts; empty: there are none any more. "
+        "Unset: nothing is changed.",
+    )
+    limits_file: Path | None = Field(
+        None,
+        description="File with limits of the platform, one on a line, beside those of `MILLPOND_LIMITS`.",
+    )
     processes: int = Field(
         1, description="How many worker processes to run, each with all the slots.", ge=1, le=256
     )

@@ -138,6 +138,11 @@ def test_limits_are_set_listed_and_removed(cli, cli_json):
     assert "there is no brake on model:mini" in cli("limits", "reset", "model:mini").output
     assert "org" in cli("limits", "saturation").stdout
     assert cli_json("limits", "saturation")["data"][0]["of"] == "org"
+    assert "full 1 min" in cli("limits", "saturation", "--starved-after", "5").stdout
+    everyone = cli_json("limits", "saturation", "--everyone")
+    assert {one["of"] for one in everyone["data"]} >= {"queue"}
+    assert "default" in cli("limits", "saturation", "--everyone", "--of", "queue").stdout
+    assert cli("limits", "saturation", "--of", "queue").exit_code != 0
     assert cli("limits", "set", "model:mini").exit_code != 0
     assert cli("limits", "remove", "model:mini", "--rate").stdout == "model:mini: removed\n"
     assert cli("limits", "remove", "model:mini").exit_code == 0

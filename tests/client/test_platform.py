@@ -57,7 +57,8 @@ async def test_limits_are_set_listed_and_removed(front: Front, pond: AsyncClient
     rate = await pond.limits.put("model:mini", 60, kind="rate", period_s=60.0, burst=5)
     assert [limit.id async for limit in pond.limits.list()] == [made.id, rate.id]
     assert [run.flow async for run in pond.limits.recorded_runs()] == []
-    assert "org" in {one.of async for one in pond.limits.saturation()}
+    assert "org" in {one.of async for one in pond.limits.saturation(starved_after_s=5)}
+    assert [one.of async for one in pond.platform.saturation(of="limit")] == []
     await pond.limits.delete("model:mini", kind="rate")
     await pond.limits.delete("model:mini")
     assert [limit.id async for limit in pond.limits.list()] == []

@@ -7,7 +7,6 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-import asyncpg
 import pytest
 from pydantic import BaseModel
 
@@ -18,6 +17,7 @@ from millpond.engine.submit import submit
 from millpond.engine.triggers import EventInput
 from millpond.engine.waits import resolve
 from millpond.errors import Forbidden
+from millpond.identity import organizations
 from millpond.types import Principal, Standing, new_id
 
 from .conftest import Pond
@@ -99,18 +99,15 @@ async def test_a_fixed_token_of_the_machine_decides_on_its_own_run(pond: Pond) -
     await decide(pond, await asked(pond, "ann"), "ann", is_fixed=True)
 
 
-async def test_the_policy_of_the_org_may_allow_it(pond: Pond, admin_url: str) -> None:
+async def test_the_policy_of_the_org_may_allow_it(pond: Pond) -> None:
     request_id = await asked(pond, "ann")
-    admin = await asyncpg.connect(admin_url)
-    await admin.execute(
-        "create table if not exists millpond.org_policy"
-        " (org_id bigint primary key, may_resolve_own boolean not null);"
-        "grant select on millpond.org_policy to millpond_app"
-    )
-    await admin.execute(
-        "insert into millpond.org_policy (org_id, may_resolve_own) values ($1, true)", pond.org_id
-    )
-    await admin.close()
+    owner = Principal(org_id=pond.org_id, subject=SUBJECTS["bob"], roles=frozenset({"owner"}))
+    for may in (False, True):
+        async with pond.db.org(pond.org_id) as con:
+            await organizations.change(con, owner, policy_changes={"may_resolve_own": may})
+        if not may:
+            with pytest.raises(Forbidden):
+                await decide(pond, request_id, "ann")
     await decide(pond, request_id, "ann")
 
 

@@ -64,6 +64,8 @@ async def pond(pond: Pond, ring: KeyRing) -> Pond:
 
 
 async def put(db: Database, ring: KeyRing, org_id: int, value: str, name: str = "stripe") -> None:
+    async with db.globals() as con:
+        await ring.current(con)  # as every process does at its start
     async with db.org(org_id) as con:
         await secret_store.put(con, ring, Principal(org_id=org_id, subject="user:t"), name, value)
 

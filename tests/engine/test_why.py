@@ -43,7 +43,11 @@ async def only(pond: Pond, run_id: uuid.UUID) -> Reason:
 
 
 async def register(
-    pond: Pond, queues: str = '{"default": 4}', able: str = "idle@1", in_use: str = "{}"
+    pond: Pond,
+    queues: str = '{"default": 4}',
+    able: str = "idle@1",
+    in_use: str = "{}",
+    told: str = "{}",
 ) -> uuid.UUID:
     """Stand for a live worker that claims nothing."""
     worker_id = uuid.uuid4()
@@ -52,7 +56,7 @@ async def register(
             queries("maintenance")["register_worker"],
             *(worker_id, "mill", 7, queues, [able], 600.0, "1", "{}"),
         )
-        await con.execute(queries("maintenance")["note_use"], worker_id, in_use)
+        await con.execute(queries("maintenance")["note_use"], worker_id, in_use, told)
     return worker_id
 
 
@@ -148,6 +152,9 @@ async def test_a_queued_run_tells_its_place_and_whether_slots_are_busy(pond: Pon
         "urgency": "standard",
         "ahead": 2,
         "is_exact": True,
+        "ahead_of_org": 2,
+        "ahead_of_all": 2,
+        "is_order_exact": True,
         "slots": 4,
         "in_use": 3,
     }

@@ -52,6 +52,8 @@ async def owner(admin_url: str) -> asyncpg.Connection:
 
 
 async def put(db: Database, ring: KeyRing, org_id: int, name: str, value: str) -> None:
+    async with db.globals() as con:
+        await ring.current(con)  # as every process does at its start
     async with db.org(org_id) as con:
         await secret_store.put(con, ring, Principal(org_id=org_id, subject="user:ann"), name, value)
 

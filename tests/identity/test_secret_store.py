@@ -30,6 +30,8 @@ select $1, secret_id, name, sealed, seal_key_id, created_by, changed_by from sec
 
 
 async def put(db: Database, org_id: int, name: str = "stripe", value: str = VALUE) -> uuid.UUID:
+    async with db.globals() as con:
+        await RING.current(con)  # as every process does at its start
     async with db.org(org_id) as con:
         made, _ = await secret_store.put(con, RING, ann(org_id), name, value)
     return made.secret_id

@@ -8,6 +8,7 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email import message_from_bytes, policy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,7 @@ from millpond.identity.addresses import parse_address
 from millpond.identity.mailing import Mail, Postman, delivering, post
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import Seal
-from millpond.integrations.mail import SmtpMailer, SmtpServer, message_of
+from millpond.integrations.mail import FileMailer, SmtpMailer, SmtpServer, message_of
 
 REFUSED = "nobody@example.org"
 
@@ -204,3 +205,16 @@ async def test_a_mailer_that_fails_unexpectedly_does_not_keep_other_mail(
             await post(con, seal, Mail(to=to, subject="s", text="t"), ttl_s=60)
     async with delivering(Postman(db, seal, Odd(), poll_s=0.01)):
         await asyncio.wait_for(sent.wait(), 20)
+
+
+async def test_a_link_in_mail_that_is_written_to_a_file_can_be_copied(tmp_path: Path) -> None:
+    link = f"https://pond.example/invitation#token=mpi_{'2' * 90}"
+    mail = Mail(to="ann@example.org", subject="Hello", text=f"Grüße. Open:\n\n{link}\n")
+    written = FileMailer(tmp_path / "mail.txt")
+    for _ in range(2):
+        await written.send(mail)
+    text = (tmp_path / "mail.txt").read_text(encoding="utf-8")
+    assert text.splitlines().count(link) == 2
+    assert text.count("\nTo: ann@example.org\n") == 2
+    assert "Grüße" in text
+    assert (tmp_path / "mail.txt").stat().st_mode & 0o077 == 0

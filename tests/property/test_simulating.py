@@ -432,9 +432,7 @@ def test_orgs_of_several_queues_share_a_key_by_worker_time(order: tuple[int, ...
     load = Load()
     for org in order:
         for queue, service_s in of[org]:
-            load.works.append(
-                Work(org_id=org, queue=queue, capability="f@1", keys=("provider:x",))
-            )
+            load.works.append(Work(org_id=org, queue=queue, capability="f@1", keys=("provider:x",)))
             for _ in range(round(size * until_s / service_s)):
                 load.add(0.0, service_s, len(load.works) - 1)
     slots = {load.works[0].queue: 8, "llm": 8, "sql": 8}

@@ -113,6 +113,8 @@ TOLD_OTHERWISE = {
     "POST /v1/auth/password-reset": "nothing has changed until the link is used",
     "POST /v1/auth/register": "nothing has changed until the link is used",
 }
+# What is done to a run, or by one, names it.
+OF_RUNS = ("run.", "runs.", "rerun.", "input.", "document.")
 ROUTES = [
     f"{method.upper()} {path}"
     for path, operations in DOCUMENT["paths"].items()
@@ -152,11 +154,15 @@ def test_every_action_is_documented_and_every_documented_action_is_written() -> 
 
 async def actions_of(world: World) -> dict[str, str]:
     rows = await world.owner.fetch(
-        """select audit_id, action, subject, address from audit where org_id = $1
-           union all select audit_id, action, subject, address from platform_audit""",
+        """select audit_id, action, subject, address, run_id from audit where org_id = $1
+           union all select audit_id, action, subject, address, null from platform_audit""",
         world.org_id,
     )
-    return {str(row["audit_id"]): f"{row['action']} by {row['subject']}" for row in rows}
+    return {
+        str(row["audit_id"]): f"{row['action']} by {row['subject']} from {row['address']}"
+        + (" in a run" if row["run_id"] is not None else "")
+        for row in rows
+    }
 
 
 async def done(bench: Bench, route: str) -> list[str]:
@@ -181,8 +187,12 @@ async def done(bench: Bench, route: str) -> list[str]:
 
 
 @pytest.mark.parametrize("route", ASKED)
-async def test_a_route_writes_its_row_naming_who_did_it(bench: Bench, route: str) -> None:
-    assert f"{TOLD[route][0]} by them" in await done(bench, route)
+async def test_a_route_writes_its_row_naming_who_did_it_from_where_and_in_which_run(
+    bench: Bench, route: str
+) -> None:
+    action = TOLD[route][0]
+    where = " in a run" if action.startswith(OF_RUNS) else ""
+    assert f"{action} by them from 127.0.0.1{where}" in await done(bench, route)
 
 
 @pytest.mark.parametrize("route", QUIET)

@@ -128,6 +128,16 @@ async def test_no_statement_without_its_where_touches_another_org(
         "update account set is_operator = true",
         "update account set password_hash = 'x'",
         "insert into account (user_id, email, name, is_operator) values (gen_random_uuid(), 'x@x.example', 'x', true)",
+        "insert into platform_limit (key, kind, maximum, set_by) values ('org:*', 'concurrency', 0, 'user:x')",
+        "update platform_limit set maximum = 0",
+        "delete from platform_limit",
+        "insert into declared_limit select 'settings', '', key, kind, maximum from platform_limit",
+        "update declared_limit set maximum = 0",
+        "delete from declared_limit",
+        "insert into signing_key values ('x', 'EdDSA', '{}', 'x', 'x')",
+        "update signing_key set retired_at = now()",
+        "insert into seal_key (key_id, is_current) values ('x', false)",
+        "update seal_key set is_current = false",
     ],
 )
 async def test_an_orgs_transaction_changes_nothing_of_the_platform(

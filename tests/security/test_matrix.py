@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tests.security.conftest import World, weakest_without
 from tests.security.things import FACTORIES, SOME_ID, Bench, Wish
 
 from millpond.api.auth import PUBLIC, SIGNED_IN, Requires
+from millpond.identity.passport import ORG_HEADER
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "openapi.json"
 DOCUMENT = json.loads(GOLDEN.read_text(encoding="utf-8"))
@@ -143,8 +145,11 @@ async def _asked_by_who_was_signed_out(
 
 
 async def _asked_from_elsewhere(world: World, method: str, path: str, wish: Wish) -> None:
-    """Ask as the owner of another org: a thing named is unknown, and nothing of it is shown."""
+    """Ask as the owner of another org: a thing named is unknown, and nothing of it is shown, whatever org is named."""
     stranger = await world.owner_of(world.other_id)
+    there = replace(wish, headers={**wish.headers, ORG_HEADER: world.slugs[world.org_id]})
+    refused = await asked(stranger, method, path, there)
+    assert (refused.status_code, refused.json()["code"]) == (403, "org_forbidden")
     answer = await asked(stranger, method, path, wish)
     for secret in wish.makes:
         assert secret not in answer.text

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from tests.security.conftest import World
@@ -26,6 +27,36 @@ def properties(method: str, path: str) -> set[str] | None:
     if "$ref" in schema:
         schema = DOCUMENT["components"]["schemas"][schema["$ref"].rsplit("/", 1)[1]]
     return set(schema.get("properties", {}))
+
+
+def objects(schema: dict[str, Any], place: str, found: dict[str, bool]) -> None:
+    """Find every object with named fields in the schema of a body, and whether it refuses others."""
+    if "$ref" in schema:
+        place = schema["$ref"].rsplit("/", 1)[1]
+        if place in found:
+            return
+        schema = DOCUMENT["components"]["schemas"][place]
+    if "properties" in schema:
+        found[place] = schema.get("additionalProperties") is False
+    inner = {f"{place}.{name}": one for name, one in schema.get("properties", {}).items()}
+    for word in ("items", "additionalProperties"):
+        if isinstance(schema.get(word), dict):
+            inner[f"{place} {word}"] = schema[word]
+    for word in ("anyOf", "allOf", "oneOf"):
+        inner |= {f"{place} {word} {nth}": one for nth, one in enumerate(schema.get(word, ()))}
+    for name, one in inner.items():
+        objects(one, name, found)
+
+
+def test_no_object_in_a_body_takes_fields_that_it_does_not_name() -> None:
+    """Also those inside others, such as the runs of a batch, or an organization's policy."""
+    found: dict[str, bool] = {}
+    for path, operations in DOCUMENT["paths"].items():
+        for method, operation in operations.items():
+            for kind, content in operation.get("requestBody", {}).get("content", {}).items():
+                objects(content.get("schema", {}), f"{method} {path} {kind}", found)
+    assert len(found) > 40
+    assert [place for place, refuses in found.items() if not refuses] == []
 
 
 WITH_BODY = [(m, p) for m, p in ROUTES if properties(m, p) is not None]

@@ -42,14 +42,19 @@ async def end_of(world: World, caller: Client, change: Change) -> Any:
     return json.loads(words[-1].data)["reason"]
 
 
+CHECKED_EVERY_S = (sse.EventStream.__init__.__kwdefaults__ or {})["check_s"]
+
+
+def often(monkeypatch: pytest.MonkeyPatch, check_s: float) -> None:
+    """Let streams ask so often."""
+    defaults = {**(sse.EventStream.__init__.__kwdefaults__ or {}), "check_s": check_s}
+    monkeypatch.setattr(sse.EventStream.__init__, "__kwdefaults__", defaults)
+
+
 @pytest.fixture(autouse=True)
-def often(monkeypatch: pytest.MonkeyPatch) -> None:
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask every 50 ms, so that a test need not wait for the period."""
-    monkeypatch.setattr(
-        sse.EventStream.__init__,
-        "__kwdefaults__",
-        {**(sse.EventStream.__init__.__kwdefaults__ or {}), "check_s": 0.05},
-    )
+    often(monkeypatch, 0.05)
 
 
 @pytest.mark.parametrize(
@@ -111,5 +116,35 @@ def test_the_last_word_has_no_number_that_a_client_could_resume_from() -> None:
     assert not any(line.startswith(b"id") for line in sse.closed("token_stale").splitlines())
 
 
-async def test_a_stream_ends_with_its_token(world: World) -> None:
-    assert await last_word(world, await world.member("viewer"), "", ttl_s=1) == "token_expired"
+@pytest.mark.parametrize("check_s", [0.05, 3600])
+async def test_a_stream_ends_with_its_token(
+    world: World, monkeypatch: pytest.MonkeyPatch, check_s: float
+) -> None:
+    """At its end, not when it would be asked about next."""
+    often(monkeypatch, check_s)
+    assert await last_word(world, await world.member("viewer"), "", ttl_s=3) == "token_expired"
+
+
+@pytest.mark.parametrize("change", ["", "update membership set version = version + 1"])
+async def test_the_feed_of_all_runs_ends_so_too(
+    world: World, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    often(monkeypatch, 0.05 if change else 3600)
+    person = await world.member("viewer")
+    caller = await world.front.client(token=world.token(person, 600 if change else 3))
+    await world.front.publish("echo")
+    owner = await world.owner_of(world.org_id)
+    words = []
+    async with asyncio.timeout(30), caller.sse("/v1/run-events") as source:
+        await owner.post("/v1/runs", json={"flow": "echo"})
+        async for message in source:
+            words.append(message)
+            if message.event == "run.queued" and change:
+                await world.owner.execute(change)
+    assert [one.event for one in words] == ["run.queued", "closed"]
+    reason = json.loads(words[-1].data)["reason"]
+    assert reason == ("token_stale" if change else "token_expired")
+
+
+def test_streams_ask_every_five_seconds_unless_a_test_says_otherwise() -> None:
+    assert CHECKED_EVERY_S == sse.CHECK_S == 5

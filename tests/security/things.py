@@ -262,6 +262,12 @@ async def saturation(at: Bench) -> Wish:
     return Wish(makes=(f'"{slug}"',), also=frozenset({"queues:read"}))
 
 
+@thing("GET /v1/platform/limits/saturation")
+async def platform_saturation(at: Bench) -> Wish:
+    await queued(at)
+    return Wish(makes=(f'"org {at.world.slugs[at.world.org_id]}"',))
+
+
 @thing("GET /v1/limits/recorded-runs")
 async def recorded_runs(at: Bench) -> Wish:
     run = await waiting(at, "fail", _fail, "run.failed")

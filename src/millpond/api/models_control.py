@@ -108,6 +108,30 @@ class WhyReason(BaseModel):
     )
 
 
+class EstimateOut(BaseModel):
+    """When a run can be expected to start, or to go on, and on what basis."""
+
+    in_s: float | None = Field(description="In so many seconds; null where that is not known.")
+    is_least: bool = Field(description="Not before that, and perhaps later.")
+    basis: Literal[
+        "free_slot",
+        "pace",
+        "slots",
+        "limit",
+        "timer",
+        "running",
+        "paused",
+        "no_worker",
+        "full",
+        "human",
+        "signal",
+        "child",
+        "blocked",
+        "unknown",
+    ] = Field(description="What it is reckoned from, or why it is not known.")
+    text: str = Field(description="The same for people.")
+
+
 class WhyOut(BaseModel):
     """Why a run does not run, or since when it does."""
 
@@ -117,6 +141,9 @@ class WhyOut(BaseModel):
     text: str = Field(description="The reasons as one line.")
     deadline_at: datetime | None
     reasons: list[WhyReason]
+    estimate: EstimateOut | None = Field(
+        description="When it starts or goes on; null for a run that runs or is over."
+    )
 
 
 class WorkerOut(BaseModel):

@@ -40,6 +40,19 @@ class PutLimit(BaseModel):
     )
 
 
+Source = Literal["api", "settings", "code"]
+
+
+class OverriddenLimit(BaseModel):
+    """What settings or code declare, and another limit of its key and kind stands above."""
+
+    source: Source
+    set_by: str = Field(description="Which host's settings, or which flow.")
+    maximum: int
+    period_s: float | None
+    burst: int | None
+
+
 class LimitOut(BaseModel):
     """A limit on a key."""
 
@@ -54,9 +67,16 @@ class LimitOut(BaseModel):
         description="Set by an operator; the organization cannot change it."
     )
     set_by: str = Field(
-        description="Who set it last; `operator` where that is not the organization's."
+        description="Who set it last; where that is not the organization's, `operator`, `settings` or `code`."
     )
     set_at: datetime
+    source: Source = Field(
+        description="Set by a request, declared by the installation's settings, or by the code of a flow: each stands "
+        "above those after it."
+    )
+    overrides: list[OverriddenLimit] = Field(
+        description="What it stands above, what would hold without it first; shown to operators."
+    )
     factor: float = Field(
         description="Which part of it is allowed now: less than 1 while its key cools down or recovers."
     )
@@ -110,6 +130,42 @@ class SaturationOut(BaseModel):
     )
     is_waiting_exact: bool = Field(description="False: at least so many wait.")
     oldest_s: float | None = Field(description="For how long the oldest of them has been ready.")
+    is_starved: bool = Field(description="Whether that is longer than `starved_after_s`.")
+    full_minute: float | None = Field(
+        description="For what part of the last minute it was full: a limit without a place, a queue without a free "
+        "slot while work waited, an organization with work under a full limit. Null where no worker looked."
+    )
+    full_hour: float | None = Field(description="The same of the last hour.")
+
+
+class PlatformSaturationOut(BaseModel):
+    """How full one thing is, over all organizations, and what waits for room there."""
+
+    id: str
+    object: Literal["platform_saturation"]
+    of: Literal["org", "queue", "limit"]
+    name: str = Field(
+        description="The slug, the queue, or the key that the limit counts: with `*` where callers alone gave it."
+    )
+    limit: str | None = Field(description="The limit's key, which may be a pattern.")
+    kind: Literal["concurrency", "rate"] | None
+    keys: int = Field(
+        description="How many keys stand behind the name; of their places those of the fullest are told."
+    )
+    orgs: int | None = Field(description="Of how many organizations work waits; null for a limit.")
+    in_use: int | None = Field(description="Places or slots taken; null for a rate.")
+    maximum: int | None = Field(description="How many there are; null where nothing limits.")
+    is_exact: bool = Field(description="False: as workers last told it.")
+    until: datetime | None = Field(description="Of a rate: when it lets the next one go.")
+    waiting: int = Field(description="Work items that are ready and have no room.")
+    is_waiting_exact: bool = Field(description="False: at least so many wait.")
+    oldest_s: float | None = Field(description="For how long the oldest of them has been ready.")
+    is_starved: bool = Field(description="Whether that is longer than `starved_after_s`.")
+    full_minute: float | None = Field(
+        description="For what part of the last minute it was full, the fullest of its keys; "
+        "null where no worker looked."
+    )
+    full_hour: float | None = Field(description="The same of the last hour.")
 
 
 class RecordedRun(BaseModel):

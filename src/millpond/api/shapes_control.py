@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from millpond.engine.ordering import Estimate, shown
 from millpond.engine.pauses import Pause
 from millpond.engine.queues import WorkerView
 from millpond.engine.why import Reason, Why
@@ -49,6 +50,16 @@ def why_json(why: Why) -> dict[str, Any]:
         "text": why.text,
         "deadline_at": why.deadline_at,
         "reasons": [_reason_json(reason) for reason in why.reasons],
+        "estimate": None if why.estimate is None else _estimate_json(why.estimate),
+    }
+
+
+def _estimate_json(estimate: Estimate) -> dict[str, Any]:
+    return {
+        "in_s": None if estimate.in_s is None else round(estimate.in_s, 2),
+        "is_least": estimate.is_least,
+        "basis": estimate.basis,
+        "text": shown(estimate),
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -43,7 +44,10 @@ IsOver = Callable[[], Awaitable[str | None]]
 
 
 class EventStream(Response):
-    """Streams events until the final one; `open_from` opens the tail after a number."""
+    """Streams events until the final one; `open_from` opens the tail after a number.
+
+    `ends_at` is when the caller's token ends, in seconds since the epoch; None where the database knows that alone.
+    """
 
     media_type = MEDIA_TYPE
 
@@ -55,6 +59,7 @@ class EventStream(Response):
         stopping: asyncio.Event,
         keep_alive_s: float = KEEP_ALIVE_S,
         is_over: IsOver | None = None,
+        ends_at: float | None = None,
         check_s: float = CHECK_S,
     ) -> None:
         super().__init__(None, 200, _HEADERS)
@@ -64,6 +69,7 @@ class EventStream(Response):
         self._stopping = stopping
         self._keep_alive_s = keep_alive_s
         self._is_over = is_over
+        self._ends_at = ends_at
         self._check_s = check_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -87,9 +93,15 @@ class EventStream(Response):
     async def _watch(self) -> str:
         """Return why the caller may see no more, once that is so."""
         while True:
-            await asyncio.sleep(self._check_s)
+            await asyncio.sleep(self._pause_s())
             if self._is_over is not None and (why := await self._is_over()) is not None:
                 return why
+
+    def _pause_s(self) -> float:
+        """Return how long not to ask: no longer than until the caller's token ends."""
+        if self._ends_at is None:
+            return self._check_s
+        return min(self._check_s, max(self._ends_at - time.time(), 0.0))
 
     async def _pump(self, send: Send) -> None:
         chunks = self._chunks()

@@ -207,6 +207,10 @@ def child_environment(settings: Settings, databases: Databases) -> dict[str, str
         "MILLPOND_IDEMPOTENCY_HOURS": str(settings.idempotency_hours),
         "MILLPOND_INBOUND_EVENT_DAYS": str(settings.inbound_event_days),
     }
+    if settings.limits is not None:
+        named["MILLPOND_LIMITS"] = settings.limits
+    if settings.limits_file is not None:
+        named["MILLPOND_LIMITS_FILE"] = str(settings.limits_file)
     if settings.audit_heads_dir is not None:
         named["MILLPOND_AUDIT_HEADS_DIR"] = str(settings.audit_heads_dir)
     environment.update({name: value for name, value in named.items() if value is not None})

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 import typer
 
-from millpond.cli import limit_replay
+from millpond.cli import limit_replay, saturation
 from millpond.cli.call import call
 from millpond.cli.options import DEFAULT_URL, AsJson, Token, Url
 from millpond.cli.output import out, plain, print_json, print_table
@@ -18,6 +18,7 @@ from millpond.types import Json
 
 app = typer.Typer(no_args_is_help=True, help="Limits on keys: how much at once, or how often.")
 limit_replay.add_to(app)
+saturation.add_to(app)
 
 Key = Annotated[
     str,
@@ -44,39 +45,16 @@ def list_limits(
         print_json(page)
         return
     rows = [
-        [one["key"], _shown(one), "platform" if one["is_of_platform"] else "own", one["set_by"]]
+        [
+            one["key"],
+            _shown(one),
+            "platform" if one["is_of_platform"] else "own",
+            _source(one),
+            one["set_by"],
+        ]
         for one in page["data"]
     ]
-    print_table(["key", "limit", "of", "set by"], rows, empty="Nothing is limited.")
-
-
-@app.command("saturation")
-def show_saturation(as_json: AsJson = False, url: Url = DEFAULT_URL, token: Token = None) -> None:
-    """Show how full the organization, its queues and the limits on its work are, and what waits for room there."""
-    page = call(url, token, lambda remote: remote.get("/v1/limits/saturation"))
-    if as_json:
-        print_json(page)
-        return
-    print_table(
-        ["of", "name", "limit", "in use", "own", "waiting", "oldest"],
-        [_saturation(one) for one in page["data"]],
-        empty="Nothing is there.",
-    )
-    if page["has_more"]:
-        out().print("There are more limits; these have most waiting.")
-
-
-def _saturation(one: Json) -> list[str]:
-    about = "" if one["is_exact"] else "about "
-    used = "" if one["in_use"] is None else f"{about}{one['in_use']}"
-    if one["of"] == "limit" and one["kind"] == "rate":
-        used = f"next at {one['until']}" if one["until"] else "has room"
-    elif one["maximum"] is not None:
-        used = f"{used} of {one['maximum']}"
-    limit = "" if one["limit"] is None else f"{one['kind']} {one['limit']}"
-    waiting = f"{one['waiting']}{'' if one['is_waiting_exact'] else ' or more'}"
-    oldest = "" if one["oldest_s"] is None else f"{one['oldest_s']:.0f} s"
-    return [one["of"], one["name"], limit, used, str(one["own"]), waiting, oldest]
+    print_table(["key", "limit", "of", "from", "set by"], rows, empty="Nothing is limited.")
 
 
 @app.command("set")
@@ -170,8 +148,20 @@ def _path(*, everyone: bool) -> str:
     return "/v1/platform/limits" if everyone else "/v1/limits"
 
 
+def _source(limit: Json) -> str:
+    """Return where a limit comes from, and what it stands above."""
+    below = [
+        f"{one['source']}: {_size(one | {'kind': limit['kind']})}" for one in limit["overrides"]
+    ]
+    return f"{limit['source']} (above {', '.join(below)})" if below else str(limit["source"])
+
+
 def _shown(limit: Json) -> str:
     now = "" if limit["factor"] >= 1 else f" ({limit['factor']:.0%} of it now)"
+    return f"{_size(limit)}{now}"
+
+
+def _size(limit: Json) -> str:
     if limit["kind"] == "concurrency":
-        return f"{limit['maximum']} at once{now}"
-    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once{now}"
+        return f"{limit['maximum']} at once"
+    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once"

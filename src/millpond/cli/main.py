@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from millpond.cli import (
+    accounts,
     audit,
     catalog,
     doctor,
@@ -93,7 +94,7 @@ app.add_typer(issuers.app, name="issuers")
 app.add_typer(secrets.app, name="secrets")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")
-for name, group in {**org.GROUPS, **orgs.GROUPS}.items():
+for name, group in {**accounts.GROUPS, **org.GROUPS, **orgs.GROUPS}.items():
     app.add_typer(group, name=name)
 app.add_typer(plans.plans, name="plans")
 app.add_typer(plans.prices, name="prices")

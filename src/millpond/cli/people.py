@@ -8,6 +8,7 @@ from __future__ import annotations
 import structlog
 
 from millpond.cli.config import is_loopback
+from millpond.cli.mail_shown import ShowingMailer
 from millpond.db.pool import Database
 from millpond.errors import InvalidInput
 from millpond.identity.invitations import Mail
@@ -52,8 +53,11 @@ def public_url(settings: Settings) -> str:
     return settings.public_url or f"http://{settings.host}:{settings.port}"
 
 
-def open_mailer(settings: Settings) -> Mailer | None:
-    """Return how mail goes out, or None, with a warning, when nothing is set."""
+def open_mailer(settings: Settings, *, show_links: bool = False) -> Mailer | None:
+    """Return how mail goes out, or None, with a warning, when nothing is set.
+
+    With `show_links`, links in mail that is written to a file are shown on the terminal too, where there is one.
+    """
     url = settings.smtp_url.get_secret_value() if settings.smtp_url is not None else ""
     if url:
         if "@" not in settings.mail_from:
@@ -65,6 +69,7 @@ def open_mailer(settings: Settings) -> Mailer | None:
                 "mail is written to a file only behind a loopback address",
                 param="MILLPOND_MAIL_FILE",
             )
-        return FileMailer(settings.mail_file)
+        mailer = FileMailer(settings.mail_file)
+        return ShowingMailer(mailer) if show_links else mailer
     _log.warning("mail.not_set", advice="set MILLPOND_SMTP_URL, or nobody can reset a password")
     return None

@@ -28,6 +28,7 @@ from millpond.cli.config import (
 )
 from millpond.cli.devtoken import DevToken, mint_dev_token
 from millpond.cli.key_ring import open_ring
+from millpond.cli.limit_settings import read_limits
 from millpond.cli.listening import address, listen
 from millpond.cli.remote import Remote
 from millpond.cli.running import forget_running, note_running
@@ -81,13 +82,19 @@ class Platform:
 
 @asynccontextmanager
 async def platform(
-    settings: Settings, *, stop: asyncio.Event, log_file: IO[bytes] | None = None
+    settings: Settings,
+    *,
+    stop: asyncio.Event,
+    log_file: IO[bytes] | None = None,
+    show_links: bool = False,
 ) -> AsyncIterator[Platform]:
     """Start everything; yield once the API answers and a worker is there, or `stop` is set.
 
+    With `show_links`, links in mail that is written to a file are shown where stdout is a terminal.
     The end comes with the block's: API (no new work), workers (they drain), Postgres.
     """
     queue_slots(settings)
+    read_limits(settings)
     external = external_databases(settings)
     _refuse_exposed(settings, is_embedded=external is None)
     async with contextlib.AsyncExitStack() as stack:
@@ -96,6 +103,8 @@ async def platform(
             made = await _prepare(settings, external, stack, log_file)
         else:
             made = await _prepare_embedded(settings, stack, log_file)
+            if show_links:
+                made.api.arguments = [*made.api.arguments, "--show-links"]
         await made.supervisor.start(made.api)
         for worker in made.workers:
             await made.supervisor.start(worker)
@@ -116,7 +125,11 @@ async def _prepare_embedded(
         _log.info("migrated", revisions=applied)
     made = await _prepare(settings, databases, stack, log_file)
     made.server = server
-    made.api.environment = {**made.api.environment, **_local_mail(settings, made.url)}
+    made.api.environment = {
+        **made.api.environment,
+        **_local_mail(settings, made.url),
+        **_only_limits(settings),
+    }
     made.token = await mint_dev_token(settings, databases)
     note_running(settings.data_dir, made.url, databases)
     stack.callback(forget_running, settings.data_dir)
@@ -129,6 +142,12 @@ def _local_mail(settings: Settings, url: str) -> dict[str, str]:
     if settings.smtp_url is None:
         named["MILLPOND_MAIL_FILE"] = str(settings.mail_file or settings.data_dir / MAIL_FILE)
     return named
+
+
+def _only_limits(settings: Settings) -> dict[str, str]:
+    """Return what takes away limits of earlier settings, where these have none: nobody else has a say here."""
+    is_unset = settings.limits is None and settings.limits_file is None
+    return {"MILLPOND_LIMITS": ""} if is_unset else {}
 
 
 async def _prepare(

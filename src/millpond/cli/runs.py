@@ -300,6 +300,8 @@ def why(
     out().print(plain(f"run {run_id} is {answer['state']}"))
     for reason in answer["reasons"]:
         out().print(plain(f"{reason['kind']}: {reason['text']}"), soft_wrap=True)
+    if answer["estimate"]:
+        out().print(plain(answer["estimate"]["text"]), soft_wrap=True)
     if answer["deadline_at"]:
         out().print(plain(f"It has to be over by {answer['deadline_at']}."))
 

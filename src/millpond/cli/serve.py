@@ -37,6 +37,7 @@ def api(
     data_dir: DataDir = None,
     socket_fd: Annotated[int | None, typer.Option("--socket-fd", hidden=True)] = None,
     parent_fd: ParentFd = None,
+    show_links: Annotated[bool, typer.Option("--show-links", hidden=True)] = False,
 ) -> None:
     """Run the HTTP API alone, on MILLPOND_DATABASE_URL."""
     from millpond.cli.config import read_settings
@@ -47,10 +48,10 @@ def api(
     settings = read_settings(host=host, port=port, data_dir=data_dir)
     configure_logging(settings.log_level, process="api")
     end_with_parent(parent_fd, grace_s=_CLOSE_S + 2)
-    run_loop(_serve(settings, socket_fd))
+    run_loop(_serve(settings, socket_fd, show_links=show_links))
 
 
-async def _serve(settings: Settings, socket_fd: int | None) -> None:
+async def _serve(settings: Settings, socket_fd: int | None, *, show_links: bool) -> None:
     """Open what the API works with, serve until told to stop, close everything."""
     from millpond.api.server import ApiServer
     from millpond.cli.running import find_databases
@@ -61,7 +62,7 @@ async def _serve(settings: Settings, socket_fd: int | None) -> None:
     async with contextlib.AsyncExitStack() as stack:
         stop = stack.enter_context(stop_event())
         await check_schema(databases.app)
-        app = await _compose(settings, databases, stack)
+        app = await _compose(settings, databases, stack, show_links=show_links)
         listener = stack.enter_context(await _listen(settings, socket_fd))
         proxies = [one.strip() for one in settings.trusted_proxies.split(",") if one.strip()]
         server = ApiServer(app, grace_s=_CLOSE_S, trusted_proxies=proxies)
@@ -69,12 +70,17 @@ async def _serve(settings: Settings, socket_fd: int | None) -> None:
 
 
 async def _compose(
-    settings: Settings, databases: Databases, stack: contextlib.AsyncExitStack
+    settings: Settings,
+    databases: Databases,
+    stack: contextlib.AsyncExitStack,
+    *,
+    show_links: bool,
 ) -> FastAPI:
     """Connect and return the app; `stack` closes the connections again."""
     from millpond.api.app import create_app
     from millpond.cli.config import audit_heads_dir
     from millpond.cli.key_ring import open_ring
+    from millpond.cli.limit_settings import declare_settings, read_limits
     from millpond.cli.people import open_invitations, open_mailer, open_people
     from millpond.cli.resources import open_egress, open_knowledge
     from millpond.db.migrate import check_schema
@@ -95,10 +101,12 @@ async def _compose(
     from millpond.identity.seating import Seating
     from millpond.identity.tokens import Keyring
 
+    limits = read_limits(settings)
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
     stack.push_async_callback(db.close)
     hints = await Hints.connect(databases.app_listen)
     stack.push_async_callback(hints.close)
+    await declare_settings(db, hints, limits)
     feed = await Feed.connect(databases.app_listen)
     stack.push_async_callback(feed.close)
     ring = await open_ring(settings, db)
@@ -107,7 +115,7 @@ async def _compose(
     )
     people = open_people(settings, db, keyring, ring)
     stack.callback(people.passwords.close)
-    postman = Postman(db, ring, open_mailer(settings))
+    postman = Postman(db, ring, open_mailer(settings, show_links=show_links))
     await stack.enter_async_context(delivering(postman))
     heads = Heads(audit_heads_dir(settings))
     await stack.enter_async_context(sealing(Sealer(db, ring, heads)))

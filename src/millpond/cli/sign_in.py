@@ -20,21 +20,24 @@ from millpond.types import Json
 if TYPE_CHECKING:
     from millpond.cli.kept import Kept, SessionFile
 
+PasswordStdin = Annotated[
+    bool, typer.Option("--password-stdin", help="Read the password from standard input.")
+]
+AllowHttp = Annotated[
+    bool, typer.Option("--allow-http", help="Send the password without TLS to another machine.")
+]
+
 
 def login(
     email: Annotated[
         str | None, typer.Argument(help="Your address. Unset: asked for.", show_default=False)
     ] = None,
-    password_stdin: Annotated[
-        bool, typer.Option("--password-stdin", help="Read the password from standard input.")
-    ] = False,
+    password_stdin: PasswordStdin = False,
     org: Annotated[
         str | None,
         typer.Option(help="Organization to work in, as by `millpond org use`.", show_default=False),
     ] = None,
-    allow_http: Annotated[
-        bool, typer.Option("--allow-http", help="Send the password without TLS to another machine.")
-    ] = False,
+    allow_http: AllowHttp = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
 ) -> None:
@@ -44,9 +47,9 @@ def login(
     from millpond.errors import MillpondError
 
     file = SessionFile(url)
-    _check_is_private(file.url, allow_http=allow_http)
+    check_is_private(file.url, allow_http=allow_http)
     who = email or typer.prompt("email", err=True)
-    body = {"email": who, "password": _password(password_stdin)}
+    body = {"email": who, "password": read_password(password_stdin)}
     answer = ask(file.url, "sign-in", body)
     try:
         chosen = None if org is None else place_of(answer["organizations"], org)["slug"]
@@ -141,14 +144,16 @@ def place_of(places: list[Json], wanted: str) -> Json:
     raise InvalidInput(f"You are not in {wanted!r}; your organizations: {names}.", param="--org")
 
 
-def _password(is_stdin: bool) -> str:
+def read_password(is_stdin: bool, what: str = "password", *, is_new: bool = False) -> str:
+    """Return a password, asked for or as the next line of standard input; a new one is asked for twice."""
     if is_stdin:
         return sys.stdin.readline().rstrip("\r\n")
-    given: str = typer.prompt("password", hide_input=True, err=True)
+    given: str = typer.prompt(what, hide_input=True, err=True, confirmation_prompt=is_new)
     return given
 
 
-def _check_is_private(url: str, *, allow_http: bool) -> None:
+def check_is_private(url: str, *, allow_http: bool) -> None:
+    """Raise InvalidInput where a password would cross a network in the clear, and that was not said."""
     from millpond.cli.remote import is_this_machine
     from millpond.errors import InvalidInput
 

@@ -1,6 +1,7 @@
 """`millpond up`: the whole platform on one machine, until it is told to stop.
 
-Called by `main`. Invariant: a token is printed to a terminal only; elsewhere the 0600 file is named.
+Called by `main`. Invariant: a token, and links in mail, are printed to a terminal only; elsewhere they are in 0600
+files.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ async def _up(settings: Settings, *, as_json: bool) -> None:
 
     with stop_event(on_second=kill) as stop:
         progress(f"starting on {settings.data_dir}")
-        async with platform(settings, stop=stop) as made:
+        async with platform(settings, stop=stop, show_links=not as_json) as made:
             running.append(made)
             if not stop.is_set():
                 _banner(made, as_json=as_json)

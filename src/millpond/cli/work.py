@@ -90,6 +90,7 @@ def worker(
 async def _work(settings: Settings, name: str, *, alone: bool) -> None:
     from millpond.cli.config import queue_slots, spill_of, worker_labels
     from millpond.cli.key_ring import open_ring
+    from millpond.cli.limit_settings import declare_code
     from millpond.cli.prune import keep
     from millpond.cli.resources import open_step_resources
     from millpond.cli.running import find_databases
@@ -117,6 +118,8 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
         vault = Vault(app, await open_ring(settings, app))
         hints = await Hints.connect(databases.app_listen)
         stack.push_async_callback(hints.close)
+        if not alone:
+            await declare_code(app, hints, flows)
         engine = await EngineDatabase.connect(engine_url)
         stack.push_async_callback(engine.close)
         made = Worker(

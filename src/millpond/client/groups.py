@@ -289,6 +289,7 @@ class Platform(Group[Kind]):
     brakes = listing(limits.list_platform_brakes)
     release = method(limits.delete_platform_brake)
     recorded_runs = listing(limits.list_platform_recorded_runs)
+    saturation = listing(limits.list_platform_saturation)
     limits = listing(limits.list_platform_limits)
     operators = listing(platform.list_operators)
     add_operator = method(platform.add_operator)

@@ -26,8 +26,21 @@ class Pause(Answer):
     paused_at: datetime
 
 
+class OverriddenLimit(Answer):
+    """What settings or code declare, and another limit of its key and kind stands above."""
+
+    source: str
+    set_by: str
+    maximum: int
+    period_s: float | None = None
+    burst: int | None = None
+
+
 class Limit(Answer):
-    """A limit on a key: `maximum` at once, or (a `rate`) per `period_s` with up to `burst` at once."""
+    """A limit on a key: `maximum` at once, or (a `rate`) per `period_s` with up to `burst` at once.
+
+    `source` is `api`, `settings` or `code`; `overrides`, what it stands above, are shown to operators.
+    """
 
     id: str
     key: str
@@ -38,6 +51,8 @@ class Limit(Answer):
     is_of_platform: bool = False
     set_by: str = ""
     set_at: datetime
+    source: str = "api"
+    overrides: list[OverriddenLimit] = Field(default_factory=list)
     factor: float = 1.0
 
 
@@ -64,6 +79,7 @@ class Saturation(Answer):
     """How full an org, a queue or what a limit counts is, and what of the org's work waits for room there.
 
     `own` of `in_use` places are the org's. Without `is_exact` as it was told last, or at least so many.
+    `full_minute` and `full_hour` are for what part of that time it was full, None where no worker looked.
     """
 
     id: str
@@ -80,6 +96,35 @@ class Saturation(Answer):
     waiting: int
     is_waiting_exact: bool
     oldest_s: float | None = None
+    is_starved: bool = False
+    full_minute: float | None = None
+    full_hour: float | None = None
+
+
+class PlatformSaturation(Answer):
+    """How full a queue, a limit of the platform or an org is over all orgs, and what waits there.
+
+    `keys` of one limit may stand behind a name; of their places those of the fullest are told. `orgs` is of how
+    many work waits.
+    """
+
+    id: str
+    of: str
+    name: str
+    limit: str | None = None
+    kind: str | None = None
+    keys: int = 1
+    orgs: int | None = None
+    in_use: int | None = None
+    maximum: int | None = None
+    is_exact: bool
+    until: datetime | None = None
+    waiting: int
+    is_waiting_exact: bool
+    oldest_s: float | None = None
+    is_starved: bool = False
+    full_minute: float | None = None
+    full_hour: float | None = None
 
 
 class RecordedRun(Answer):
@@ -177,6 +222,18 @@ class WhyReason(Answer):
         return dict(self.model_extra or {})
 
 
+class WhyEstimate(Answer):
+    """When a run starts or goes on: `in_s` is None where that is not known, `basis` says from what, or why not.
+
+    `is_least`: not before that, and perhaps later. `text` is for people.
+    """
+
+    in_s: float | None = None
+    is_least: bool = False
+    basis: str
+    text: str
+
+
 class Why(Answer):
     """Why a run does not run, or since when it does; `text` is for people."""
 
@@ -185,3 +242,4 @@ class Why(Answer):
     text: str
     deadline_at: datetime | None = None
     reasons: list[WhyReason] = Field(default_factory=list)
+    estimate: WhyEstimate | None = None

@@ -1,7 +1,8 @@
 """Ceilings: limits as people set them, and how full they are for whoever asks why a run waits.
 
-Called by the API in a transaction of the caller, and by `why` in a snapshot; the caller commits, then hints the queues.
-Invariants: an org sets limits on its own work only; a change is read by the next claim; reading takes no lock.
+Called by the API in a transaction of the caller, by `declaring`, and by `why` in a snapshot; the caller commits, then
+hints the queues. Invariants: an org sets limits on its own work only; of the platform's, what an operator set stands
+above what is declared; a change is read by the next claim; reading takes no lock.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
@@ -34,15 +36,30 @@ from millpond.types import NO_ORG
 _SQL = queries("ceilings")
 MAX_LIMITS = 1000
 MAX_HOLDERS = 20
+Source = Literal["api", "settings", "code"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overridden:
+    """What settings or code declare, and another limit of the same key and kind stands above."""
+
+    source: Source
+    set_by: str
+    rule: Rule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
-    """A limit with who set it; `owner` is 0 for the platform's."""
+    """A limit with who set it and where; `owner` is 0 for the platform's.
+
+    `overrides` are what it stands above, what goes first there first; told to operators only.
+    """
 
     rule: Rule
     set_by: str
     set_at: datetime
+    source: Source = "api"
+    overrides: Sequence[Overridden] = ()
 
     @property
     def is_of_platform(self) -> bool:
@@ -54,8 +71,9 @@ class Limit:
 class Full:
     """A limit without room for a work item: `in_use` of `maximum`, or (a rate, a brake) none before `until`.
 
-    `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other
-    orgs count there too. Not `is_exact`: as the claim saw it when it last parked work there.
+    `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other orgs count
+    there too. Not `is_exact`: as the claim saw it when it last parked work there. `held` is the org's work that
+    has places there: of which capability each is, and since how many seconds workers have it.
     """
 
     rule: Rule
@@ -64,11 +82,12 @@ class Full:
     until: datetime | None = None
     holders: Sequence[uuid.UUID] = ()
     is_exact: bool = True
+    held: Sequence[tuple[str, float]] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Held:
-    in_use: dict[RoomId, int] = field(default_factory=dict)
+    work: dict[RoomId, list[tuple[str, float]]] = field(default_factory=dict)
     holders: dict[RoomId, list[uuid.UUID]] = field(default_factory=dict)
 
 
@@ -80,8 +99,16 @@ async def list_limits(con: Connection, org_id: int) -> list[Limit]:
 
 
 async def list_platform_limits(con: Connection) -> list[Limit]:
-    """Return what the platform limits, by key."""
-    return [_limit(row, NO_ORG) for row in await con.fetch(_SQL["platform"], None)]
+    """Return what the platform limits, by key, with what each stands above."""
+    below: dict[tuple[str, str], list[Overridden]] = {}
+    for row in await con.fetch(_SQL["declared"]):
+        one = Overridden(source=row["source"], set_by=row["set_by"], rule=_rule(row, NO_ORG))
+        below.setdefault((row["key"], row["kind"]), []).append(one)
+    found = []
+    for row in await con.fetch(_SQL["platform"], None):
+        declared = below.get((row["key"], row["kind"]), [])
+        found.append(_limit(row, NO_ORG, declared if row["source"] == "api" else declared[1:]))
+    return found
 
 
 async def set_limit(con: Connection, org_id: int, rule: Rule, subject: str) -> Limit:
@@ -89,10 +116,12 @@ async def set_limit(con: Connection, org_id: int, rule: Rule, subject: str) -> L
 
     An org names itself by its slug, or only what of its work it limits.
     """
-    rule = _checked(rule)
+    rule = check_rule(rule)
     values = (rule.key, rule.kind, rule.maximum, rule.period_s, rule.burst, subject)
     if org_id == NO_ORG:
-        await con.execute(_SQL["put_platform"], *values, await _named_org(con, rule.key))
+        of_org = await named_org(con, rule.key)
+        await lock_platform(con)
+        await con.execute(_SQL["put_platform"], *values, of_org)
     else:
         await _check_own(con, org_id, rule)
         await con.execute(_SQL["put_own"], org_id, *values)
@@ -106,16 +135,32 @@ async def set_limit(con: Connection, org_id: int, rule: Rule, subject: str) -> L
 
 
 async def remove_limit(con: Connection, org_id: int, key: str, kind: Kind) -> str:
-    """Remove a limit of an org, or with `NO_ORG` of the platform; returns its key, raises NotFound."""
+    """Remove a limit of an org, or with `NO_ORG` of the platform; returns its key, raises NotFound.
+
+    What stood below one of the platform holds then. One that is declared goes until somebody starts who declares it.
+    """
     key = parse_key(key)
     if org_id == NO_ORG:
+        await lock_platform(con)
         gone = await con.fetchval(_SQL["remove_platform"], key, kind)
+        await con.execute(_SQL["forget"], key, kind, gone)
+        await settle(con, [(key, kind)])
     else:
         gone = await con.fetchval(_SQL["remove_own"], org_id, key, kind)
     if gone is None:
         raise NotFound(f"there is no {kind} limit on {key}", code="limit_not_found", param="key")
     await con.execute(_SQL["changed"], org_id, key, kind)
     return key
+
+
+async def lock_platform(con: Connection) -> None:
+    """Wait until nobody else changes what the platform limits, before anything of it is read or written."""
+    await con.execute(_SQL["lock_platform"])
+
+
+async def settle(con: Connection, changed: Sequence[tuple[str, str]]) -> None:
+    """Let what is declared for these keys and kinds hold, unless an operator set a limit; under the lock."""
+    await con.fetch(_SQL["settle"], [key for key, _ in changed], [kind for _, kind in changed])
 
 
 async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
@@ -163,13 +208,19 @@ def _full(place: Place, row: Record, held: _Held) -> Full | None:
             ahead_us = meter_us(rule, row["tat_us"], row["now_us"])
             until = at_us(next_at_us(rule, ahead_us))
         return Full(rule=rule, is_shared=is_shared, until=until)
-    in_use = row["in_use"] if is_shared else held.in_use.get(room, 0)
+    work = held.work.get(room, ())
+    in_use = row["in_use"] if is_shared else len(work)
     if rule.maximum < 1:
         in_use = in_use or 0
     if in_use is None or in_use < rule.maximum:
         return None
     return Full(
-        rule=rule, is_shared=is_shared, in_use=in_use, holders=holders, is_exact=not is_shared
+        rule=rule,
+        is_shared=is_shared,
+        in_use=in_use,
+        holders=holders,
+        is_exact=not is_shared,
+        held=work,
     )
 
 
@@ -188,7 +239,7 @@ async def _held(con: Connection, org_id: int, rules: Rules) -> _Held:
     held = _Held()
     for row in await con.fetch(_SQL["holders"], org_id):
         for room, _ in _places(rules, org_id, row):
-            held.in_use[room] = held.in_use.get(room, 0) + 1
+            held.work.setdefault(room, []).append((row["capability"], row["age_s"]))
             runs = held.holders.setdefault(room, [])
             if len(runs) < MAX_HOLDERS and row["run_id"] not in runs:
                 runs.append(row["run_id"])
@@ -200,7 +251,7 @@ def _places(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
     return rules.places(org_id, row["queue"], able, row["keys"])
 
 
-def _checked(rule: Rule) -> Rule:
+def check_rule(rule: Rule) -> Rule:
     """Return a limit with its key in its one way of writing; raises InvalidInput for what does not fit."""
     is_rate = rule.kind == "rate"
     if is_rate and rule.period_s is None:
@@ -247,7 +298,7 @@ async def _check_own(con: Connection, org_id: int, rule: Rule) -> None:
         raise Conflict(f"an organization has {MAX_LIMITS} limits at most", code="too_many_limits")
 
 
-async def _named_org(con: Connection, key: str) -> int | None:
+async def named_org(con: Connection, key: str) -> int | None:
     """Return the org that a key names exactly; raises NotFound for a slug that nobody has."""
     org = key.split(PAIR)[0]
     if not org.startswith("org:") or org == "org:*":
@@ -258,8 +309,18 @@ async def _named_org(con: Connection, key: str) -> int | None:
     return found
 
 
-def _limit(row: Record, owner: int) -> Limit:
-    rule = Rule(
+def _limit(row: Record, owner: int, overrides: Sequence[Overridden] = ()) -> Limit:
+    return Limit(
+        rule=_rule(row, owner),
+        set_by=row["set_by"],
+        set_at=row["set_at"],
+        source=row["source"],
+        overrides=overrides,
+    )
+
+
+def _rule(row: Record, owner: int) -> Rule:
+    return Rule(
         owner=owner,
         key=row["key"],
         kind=row["kind"],
@@ -268,4 +329,3 @@ def _limit(row: Record, owner: int) -> Limit:
         burst=row["burst"],
         of_org=row["of_org"],
     )
-    return Limit(rule=rule, set_by=row["set_by"], set_at=row["set_at"])

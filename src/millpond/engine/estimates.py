@@ -6,7 +6,7 @@ estimate is never nothing, so that every pick costs its org something.
 
 from __future__ import annotations
 
-_FIRST_GUESS_S = 0.05
+FIRST_GUESS_S = 0.05
 _WEIGHT_OF_NEWEST = 0.1
 _LEAST_S = 1e-6
 
@@ -21,9 +21,14 @@ class Estimates:
 
     def learn(self, capability: str, used_s: float) -> None:
         """Learn from how long an attempt took."""
-        before = self._averages.get(capability, used_s)
+        before = self._averages.pop(capability, used_s)  # so that it stands last
         self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used_s - before)
 
     def estimate_s(self, capability: str) -> float:
         """Return the expected service of one work item, in worker-seconds."""
-        return max(_LEAST_S, self._averages.get(capability, _FIRST_GUESS_S))
+        return max(_LEAST_S, self._averages.get(capability, FIRST_GUESS_S))
+
+    def newest(self, most: int) -> dict[str, float]:
+        """Return the averages that were learned last, to two digits."""
+        known = list(self._averages.items())[-most:]
+        return {able: float(f"{max(_LEAST_S, average):.2g}") for able, average in sorted(known)}

@@ -25,6 +25,7 @@ from typing import (
 from pydantic import TypeAdapter
 
 from millpond.engine.arguments import arguments_of
+from millpond.engine.declared import Limit, check_limits
 from millpond.engine.rules import check_keys
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
@@ -47,8 +48,8 @@ class Flow:
     it by API needs; None keeps the flow internal. `input` and `output` are adapters to and from JSON;
     `timeout_s` bounds the life of a run on the worker, per attempt; `deadline_s` the time from submit to
     the end, whatever the run does or waits for. `needs` are labels that a worker must have to run it;
-    `keys` are what its runs count on under limits, beside their org, queue and flow. Of an interactive `urgency` are
-    flows for which somebody waits.
+    `keys` are what its runs count on under limits, beside their org, queue and flow; `limits` are those of the
+    platform that its code declares. Of an interactive `urgency` are flows for which somebody waits.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Flow:
     needs: Mapping[str, str] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
     urgency: Urgency = STANDARD
+    limits: tuple[Limit, ...] = ()
 
     @property
     def capability(self) -> str:
@@ -182,6 +184,7 @@ def flow(
     needs: Mapping[str, str] | None = None,
     keys: Sequence[str] = (),
     urgency: Urgency = STANDARD,
+    limits: Sequence[Limit] = (),
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
     """Register an async function `(ctx, input)` as a flow.
@@ -191,8 +194,9 @@ def flow(
     holds for runs started without one of their own. `input` and `output` are types that pydantic knows;
     left out, they are read from the function's annotations. `needs` are labels, such as
     `{"gpu": "true"}`, without which a worker does not run it. `keys`, such as `provider:openai`, are what
-    its runs count on under limits; their org, queue and flow they count on anyway. Runs of an `urgency` of
-    `"interactive"`, for which somebody waits, go before others, up to a bound (docs/fairness.md).
+    its runs count on under limits; their org, queue and flow they count on anyway. `limits` are declared for all
+    orgs as a worker starts that has the flow, such as `Limit("provider:openai", concurrency=20)`.
+    Runs of an `urgency` of `"interactive"`, for which somebody waits, go before others, up to a bound.
     """
 
     if urgency not in (STANDARD, INTERACTIVE):
@@ -223,6 +227,7 @@ def flow(
             needs=dict(needs or {}),
             keys=check_keys(keys),
             urgency=urgency,
+            limits=check_limits(name, limits),
         )
         registry.add_flow(made)
         return made

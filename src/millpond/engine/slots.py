@@ -24,6 +24,8 @@ from millpond.engine.spilling import Spill, served_slots
 _GATHER_S = 0.002
 _PATIENCE = 5
 _MANY = 32
+# Of so many capabilities others are told how long they take.
+_MAX_TOLD = 50
 # A claim for no more slots than these is not parted.
 _HALVED = 32
 
@@ -108,6 +110,7 @@ class Slots:
         self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
         self._estimates = Estimates()
+        self._went: Counter[str] = Counter()
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
         self._gathers = 0
@@ -140,11 +143,16 @@ class Slots:
         """Return the slots in use by queue, queues without any left out."""
         return {queue: taken for queue, taken in self._taken.items() if taken > 0}
 
+    def told(self) -> dict[str, Mapping[str, float]]:
+        """Return what others may know: how many work items of each queue were taken so far, and how long one takes."""
+        return {"went": dict(self._went), "took_s": self._estimates.newest(_MAX_TOLD)}
+
     def take(self, queue: str, helper: str | None = None, crossings: tuple[str, ...] = ()) -> Slot:
         """Count in an attempt at work of a queue, in a slot of its own or of the queue that helps it.
 
         Its time is charged to its org in these rooms too.
         """
+        self._went[queue] += 1
         slot = Slot(self, helper or queue, queue, crossings)
         self._taken[helper or queue] += 1
         return slot

@@ -20,6 +20,7 @@ from millpond.engine.maintenance import Maintenance
 from millpond.engine.meters import Meters
 from millpond.engine.quarantine import Quarantine
 from millpond.engine.retention import Keep, Retention
+from millpond.engine.sampling import Sampler
 from millpond.engine.throttling import drop_over
 from millpond.engine.waits import Readied
 from millpond.errors import MillpondError
@@ -30,6 +31,7 @@ _PRUNE_S = 5.0
 _COUNT_S = 1.0
 _FORGET_S = 5.0
 _METERS_S = 5.0
+_SAMPLE_S = 1.0
 
 
 class Upkeep:
@@ -94,6 +96,16 @@ class Upkeep:
             except MillpondError as error:
                 _log.warning("metering.failed", error=error.code)
             await asyncio.sleep(pause_s)
+
+    async def sample(self) -> None:
+        """Add up for how long limits and queues are full."""
+        sampler = Sampler(self._database)
+        while True:
+            try:
+                await sampler.sample()
+            except MillpondError as error:
+                _log.warning("sampling.failed", error=error.code)
+            await asyncio.sleep(_SAMPLE_S)
 
     async def forget(self) -> None:
         """Remove what steps showed while they went on, once they are over."""

@@ -68,7 +68,7 @@ class Watch:
         self._launching = launching
         self._look = look
         self._lost = lost
-        self._noted_use: dict[str, int] = {}
+        self._noted: tuple[str, ...] = ()
 
     async def run(self) -> None:
         """Notice a lost session, runs that shall stop, and leases that no attempt stands for."""
@@ -110,10 +110,15 @@ class Watch:
                 self._lost.set()
                 return
             rows = await con.fetch(_SQL["cancel_requested"], self._worker_id)
-            if (used := self._slots.used()) != self._noted_use:
-                await con.execute(_SQL["note_use"], self._worker_id, orjson.dumps(used).decode())
-                self._noted_use = used
+            told = (_json(self._slots.used()), _json(self._slots.told()))
+            if told != self._noted:
+                await con.execute(_SQL["note_use"], self._worker_id, *told)
+                self._noted = told
         asked = {(row["org_id"], row["item_id"]) for row in rows}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.item_id) in asked:
                 attempt.unwind("cancelled")
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()

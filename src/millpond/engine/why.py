@@ -15,6 +15,7 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine.ordering import Basis, Estimate, all_of, any_of
 from millpond.engine.why_queued import (
     MAX_AHEAD,
     Place,
@@ -34,12 +35,16 @@ _SQL = queries("why")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Why:
-    """Where a run stands and why it does not run, or since when it does."""
+    """Where a run stands and why it does not run, or since when it does.
+
+    `estimate` is of when it starts or goes on; None for one that runs or is over.
+    """
 
     run_id: uuid.UUID
     state: RunState
     deadline_at: datetime | None
     reasons: Sequence[Reason]
+    estimate: Estimate | None = None
 
     @property
     def text(self) -> str:
@@ -56,11 +61,16 @@ async def explain(con: Connection, org_id: int, run_id: uuid.UUID) -> Why:
     if run is None:
         raise NotFound(f"run {run_id} does not exist", param="run_id")
     state = RunState(run["outcome"] or run["state"])
+    reasons = await _reasons(con, org_id, run, state)
+    estimates = [one.estimate for one in reasons if one.estimate is not None]
+    # What stands in line needs all that is in its way to go; of what a run waits for, one thing lets it go on.
+    together = all_of if state == RunState.QUEUED and estimates else any_of
     return Why(
         run_id=run_id,
         state=state,
         deadline_at=run["deadline_at"],
-        reasons=await _reasons(con, org_id, run, state),
+        reasons=reasons,
+        estimate=together(estimates),
     )
 
 
@@ -115,13 +125,19 @@ def _blocked(blocked: Json) -> Reason:
         kind="blocked",
         text=f"It stands still until a person resumes it: {message}".rstrip(": ") + ".",
         facts={"blocked": blocked},
+        estimate=_unknown("blocked", "a person has to resume it"),
     )
 
 
 async def _scheduled(con: Connection, org_id: int, run_id: uuid.UUID) -> Reason:
     timer = await con.fetchrow(_SQL["timer"], org_id, run_id)
     until = timer["due_at"] if timer else None
-    return Reason(kind="scheduled", text=f"It starts at {at_text(until)}.", facts={"until": until})
+    return Reason(
+        kind="scheduled",
+        text=f"It starts at {at_text(until)}.",
+        facts={"until": until},
+        estimate=_timed(timer),
+    )
 
 
 # Running
@@ -164,7 +180,7 @@ async def _waiting(con: Connection, org_id: int, run_id: uuid.UUID) -> list[Reas
     reasons = []
     timer = await con.fetchrow(_SQL["timer"], org_id, run_id)
     if timer is not None and timer["kind"] == "retry":
-        reasons.append(await _flow_backoff(con, org_id, run_id, timer["due_at"]))
+        reasons.append(await _flow_backoff(con, org_id, run_id, timer))
     for row in await con.fetch(_SQL["waits"], org_id, run_id):
         reason = await _wait(con, org_id, row)
         if reason is not None:
@@ -172,7 +188,8 @@ async def _waiting(con: Connection, org_id: int, run_id: uuid.UUID) -> list[Reas
     return reasons
 
 
-async def _flow_backoff(con: Connection, org_id: int, run_id: uuid.UUID, until: datetime) -> Reason:
+async def _flow_backoff(con: Connection, org_id: int, run_id: uuid.UUID, timer: Record) -> Reason:
+    until = timer["due_at"]
     row = await con.fetchrow(_SQL["last_error"], org_id, run_id)
     error = orjson.loads(row["error"]) if row and row["error"] else None
     tries = int(row["tries"]) if row and row["tries"] else None
@@ -181,6 +198,7 @@ async def _flow_backoff(con: Connection, org_id: int, run_id: uuid.UUID, until: 
         kind="backoff",
         text=f"Its flow code is tried again at {at_text(until)}{after}.",
         facts={"step": None, "name": None, "until": until, "tries": tries, "error": error},
+        estimate=_timed(timer),
     )
 
 
@@ -194,18 +212,23 @@ async def _wait(con: Connection, org_id: int, row: Record) -> Reason | None:
         return _backoff(row) if row["due_at"] is not None else None
     match row["kind"]:
         case "sleep":
-            return _told(
-                row, "sleep", f"It sleeps until {at_text(row['due_at'])}", until=row["due_at"]
-            )
+            text = f"It sleeps until {at_text(row['due_at'])}"
+            return replace(_told(row, "sleep", text, until=row["due_at"]), estimate=_timed(row))
         case "signal":
             limit = f", until {at_text(row['due_at'])}" if row["due_at"] else ""
             text = f"It waits for the signal {row['name']}{limit}"
-            return _told(row, "signal", text, until=row["due_at"])
+            told = _told(row, "signal", text, until=row["due_at"])
+            return replace(
+                told, estimate=_unknown("signal", f"the signal {row['name']} may come any time")
+            )
         case "child" | "join":
             state = row["child_outcome"] or row["item_state"]
             text = f"It waits for run {row['ref']} of {row['child_flow']}, which is {state}"
             facts = {"run_id": row["ref"], "flow": row["child_flow"], "state": state}
-            return _told(row, "child", text, **facts)
+            told = _told(row, "child", text, **facts)
+            return replace(
+                told, estimate=_unknown("child", f"when run {row['ref']} is over is not known")
+            )
     return _told(row, "step", f"It waits for {row['name']}", until=row["due_at"])
 
 
@@ -220,7 +243,7 @@ def _told(row: Record, kind: str, text: str, **facts: Json) -> Reason:
 def _backoff(row: Record) -> Reason:
     error = orjson.loads(row["error"]) if row["error"] else None
     after = f" after {error['class']}: {error['message']}" if error else ""
-    return _told(
+    told = _told(
         row,
         "backoff",
         f"Step {row['name']} is tried again at {at_text(row['due_at'])}{after}",
@@ -228,13 +251,14 @@ def _backoff(row: Record) -> Reason:
         tries=row["tries"],
         error=error,
     )
+    return replace(told, estimate=_timed(row))
 
 
 def _question(row: Record) -> Reason:
     is_outcome = row["state"] == "unknown"
     asked = f"say how {row['name']} ended" if is_outcome else f"decide {row['title']!r}"
     limit = f", until {at_text(row['expires_at'])}" if row["expires_at"] else ""
-    return _told(
+    told = _told(
         row,
         "outcome" if is_outcome else "input",
         f"Somebody with the role {row['role']} has to {asked}{limit}",
@@ -243,6 +267,7 @@ def _question(row: Record) -> Reason:
         title=row["title"],
         expires_at=row["expires_at"],
     )
+    return replace(told, estimate=_unknown("human", "it waits for a person"))
 
 
 async def _elsewhere(con: Connection, org_id: int, row: Record) -> Reason:
@@ -267,4 +292,26 @@ async def _elsewhere(con: Connection, org_id: int, row: Record) -> Reason:
     text = f"Step {row['name']} is {row['item_state']} in queue {row['item_queue']}"
     told = _told(row, "other_queue", text, queue=row["item_queue"], state=row["item_state"])
     texts = " ".join([told.text, *(reason.text for reason in inner)])
-    return Reason(kind=told.kind, text=texts, facts=told.facts, inner=inner)
+    estimates = [one.estimate for one in inner if one.estimate is not None]
+    if estimates:
+        estimate = replace(all_of(estimates), is_least=True)  # then it still has to be executed
+    else:
+        estimate = _unknown("running", f"when step {row['name']} is over is not known")
+    return Reason(kind=told.kind, text=texts, facts=told.facts, inner=inner, estimate=estimate)
+
+
+# Estimates
+
+
+def _timed(timer: Record | None) -> Estimate:
+    """Return an estimate for what a timer starts, which then still needs a slot."""
+    if timer is None or timer["due_in_s"] is None:
+        return _unknown("unknown", "its time is not known")
+    in_s = max(0.0, timer["due_in_s"])
+    return Estimate(
+        in_s=in_s, basis="timer", text=f"not before {at_text(timer['due_at'])}", is_least=True
+    )
+
+
+def _unknown(basis: Basis, text: str) -> Estimate:
+    return Estimate(in_s=None, basis=basis, text=text)

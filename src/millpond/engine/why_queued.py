@@ -9,13 +9,28 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from math import isfinite
+
+import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.brakes import Brake
 from millpond.engine.ceilings import Full, full_for
 from millpond.engine.easing import at_us
+from millpond.engine.estimates import FIRST_GUESS_S
 from millpond.engine.lanes import ALONE
+from millpond.engine.ordering import (
+    Estimate,
+    Line,
+    Pace,
+    Position,
+    Slots,
+    all_of,
+    next_room_s,
+    position,
+    start_in_line,
+)
 from millpond.engine.pauses import Pause, list_pauses
 from millpond.engine.registry import capability
 from millpond.types import INTERACTIVE, NO_ORG, STANDARD, Json, Urgency
@@ -23,13 +38,15 @@ from millpond.types import INTERACTIVE, NO_ORG, STANDARD, Json, Urgency
 _SQL = queries("why")
 MAX_AHEAD = 1000
 _MAX_WORKERS = 20
+# What a queue let go is looked at for so long.
+_PACE_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reason:
     """One reason; `inner` has those of what it waits for, where that is a work item.
 
-    `where` is the part of the text that names a worker's host and process.
+    `where` is the part of the text that names a worker's host and process; `estimate` is of when it holds no more.
     """
 
     kind: str
@@ -37,6 +54,7 @@ class Reason:
     facts: Mapping[str, Json] = field(default_factory=dict)
     inner: Sequence[Reason] = ()
     where: str = ""
+    estimate: Estimate | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,15 +93,15 @@ async def queued(con: Connection, org_id: int, place: Place) -> list[Reason]:
     pauses = await list_pauses(con, org_id)
     held = [_paused(one) for one in pauses if one.holds(queue=place.queue, flow=place.flow)]
     workers = await con.fetch(_SQL["workers"], place.queue, place.capability)
-    able = [
-        row for row in workers if row["is_able"] and row["serves_queue"] and not row["draining"]
-    ]
+    serving = [row for row in workers if row["serves_queue"] and not row["draining"]]
+    able = [row for row in serving if row["is_able"]]
     if not able:
-        held.append(_no_worker(place, workers))
-    full = [_limited(one) for one in await full_for(con, org_id, place.lane_id)]
+        held.append(_no_worker(place, workers, serving))
+    full = await full_for(con, org_id, place.lane_id)
+    reasons = [_limited(one) for one in full]
     if held:
-        return [*held, *full]
-    return [*full, await _in_line(con, org_id, place, able)]
+        return [*held, *reasons]
+    return [*reasons, await _in_line(con, org_id, place, serving, full)]
 
 
 def _paused(pause: Pause) -> Reason:
@@ -108,6 +126,7 @@ def _paused(pause: Pause) -> Reason:
             "reason": pause.reason,
             "paused_at": pause.paused_at,
         },
+        estimate=Estimate(in_s=None, basis="paused", text="until when it is paused nobody knows"),
     )
 
 
@@ -171,9 +190,8 @@ def _braked(full: Full, brake: Brake) -> Reason:
     )
 
 
-def _no_worker(place: Place, workers: Sequence[Record]) -> Reason:
+def _no_worker(place: Place, workers: Sequence[Record], serving: Sequence[Record]) -> Reason:
     """Name what is missing: workers at all, of this queue, or with this code."""
-    serving = [row for row in workers if row["serves_queue"] and not row["draining"]]
     if not workers:
         text = "No worker is live."
     elif not serving:
@@ -198,30 +216,109 @@ def _no_worker(place: Place, workers: Sequence[Record]) -> Reason:
                 for row in workers[:_MAX_WORKERS]
             ],
         },
+        estimate=Estimate(in_s=None, basis="no_worker", text="no worker could take it"),
     )
 
 
-async def _in_line(con: Connection, org_id: int, place: Place, able: Sequence[Record]) -> Reason:
+async def _in_line(
+    con: Connection,
+    org_id: int,
+    place: Place,
+    serving: Sequence[Record],
+    full: Sequence[Full],
+) -> Reason:
+    """Tell of the place in line of what only waits for a slot, or for room too."""
     ahead = await con.fetchval(
         _SQL["ahead"], org_id, place.lane_id, place.rank, place.item_id, MAX_AHEAD + 1
     )
-    is_exact = ahead <= MAX_AHEAD
+    costs = _costs(serving)
+    stands = await _position(con, place, costs)
+    able = [row for row in serving if row["is_able"]]
     slots, in_use = sum(row["slots"] for row in able), sum(row["in_use"] for row in able)
-    shown = f"{ahead}" if is_exact else f"more than {MAX_AHEAD}"
+    pace = await con.fetchrow(_SQL["pace"], place.queue, _PACE_S)
+    assert pace is not None
+    own_s = costs.get(place.capability) or FIRST_GUESS_S
+    conditions = [
+        start_in_line(
+            stands,
+            Slots(total=slots, in_use=in_use, cost_s=own_s),
+            Pace(went=pace["went"], seen_s=pace["full_s"]),
+        ),
+        *(_room_comes(one, costs, own_s, ahead, pace["now_at"]) for one in full),
+    ]
     use = f"{in_use} of {slots} slots are in use" if slots else "only idle slots of others help it"
     of = " of interactive work" if place.urgency == INTERACTIVE else ""
+    order = f"{stands.of_all}" if stands.is_exact else f"more than {stands.of_all}"
     return Reason(
         kind="in_line",
-        text=f"It stands in line{of} in queue {place.queue} with {shown} before it in its lane; {use}.",
+        text=f"It stands in line{of} in queue {place.queue} with {_many(ahead)} before it in its lane, "
+        f"{_many(stands.of_org)} in its organization's line and {order} in the fair order; {use}.",
         facts={
             "queue": place.queue,
             "urgency": place.urgency,
             "ahead": min(ahead, MAX_AHEAD),
-            "is_exact": is_exact,
+            "is_exact": ahead <= MAX_AHEAD,
+            "ahead_of_org": min(stands.of_org, MAX_AHEAD),
+            "ahead_of_all": stands.of_all,
+            "is_order_exact": stands.is_exact,
             "slots": slots,
             "in_use": in_use,
         },
+        estimate=all_of(conditions),
     )
+
+
+def _many(count: int) -> str:
+    return f"{count}" if count <= MAX_AHEAD else f"more than {MAX_AHEAD}"
+
+
+def _costs(serving: Sequence[Record]) -> dict[str, float | None]:
+    """Return how long work of each capability takes, in worker-seconds, None where no worker tells."""
+    told: dict[str, list[float]] = {}
+    for row in serving:
+        took_s = orjson.loads(row["took_s"] or "{}")
+        for able in row["capabilities"]:
+            told.setdefault(able, []).extend([took_s[able]] if able in took_s else [])
+    return {able: sum(took) / len(took) if took else None for able, took in told.items()}
+
+
+async def _position(con: Connection, place: Place, costs: Mapping[str, float | None]) -> Position:
+    rows = await con.fetch(
+        _SQL["line"],
+        *(place.queue, place.lane_id, place.rank, place.item_id),
+        list(costs),
+        [cost_s or FIRST_GUESS_S for cost_s in costs.values()],
+        MAX_AHEAD,
+    )
+    own, *others = [Line(**row) for row in rows]
+    return position(own, others, MAX_AHEAD)
+
+
+def _room_comes(
+    full: Full, costs: Mapping[str, float | None], own_s: float, ahead: int, now: datetime
+) -> Estimate:
+    """Estimate when a limit has room for a work item that so many of its lane go before."""
+    rule = full.rule
+    if full.until is not None:
+        in_s = max(0.0, (full.until - now).total_seconds())
+        if rule.kind == "rate":
+            in_s += ahead * rule.interval_us / 1e6
+        text = f"{rule.key} lets nothing go before {at_text(full.until)}"
+        return Estimate(in_s=in_s, basis="limit", text=text, is_least=True)
+    unknown = f"when {rule.key} has room is not known"
+    if rule.kind != "concurrency" or full.is_shared or not full.held:
+        return Estimate(in_s=None, basis="full", text=unknown)
+    rests_s = [_rest_s(costs.get(able), age_s) for able, age_s in full.held]
+    in_s = next_room_s(rests_s, rule.maximum, ahead, own_s)
+    if not isfinite(in_s):
+        return Estimate(in_s=None, basis="full", text=unknown)
+    text = f"{rule.key} has {rule.maximum} places, held by work that takes about as long as workers tell"
+    return Estimate(in_s=in_s, basis="limit", text=text, is_least=True)
+
+
+def _rest_s(cost_s: float | None, age_s: float) -> float | None:
+    """Return how long work has still to go; None where that is not told, or it is at it for longer than it takes."""
+    return None if cost_s is None or age_s > cost_s else cost_s - age_s
 
 
 def at_text(at: datetime | None) -> str:

@@ -253,6 +253,7 @@ class Worker:
             loops.append(asyncio.create_task(upkeep.maintain(), name="maintain"))
             loops.append(asyncio.create_task(upkeep.carry_out(), name="carry out"))
             loops.append(asyncio.create_task(upkeep.count(), name="count"))
+            loops.append(asyncio.create_task(upkeep.sample(), name="sample"))
             loops.append(asyncio.create_task(upkeep.forget(), name="forget"))
             if self._keep is not None:
                 loops.append(asyncio.create_task(upkeep.prune(self._keep), name="prune"))

@@ -25,9 +25,9 @@ from millpond.types import NO_ORG
 R = TypeVar("R")
 _SQL = queries("audit_chain")
 _log = structlog.get_logger("millpond.audit")
-_POLL_S = 0.5
+_POLL_S = 0.25
 _AT_MOST = 500
-_AT_ONCE = 4
+_AT_ONCE = 8
 # How long the end of the process waits for what its last requests told of.
 _DRAIN_S = 2.0
 _ORGS = 200
@@ -195,17 +195,16 @@ class Sealer:
         async with opened(self._db, org_id) as con:
             if not await con.fetchval(_SQL["lock"], org_id):
                 return 0, None
-            # Statements see what is committed when they begin: the chain as whoever had the lock left it.
-            head = await head_of(con, org_id)
+            # A statement sees what is committed when it begins: the chain as whoever had the lock left it.
             rows = await con.fetch(statement("unsealed", org_id), org_id, _AT_MOST)
             if not rows:
-                return 0, head
-            return len(rows), await self._seal(con, org_id, head, rows)
+                return 0, None
+            return len(rows), await self._seal(con, org_id, rows)
 
-    async def _seal(self, con: Connection, org_id: int, head: Head | None, rows: list[Any]) -> Head:
+    async def _seal(self, con: Connection, org_id: int, rows: list[Any]) -> Head:
         key_id, sealed_at = self._keys.key_id, rows[0]["now"]
         key = self._keys.derive(PURPOSE, key_id)
-        seq, mac = (head.seq, head.mac) if head is not None else (0, START)
+        seq, mac = rows[0]["last_seq"] or 0, rows[0]["last_mac"] or START
         places, macs = [], []
         for row in rows:
             seq += 1

@@ -10,16 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from millpond.errors import Transient, Unauthenticated
+from millpond.errors import Unauthenticated
 from millpond.identity.lending import Lending
 from millpond.identity.passport import Passport
 from millpond.identity.seating import Seating
 from millpond.identity.tokens import Keyring
 from millpond.types import Principal
-
-# A key that was taken away is refused after a minute; through an outage, after ten.
-_KEYS_FOR_S = 60.0
-_KEYS_AT_MOST_S = 600.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +94,7 @@ class Gate:
     async def read(self, token: str) -> Passport:
         """Read a token of ours; keys are read again once a minute, and for one signed with an unknown one."""
         keyring = self.keyring
-        if keyring.age_s > _KEYS_FOR_S:
-            try:
-                await keyring.refresh()
-            except Transient:
-                if keyring.age_s > _KEYS_AT_MOST_S:
-                    raise
+        await keyring.freshen()
         try:
             return keyring.read(token)
         except Unauthenticated as error:

@@ -56,6 +56,7 @@ async def _open(people: People, account: Account, password: str, device: Device)
     assert stored is not None
     is_outdated = people.passwords.is_outdated(stored)
     newer = await people.passwords.hash(password) if is_outdated else None
+    await people.keyring.freshen()
     async with people.db.globals() as con:
         if await con.fetchval(_SQL["hold_account"], account.user_id, stored) is None:
             return None
@@ -75,6 +76,7 @@ async def refresh(people: People, secret: str, device: Device) -> SignedIn:
     Raises Unauthenticated; the session of a token that was used before is ended.
     """
     signed_in = None
+    await people.keyring.freshen()
     async with people.db.globals() as con:
         renewed = await sessions.use_refresh(con, secret, device)
         if renewed is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import jwt
 
 from millpond.db.pool import Database
-from millpond.errors import Unauthenticated
+from millpond.errors import Transient, Unauthenticated
 from millpond.identity.passport import Passport, Seat
 from millpond.identity.ring import KeyRing
 from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load, reload
@@ -25,6 +25,9 @@ from millpond.types import Json, Principal, new_id
 
 _LEEWAY_S = 5.0  # clocks of two hosts may differ by this much
 _REFRESH_S = 5.0  # tokens with unknown keys cause at most one look into the database in this time
+# A key that was taken away is refused after a minute; through an outage, after ten.
+_KEYS_FOR_S = 60.0
+_KEYS_AT_MOST_S = 600.0
 _MAX_TOKEN_CHARS = 8192
 _MAX_SEATED_CHARS = 6144
 _MAX_REMEMBERED = 4096
@@ -83,6 +86,16 @@ class Keyring:
             self._refreshed_at = time.monotonic()
             self._known = {key.kid: key for key in known}
             self._verified.clear()
+
+    async def freshen(self, *, within_s: float = _KEYS_FOR_S) -> None:
+        """Read the keys again when they are older than `within_s`; while the database is away, ten minutes will do."""
+        if self.age_s <= within_s:
+            return
+        try:
+            await self.refresh()
+        except Transient:
+            if self.age_s > _KEYS_AT_MOST_S:
+                raise
 
     def jwks(self) -> dict[str, list[dict[str, str]]]:
         """Return the public keys as a JSON Web Key Set (RFC 7517)."""

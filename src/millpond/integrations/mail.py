@@ -25,6 +25,7 @@ from millpond.identity.mailing import Mail
 Security = Literal["none", "starttls", "tls"]
 _PORTS: dict[Security, int] = {"none": 25, "starttls": 587, "tls": 465}
 _SECURITY: dict[str, Security] = {"smtp": "starttls", "smtps": "tls", "smtp+plain": "none"}
+_OF_ENCODING = frozenset({"Content-Type", "Content-Transfer-Encoding", "MIME-Version"})
 _LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
@@ -123,9 +124,10 @@ class FileMailer:
         self._path = path
 
     async def send(self, mail: Mail) -> None:
-        """Write one mail down."""
-        text = message_of(mail, "millpond@localhost").as_string()
-        await asyncio.to_thread(self._append, text)
+        """Write one mail down, its text as it is: a link can be copied."""
+        headers = message_of(mail, "millpond@localhost").items()
+        shown = [f"{name}: {value}" for name, value in headers if name not in _OF_ENCODING]
+        await asyncio.to_thread(self._append, "\n".join([*shown, "", mail.text]))
 
     def _append(self, text: str) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND

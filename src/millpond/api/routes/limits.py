@@ -16,17 +16,16 @@ from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import Listing
-from millpond.api.models_limits import LimitOut, PutLimit, RecordedRun, SaturationOut
+from millpond.api.models_limits import LimitOut, PutLimit, RecordedRun
 from millpond.api.reply import listing, reply
 from millpond.api.routes.platform import Reader as PlatformReader
 from millpond.api.routes.platform import Writer as PlatformWriter
 from millpond.api.texts import LongWord, Word, moment
-from millpond.engine import ceilings, easing, recorded, saturation
-from millpond.engine.ceilings import Limit
+from millpond.engine import ceilings, easing, recorded
+from millpond.engine.ceilings import Limit, Source
 from millpond.engine.easing import Braked
 from millpond.engine.recorded import Recorded, Wanted
 from millpond.engine.rules import Rule
-from millpond.engine.saturation import Saturation
 from millpond.types import NO_ORG
 
 router = APIRouter(prefix="/v1", tags=["limits"])
@@ -38,6 +37,8 @@ Kind = Annotated[Literal["concurrency", "rate"], Query(description="The kind of 
 _WRITES = (400, 401, 403, 404, 409, 413, 415, 422, 503)
 # A place in the list of all orgs: an org and a run.
 _PLACE = r"^[0-9]{1,18}-[0-9a-f]{32}$"
+# What an org is told of who set a limit of the platform.
+_HIDDEN: dict[Source, str] = {"api": "operator", "settings": "settings", "code": "code"}
 _GONE: dict[int | str, dict[str, Any]] = {204: {"description": "It is gone."}}
 
 
@@ -75,22 +76,6 @@ async def put_limit(request: Request, caller: Writer) -> Response:
 async def delete_limit(caller: Writer, key: Key, kind: Kind = "concurrency") -> Response:
     """Remove a limit on the org's own work."""
     return await _delete(caller, key, kind)
-
-
-@router.get(
-    "/limits/saturation",
-    operation_id="list_saturation",
-    responses={200: {"model": Listing[SaturationOut]}, **failures(401, 403, 503)},
-)
-async def list_saturation(caller: Reader) -> Response:
-    """List how full the org, its queues and the limits are that its work meets, and what waits for room there.
-
-    Needs `queues:read` too. At most 500 limits, those with most waiting first.
-    """
-    permit(caller.principal, "queues:read")
-    async with caller.org() as con:
-        found, has_more = await saturation.saturation(con, caller.org_id)
-    return reply(listing([_saturation_json(one) for one in found], has_more=has_more))
 
 
 async def _wanted(
@@ -163,7 +148,10 @@ async def put_platform_limit(request: Request, caller: PlatformWriter) -> Respon
 async def delete_platform_limit(
     caller: PlatformWriter, key: Key, kind: Kind = "concurrency"
 ) -> Response:
-    """Remove a limit of the platform."""
+    """Remove a limit of the platform: what settings or code declare below it holds then.
+
+    One that is declared itself comes back with the next process that starts and declares it.
+    """
     return await _delete(caller, key, kind)
 
 
@@ -232,32 +220,8 @@ def _recorded_json(run: Recorded) -> dict[str, Any]:
     }
 
 
-def _saturation_json(one: Saturation) -> dict[str, Any]:
-    rule = one.rule
-    owner = "" if rule is None else "platform " if rule.owner == NO_ORG else "own "
-    return {
-        "id": f"{one.of} {one.name}"
-        if rule is None
-        else f"limit {owner}{rule.kind} {rule.key} {one.name}",
-        "object": "saturation",
-        "of": one.of,
-        "name": one.name,
-        "limit": None if rule is None else rule.key,
-        "kind": None if rule is None else rule.kind,
-        "is_of_platform": None if rule is None else rule.owner == NO_ORG,
-        "in_use": one.in_use,
-        "maximum": one.maximum,
-        "own": one.own,
-        "is_exact": one.is_exact,
-        "until": one.until,
-        "waiting": one.waiting,
-        "is_waiting_exact": one.is_waiting_exact,
-        "oldest_s": one.oldest_s,
-    }
-
-
 def limit_json(limit: Limit, braked: Iterable[Braked], *, is_operator: bool) -> dict[str, Any]:
-    """Return a limit; which operator set one of the platform's is shown to operators only."""
+    """Return a limit; who set one of the platform's, and what it stands above, is shown to operators only."""
     rule = limit.rule
     is_hidden = limit.is_of_platform and not is_operator
     return {
@@ -269,7 +233,18 @@ def limit_json(limit: Limit, braked: Iterable[Braked], *, is_operator: bool) -> 
         "period_s": rule.period_s,
         "burst": rule.burst,
         "is_of_platform": limit.is_of_platform,
-        "set_by": "operator" if is_hidden else limit.set_by,
+        "set_by": _HIDDEN[limit.source] if is_hidden else limit.set_by,
         "set_at": limit.set_at,
+        "source": limit.source,
+        "overrides": [
+            {
+                "source": one.source,
+                "set_by": one.set_by,
+                "maximum": one.rule.maximum,
+                "period_s": one.rule.period_s,
+                "burst": one.rule.burst,
+            }
+            for one in limit.overrides
+        ],
         "factor": round(easing.part_of(rule, braked), 4),
     }

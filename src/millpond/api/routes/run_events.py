@@ -73,6 +73,7 @@ async def list_org_events(
             after=place,
             stopping=ports.stopping,
             is_over=caller.is_over,
+            ends_at=caller.expires_at,
         )
     place = await _place(caller, None, after)
     async with caller.org() as con:

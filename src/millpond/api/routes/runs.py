@@ -255,6 +255,7 @@ async def _stream(caller: Caller, run_id: uuid.UUID, after: int) -> Response:
         after=after,
         stopping=ports.stopping,
         is_over=caller.is_over,
+        ends_at=caller.expires_at,
     )
 
 

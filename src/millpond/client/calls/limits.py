@@ -16,7 +16,13 @@ from millpond.client.call import (
     time_text,
 )
 from millpond.client.models import Page
-from millpond.client.models_control import Brake, Limit, RecordedRun, Saturation
+from millpond.client.models_control import (
+    Brake,
+    Limit,
+    PlatformSaturation,
+    RecordedRun,
+    Saturation,
+)
 
 
 def list_limits() -> Call[Page[Limit]]:
@@ -41,9 +47,9 @@ def delete_limit(key: str, *, kind: str = "concurrency") -> Call[None]:
     return _delete(path_of("limits"), key, kind)
 
 
-def list_saturation() -> Call[Page[Saturation]]:
+def list_saturation(*, starved_after_s: float | None = None) -> Call[Page[Saturation]]:
     """How full the org, its queues and the limits are that its work meets, and what waits for room there."""
-    return get(path_of("limits", "saturation"), Page[Saturation])
+    return get(path_of("limits", "saturation"), Page[Saturation], starved_after_s=starved_after_s)
 
 
 def list_recorded_runs(
@@ -87,6 +93,24 @@ def delete_platform_brake(key: str) -> Call[None]:
 def list_platform_limits() -> Call[Page[Limit]]:
     """What the platform limits, for all orgs together or for each."""
     return get(path_of("platform", "limits"), Page[Limit])
+
+
+def list_platform_saturation(
+    *,
+    of: str | None = None,
+    starved_after_s: float | None = None,
+    limit: int | None = None,
+    after: str | None = None,
+) -> Call[Page[PlatformSaturation]]:
+    """How full all queues, the platform's limits and orgs are, by name; `of` is `queue`, `limit` or `org`."""
+    return get(
+        path_of("platform", "limits", "saturation"),
+        Page[PlatformSaturation],
+        of=of,
+        starved_after_s=starved_after_s,
+        limit=limit,
+        after=after,
+    )
 
 
 def list_platform_recorded_runs(

@@ -27,19 +27,21 @@ select seq, mac, key_id, sealed_at from audit_seal where org_id = $1 order by se
 select seq, mac, key_id, sealed_at from platform_audit_seal where $1::bigint = 0 order by seq desc limit 1;
 
 -- name: unsealed
--- Reads rows of an org's log that are to be sealed, and the time: the oldest by id, so that no backlog is read for each part.
+-- Reads rows of an org's log that are to be sealed, the seal before them and the time: the oldest by id, so that no backlog is read for each part.
 select a.audit_id, a.at, a.subject, a.granted_by, a.action, a.resource, a.run_id, a.address,
-       a.details::text as details, clock_timestamp() as now
+       a.details::text as details, clock_timestamp() as now, h.seq as last_seq, h.mac as last_mac
 from (select a.* from audit_unsealed u join audit a on a.org_id = u.org_id and a.audit_id = u.audit_id
       where u.org_id = $1 order by u.audit_id limit $2) a
+left join lateral (select seq, mac from audit_seal where org_id = $1 order by seq desc limit 1) h on true
 order by a.at, a.audit_id;
 
 -- name: unsealed_platform
 -- Reads rows of the platform's log that are to be sealed, and the time, as `unsealed`.
 select a.audit_id, a.at, a.subject, null::text as granted_by, a.action, a.resource, null::uuid as run_id, a.address,
-       a.details::text as details, clock_timestamp() as now
+       a.details::text as details, clock_timestamp() as now, h.seq as last_seq, h.mac as last_mac
 from (select a.* from platform_audit_unsealed u join platform_audit a on a.audit_id = u.audit_id
       where $1::bigint = 0 order by u.audit_id limit $2) a
+left join lateral (select seq, mac from platform_audit_seal order by seq desc limit 1) h on true
 order by a.at, a.audit_id;
 
 -- name: seal

@@ -21,8 +21,8 @@ where worker_id = $1
 returning worker_id;
 
 -- name: note_use
--- Stores how many slots of each queue a worker uses, for whoever looks.
-update worker set in_use = $2 where worker_id = $1;
+-- Stores how many slots of each queue a worker uses, and what else it tells, for whoever looks.
+update worker set in_use = $2, told = $3 where worker_id = $1;
 
 -- name: drain_worker
 -- Tells that a worker takes no more work.

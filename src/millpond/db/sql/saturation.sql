@@ -43,3 +43,31 @@ group by s.queue;
 -- name: slug
 -- What an org is called.
 select slug from org where org_id = $1;
+
+-- name: fullness
+-- For how long things were full in the last $3 seconds, by what they are called (function of the migrations).
+select kind, name, seen_s, full_s, waited_s, went from fullness_of($1::text[], $2::text[], $3);
+
+-- name: held_of_all
+-- Leases of all orgs by what they count on (function of the migrations).
+select org_id, queue, capability, keys, items from held_of_all();
+
+-- name: parked_of_all
+-- Work of all orgs that stands under full rooms (function of the migrations).
+select room, waiting, oldest_s, looked_at, counted from parked_of_all($1, $2);
+
+-- name: lines_of_all
+-- Ready work of all orgs by queue (function of the migrations).
+select queue, orgs, waiting, oldest_s, looked_at from lines_of_all($1, $2);
+
+-- name: orgs_in_line
+-- A page of orgs that have work ready or under leases (function of the migrations).
+select org_id, slug, in_use, waiting, oldest_s from orgs_in_line($1, $2, $3);
+
+-- name: slugs
+-- What orgs are called.
+select org_id, slug from org where org_id = any($1::bigint[]);
+
+-- name: declared
+-- Keys that flows declare.
+select distinct k.key from flow_version f, unnest(f.keys) as k(key);

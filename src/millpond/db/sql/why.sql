@@ -9,7 +9,7 @@ where r.org_id = $1 and r.run_id = $2;
 
 -- name: timer
 -- When a timer of a run's own is due, and of what kind it is.
-select kind, due_at from timer where org_id = $1 and run_id = $2 and step_key = '';
+select kind, due_at, extract(epoch from due_at - clock_timestamp())::float8 as due_in_s from timer where org_id = $1 and run_id = $2 and step_key = '';
 
 -- name: last_error
 -- The error for which a run's flow code is tried again: it stands in one of its last events.
@@ -25,15 +25,23 @@ select count(*) from (
     and r.rank >= coalesce((select l.cursor_rank from lane l where l.org_id = $1 and l.lane_id = $2 and (l.active or l.parked_on is not null)), 0)
   limit $5) c;
 
+-- name: line
+-- What stands before a work item in the fair order of its queue (function of the migrations).
+select weight, virtual_s, goes_first, ahead from fair_line($1, $2, $3, $4, $5::text[], $6::float8[], $7);
+
+-- name: pace
+-- For how long of the last $2 seconds a queue had more work than slots, and how much it let go meanwhile (function of the migrations).
+select full_s, went, clock_timestamp() as now_at from fullness_of(array['queue'], array[$1::text], $2);
+
 -- name: workers
--- Live workers, with their slots in a queue and whether they can do what is asked.
+-- Live workers, with their slots in a queue, what they can do, how long that takes, and whether they can do what is asked.
 select worker_id, host, pid, draining, coalesce((queues->>$1)::int, 0) as slots, coalesce((in_use->>$1)::int, 0) as in_use,
-       queues->>$1 is not null as serves_queue, $2 = any(capabilities) as is_able
+       queues->>$1 is not null as serves_queue, $2 = any(capabilities) as is_able, capabilities, told->'took_s' as took_s
 from worker where expires_at > clock_timestamp() order by started_at, worker_id;
 
 -- name: waits
 -- The steps that a run waits on, with their timers, questions, child runs and work items in other queues.
-select s.step_key, s.name, s.kind, s.state, s.tries, s.error, s.ref, t.due_at, q.request_id, q.role, q.title,
+select s.step_key, s.name, s.kind, s.state, s.tries, s.error, s.ref, t.due_at, extract(epoch from t.due_at - clock_timestamp())::float8 as due_in_s, q.request_id, q.role, q.title,
        q.expires_at, c.flow as child_flow, c.outcome as child_outcome, i.kind as item_kind, i.state as item_state,
        i.queue as item_queue, i.capability as item_capability, i.lane_id, i.rank,
        case when i.kind = 'step' then i.blocked end as item_blocked,

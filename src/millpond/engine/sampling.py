@@ -1,0 +1,103 @@
+"""Sampling: looks once a second at how full limits and queues are, and adds that up.
+
+Called by `upkeep` in every worker; one process at a time looks. Invariants: it takes no lock that a claim
+takes; a second is counted once, whoever looks, and one in which nobody looked is not counted; what it keeps is
+gone after an hour.
+"""
+
+from __future__ import annotations
+
+import orjson
+
+from millpond.db.pool import Connection, EngineDatabase, Record
+from millpond.db.queries import queries
+from millpond.engine import fullness
+from millpond.engine.counting import Counts
+from millpond.engine.fullness import Added, Before, QueueSeen
+from millpond.engine.rulebook import RuleBook
+from millpond.engine.rules import BRAKE, RoomId, Rule
+
+_SQL = queries("sampling")
+# Of each look at most: so many full rooms are told of, so many rooms and parked lanes are looked at.
+_MAX_FULL = 1000
+_MAX_ROOMS = 5000
+_MAX_LANES = 5000
+
+
+class Sampler:
+    """The looks of one process; knows the limits."""
+
+    def __init__(self, database: EngineDatabase) -> None:
+        self._database = database
+        self._book = RuleBook()
+        self._is_behind = False
+
+    async def sample(self) -> bool:
+        """Look, unless somebody did within the last moment; returns whether it looked."""
+        if self._is_behind:
+            await self._book.learn(self._database)
+            self._is_behind = False
+        async with self._database.duty("sample", durable=False) as con:
+            turn = await con.fetchrow(_SQL["turn"])
+            if turn is None:
+                return False
+            passed_s = turn["passed_s"]
+            queues = [_queue(row) for row in await con.fetch(_SQL["queues"])]
+            before = Before.read(orjson.loads(turn["seen"]))
+            added = [Added("seen", "", passed_s)]
+            added += fullness.of_queues(queues, before, passed_s)
+            self._is_behind = not await self._book.catch_up(con, turn["version"])
+            if not self._is_behind and (self._book.rules or turn["has_rooms"]):
+                added += await self._limits(con, turn, passed_s)
+            await con.execute(_SQL["remember"], orjson.dumps(fullness.kept(queues)).decode())
+            await con.execute(
+                _SQL["fold"],
+                turn["bucket_at"],
+                *([one[nth] for one in added] for nth in range(len(Added._fields))),
+            )
+        return True
+
+    async def _limits(self, con: Connection, turn: Record, passed_s: float) -> list[Added]:
+        waiting = {row["room"] for row in await con.fetch(_SQL["rooms"], _MAX_ROOMS)}
+        full = await self._full(con, turn["now_us"], waiting)
+        orgs = [row["org_id"] for row in await con.fetch(_SQL["parked_orgs"], _MAX_LANES)]
+        # Those first under which work waits: what is not told of counts as not full.
+        chosen = sorted(full, key=lambda name: (name not in waiting, name))[:_MAX_FULL]
+        return [
+            *fullness.of_rooms(chosen, waiting, passed_s),
+            *fullness.of_orgs(orgs[:_MAX_FULL], passed_s),
+        ]
+
+    async def _full(self, con: Connection, now_us: int, waiting: set[str]) -> set[str]:
+        """Return the rooms that have no place, or whose rate lets nothing go now."""
+        spent = await con.fetch(_SQL["spent"], now_us, _MAX_ROOMS)
+        seen = Counts(
+            now_us=now_us,
+            tats={row["room"]: row["tat_us"] for row in spent},
+            rules=self._book.rules,
+        )
+        rooms: dict[RoomId, Rule] = {}
+        for row in await con.fetch(_SQL["held"]):
+            places = self._book.places(row)
+            seen.add_held(row["capability"], places, row["n"])
+            rooms.update(place for place in places if place.rule.kind != "rate")
+        for text in {*waiting, *seen.tats}:
+            room = RoomId.parse(text)
+            rule = self._book.rules.rule_of(room)
+            if rule is not None:
+                rooms[room] = rule
+        return {
+            room.text
+            for room, rule in rooms.items()
+            if room.kind != BRAKE and seen.state(room, rule).room.left <= 0
+        }
+
+
+def _queue(row: Record) -> QueueSeen:
+    return QueueSeen(
+        name=row["queue"],
+        slots=row["slots"],
+        in_use=row["in_use"],
+        waits=row["waits"],
+        went=orjson.loads(row["went"]),
+    )
