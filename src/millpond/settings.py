@@ -70,6 +70,12 @@ class Settings(BaseSettings):
         description="The last free slots of a queue, so many, that only orgs take that are not above their share: "
         "`queue:slots,…`.",
     )
+    interactive_lead_s: float = Field(
+        30.0,
+        description="How many worker-seconds interactive work of an org may go before its turn, times the org's "
+        "weight; 0 lets it go as any other.",
+        ge=0,
+    )
     limits: str | None = Field(
         None,
         description="Limits of the platform, with `;` or new lines between: `KEY concurrency=N` or "

@@ -126,6 +126,16 @@ class Principal:
 
 ClosePolicy = Literal["cancel", "abandon", "wait"]
 
+# The class of a run: whether somebody waits for it. What is interactive goes before what is not, up to a bound.
+Urgency = Literal["standard", "interactive"]
+STANDARD: Urgency = "standard"
+INTERACTIVE: Urgency = "interactive"
+
+
+def lesser(one: Urgency, other: Urgency) -> Urgency:
+    """Return the class of what is interactive only where both are."""
+    return INTERACTIVE if one == other == INTERACTIVE else STANDARD
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parent:
@@ -176,3 +186,4 @@ class Intent:
     duties: int = 0
     backing: Backing | None = None
     behind: Sequence[str] = ()
+    urgency: Urgency = STANDARD

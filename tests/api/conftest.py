@@ -126,6 +126,7 @@ class Front:
         schema: Any = None,
         timeout_s: float | None = None,
         deadline_s: float | None = None,
+        urgency: str = "standard",
     ) -> None:
         """Publish a flow as a worker would, without anybody to run it."""
         async with self.engine_db.duty("publish") as con:
@@ -142,6 +143,7 @@ class Front:
                 deadline_s,
                 "{}",
                 [],
+                urgency,
             )
 
     def flow(self, function: Callable[..., Any], **options: Any) -> Flow:

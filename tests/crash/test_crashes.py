@@ -32,6 +32,7 @@ EXEMPT: Mapping[str, str] = {
         "only reads",
     ),
     "block_step": "after a refused record of a failure; tests/engine/test_refused_steps.py",
+    "charge_crossings": "as charge, where several queues need one key; lost it is a small unfairness",
     "check": "a command that only reads",
     "wake": "only reads which waits are over; what goes on then is crashed at its own points",
     "prune_preview": "a command that only reads",

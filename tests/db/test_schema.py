@@ -33,6 +33,7 @@ GLOBAL_TABLES = {
     "limit_change",
     "room",
     "told_rooms",
+    "crossing",
     "meter",
     "brake",
     "sampling",

@@ -28,7 +28,7 @@ async def read_by(con: Connection, limiter: Limiter, table: str) -> int:
         " from pg_stat_xact_user_tables where relname = $1"
     )
     before: int = await con.fetchval(read, table)
-    assert await limiter.open(con, ["default"])
+    assert await limiter.open(con, {"default": 8})
     after: int = await con.fetchval(read, table)
     return after - before
 
@@ -58,7 +58,7 @@ async def test_lanes_that_may_not_be_woken_are_not_walked(pond: Pond, case: str)
         )
     if case in ("paused", "waiting"):
         await hold(pond, pond.org_id)
-    limiter = Limiter(["echo@1"])
+    limiter = Limiter(["echo@1"], lambda _: 1.0)
     async with pond.engine_db.duty("test") as con:
         assert await read_by(con, limiter, "lane") < 600
 
@@ -77,9 +77,9 @@ async def test_a_claim_reads_what_was_changed_and_not_all_limits(
             "select limit_changed($1, 'model:m' || n, 'concurrency') from generate_series(1, 3000) n",
             pond.org_id,
         )
-    limiter = Limiter(["echo@1"])
+    limiter = Limiter(["echo@1"], lambda _: 1.0)
     async with pond.engine_db.duty("test") as con:
-        assert not await limiter.open(con, ["default"]), "so much is not read under the lock"
+        assert not await limiter.open(con, {"default": 8}), "so much is not read under the lock"
     await limiter.begin(pond.engine_db)
     await limit(pond.db, "model:m7", 70, org_id=pond.org_id)
     await limit(pond.db, "model:new", 5)
@@ -92,10 +92,10 @@ async def test_a_claim_reads_what_was_changed_and_not_all_limits(
 
 
 async def test_limits_that_were_removed_while_nobody_looked_are_none(pond: Pond) -> None:
-    limiter = Limiter(["echo@1"])
+    limiter = Limiter(["echo@1"], lambda _: 1.0)
     await limit(pond.db, KEY, 3)
     async with pond.engine_db.duty("test") as con:
-        assert await limiter.open(con, ["default"])
+        assert await limiter.open(con, {"default": 8})
     await unlimit(pond)
     async with pond.db.org(pond.org_id) as con:
         await con.execute(
@@ -104,7 +104,7 @@ async def test_limits_that_were_removed_while_nobody_looked_are_none(pond: Pond)
         )
     assert limiter.is_on
     async with pond.engine_db.duty("test") as con:
-        assert not await limiter.open(con, ["default"])
+        assert not await limiter.open(con, {"default": 8})
     await limiter.begin(pond.engine_db)
     assert not limiter.is_on
 
@@ -199,12 +199,12 @@ async def test_rooms_whose_lanes_find_no_slot_keep_no_other_room_waiting(
         await send(pond, 1, keys=[f"model:{nth}"])
     assert await hand.soon() == []
     await end(pond, held)
-    limiter = Limiter(["echo@1"])
+    limiter = Limiter(["echo@1"], lambda _: 1.0)
     for _ in range(3):
         await limiter.begin(pond.engine_db)
         # A claim that then has no slot for what it woke.
         async with pond.engine_db.duty("test") as con:
-            assert await limiter.open(con, ["default"])
+            assert await limiter.open(con, {"default": 8})
         assert limiter.has_more
     assert await pond.count("lane", "parked_on is not null and active") == 3
 

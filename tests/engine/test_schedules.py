@@ -60,7 +60,7 @@ async def publish(pond: Pond, name: str = "report", schema: Any = None) -> None:
         schema_text = orjson.dumps(schema or {}).decode()
         await con.execute(
             queries("maintenance")["publish_flow"],
-            name, 1, "default", "runs:start", "", schema_text, None, None, None, "{}", [],
+            name, 1, "default", "runs:start", "", schema_text, None, None, None, "{}", [], "standard",
         )  # fmt: skip
         await con.execute(
             queries("maintenance")["register_worker"],

@@ -149,6 +149,7 @@ async def test_a_queued_run_tells_its_place_and_whether_slots_are_busy(pond: Pon
     assert reason.kind == "in_line"
     assert reason.facts == {
         "queue": "default",
+        "urgency": "standard",
         "ahead": 2,
         "is_exact": True,
         "ahead_of_org": 2,

@@ -437,3 +437,29 @@ def test_an_org_alone_leaves_reserved_slots_to_one_that_comes() -> None:
     assert [out.starts_s[20] for out in (first, later)] == pytest.approx([10.0, 1.0], abs=0.1)
     # While the other's run is in one slot, the last free one is kept for a third.
     assert later.until_s == pytest.approx(51, abs=0.5)
+
+
+@pytest.mark.parametrize("order", [(1, 2, 3), (3, 2, 1)])
+def test_orgs_of_several_queues_share_a_key_by_worker_time(order: tuple[int, ...]) -> None:
+    """Whichever queue comes first: one org with long runs, one with short ones, one with both and in both queues."""
+    size, until_s = 4, 60.0
+    rules = Rules.of([Rule(owner=0, key="provider:x", kind="concurrency", maximum=size)])
+    of = {1: [("llm", 1.0)], 2: [("sql", 0.1)], 3: [("llm", 0.5), ("sql", 0.2)]}
+    load = Load()
+    for org in order:
+        for queue, service_s in of[org]:
+            load.works.append(Work(org_id=org, queue=queue, capability="f@1", keys=("provider:x",)))
+            for _ in range(round(size * until_s / service_s)):
+                load.add(0.0, service_s, len(load.works) - 1)
+    slots = {load.works[0].queue: 8, "llm": 8, "sql": 8}
+    starts_s = simulate(load, [slots], rules=rules).starts_s
+    had_s = dict.fromkeys(of, 0.0)
+    for start_s, service_s, work in zip(starts_s, load.service_s, load.work, strict=True):
+        org = load.works[work].org_id
+        had_s[org] += max(0.0, min(until_s, start_s + service_s) - start_s)
+    longest = {org: max(service_s for _, service_s in works) for org, works in of.items()}
+    assert sum(had_s.values()) > 0.95 * size * until_s, "places stay empty"
+    for one in of:
+        for other in of:
+            bound = (size + 1) * (longest[one] + longest[other]) + EVERY_S * size
+            assert abs(had_s[one] - had_s[other]) <= bound

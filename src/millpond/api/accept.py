@@ -28,7 +28,7 @@ from millpond.engine.rules import check_keys
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.views import FlowView
 from millpond.errors import Forbidden, InvalidInput, OverQuota
-from millpond.types import Intent, Json, Principal, RunState
+from millpond.types import Intent, Json, Principal, RunState, Urgency, lesser
 
 R = TypeVar("R")
 Make = Callable[[Connection], Awaitable[Intent]]
@@ -95,7 +95,22 @@ def intent_of(
         deadline_s=deadline_of(flow.deadline_s, given_s=wish.deadline_s, delay_s=wish.delay_s),
         dedup_key=wish.dedup_key,
         backing=caller.principal.backing("runs:start", flow.permission),
+        urgency=_urgency(wish, flow),
     )
+
+
+def _urgency(wish: StartRun, flow: FlowView) -> Urgency:
+    """Return the class of a run: the flow's, or a lesser one as asked for; raises InvalidInput for a higher one."""
+    if wish.urgency is None:
+        return flow.urgency
+    if lesser(wish.urgency, flow.urgency) != wish.urgency:
+        raise InvalidInput(
+            f"{flow.name} is not {wish.urgency}: a run may be called less urgent than its flow, not more.",
+            code="urgency_above_flow",
+            param="urgency",
+            advice="leave it out, or declare it on the flow",
+        )
+    return wish.urgency
 
 
 class _TakenMeanwhile(Exception):

@@ -12,7 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from millpond.api.texts import LabelValue, LongWord, OwnLabelName, Reason, Word
-from millpond.types import RunState
+from millpond.types import RunState, Urgency
 
 MAX_DELAY_S = 366 * 86_400
 _Item = TypeVar("_Item")
@@ -30,6 +30,9 @@ class StartRun(_Request):
     input: Any = Field(default_factory=dict, description="Must fit the flow's input schema.")
     queue: Word | None = Field(None, description="A queue that workers serve. Unset: the flow's.")
     priority: int = Field(0, ge=-100, le=100, description="Higher goes earlier.")
+    urgency: Urgency | None = Field(
+        None, description="Unset: the flow's. `standard` where nobody waits for this run."
+    )
     delay_s: float = Field(
         0.0, ge=0, le=MAX_DELAY_S, allow_inf_nan=False, description="Seconds until it may start."
     )
@@ -112,6 +115,7 @@ class Run(BaseModel):
     queue: str
     state: RunState
     priority: int
+    urgency: Urgency = Field(description="`interactive` goes before `standard`, up to a bound.")
     input: Any
     output: Any = Field(description="The flow's result, once succeeded.")
     error: dict[str, Any] | None = Field(description="`class`, `code` and `message`, once failed.")
@@ -256,6 +260,7 @@ class FlowOut(BaseModel):
     deadline_s: float | None = Field(description="By when its runs are over, unless they say.")
     needs: dict[str, str] = Field(description="Labels that a worker must have to run it.")
     keys: list[str] = Field(description="What its runs count on under limits.")
+    urgency: Urgency = Field(description="The class of its runs, where they do not say standard.")
     published_at: datetime
     pauses: list[PauseOut] = Field(description="What holds its runs in its own queue.")
 

@@ -30,6 +30,7 @@ def run_json(run: RunView) -> dict[str, Any]:
         "queue": run.queue,
         "state": run.state,
         "priority": run.priority,
+        "urgency": run.urgency,
         "input": raw(run.input),
         "output": raw(run.output),
         "error": raw(run.error),
@@ -179,6 +180,7 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "deadline_s": flow.deadline_s,
         "needs": flow.needs,
         "keys": list(flow.keys),
+        "urgency": flow.urgency,
         "published_at": flow.published_at,
     }
 

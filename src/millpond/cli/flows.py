@@ -42,13 +42,14 @@ def flows(
             flow["name"],
             flow["version"],
             flow["queue"],
+            flow["urgency"],
             paused(flow["pauses"]),
             _first_line(flow.get("description")),
         ]
         for flow in page["data"]
     ]
     print_table(
-        ["flow", "version", "queue", "paused", "what it does"],
+        ["flow", "version", "queue", "urgency", "paused", "what it does"],
         rows,
         empty="No flows: no worker has published any yet (`millpond worker --flows …`).",
     )

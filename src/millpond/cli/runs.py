@@ -75,6 +75,9 @@ def start(
     version: Annotated[int | None, typer.Option(help="Version. Unset: the newest.")] = None,
     queue: Annotated[str | None, typer.Option(help="Queue. Unset: the flow's.")] = None,
     priority: Annotated[int, typer.Option(help="Higher goes earlier.", min=-100, max=100)] = 0,
+    urgency: Annotated[
+        str | None, typer.Option(help="standard where nobody waits for it. Unset: the flow's.")
+    ] = None,
     delay_s: Annotated[float, typer.Option("--delay", help="Seconds until it may go.", min=0)] = 0,
     deadline_s: Annotated[
         float | None,
@@ -111,6 +114,7 @@ def start(
         "version": version,
         "queue": queue,
         "priority": priority or None,
+        "urgency": urgency,
         "delay_s": delay_s or None,
         "deadline_s": deadline_s,
         "dedup_key": dedup_key,

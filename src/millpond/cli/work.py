@@ -142,6 +142,7 @@ async def _work(settings: Settings, name: str, *, alone: bool) -> None:
             rights=CurrentRights(engine),
             vault=vault,
             spill=spill_of(settings, slots),
+            lead_s=settings.interactive_lead_s,
         )
         stack.enter_context(on_continue(made.go_on))
         await made.run(stop)

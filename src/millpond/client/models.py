@@ -74,6 +74,7 @@ class RunData(Answer):
     queue: str
     state: str
     priority: int = 0
+    urgency: str = "standard"
     input: Any = None
     output: Any = None
     truncated: list[str] = Field(default_factory=list)

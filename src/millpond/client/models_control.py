@@ -162,6 +162,7 @@ class Flow(Answer):
     queue: str
     needs: dict[str, str] = Field(default_factory=dict)
     keys: list[str] = Field(default_factory=list)
+    urgency: str = "standard"
     permission: str | None = None
     may_start: bool = False
     is_served: bool = False

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -53,7 +53,8 @@ class Lane:
 
     `is_whole` says that nothing ready stands behind what was read; `estimate_s` is the expected
     service of one item, in worker-seconds. Each item takes one of each of `rooms`; `full` is the room
-    for want of which the lane's next item cannot go, `was_full` whether that was ever so in this claim.
+    for want of which the lane's next item cannot go, `was_full` whether that was ever so in this claim. Somebody waits
+    for work that `is_urgent`: of the class interactive.
     """
 
     lane_id: int
@@ -66,6 +67,7 @@ class Lane:
     rooms: Sequence[Room] = ()
     full: Room | None = None
     was_full: bool = False
+    is_urgent: bool = False
 
     @property
     def is_spent(self) -> bool:
@@ -154,15 +156,16 @@ AS_EVER = Terms()
 def admit(shares: Sequence[Share], free: Mapping[str, int], terms: Terms = AS_EVER) -> Decision:
     """Pick work items for the free slots of each queue; moves `taken` and `virtual_s` forward."""
     decision = Decision(picks=[], clocks={}, has_more=False)
-    by_queue: dict[str, list[Share]] = {}
-    for share in shares:
-        by_queue.setdefault(share.queue, []).append(share)
-    orders = {queue: _Order(queue, members) for queue, members in by_queue.items()}
+    orders = {queue: Order(queue, members) for queue, members in members_of(shares).items()}
     for queue, order in orders.items():
         order.left = free.get(queue, 0)
         _serve(order, decision, order.left, terms)
     if terms.helps:
-        _help(orders, free, decision, terms)
+
+        def serve(order: Order, slots: int, helper: str) -> int:
+            return _serve(order, decision, slots, terms, helper)
+
+        help_others(orders, free, decision, terms, serve)
     return decision
 
 
@@ -221,7 +224,7 @@ def _keep(rooms: Sequence[Room], one: Waiting, needed: set[int]) -> bool:
     return is_free
 
 
-class _Order:
+class Order:
     """The orgs of one queue in fair order, and the slots of its own that are left.
 
     An org leaves it as what was read of it is gone; `is_cut` says that one left of which more may be ready.
@@ -231,22 +234,65 @@ class _Order:
 
     def __init__(self, queue: str, members: Sequence[Share]) -> None:
         self.queue = queue
-        self.heap = [
-            (share.virtual_s, share.org_id, share) for share in members if _has_head(share)
-        ]
+        self.heap = [(share.virtual_s, share.org_id, share) for share in members if has_head(share)]
         heapq.heapify(self.heap)
         self.left = 0
         self.is_cut = False
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no org is left."""
+        return not self.heap
 
-def _help(
-    orders: Mapping[str, _Order], free: Mapping[str, int], decision: Decision, terms: Terms
+    @property
+    def key(self) -> float | None:
+        """Where the org stands that comes first; None where none is left."""
+        return self.heap[0][0] if self.heap else None
+
+    def pop(self) -> tuple[float, Share, Lane]:
+        """Take the org out that comes first; returns the queue's clock by it, and which of its lanes is next."""
+        clock_s, _, share = heapq.heappop(self.heap)
+        return clock_s, share, next_lane(share)
+
+    def push(self, share: Share) -> None:
+        """Put an org in that is not there, if it has an item that can go."""
+        if has_head(share):
+            heapq.heappush(self.heap, (share.virtual_s, share.org_id, share))
+
+    def drop(self, share: Share) -> None:
+        """Take an org out, wherever it stands, if it is there."""
+        self.heap = [one for one in self.heap if one[2] is not share]
+        heapq.heapify(self.heap)
+
+    def went(self, share: Share, lane: Lane) -> None:
+        """Note that an item of an org went; the org is not there then."""
+
+
+def members_of(shares: Sequence[Share]) -> dict[str, list[Share]]:
+    """Return the orgs of each queue that has any."""
+    by_queue: dict[str, list[Share]] = {}
+    for share in shares:
+        by_queue.setdefault(share.queue, []).append(share)
+    return by_queue
+
+
+def help_others(
+    orders: Mapping[str, Order],
+    free: Mapping[str, int],
+    decision: Decision,
+    terms: Terms,
+    serve: Callable[[Order, int, str], int],
 ) -> None:
-    """Let slots that their own queues leave idle go to the queues that they help, in order."""
+    """Let slots that their own queues leave idle go to the queues that they help, in order.
+
+    `serve` lets the orgs of a queue take so many slots of a helper at most, and returns how many they took.
+    """
     for helper, helped in terms.helps.items():
         own = orders.get(helper)
         idle = (free.get(helper, 0) if own is None else own.left) - terms.kept.get(helper, 0)
-        waiting = [orders[queue] for queue in helped if queue in orders and orders[queue].heap]
+        waiting = [
+            orders[queue] for queue in helped if queue in orders and not orders[queue].is_empty
+        ]
         if idle <= 0 or not waiting:
             continue
         if helper in terms.unread or (own is not None and own.is_cut):
@@ -254,11 +300,11 @@ def _help(
             decision.has_more = True
             continue
         for order in waiting:
-            idle -= _serve(order, decision, idle, terms, helper)
+            idle -= serve(order, idle, helper)
 
 
 def _serve(
-    order: _Order, decision: Decision, slots: int, terms: Terms, helper: str | None = None
+    order: Order, decision: Decision, slots: int, terms: Terms, helper: str | None = None
 ) -> int:
     """Let the orgs of a queue take slots, its own or a helper's, in fair order; returns how many they took."""
     queue, heap, first = order.queue, order.heap, len(decision.picks)
@@ -269,9 +315,9 @@ def _serve(
             decision.is_held_back = True
             break
         start, org_id, share = heapq.heappop(heap)
-        lane = _next_lane(share)
-        if lane.rooms and not _enter(org_id, lane):
-            if _has_head(share):
+        lane = next_lane(share)
+        if lane.rooms and not enter(org_id, lane):
+            if has_head(share):
                 heapq.heappush(heap, (start, org_id, share))
             continue
         decision.picks.append(
@@ -284,7 +330,7 @@ def _serve(
         if lane.is_spent and not lane.is_whole:
             # What stands behind is unknown, so the org's next item is: it goes on in the next claim.
             decision.has_more = order.is_cut = True
-        elif not lane.is_spent or _has_head(share):
+        elif not lane.is_spent or has_head(share):
             heapq.heappush(heap, (share.virtual_s, org_id, share))
     taken = len(decision.picks) - first
     if helper is None:
@@ -292,7 +338,7 @@ def _serve(
     return taken
 
 
-def _enter(org_id: int, lane: Lane) -> bool:
+def enter(org_id: int, lane: Lane) -> bool:
     """Take one of each room of a lane, or note which of them is full and take none."""
     place = (org_id, lane.lane_id)
     for room in lane.rooms:
@@ -307,12 +353,13 @@ def _enter(org_id: int, lane: Lane) -> bool:
     return True
 
 
-def _next_lane(share: Share) -> Lane:
+def next_lane(share: Share) -> Lane:
     """Return the org's lane whose head comes first; there is one."""
     if len(share.lanes) == 1:
         return share.lanes[0]
     return min((lane for lane in share.lanes if lane.can_go), key=lambda one: one.head)
 
 
-def _has_head(share: Share) -> bool:
+def has_head(share: Share) -> bool:
+    """Whether an org has an item that can go."""
     return any(lane.can_go for lane in share.lanes)

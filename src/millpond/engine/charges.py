@@ -18,12 +18,16 @@ _LEAST_S = 0.005
 
 @dataclass(eq=False, slots=True)
 class Use:
-    """The time of one attempt: since when it executes, by the monotonic clock, and how many seconds are charged."""
+    """The time of one attempt: since when it executes, by the monotonic clock, and how many seconds are charged.
+
+    `crossings` are rooms that several queues need, in which it is charged as in its queue.
+    """
 
     org_id: int
     queue: str
     charged_s: float
     began: float
+    crossings: tuple[str, ...] = ()
 
 
 class Charges:
@@ -31,11 +35,19 @@ class Charges:
 
     def __init__(self) -> None:
         self._owed: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self._crossed: defaultdict[tuple[int, str, str], float] = defaultdict(float)
         self._live: dict[Use, None] = {}
 
-    def begin(self, org_id: int, queue: str, estimate_s: float, began: float) -> Use:
+    def begin(
+        self,
+        org_id: int,
+        queue: str,
+        estimate_s: float,
+        began: float,
+        crossings: tuple[str, ...] = (),
+    ) -> Use:
         """Count an attempt in that its claim was charged by an estimate."""
-        use = Use(org_id, queue, estimate_s, began)
+        use = Use(org_id, queue, estimate_s, began, crossings)
         self._live[use] = None
         return use
 
@@ -50,6 +62,8 @@ class Charges:
 
     def _owe(self, use: Use, used_s: float) -> None:
         self._owed[use.org_id, use.queue] += used_s - use.charged_s
+        for room in use.crossings:
+            self._crossed[use.org_id, use.queue, room] += used_s - use.charged_s
         use.charged_s = used_s
 
     def take(self, now: float) -> dict[tuple[int, str], float]:
@@ -60,6 +74,13 @@ class Charges:
         due = {key: owed for key, owed in self._owed.items() if abs(owed) >= _LEAST_S}
         for key in due:
             del self._owed[key]
+        return due
+
+    def take_crossed(self) -> dict[tuple[int, str, str], float]:
+        """Return what is to be settled in crossings (org, queue, room), as of the last `take`; it counts as settled."""
+        due = {key: owed for key, owed in self._crossed.items() if abs(owed) >= _LEAST_S}
+        for key in due:
+            del self._crossed[key]
         return due
 
     @property

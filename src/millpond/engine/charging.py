@@ -28,10 +28,12 @@ async def settle_all(charges: Charges, database: EngineDatabase) -> None:
     while True:
         await asyncio.sleep(EVERY_S)
         due = charges.take(time.monotonic())
-        if not due:
-            continue
+        crossed = charges.take_crossed()
         try:
-            await settle(database, due)
+            if due:
+                await settle(database, due)
+            if crossed:
+                await settle_crossings(database, crossed)
         except MillpondError as error:
             _log.warning("charge.failed", error=error.code)
 
@@ -43,5 +45,19 @@ async def settle(database: EngineDatabase, due: dict[tuple[int, str], float]) ->
             _SQL["charge"],
             [org_id for org_id, _ in due],
             [queue for _, queue in due],
+            list(due.values()),
+        )
+
+
+async def settle_crossings(
+    database: EngineDatabase, due: dict[tuple[int, str, str], float]
+) -> None:
+    """Move where orgs stand in rooms that several queues need, by worker-seconds over their weights in the queue."""
+    async with database.statement("charge_crossings") as con:
+        await con.execute(
+            _SQL["charge_crossings"],
+            [org_id for org_id, _, _ in due],
+            [queue for _, queue, _ in due],
+            [room for _, _, room in due],
             list(due.values()),
         )

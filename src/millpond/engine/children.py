@@ -33,7 +33,18 @@ from millpond.engine.rights import ENDINGS, backing_of
 from millpond.engine.rules import check_keys
 from millpond.engine.submit import deadline_of, submit
 from millpond.errors import InvalidInput, NotFound, Permanent
-from millpond.types import Backing, ClosePolicy, Intent, Json, Parent, new_id
+from millpond.types import (
+    INTERACTIVE,
+    STANDARD,
+    Backing,
+    ClosePolicy,
+    Intent,
+    Json,
+    Parent,
+    Urgency,
+    lesser,
+    new_id,
+)
 
 _SQL = queries("children")
 # A flow that starts itself by mistake ends here.
@@ -77,6 +88,7 @@ class _Wish:
     timeout_s: float | None
     input: bytes
     priority: int | None
+    urgency: Urgency
     labels: Mapping[str, str] | None
     keys: Sequence[str]
     delay_s: float
@@ -99,6 +111,7 @@ class Children(Checkpoints):
         version: int | None = None,
         queue: str | None = None,
         priority: int | None = None,
+        urgency: Urgency = INTERACTIVE,
         labels: Mapping[str, str] | None = None,
         keys: Sequence[str] = (),
         delay_s: float = 0.0,
@@ -109,7 +122,8 @@ class Children(Checkpoints):
     ) -> Child:
         """Start a run of a flow, or of the flow published under a name, as a child of this run.
 
-        It has this run's org, subject, labels and priority where others are not given. `close`: when this
+        It has this run's org, subject, labels and priority where others are not given, and is interactive where its
+        flow and this run are, unless `urgency` says standard. `close`: when this
         run ends, the child is cancelled, is left alone (`abandon`), or this run's end waits for it
         (`wait`). `output` is the type of its result where the flow is named by text.
         """
@@ -121,6 +135,7 @@ class Children(Checkpoints):
             is_by_name=isinstance(flow, str),
             input=encode_input(None if isinstance(flow, str) else flow.input, input),
             priority=priority,
+            urgency=urgency if isinstance(flow, str) else lesser(urgency, flow.urgency),
             labels=None if labels is None else orjson.loads(dump(None, labels)),
             keys=check_keys(
                 [*(() if isinstance(flow, str) else flow.keys), *(veiled(one) for one in keys)]
@@ -275,15 +290,18 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         )
     version, queue, timeout_s = wish.version, wish.queue, wish.timeout_s
     deadline_s, keys = wish.deadline_s, wish.keys
+    urgency = lesser(wish.urgency, basis["urgency"])
     found = None
     if version is None or queue is None:
         found = await published(con, wish.flow, version)
         version, queue = found["version"], queue or found["queue"]
     elif wish.is_by_name:  # it may be one that no worker has yet
         found = await con.fetchrow(_SQL["published"], wish.flow, version)
+        urgency = urgency if found is not None else STANDARD
     if found is not None:
         timeout_s = timeout_s or found["timeout_s"]
         keys = check_keys([*found["keys"], *keys])
+        urgency = lesser(urgency, found["urgency"])
         deadline_s = deadline_of(found["deadline_s"], given_s=deadline_s, delay_s=wish.delay_s)
     return Intent(
         org_id=lease.org_id,
@@ -303,6 +321,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         parent=Parent(run_id=lease.run_id, step_key=step_key, close_policy=wish.close),
         backing=_backing(step_key, basis),
         behind=basis["behind"] or (),
+        urgency=urgency,
     )
 
 

@@ -17,9 +17,14 @@ from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.admission import AS_EVER, Decision, Lane, Pick, Share, Terms, admit, pass_over
+from millpond.engine.admission import AS_EVER, Decision, Lane, Pick, Share, Terms, pass_over
 from millpond.engine.columns import plain
+from millpond.engine.crossings import Crossings
+from millpond.engine.lanes import is_urgent
 from millpond.engine.limiting import Limiter
+from millpond.engine.turns import decide
+from millpond.engine.urgencies import Urgencies
+from millpond.engine.urgency import LEAD_S, Urgency
 from millpond.errors import LeaseLost
 from millpond.types import Backing
 
@@ -66,7 +71,8 @@ class Claimed(NamedTuple):
     A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for
     a step that executes in another queue than its run. `is_rerun`: it may have recorded steps before its
     first attempt. `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate.
-    `helper` is the queue whose slot it has, where that is not its own.
+    `helper` is the queue whose slot it has, where that is not its own; `crossings` are the rooms that several queues
+    need in which its org is charged for it.
     """
 
     lease: Lease
@@ -90,6 +96,7 @@ class Claimed(NamedTuple):
     granted_by: str | None = None
     begin_by: float | None = None
     helper: str | None = None
+    crossings: tuple[str, ...] = ()
 
     @property
     def backing(self) -> Backing | None:
@@ -120,6 +127,7 @@ class Claimer:
         worker_id: uuid.UUID,
         capabilities: Sequence[str],
         estimate_s: Callable[[str], float],
+        lead_s: float = LEAD_S,
     ) -> None:
         self._database = database
         self._worker_id = worker_id
@@ -128,7 +136,8 @@ class Claimer:
         self._depth = _FIRST_DEPTH
         self._lanes = 1
         self.expected: dict[str, float] = {}
-        self.limits = Limiter(self._capabilities)
+        self.limits = Limiter(self._capabilities, estimate_s)
+        self._urgencies = Urgencies(lead_s)
         # Whether all that was ready had room at the last claim, with some to spare, so that it may be so again.
         self._is_calm = True
 
@@ -200,7 +209,7 @@ class Claimer:
         async with self._database.duty(
             "claim", durable=False, limit_s=_LIMIT_S, idle_s=_IDLE_S
         ) as con:
-            if limits.is_on and not await limits.open(con, queues):
+            if limits.is_on and not await limits.open(con, most):
                 return None
             consumed, *rows = await con.fetch(
                 _SQL["heads"],
@@ -216,23 +225,25 @@ class Claimer:
                 raise LeaseLost("this worker's session is gone")
             if not limits.note(consumed):
                 return None
+            rows, urgency = self._urgencies.of(rows)
             if not rows:
                 return [], arrivals >= _MAX_ARRIVALS or limits.has_more
             if limits.is_on:
                 await limits.read(con, rows)
-            shares = self._shares(rows)
+            shares = self._shares(rows, has_urgent=urgency is not None)
             if terms.helps or terms.reserved:
                 terms = replace(
                     terms,
                     clocks=await self._clocks(con, terms),
                     unread=_unread(shares, orgs) if arrivals < _MAX_ARRIVALS else orgs.keys(),
                 )
-            decision, claimed, missed = await self._admit(con, shares, free, terms)
+            decision, claimed, missed = await self._admit(con, shares, free, terms, urgency)
             if missed:
                 await _step_back(con, missed)
             if limits.is_on:
                 await limits.close(con, shares)
                 claimed = _timed(claimed, limits.paced(shares), limits.began + _LATE_S)
+                claimed = _crossing(claimed, shares, limits.crossings)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
         is_idle = not (decision.picks or missed or decision.is_held_back)
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
@@ -245,7 +256,12 @@ class Claimer:
         return {row["queue"]: row["virtual_s"] for row in rows}
 
     async def _admit(
-        self, con: Connection, shares: Sequence[Share], free: Mapping[str, int], terms: Terms
+        self,
+        con: Connection,
+        shares: Sequence[Share],
+        free: Mapping[str, int],
+        terms: Terms,
+        urgency: Urgency | None,
     ) -> tuple[Decision, list[Claimed], list[Pick]]:
         """Decide and take; items that somebody holds locked are passed over for the next ones."""
         whole = Decision(picks=[], clocks={}, has_more=False)
@@ -253,7 +269,7 @@ class Claimer:
         missed: list[Pick] = []
         left = dict(free)
         for nth in range(1, _ROUNDS + 1):
-            decision = admit(shares, left, terms)
+            decision = decide(shares, left, terms, self.limits.crossings.met, urgency)
             whole.picks += decision.picks
             whole.clocks |= decision.clocks
             whole.has_more, whole.is_held_back = decision.has_more, decision.is_held_back
@@ -269,7 +285,7 @@ class Claimer:
                 left[one.helper or one.queue] -= 1
         return whole, claimed, missed
 
-    def _shares(self, rows: Sequence[Record]) -> list[Share]:
+    def _shares(self, rows: Sequence[Record], *, has_urgent: bool) -> list[Share]:
         shares: dict[tuple[str, int], Share] = {}
         for row in rows:
             queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items, _ = row
@@ -286,6 +302,7 @@ class Claimer:
                     is_whole=len(items or ()) < self._depth,
                     estimate_s=self._expected_s(able),
                     rooms=self.limits.rooms(row) if self.limits.is_on else (),
+                    is_urgent=has_urgent and is_urgent(offset_us),
                 )
             )
         return list(shares.values())
@@ -389,6 +406,24 @@ def _timed(
         return claimed
     return [
         one._replace(begin_by=begin_by) if (one.lease.org_id, one.lease.item_id) in paced else one
+        for one in claimed
+    ]
+
+
+def _crossing(
+    claimed: list[Claimed], shares: Sequence[Share], crossings: Crossings
+) -> list[Claimed]:
+    """Set through which crossings each goes."""
+    if not crossings.met:
+        return claimed
+    names = {
+        (share.org_id, item): crossings.names(lane)
+        for share in shares
+        for lane in share.lanes
+        for item in lane.items[: lane.taken]
+    }
+    return [
+        one._replace(crossings=names.get((one.lease.org_id, one.lease.item_id), ()))
         for one in claimed
     ]
 

@@ -119,6 +119,7 @@ async def _successor(
         origin=Origin(run_id=claimed.lease.run_id, kind="continued"),
         backing=claimed.backing,
         behind=lineage["behind"] or (),
+        urgency=lineage["urgency"],
     )
 
 

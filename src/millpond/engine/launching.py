@@ -65,7 +65,8 @@ class Launcher:
         The task ends when all of it is started and tells how much that was; it raises what is no MillpondError.
         """
         slots = [
-            self._slots.take(one.queue, one.helper, expected=expected) for one in reversed(claimed)
+            self._slots.take(one.queue, one.helper, one.crossings, expected=expected)
+            for one in reversed(claimed)
         ]
         self.leases.update(one.lease for one in claimed)
         self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")

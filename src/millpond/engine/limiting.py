@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -28,9 +28,11 @@ from millpond.engine.counting import (
     keep,
     most_awake,
 )
+from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId
+from millpond.types import NO_ORG
 
 _SQL = queries("limiting")
 # Of one claim: how many rooms of each queue it looks at, and of how many, and how many lanes of each, it wakes.
@@ -65,7 +67,7 @@ class Limiter:
     place to lanes that are parked in the queues of the last claim.
     """
 
-    def __init__(self, capabilities: Sequence[str]) -> None:
+    def __init__(self, capabilities: Sequence[str], estimate_s: Callable[[str], float]) -> None:
         # Whoever executes work alone is started for lanes that are active, so that others wake these.
         self._able = [*capabilities, *(f"{able}{ALONE}" for able in capabilities)]
         self._book = RuleBook()
@@ -79,6 +81,7 @@ class Limiter:
         self._has_rooms = False
         self._is_behind = False
         self._is_open = False
+        self.crossings = Crossings(estimate_s)
         self.has_more = False
         self.awaited: frozenset[str] = frozenset()
 
@@ -109,22 +112,25 @@ class Limiter:
         self._is_whole = True
         self._next_us = 0
         self._is_open = self.has_more = False
+        self.crossings.begin()
         self.awaited = frozenset()
         self.began = 0.0
         if self._is_behind:
             await self._book.learn(database)
             self._is_behind = False
 
-    async def open(self, con: Connection, names: Sequence[str]) -> bool:
+    async def open(self, con: Connection, slots: Mapping[str, int]) -> bool:
         """Count what is in use and wake what may find room, before the claim reads heads of these queues.
 
-        False when more has changed than is to be read here: this claim claims nothing, the next one begins with it.
+        `slots` is how many of each the claim can let go at most. False when more has changed than is to be read
+        here: this claim claims nothing, the next one begins with it.
         """
+        names = list(slots)
         after = [self._after.get(name, _FIRST) for name in names]
         began = time.monotonic()
         now, *rows = await con.fetch(
             _SQL["rooms"],
-            list(names),
+            names,
             self._able,
             self._book.version,
             MOST_NEWS,
@@ -139,12 +145,13 @@ class Limiter:
             return False
         self._seen.rules = self._book.rules
         self._is_open = True
+        self.crossings.begin(row["room"] for row in rows if row["kind"] == "crossing")
         for row in rows:
             if row["kind"] == "held":
                 self._seen.add_held(row["capability"], self._book.places(row), row["n"])
         stands, cut = self._turn(names, [row for row in rows if row["kind"] == "room"])
         chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"])
-        await self._wake(con, stands, chosen)
+        await self._wake(con, stands, chosen, slots)
         if told := [name for name in now["keys"] or () if name not in cut]:
             await con.execute(_SQL["told"], told, now["n"])
         await self._spend(con)
@@ -161,8 +168,13 @@ class Limiter:
         return not (self._is_behind or self._has_rooms)
 
     async def read(self, con: Connection, rows: Sequence[Record]) -> None:
-        """Read the meters of rates that hold for these lanes."""
-        await self._meter(con, [place for row in rows for place in self._book.places(row)])
+        """Read the meters of rates that hold for these lanes, and how orgs stand in crossings that they need."""
+        places = [place for row in rows for place in self._book.places(row)]
+        await self._meter(con, places)
+        if self.crossings.known:
+            met = {one for one in places if one.room.text in self.crossings.known}
+            rooms = [self._seen.state(*one).room for one in met]
+            await self.crossings.read(con, rooms, [row["org_id"] for row in rows])
 
     def rooms(self, row: Record) -> list[Room]:
         """Return the rooms in which every item of a lane takes a place."""
@@ -183,6 +195,7 @@ class Limiter:
         ]
         if lanes:
             await self._park(con, lanes)
+            await self.crossings.close(con, lanes)
         seen.add_taken(lanes)
         self.awaited = seen.holders()
 
@@ -198,7 +211,8 @@ class Limiter:
         full = {lane.full.name for _, lane in lanes if lane.full is not None}
         under = [one for name, one in self._seen.states().items() if name in full]
         due = [one.plan_us(self._seen.now_us) for one in under]
-        await con.execute(
+        shared = [name for name in full if RoomId.parse(name).org_id == NO_ORG]
+        crossed = await con.fetch(
             _SQL["park"],
             [share.org_id for share, _ in lanes],
             [lane.lane_id for _, lane in lanes],
@@ -212,7 +226,9 @@ class Limiter:
             [one.rule.maximum for one in under],
             self._book.version,
             MAX_WAITERS,
+            shared,
         )
+        await self.crossings.cross(con, [row["room"] for row in crossed])
         self._has_rooms = self._has_rooms or bool(full)
         self._seen.awaited |= {one.room.name for one in under if one.is_counted}
         self._sooner(due)
@@ -274,11 +290,16 @@ class Limiter:
         return keep(waiting)
 
     async def _wake(
-        self, con: Connection, stands: Sequence[_Stand], chosen: Sequence[tuple[int, int]]
+        self,
+        con: Connection,
+        stands: Sequence[_Stand],
+        chosen: Sequence[tuple[int, int]],
+        slots: Mapping[str, int],
     ) -> None:
         """Put as many lanes back into the active order as their rooms have place for."""
         plans: dict[_Key, int | None] = {}
         woken: list[tuple[_Stand, State | None, int]] = []
+        crossed: dict[str, int] = {}
         for stand in stands:
             room_id = RoomId.parse(stand.room)
             rule = self._book.rules.rule_of(room_id)
@@ -293,7 +314,11 @@ class Limiter:
             if stand.is_old or (due_us != stand.due_us and due_us > self._seen.now_us):
                 plans[stand[:3]] = due_us
             if stand.is_able and most > 0:
+                if state and stand.room in self.crossings.known and stand.capability[-1] != ALONE:
+                    crossed[stand.room], most = most, 0
                 woken.append((stand, state, most))
+        turns = await self.crossings.next_lanes(con, crossed, slots, self._able)
+        chosen = list(dict.fromkeys([*chosen, *turns]))
         if len(woken) > _MAX_ROOMS:
             self.has_more = True
             woken = self._next_of(woken)

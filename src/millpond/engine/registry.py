@@ -29,6 +29,7 @@ from millpond.engine.declared import Limit, check_limits
 from millpond.engine.rules import check_keys
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
+from millpond.types import INTERACTIVE, STANDARD, Urgency
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +49,7 @@ class Flow:
     `timeout_s` bounds the life of a run on the worker, per attempt; `deadline_s` the time from submit to
     the end, whatever the run does or waits for. `needs` are labels that a worker must have to run it;
     `keys` are what its runs count on under limits, beside their org, queue and flow; `limits` are those of the
-    platform that its code declares.
+    platform that its code declares. Of an interactive `urgency` are flows for which somebody waits.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Flow:
     deadline_s: float | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     keys: tuple[str, ...] = ()
+    urgency: Urgency = STANDARD
     limits: tuple[Limit, ...] = ()
 
     @property
@@ -181,6 +183,7 @@ def flow(
     on_failure: Callable[..., Awaitable[Any]] | None = None,
     needs: Mapping[str, str] | None = None,
     keys: Sequence[str] = (),
+    urgency: Urgency = STANDARD,
     limits: Sequence[Limit] = (),
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
@@ -193,7 +196,11 @@ def flow(
     `{"gpu": "true"}`, without which a worker does not run it. `keys`, such as `provider:openai`, are what
     its runs count on under limits; their org, queue and flow they count on anyway. `limits` are declared for all
     orgs as a worker starts that has the flow, such as `Limit("provider:openai", concurrency=20)`.
+    Runs of an `urgency` of `"interactive"`, for which somebody waits, go before others, up to a bound.
     """
+
+    if urgency not in (STANDARD, INTERACTIVE):
+        raise InvalidInput(f"flow {name}: urgency is {STANDARD} or {INTERACTIVE}", param="urgency")
 
     def register(function: Callable[..., Awaitable[Any]]) -> Flow:
         hints = _hints(function)
@@ -219,6 +226,7 @@ def flow(
             deadline_s=deadline_s,
             needs=dict(needs or {}),
             keys=check_keys(keys),
+            urgency=urgency,
             limits=check_limits(name, limits),
         )
         registry.add_flow(made)

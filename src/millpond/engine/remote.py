@@ -110,6 +110,7 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
                 capability=sent.capability,
                 keys=run["keys"],
                 priority=run["priority"],
+                urgency=run["urgency"],
             )
         )
         is_sent = await con.fetchval(
@@ -125,7 +126,7 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
             sent.capability,
             lane,
             run["keys"],
-            offset_us(run["priority"]) - RESUME_LEAD_US,
+            offset_us(run["priority"], run["urgency"]) - RESUME_LEAD_US,
             orjson.dumps({"name": sent.name, "queue": sent.queue}).decode(),
             int(Duty.CHILDREN),
             sent.seq,

@@ -23,7 +23,7 @@ from millpond.engine.rights import backing_of
 from millpond.engine.submit import submit
 from millpond.engine.views import FlowView
 from millpond.errors import Conflict, InvalidInput, NotFound
-from millpond.types import Backing, Intent, Origin, new_id
+from millpond.types import STANDARD, Backing, Intent, Origin, Urgency, new_id
 
 _SQL = queries("reruns")
 # A suspect's way to its lane is that of a delayed start: it must not be ready before it is marked.
@@ -56,6 +56,7 @@ class Source:
     deadline_s: float | None
     dedup_key: str | None
     backing: Backing | None = None
+    urgency: Urgency = STANDARD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +100,7 @@ async def read(con: Connection, org_id: int, run_id: uuid.UUID) -> Source:
         deadline_s=row["deadline_s"],
         dedup_key=row["dedup_key"],
         backing=backing_of(row),
+        urgency=row["urgency"],
     )
 
 
@@ -167,6 +169,7 @@ def intent_of(source: Source, repeat: Repeat) -> Intent:
         dedup_key=source.dedup_key,
         origin=Origin(run_id=source.run_id, kind="rerun", from_step=repeat.from_step),
         backing=repeat.backing,
+        urgency=source.urgency,
     )
 
 

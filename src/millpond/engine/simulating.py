@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from math import inf, nan
 
-from millpond.engine.admission import Lane, Share, admit
+from millpond.engine.admission import Lane, Share
 from millpond.engine.charges import EVERY_S, Use
 from millpond.engine.crew import GATHER_S, Hand
 from millpond.engine.estimates import Estimates
@@ -24,6 +24,7 @@ from millpond.engine.loads import Load, Outcome, Work
 from millpond.engine.rules import Rules
 from millpond.engine.spilling import Spill
 from millpond.engine.standing import Line, Standing
+from millpond.engine.turns import decide
 
 # As in the product: what a claim reads at most, and how soon others look after work ended under which lanes stand.
 _MAX_ORGS = 256
@@ -75,14 +76,14 @@ class _Simulation:
         self._workers = crew
         self._rules = rules
         self._weights = weights
-        self._standing = Standing(rules)
+        self._clocks: dict[str, float] = {}
+        self._standing = Standing(rules, self._clocks)
         self._now_s = 0.0
         self._lines: list[Line] = []
         self._line_of: list[Line | None] = [None] * len(load.works)
         self._by_work: dict[Work, Line] = {}
         self._shares: dict[tuple[str, int], _Share] = {}
         self._orders: dict[str, list[tuple[float, int, int]]] = {}
-        self._clocks: dict[str, float] = {}
         self._ends: list[tuple[float, int, int, str]] = []
         self._uses: dict[int, Use] = {}
         self._settle_s = inf
@@ -186,6 +187,8 @@ class _Simulation:
                     self._queue_up(share)
             for queue in dict.fromkeys(share.queue for share in ahead):
                 self._take_back(queue, [one.virtual_s for one in ahead if one.queue == queue])
+            for (org_id, queue, room), owed_s in worker.charges.take_crossed().items():
+                self._standing.charge(org_id, room, owed_s / self._shares[queue, org_id].weight)
         is_idle = all(worker.charges.is_idle for worker in self._workers)
         self._settle_s = inf if is_idle else self._now_s + EVERY_S
 
@@ -225,14 +228,21 @@ class _Simulation:
         self._out.claims += 1
         terms = worker.spill.terms(worker.free, wanted)
         most = terms.most(wanted)
-        for line in self._standing.begin(round(self._now_s * 1e6), most):
+
+        def cost_s(line: Line) -> float:
+            share = self._shares[line.queue, line.org_id]
+            return worker.estimates.estimate_s(line.capability) / share.weight
+
+        for line in self._standing.begin(round(self._now_s * 1e6), most, cost_s):
             self._activate(line)
         read = self._read(worker, most)
         took: list[tuple[str, str | None]] = []
         if read:
             unread = {queue for queue in most if self._orders.get(queue)}
             terms = replace(terms, clocks=self._clocks, unread=unread)
-            decision = admit([share for _, share in read], wanted, terms)
+            shares = [share for _, share in read]
+            decision = decide(shares, wanted, terms, self._standing.crossings)
+            self._standing.spend(shares)
             for queue, clock_s in decision.clocks.items():
                 self._clocks[queue] = max(self._clocks.get(queue, 0.0), clock_s)
             if not decision.picks and not decision.is_held_back:
@@ -298,7 +308,9 @@ class _Simulation:
             self._ends, (self._now_s + self._load.service_s[run], run, nth_worker, queue)
         )
         estimate_s = worker.estimates.estimate_s(line.capability)
-        self._uses[run] = worker.charges.begin(line.org_id, line.queue, estimate_s, self._now_s)
+        self._uses[run] = worker.charges.begin(
+            line.org_id, line.queue, estimate_s, self._now_s, self._standing.crossed(line)
+        )
         self._settle_s = min(self._settle_s, self._now_s + EVERY_S)
         self._standing.take(line, self._now_s)
 

@@ -36,6 +36,7 @@ class Slot:
     __slots__ = (
         "_began",
         "_capability",
+        "_crossings",
         "_expected",
         "_queue",
         "_slots",
@@ -46,11 +47,17 @@ class Slot:
     )
 
     def __init__(
-        self, slots: Slots, queue: str, work_queue: str, expected: Mapping[str, float]
+        self,
+        slots: Slots,
+        queue: str,
+        work_queue: str,
+        crossings: tuple[str, ...],
+        expected: Mapping[str, float],
     ) -> None:
         self._slots = slots
         self._queue = queue
         self._work_queue = work_queue
+        self._crossings = crossings
         self._expected = expected
         self._capability = ""
         self._began: float | None = None
@@ -63,7 +70,7 @@ class Slot:
         self._capability = capability
         self._began = time.monotonic()
         self._use = self._slots.charges.begin(
-            org_id, self._work_queue, self._charged_s(capability), self._began
+            org_id, self._work_queue, self._charged_s(capability), self._began, self._crossings
         )
 
     def hand_over(self) -> None:
@@ -161,15 +168,17 @@ class Slots:
         self,
         queue: str,
         helper: str | None = None,
+        crossings: tuple[str, ...] = (),
         *,
         expected: Mapping[str, float] | None = None,
     ) -> Slot:
         """Count in an attempt at work of a queue, in a slot of its own or of the queue that helps it.
 
-        `expected` is what the claim charged for work, by capability; without it that is as of its start.
+        Its time is charged to its org in the rooms `crossings` too. `expected` is what the claim charged for work, by
+        capability; without it that is as of its start.
         """
         self._went[queue] += 1
-        slot = Slot(self, helper or queue, queue, expected or {})
+        slot = Slot(self, helper or queue, queue, crossings, expected or {})
         self._taken[helper or queue] += 1
         return slot
 

@@ -7,14 +7,16 @@ decided is decided by `counting`; a lane stands under one room at most, and coun
 from __future__ import annotations
 
 import heapq
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from millpond.engine.admission import Lane, Room, Waiting
+from millpond.engine.admission import Lane, Room, Share, Waiting
 from millpond.engine.counting import MAX_WAITERS, NEVER, PATIENCE_S, Counts, keep, most_awake
 from millpond.engine.rules import Place, RoomId, Rules
+from millpond.engine.turns import Crossing, stands_s
+from millpond.types import NO_ORG
 
 _MAX_WAITING = 64
 _PATIENCE_US = round(PATIENCE_S * 1e6)
@@ -44,18 +46,36 @@ class Line:
 
 @dataclass(eq=False, slots=True)
 class _Parked:
-    """The lanes under one room, by queue: those that sleep, in fair order, and how many woke and have not gone."""
+    """The lanes under one room, by queue: those that sleep, in fair order, and how many woke and have not gone.
+
+    `orgs` is how many of each org are there, asleep or awake.
+    """
 
     sleeping: dict[str, list[tuple[float, int, int, int]]] = field(default_factory=dict)
     count: int = 0
     awake: Counter[str] = field(default_factory=Counter)
+    orgs: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(eq=False, slots=True)
+class _Crossed:
+    """A room that lanes of several queues need: its clock, and where orgs stand there over all queues."""
+
+    clock_s: float
+    at_s: dict[int, float] = field(default_factory=dict)
 
 
 class Standing:
-    """Rooms on a virtual clock. `full_s` is for how long each was full, `most_in_use` how much it had at most."""
+    """Rooms on a virtual clock. `full_s` is for how long each was full, `most_in_use` how much it had at most.
 
-    def __init__(self, rules: Rules) -> None:
+    `clocks` are those of the queues' fair orders.
+    """
+
+    def __init__(self, rules: Rules, clocks: Mapping[str, float] | None = None) -> None:
         self._rules = rules
+        self._clocks = {} if clocks is None else clocks
+        self._crossed: dict[RoomId, _Crossed] = {}
+        self._crossings: dict[RoomId, Crossing] = {}
         self._has_rates = False
         self._lines: dict[int, Line] = {}
         self._in_use: Counter[RoomId] = Counter()
@@ -74,16 +94,20 @@ class Standing:
         """Whether a lane stands under some room."""
         return bool(self._parked)
 
-    def begin(self, now_us: int, queues: Iterable[str]) -> Iterator[Line]:
+    def begin(
+        self, now_us: int, slots: Mapping[str, int], cost_s: Callable[[Line], float]
+    ) -> Iterator[Line]:
         """Begin a claim; yields lanes that wake, each to be put into the active order before the next is asked for.
 
-        First heads that waited long, then from each room as many as it has place for.
+        First heads that waited long, then from each room as many as it has place for. `slots` is how many of each
+        queue can go at most, `cost_s` what a run of a lane is expected to take, over its org's weight.
         """
         self._seen = Counts(now_us=now_us, tats=self._tats, _in_use=self._in_use)
         self._overdue.clear()
+        self._crossings.clear()
         if not self._parked:
             return
-        served = list(queues)
+        served = list(slots)
         for line in self._keep(set(served)):
             if not line.is_active:
                 yield self._rouse(line)
@@ -91,6 +115,9 @@ class Standing:
             if parked.count:
                 rule = self._rules.rule_of(room_id)
                 state = None if rule is None else self._seen.state(room_id, rule)
+                if (crossed := self._crossed.get(room_id)) is not None:
+                    yield from self._in_turn(parked, crossed, most_awake(state), slots, cost_s)
+                    continue
                 awake = sum(parked.awake[queue] for queue in served)
                 for _ in range(most_awake(state) - awake):
                     first = self._first(parked, served)
@@ -101,6 +128,15 @@ class Standing:
     def rooms(self, line: Line) -> list[Room]:
         """Return the rooms of a lane as this claim finds them."""
         self._has_rates = self._has_rates or any(one.rule.kind == "rate" for one in line.places)
+        for room_id, rule in line.places:
+            crossed = self._crossed.get(room_id)
+            if crossed is not None and room_id not in self._crossings:
+                self._crossings[room_id] = Crossing(
+                    room=self._seen.state(room_id, rule).room,
+                    since_s=crossed.clock_s,
+                    virtual_s=crossed.at_s,
+                    waiting=self._waiting(room_id),
+                )
         return self._seen.rooms((line.org_id, line.lane_id), line.capability, line.places)
 
     def settle(self, line: Line, head: Lane, virtual_s: float) -> None:
@@ -112,11 +148,41 @@ class Standing:
         if line.parked_on is not None:
             parked = self._parked[line.parked_on]
             parked.awake[line.queue] -= 1
+            parked.orgs[line.org_id] -= 1
             if not parked.count and not any(parked.awake.values()):
                 del self._parked[line.parked_on]
             line.parked_on = None
         if head.full is not None:
             self._park(line, head, virtual_s)
+
+    def _waiting(self, room_id: RoomId) -> set[int]:
+        parked = self._parked.get(room_id)
+        return set() if parked is None else {org for org, count in parked.orgs.items() if count > 0}
+
+    @property
+    def crossings(self) -> Sequence[Crossing]:
+        """The rooms that lanes of several queues need, of those that this claim looked at."""
+        return list(self._crossings.values())
+
+    def spend(self, shares: Sequence[Share]) -> None:
+        """Keep what orgs used of crossings by what went in this claim."""
+        for room_id, one in self._crossings.items():
+            crossed = self._crossed[room_id]
+            crossed.at_s |= one.reached(shares)
+            crossed.clock_s = max(crossed.clock_s, one.clock_s)
+
+    def charge(self, org_id: int, room: str, virtual_s: float) -> None:
+        """Move where an org stands in a crossing by what it used beyond what its claims were charged, or less."""
+        crossed = self._crossed[RoomId.parse(room)]
+        crossed.at_s[org_id] = crossed.at_s.get(org_id, crossed.clock_s) + virtual_s
+        if virtual_s < 0:
+            crossed.clock_s = min(crossed.clock_s, max(crossed.at_s.values()))
+
+    def crossed(self, line: Line) -> tuple[str, ...]:
+        """Return the crossings that work of a lane goes through."""
+        if not self._crossings:
+            return ()
+        return tuple(room.text for room, _ in line.places if room in self._crossings)
 
     def end(self) -> int | None:
         """End a claim: store what rates were used; returns when one of them lets the next through, if lanes wait."""
@@ -164,6 +230,9 @@ class Standing:
         self._lines[line.lane_id] = line
         parked = self._parked.setdefault(room_id, _Parked())
         parked.count += 1
+        parked.orgs[line.org_id] += 1
+        if (crossed := self._cross(room_id, parked, line.queue)) is not None:
+            virtual_s = crossed.at_s.setdefault(line.org_id, crossed.clock_s)
         row = (virtual_s, line.org_id, line.lane_id, line.stamp)
         heapq.heappush(parked.sleeping.setdefault(line.queue, []), row)
         waiters = self._waiters.get(line.org_id, 0)
@@ -172,6 +241,45 @@ class Standing:
             self._waiters[line.org_id] = waiters + 1
             line.blocked_us = self._seen.now_us
             self._blocked[line.lane_id] = line
+
+    def _cross(self, room_id: RoomId, parked: _Parked, queue: str) -> _Crossed | None:
+        """Return what is kept of a room that lanes of several queues need; from the second queue on it is one."""
+        crossed = self._crossed.get(room_id)
+        others = any(heap for other, heap in parked.sleeping.items() if other != queue)
+        if crossed is None and others and room_id.org_id == NO_ORG:
+            clock_s = max(self._clocks.values(), default=0.0)
+            crossed = self._crossed[room_id] = _Crossed(clock_s)
+            for heap in parked.sleeping.values():
+                heap[:] = [(clock_s, org, lane, stamp) for _, org, lane, stamp in heap]
+                heapq.heapify(heap)
+        return crossed
+
+    def _in_turn(
+        self,
+        parked: _Parked,
+        crossed: _Crossed,
+        most: int,
+        slots: Mapping[str, int],
+        cost_s: Callable[[Line], float],
+    ) -> Iterator[Line]:
+        """Yield the lanes to wake under a room that several queues need: those of the orgs that used it least."""
+        woken = Counter({queue: min(parked.awake[queue], slots[queue]) for queue in slots})
+        left = most - sum(woken.values())
+        ahead: defaultdict[int, float] = defaultdict(float)
+
+        def at_s(org_id: int) -> float:
+            stands = stands_s(crossed.clock_s, crossed.at_s.get(org_id), is_waiting=True)
+            return stands + ahead[org_id]
+
+        while left > 0:
+            open_queues = [queue for queue in slots if woken[queue] < slots[queue]]
+            line = self._first(parked, open_queues, at_s)
+            if line is None:
+                return
+            woken[line.queue] += 1
+            left -= 1
+            ahead[line.org_id] += cost_s(line)
+            yield self._rouse(line)
 
     def _forget(self, line: Line) -> None:
         """Forget since when a lane has been passed over."""
@@ -202,13 +310,27 @@ class Standing:
         line.stamp += 1
         return line
 
-    def _first(self, parked: _Parked, queues: Iterable[str]) -> Line | None:
-        """Take the lane that comes first in fair order among those that sleep in these queues."""
+    def _first(
+        self,
+        parked: _Parked,
+        queues: Iterable[str],
+        at_s: Callable[[int], float] | None = None,
+    ) -> Line | None:
+        """Take the lane that comes first in fair order among those that sleep in these queues.
+
+        With `at_s` in the order of where their orgs stand by now.
+        """
         best: list[tuple[float, int, int, int]] | None = None
         for queue in queues:
             heap = parked.sleeping.get(queue)
-            while heap and self._lines[heap[0][2]].stamp != heap[0][3]:
-                heapq.heappop(heap)
+            while heap:
+                virtual_s, org_id, lane_id, stamp = heap[0]
+                if self._lines[lane_id].stamp != stamp:
+                    heapq.heappop(heap)
+                elif at_s is not None and at_s(org_id) != virtual_s:
+                    heapq.heapreplace(heap, (at_s(org_id), org_id, lane_id, stamp))
+                else:
+                    break
             if heap and (best is None or heap[0] < best[0]):
                 best = heap
         return None if best is None else self._lines[heapq.heappop(best)[2]]

@@ -215,6 +215,7 @@ def _intent(
         behind=sorted({row["created_by"], *row["changed_by"], *filter(None, sent_by)}),
         priority=row["priority"],
         keys=target.keys,
+        urgency=target.urgency,
         timeout_s=target.timeout_s,
         deadline_s=deadline_of(target.deadline_s),
         labels=labels,

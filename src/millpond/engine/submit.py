@@ -20,15 +20,19 @@ from millpond.engine.payloads import INLINE_BYTES, INPUT, Payload, check_size, k
 from millpond.engine.quotas import BlockGone, Ticket
 from millpond.engine.registry import capability
 from millpond.errors import InvalidInput
-from millpond.types import Backing, Intent, Json, Standing
+from millpond.types import STANDARD, Backing, Intent, Json, Standing, Urgency
 
 _SQL = queries("submit")
 _MAX_DELAY_S = 10 * 366 * 86_400.0
 
 
 @lru_cache(maxsize=8192)
-def _lane(queue: str, org_id: int, able: str, keys: tuple[str, ...], priority: int) -> int:
-    return lane_id(queue=queue, org_id=org_id, capability=able, keys=keys, priority=priority)
+def _lane(
+    queue: str, org_id: int, able: str, keys: tuple[str, ...], priority: int, urgency: Urgency
+) -> int:
+    return lane_id(
+        queue=queue, org_id=org_id, capability=able, keys=keys, priority=priority, urgency=urgency
+    )
 
 
 def check(intent: Intent, org_id: int) -> None:
@@ -142,10 +146,10 @@ async def _insert(
         [orjson.dumps(dict(intent.labels)).decode() for intent in intents],
         [None if _is_big(intent) else intent.input.decode() for intent in intents],
         [
-            _lane(i.queue, org_id, capability(i.flow, i.version), key, i.priority)
+            _lane(i.queue, org_id, capability(i.flow, i.version), key, i.priority, i.urgency)
             for i, key in zip(intents, keys, strict=True)
         ],
-        [offset_us(intent.priority) for intent in intents],
+        [offset_us(intent.priority, intent.urgency) for intent in intents],
         [intent.delay_s for intent in intents],
         [_more(intent) for intent in intents],
         None if ticket is None else ticket.blocks,
@@ -183,6 +187,8 @@ def _more(intent: Intent) -> str | None:
             more["continued_from"] = str(intent.origin.run_id)
     if intent.behind:
         more["behind"] = list(intent.behind)
+    if intent.urgency != STANDARD:
+        more["urgency"] = intent.urgency
     if intent.backing is not None:
         more |= _backing(intent.backing)
     if duties:

@@ -18,7 +18,7 @@ import orjson
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.errors import InvalidInput, Permanent
-from millpond.types import Json
+from millpond.types import STANDARD, Json, Urgency
 
 _SQL = queries("targets")
 _MAX_FAULTS = 5
@@ -45,6 +45,7 @@ class Target:
     input_schema: str
     is_served: bool
     keys: Sequence[str] = ()
+    urgency: Urgency = STANDARD
 
     def misfit(self, document: Json) -> str | None:
         """Say in words what the flow's schema refuses of an input, None when it fits."""
@@ -76,6 +77,7 @@ async def find(con: Connection, wanted: Iterable[Wanted]) -> dict[Wanted, Target
             input_schema=row["input_schema"],
             is_served=row["is_served"],
             keys=row["keys"],
+            urgency=row["urgency"],
         )
         for row in await con.fetch(_SQL["targets"], flows, versions)
     }

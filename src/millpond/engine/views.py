@@ -19,7 +19,7 @@ from millpond.db.queries import queries
 from millpond.engine import payloads
 from millpond.engine.payloads import INPUT, OUTPUT
 from millpond.errors import NotFound
-from millpond.types import FINAL_STATES, Json, RunState
+from millpond.types import FINAL_STATES, STANDARD, Json, RunState, Urgency
 
 _SQL = queries("views")
 # What a list shows of an input or output; more would make a page of runs megabytes.
@@ -57,6 +57,7 @@ class RunView:
     blocked: str | None
     deadline_at: datetime | None
     dedup_key: str | None
+    urgency: Urgency
 
     @property
     def truncated(self) -> list[str]:
@@ -132,6 +133,7 @@ class FlowView:
     needs: Json
     is_served: bool
     keys: Sequence[str] = ()
+    urgency: Urgency = STANDARD
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -284,6 +284,7 @@ async def _elsewhere(con: Connection, org_id: int, row: Record) -> Reason:
                 flow=None,
                 lane_id=row["lane_id"],
                 rank=row["rank"],
+                urgency=row["urgency"],
             ),
         )
     elif row["item_blocked"] is not None:

@@ -33,7 +33,7 @@ from millpond.engine.ordering import (
 )
 from millpond.engine.pauses import Pause, list_pauses
 from millpond.engine.registry import capability
-from millpond.types import NO_ORG, Json
+from millpond.types import INTERACTIVE, NO_ORG, STANDARD, Json, Urgency
 
 _SQL = queries("why")
 MAX_AHEAD = 1000
@@ -67,6 +67,7 @@ class Place:
     flow: str | None
     lane_id: int
     rank: int
+    urgency: Urgency = STANDARD
 
 
 def place_of_run(run: Record) -> Place:
@@ -78,6 +79,7 @@ def place_of_run(run: Record) -> Place:
         flow=run["flow"],
         lane_id=run["lane_id"],
         rank=run["rank"],
+        urgency=run["urgency"],
     )
 
 
@@ -245,13 +247,15 @@ async def _in_line(
         *(_room_comes(one, costs, own_s, ahead, pace["now_at"]) for one in full),
     ]
     use = f"{in_use} of {slots} slots are in use" if slots else "only idle slots of others help it"
+    of = " of interactive work" if place.urgency == INTERACTIVE else ""
     order = f"{stands.of_all}" if stands.is_exact else f"more than {stands.of_all}"
     return Reason(
         kind="in_line",
-        text=f"It stands in line in queue {place.queue} with {_many(ahead)} before it in its lane, "
+        text=f"It stands in line{of} in queue {place.queue} with {_many(ahead)} before it in its lane, "
         f"{_many(stands.of_org)} in its organization's line and {order} in the fair order; {use}.",
         facts={
             "queue": place.queue,
+            "urgency": place.urgency,
             "ahead": min(ahead, MAX_AHEAD),
             "is_exact": ahead <= MAX_AHEAD,
             "ahead_of_org": min(stands.of_org, MAX_AHEAD),

@@ -45,6 +45,7 @@ from millpond.engine.spilling import Spill, served_slots
 from millpond.engine.step_executor import StepAttempt, execute_step
 from millpond.engine.throttling import Throttling
 from millpond.engine.upkeep import Upkeep, tell_readied
+from millpond.engine.urgency import LEAD_S
 from millpond.engine.vault import Vault
 from millpond.engine.watching import Watch, tick
 from millpond.errors import LeaseLost, MillpondError, Transient
@@ -87,9 +88,11 @@ class Worker:
         rights: Rights | None = None,
         vault: Vault | None = None,
         spill: Spill | None = None,
+        lead_s: float = LEAD_S,
     ) -> None:
         self._rights = rights
         self._vault = vault
+        self._lead_s = lead_s
         self._database = database
         self._engine_url = engine_url
         self._listen_url = listen_url
@@ -165,6 +168,7 @@ class Worker:
                     flow.deadline_s,
                     orjson.dumps(dict(flow.needs)).decode(),
                     list(flow.keys),
+                    flow.urgency,
                 )
 
     def _capabilities(self) -> list[str]:
@@ -324,6 +328,7 @@ class Worker:
             worker_id=self.worker_id,
             capabilities=self._capabilities(),
             estimate_s=self._slots.estimate_s,
+            lead_s=self._lead_s,
         )
         stopping = asyncio.create_task(self._stopping.wait())
         at_once = False

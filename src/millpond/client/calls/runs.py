@@ -26,6 +26,7 @@ from millpond.client.models import Event, OrgEvent, Page, RunBatch, RunData, Sig
 from millpond.client.models_control import Why
 
 OnDuplicate = Literal["reject", "join", "cancel_old"]
+Urgency = Literal["standard", "interactive"]
 
 
 class RunWish(TypedDict, total=False):
@@ -36,6 +37,7 @@ class RunWish(TypedDict, total=False):
     version: int | None
     queue: str | None
     priority: int
+    urgency: Urgency
     delay_s: float
     deadline_s: float | None
     labels: dict[str, str]
@@ -51,6 +53,7 @@ def start_run(
     version: int | None = None,
     queue: str | None = None,
     priority: int | None = None,
+    urgency: Urgency | None = None,
     delay_s: float | None = None,
     deadline_s: float | None = None,
     labels: Mapping[str, str] | None = None,
@@ -62,7 +65,8 @@ def start_run(
     """Start a run of a flow; it is durable when this returns.
 
     `delay_s` and `deadline_s` count from now, in seconds. Of the runs with a `dedup_key` one is live at
-    a time; `on_duplicate` says what happens when one is. `keys`, such as `provider:openai`, are what it
+    a time; `on_duplicate` says what happens when one is. `urgency` may be "standard" where nobody waits for it,
+    though the flow is interactive. `keys`, such as `provider:openai`, are what it
     counts on under limits, beside the flow's own. Without an `idempotency_key` each call gets
     one of its own, so that a repeat after a broken connection starts nothing twice.
     """
@@ -72,6 +76,7 @@ def start_run(
             "version": version,
             "queue": queue,
             "priority": priority,
+            "urgency": urgency,
             "delay_s": delay_s,
             "deadline_s": deadline_s,
             "labels": labels,

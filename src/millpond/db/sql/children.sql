@@ -8,12 +8,12 @@ with recursive up as (
   select r.parent_id, up.generations + 1 from up join run r on r.org_id = $1 and r.run_id = up.parent_id
   where up.generations < $3::int
 )
-select r.subject, r.priority, r.labels, r.traceparent, r.stamp, r.permission, r.lent, r.granted_by, r.behind, (select max(generations) from up) as generations
+select r.subject, r.priority, coalesce(r.urgency, 'standard') as urgency, r.labels, r.traceparent, r.stamp, r.permission, r.lent, r.granted_by, r.behind, (select max(generations) from up) as generations
 from run r where r.org_id = $1 and r.run_id = $2;
 
 -- name: published
 -- Finds a flow's version, or its newest, as workers have published it.
-select version, queue, timeout_s, deadline_s, keys from flow_version
+select version, queue, timeout_s, deadline_s, keys, urgency from flow_version
 where flow = $1 and ($2::int is null or version = $2) order by version desc limit 1;
 
 -- name: known
@@ -51,7 +51,8 @@ where s.org_id = $1 and s.run_id = $2 and s.step_key = $3;
 
 -- name: lineage
 -- Reads what a run hands on to the one that continues it.
-select flow, queue, subject, priority, keys, timeout_s, traceparent, labels, dedup_key, parent_id, parent_key,
+select flow, queue, subject, priority, coalesce(urgency, 'standard') as urgency, keys, timeout_s, traceparent, labels,
+       dedup_key, parent_id, parent_key,
        close_policy, behind, extract(epoch from deadline_at - clock_timestamp())::float8 as left_s
 from run where org_id = $1 and run_id = $2;
 

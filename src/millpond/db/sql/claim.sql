@@ -1,7 +1,10 @@
 -- name: heads
--- Locks, consumes arrivals and reads the heads of lanes in fair order (function of the migrations, a statement each).
+-- Locks, consumes arrivals and reads the heads of lanes in fair order, then interactive ones (functions of the migrations).
 select queue, org_id, weight, virtual_s, lane_id, offset_us, capability, ranks, items, keys
-from claim_heads($1, $2, $3::text[], $4::int[], $5::text[], $6);
+from claim_heads($1, $2, $3::text[], $4::int[], $5::text[], $6)
+union all
+select queue, org_id, weight, virtual_s, lane_id, offset_us, capability, ranks, items, keys
+from claim_urgent($3::text[], $4::int[], $5::text[], $6);
 
 -- name: take
 -- Moves picked ready rows to leases; stores where that leaves lanes, shares and clocks (function of the migrations).

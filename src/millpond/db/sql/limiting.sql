@@ -1,9 +1,11 @@
 -- Limits as the claim sees them; what is read or written there is so after the claim's lock.
 
 -- name: rooms
--- What a claim has to know of limits (function of the migrations).
+-- What a claim has to know of limits, and which rooms are crossings (functions of the migrations, the first has the lock).
 select kind, org_id, lane_id, queue, capability, keys, room, n, us
-from claim_rooms($1::text[], $2::text[], $3, $4, $5, $6::bigint[], $7::text[], $8::text[], $9);
+from claim_rooms($1::text[], $2::text[], $3, $4, $5, $6::bigint[], $7::text[], $8::text[], $9)
+union all
+select 'crossing', 0, 0, '', '', null, room, 0, null from crossings();
 
 -- name: version
 -- How often limits were changed.
@@ -134,7 +136,7 @@ insert into told_rooms as t (queue, version) select u.queue, $2 from unnest($1::
 on conflict (queue) do update set version = greatest(t.version, excluded.version);
 
 -- name: park
--- Parks lanes under the rooms that were full, lets those go of which work went, and notes how full those rooms are.
+-- Parks lanes under the rooms that were full, lets those go of which work went, and notes how full those rooms are; tells of crossings.
 with u as materialized (
   select * from unnest($1::bigint[], $2::bigint[], $3::text[], $4::float8[], $5::bool[], $6::bool[])
     as u(org_id, lane_id, room, virtual_s, is_many, has_gone)
@@ -156,13 +158,20 @@ l as (
   from u left join b on b.org_id = u.org_id and b.lane_id = u.lane_id
   where lane.org_id = u.org_id and lane.lane_id = u.lane_id and (u.room is not null or lane.parked_on is not null)
   returning lane.parked_on, lane.queue, lane.capability
+),
+r as (
+  insert into room (room, queue, capability, due_us, version, in_use, maximum)
+  select distinct l.parked_on, l.queue, l.capability, n.due_us, $11::bigint, n.in_use, n.maximum
+  from l join unnest($7::text[], $8::bigint[], $9::bigint[], $10::bigint[]) as n(room, due_us, in_use, maximum) on n.room = l.parked_on
+  on conflict (room, queue, capability) do update
+    set due_us = excluded.due_us, version = excluded.version, in_use = excluded.in_use, maximum = excluded.maximum,
+        looked_at = clock_timestamp()
+  returning room, queue
 )
-insert into room (room, queue, capability, due_us, version, in_use, maximum)
-select distinct l.parked_on, l.queue, l.capability, n.due_us, $11::bigint, n.in_use, n.maximum
-from l join unnest($7::text[], $8::bigint[], $9::bigint[], $10::bigint[]) as n(room, due_us, in_use, maximum) on n.room = l.parked_on
-on conflict (room, queue, capability) do update
-  set due_us = excluded.due_us, version = excluded.version, in_use = excluded.in_use, maximum = excluded.maximum,
-      looked_at = clock_timestamp();
+-- Those that orgs share ($13) and under which lanes of another queue stand.
+select distinct r.room from r
+where r.room = any($13::text[])
+  and (exists (select from room o where o.room = r.room and o.queue <> r.queue) or exists (select from r o where o.room = r.room and o.queue <> r.queue));
 
 -- name: spend
 -- Stores how far rates are used, and lets this claim's commit wait for the disk: what is spent stays spent.

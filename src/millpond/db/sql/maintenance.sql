@@ -1,13 +1,13 @@
 -- name: publish_flow
 -- Tells the API what can be run; the newest publication of a version holds.
 insert into flow_version (flow, version, queue, permission, description, input_schema, output_schema, timeout_s,
-                          deadline_s, labels, keys)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+                          deadline_s, labels, keys, urgency)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 on conflict (flow, version) do update
   set queue = excluded.queue, permission = excluded.permission, description = excluded.description,
       input_schema = excluded.input_schema, output_schema = excluded.output_schema,
       timeout_s = excluded.timeout_s, deadline_s = excluded.deadline_s, labels = excluded.labels,
-      keys = excluded.keys, published_at = clock_timestamp();
+      keys = excluded.keys, urgency = excluded.urgency, published_at = clock_timestamp();
 
 -- name: register_worker
 -- Opens a worker's session: its leases live as long as this row is renewed.

@@ -2,7 +2,8 @@
 
 -- name: hold_run
 -- Locks the live row of a run under this lease, and tells what its steps inherit; one that repeats poison is careful with them.
-select r.keys, r.priority, i.lane_id & 2 = 2 and r.rerun_of is not null and exists (
+select r.keys, r.priority, coalesce(r.urgency, 'standard') as urgency,
+       i.lane_id & 2 = 2 and r.rerun_of is not null and exists (
          select from run p where p.org_id = r.org_id and p.run_id = r.rerun_of and p.outcome = 'failed'
            and case when strpos(p.error::text, '\u0000') = 0 then p.error->>'code' end = 'poison') as is_careful
 from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id

@@ -2,7 +2,7 @@
 
 -- name: source
 -- Reads what a repeat of a run needs; a large input stands apart, and a child that was poison is named where it failed the run.
-select r.flow, r.version, r.queue, r.subject, r.priority, r.keys, r.labels, coalesce(r.input, p.body) as input, r.outcome,
+select r.flow, r.version, r.queue, r.subject, r.priority, coalesce(r.urgency, 'standard') as urgency, r.keys, r.labels, coalesce(r.input, p.body) as input, r.outcome,
        case when strpos(r.error::text, '\u0000') = 0 then r.error->>'code' end as error_code,
        case when strpos(r.error::text, '\u0000') = 0 and r.error->>'class' = 'StepFailed' then r.error->>'step' end as failed_step,
        case when strpos(r.error::text, '\u0000') = 0 and r.error->>'class' = 'ChildFailed' and r.error->>'code' = 'poison' then (

@@ -32,12 +32,13 @@ spent as (
 runs as (
   insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels,
                    input, created_at, deadline_at, dedup_key, parent_id, parent_key, close_policy, rerun_of, rerun_from,
-                   continued_from, stamp, permission, lent, granted_by, behind)
+                   continued_from, stamp, permission, lent, granted_by, behind, urgency)
   select $1, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, at,
          deadline_at, more->>'dedup_key', (more->>'parent_id')::uuid, more->>'parent_key', more->>'close_policy',
          (more->>'rerun_of')::uuid, more->>'rerun_from', (more->>'continued_from')::uuid,
          (more->>'stamp')::int, more->>'permission', (more->>'lent')::uuid, more->>'granted_by',
-         case when more->'behind' is not null then array(select json_array_elements_text(more->'behind')) end
+         case when more->'behind' is not null then array(select json_array_elements_text(more->'behind')) end,
+         more->>'urgency'
   from w
 ),
 items as (

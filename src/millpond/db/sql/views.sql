@@ -51,7 +51,7 @@ select r.run_id, r.flow, r.version, r.queue, coalesce(r.outcome, i.state) as sta
        r.error, r.subject, coalesce(r.attempts, i.attempt, 0) as attempts, r.created_at,
        coalesce(r.started_at, i.started_at) as started_at, r.finished_at, r.labels,
        coalesce(i.cancel_requested, false) as cancel_requested, r.rerun_of, r.rerun_from, i.blocked, r.deadline_at,
-       r.dedup_key
+       r.dedup_key, coalesce(r.urgency, 'standard') as urgency
 from run r left join item i on i.org_id = r.org_id and i.item_id = r.run_id
 where r.org_id = $1 and r.run_id = any($2::uuid[])
 order by r.run_id desc;
@@ -110,7 +110,7 @@ order by request_id desc;
 -- name: published_flows
 -- Every flow version that a worker has published, and whether a live worker has it now.
 select f.flow, f.version, f.queue, f.permission, f.description, f.input_schema, f.output_schema, f.timeout_s,
-       f.deadline_s, f.published_at, f.labels as needs, f.keys,
+       f.deadline_s, f.published_at, f.labels as needs, f.keys, f.urgency,
        exists (select from worker w
                where w.expires_at > clock_timestamp() and f.flow || '@' || f.version = any(w.capabilities)) as is_served
 from flow_version f order by f.flow, f.version;

@@ -79,7 +79,7 @@ arrived as (
   insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
   select n.org_id, n.lane_id, coalesce(n.queue, r.queue),
          coalesce(n.capability, r.flow || '@' || r.version) || case when n.lane_id & 2 = 2 then $9 else '' end, r.keys,
-         -r.priority * $6::bigint - case when n.lane_id & 1 = 1 then $7::bigint else 0 end, min(n.rank)
+         -r.priority * $6::bigint - case when n.lane_id & 1 = 1 then $7::bigint else 0 end - (r.urgency is not null)::int, min(n.rank)
   from n join run r on r.org_id = n.org_id and r.run_id = n.run_id
   group by 1, 2, 3, 4, 5, 6
 )

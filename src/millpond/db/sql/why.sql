@@ -2,7 +2,7 @@
 
 -- name: run
 -- A run with its live row, if it has one.
-select r.run_id, r.flow, r.version, r.queue, r.outcome, r.error, r.finished_at, r.deadline_at, i.state, i.lane_id,
+select r.run_id, r.flow, r.version, r.queue, coalesce(r.urgency, 'standard') as urgency, r.outcome, r.error, r.finished_at, r.deadline_at, i.state, i.lane_id,
        i.rank, i.attempt, i.cancel_requested, i.overdue, i.blocked
 from run r left join item i on i.org_id = r.org_id and i.item_id = r.run_id
 where r.org_id = $1 and r.run_id = $2;
@@ -44,7 +44,8 @@ from worker where expires_at > clock_timestamp() order by started_at, worker_id;
 select s.step_key, s.name, s.kind, s.state, s.tries, s.error, s.ref, t.due_at, extract(epoch from t.due_at - clock_timestamp())::float8 as due_in_s, q.request_id, q.role, q.title,
        q.expires_at, c.flow as child_flow, c.outcome as child_outcome, i.kind as item_kind, i.state as item_state,
        i.queue as item_queue, i.capability as item_capability, i.lane_id, i.rank,
-       case when i.kind = 'step' then i.blocked end as item_blocked
+       case when i.kind = 'step' then i.blocked end as item_blocked,
+       coalesce((select r.urgency from run r where r.org_id = $1 and r.run_id = $2), 'standard') as urgency
 from step s
 left join timer t on t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key
 left join input_request q on q.org_id = s.org_id and q.run_id = s.run_id and q.step_key = s.step_key and q.state = 'pending'
