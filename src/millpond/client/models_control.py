@@ -139,6 +139,7 @@ class RecordedRun(Answer):
     version: int
     queue: str
     keys: list[str] = Field(default_factory=list)
+    tokens: int | None = None
     priority: int = 0
     ready_at: datetime
     started_at: datetime
@@ -162,6 +163,7 @@ class Flow(Answer):
     queue: str
     needs: dict[str, str] = Field(default_factory=dict)
     keys: list[str] = Field(default_factory=list)
+    tokens: int | None = None
     permission: str | None = None
     may_start: bool = False
     is_served: bool = False

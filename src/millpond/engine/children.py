@@ -26,6 +26,7 @@ from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.encoding import dump, dump_error, load, veiled
 from millpond.engine.events import Fact, append
 from millpond.engine.fanning import fan
+from millpond.engine.fitting import check_fits
 from millpond.engine.history import Recorded, just
 from millpond.engine.plans import StepFailed, failure
 from millpond.engine.registry import Flow
@@ -101,6 +102,7 @@ class Children(Checkpoints):
         priority: int | None = None,
         labels: Mapping[str, str] | None = None,
         keys: Sequence[str] = (),
+        tokens: int | None = None,
         delay_s: float = 0.0,
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -123,7 +125,9 @@ class Children(Checkpoints):
             priority=priority,
             labels=None if labels is None else orjson.loads(dump(None, labels)),
             keys=check_keys(
-                [*(() if isinstance(flow, str) else flow.keys), *(veiled(one) for one in keys)]
+                [veiled(one) for one in keys],
+                declared=() if isinstance(flow, str) else flow.keys,
+                tokens=tokens,
             ),
             delay_s=delay_s,
             deadline_s=deadline_of(
@@ -256,6 +260,7 @@ async def _record_child(
             lease.attempt,
             seq,
         )
+        await check_fits(con, org_id, [intent])
         await submit(con, [intent])
         data = {"name": name, "run_id": str(intent.run_id), "flow": intent.flow}
         fact = Fact("child.started", step_key, data)
@@ -283,7 +288,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         found = await con.fetchrow(_SQL["published"], wish.flow, version)
     if found is not None:
         timeout_s = timeout_s or found["timeout_s"]
-        keys = check_keys([*found["keys"], *keys])
+        keys = check_keys((), declared=[*found["keys"], *keys])
         deadline_s = deadline_of(found["deadline_s"], given_s=deadline_s, delay_s=wish.delay_s)
     return Intent(
         org_id=lease.org_id,

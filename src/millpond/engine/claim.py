@@ -286,6 +286,7 @@ class Claimer:
                     is_whole=len(items or ()) < self._depth,
                     estimate_s=self._expected_s(able),
                     rooms=self.limits.rooms(row) if self.limits.is_on else (),
+                    need=self.limits.need(row) if self.limits.is_on else 1,
                 )
             )
         return list(shares.values())
