@@ -78,9 +78,9 @@ class Settings(BaseSettings):
     )
     limits: str | None = Field(
         None,
-        description="Limits of the platform, with `;` or new lines between: `KEY concurrency=N` or "
-        "`KEY rate=N/SECONDS burst=N`. Set by each API process as it starts; empty: there are none any more. "
-        "Unset: nothing is changed.",
+        description="Limits of the platform, with `;` or new lines between: `KEY concurrency=N`, "
+        "`KEY rate=N/SECONDS burst=N` or `KEY tokens=N/SECONDS`. Set by each API process as it starts; empty: "
+        "there are none any more. Unset: nothing is changed.",
     )
     limits_file: Path | None = Field(
         None,

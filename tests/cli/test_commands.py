@@ -144,6 +144,14 @@ def test_limits_are_set_listed_and_removed(cli, cli_json):
     assert "default" in cli("limits", "saturation", "--everyone", "--of", "queue").stdout
     assert cli("limits", "saturation", "--of", "queue").exit_code != 0
     assert cli("limits", "set", "model:mini").exit_code != 0
+    tokens = ("limits", "set", "provider:x", "--tokens", "90000", "--period", "60")
+    assert cli(*tokens).stdout == "provider:x: 90000 tokens in 60 s, 90000 at once\n"
+    assert cli_json(*tokens, "--burst", "500")["burst"] == 500
+    small = ("runs", "start", "sample.shout", "--key", "provider:x", "--tokens")
+    assert cli_json(*small, "500", "--wait")["state"] == "succeeded"
+    cli(*tokens, "--burst", "500")
+    assert "never has more than 500 at once" in cli(*small, "501").output
+    assert cli("limits", "remove", "provider:x", "--tokens").stdout == "provider:x: removed\n"
     assert cli("limits", "remove", "model:mini", "--rate").stdout == "model:mini: removed\n"
     assert cli("limits", "remove", "model:mini").exit_code == 0
     assert cli("limits", "remove", "org:* x model:mini", "--everyone").exit_code == 0

@@ -26,7 +26,12 @@ BEGAN = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 def _run(
-    at_s: float, worked_s: float, flow: str = "answer", *keys: str, org: str | None = None
+    at_s: float,
+    worked_s: float,
+    flow: str = "answer",
+    *keys: str,
+    org: str | None = None,
+    tokens: int | None = None,
 ) -> dict[str, Any]:
     ready_at = BEGAN + timedelta(seconds=at_s)
     return {
@@ -36,6 +41,7 @@ def _run(
         "version": 1,
         "queue": "default",
         "keys": list(keys),
+        "tokens": tokens,
         "priority": 0,
         "ready_at": ready_at.isoformat(),
         "started_at": (ready_at + timedelta(seconds=7)).isoformat(),
@@ -60,7 +66,16 @@ def test_limits_are_read_as_they_are_written():
     assert read_set("provider:openai x model:mini rate=600/60 burst=10") == Rule(
         owner=1, key="model:mini×provider:openai", kind="rate", maximum=600, period_s=60.0, burst=10
     )
+    assert read_set("provider:openai tokens=90000/60") == Rule(
+        owner=1,
+        key="provider:openai",
+        kind="tokens",
+        maximum=90_000,
+        period_s=60.0,
+        burst=90_000,
+    )
     assert read_remove("model:mini rate") == ("model:mini", "rate")
+    assert read_remove("model:mini tokens") == ("model:mini", "tokens")
     assert read_since("24h") == timedelta(hours=24)
     assert read_since("7d") == timedelta(days=7)
 
@@ -115,6 +130,36 @@ def test_a_lower_limit_makes_runs_with_its_key_wait_and_no_others():
     assert (limit["key"], limit["is_of_platform"], limit["before"]) == ("model:m", False, None)
     assert limit["after"]["most_in_use"] == 1
     assert limit["after"]["full_share"] > 0.95
+
+
+def test_a_limit_on_tokens_lets_each_go_when_there_are_as_many_as_it_needs():
+    # 300 a second and 600 at once: 20 runs of 300 and 20 of 100 that come at once are over after (8000 - 600) / 300 s.
+    runs = [_run(0.0, 0.01, "large", "model:m", tokens=300) for nth in range(20)]
+    runs += [_run(0.0, 0.01, "small", "model:m", tokens=100) for _ in range(20)]
+    report = compare(_recording(runs, [read_set("model:m tokens=300/1 burst=600")]))
+    waits = {one["flow"]: one for one in report["waits"]}
+    assert waits[None]["after"]["max_s"] == pytest.approx(7400 / 300, abs=0.3)
+    assert waits[None]["after"]["never"] == 0
+    assert waits[None]["before"]["max_s"] < 0.2
+    # What declares nothing needs a thousand, which is no more than all that there is.
+    plain = compare(
+        _recording(
+            [_run(0.0, 0.01, "answer", "model:m") for _ in range(3)],
+            [read_set("model:m tokens=300/1 burst=600")],
+        )
+    )
+    assert plain["waits"][0]["after"]["max_s"] == pytest.approx(4.0, abs=0.2)
+    # What needs more than there ever are waits for ever.
+    never = compare(
+        _recording(
+            [
+                _run(0.0, 0.01, "answer", "model:m", tokens=700),
+                _run(0.0, 0.01, "b", "model:m", tokens=1),
+            ],
+            [read_set("model:m tokens=300/1 burst=600")],
+        )
+    )
+    assert never["waits"][0]["after"]["never"] == 1
 
 
 def test_removing_a_limit_lets_runs_go_sooner():

@@ -69,6 +69,11 @@ def test_a_wrong_entry_is_named_with_its_setting(tmp_path, text, why, is_file):
     assert caught.value.advice or "is there" in why
 
 
+def test_tokens_are_read_as_they_are_written():
+    (rule,) = read(limits="provider:openai tokens=90000/60") or []
+    assert (rule.kind, rule.maximum, rule.period_s, rule.burst) == ("tokens", 90_000, 60.0, 90_000)
+
+
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(InvalidInput, match="no-such-file cannot be read") as caught:
         read(limits_file=tmp_path / "no-such-file")

@@ -38,6 +38,17 @@ async def old_meter(pond: Pond, people: People) -> Promise:
     return "false", 0
 
 
+async def unlimited_tokens(pond: Pond, people: People) -> Promise:
+    """Leave a reservation of a limit on tokens that is gone."""
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into reservation (org_id, item_id, token, room, capability, tokens, parts, carried)"
+            " values ($1, $2, $2, 'tokens 0 0 provider:gone', 'gone@1', 1, '{}', '{}')",
+            *(people.org_id, uuid.uuid4()),
+        )
+    return "false", 0
+
+
 async def old_brake(pond: Pond, people: People) -> Promise:
     """Leave a brake that has worn off."""
     await _brake(pond, "provider:gone", opened_us=None)
@@ -189,6 +200,7 @@ ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
     "claim": crowd,
     "drop_meters": old_meter,
     "drop_over": old_brake,
+    "drop_reservations": unlimited_tokens,
     **dict.fromkeys(("keys_of", "throttle", "trip", "opened_by", "reached"), braked),
     "rescue": orphan,
     "schedule": due_schedule,

@@ -229,7 +229,7 @@ def test_flows_declare_by_their_newest_version() -> None:
     ("made", "why"),
     [
         (lambda: Limit("openai", concurrency=1), "no key of a limit"),
-        (lambda: Limit(KEY), "neither `concurrency` nor `rate`"),
+        (lambda: Limit(KEY), "neither `concurrency` nor `rate` nor `tokens`"),
         (lambda: Limit(KEY, concurrency=-1), "no count"),
         (lambda: Limit(KEY, rate=5, burst=0), "no count"),
         (lambda: Limit(KEY, rate=5, period_s=0), "above 0"),
@@ -252,3 +252,16 @@ def test_code_that_declares_no_limit_is_told_so(made: Any, why: str) -> None:
 
 
 async def _nothing(_ctx: Any, _: Any) -> None: ...
+
+
+def test_tokens_are_declared_with_a_periods_worth_at_once() -> None:
+    rate, tokens = Limit(KEY, rate=60, tokens=90_000).rules
+    assert (rate.kind, rate.burst) == ("rate", 1)
+    assert (tokens.kind, tokens.maximum, tokens.period_s, tokens.burst) == (
+        "tokens",
+        90_000,
+        60.0,
+        90_000,
+    )
+    (less,) = Limit(KEY, tokens=90_000, burst=500).rules
+    assert less.burst == 500

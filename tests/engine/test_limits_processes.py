@@ -57,18 +57,20 @@ async def listening() -> AsyncIterator[Sink]:
         server.close()
 
 
-async def begin(pond: Pond) -> asyncio.subprocess.Process:
+async def begin(
+    pond: Pond, module: str = "tests.engine.limited_process", slots: int = SLOTS
+) -> asyncio.subprocess.Process:
     """Start a worker process."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "tests.engine.limited_process",
+        module,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert process.stdin is not None
-    orders = {"engine": pond.urls.engine, "lease_s": 2.0, "slots": SLOTS}
+    orders = {"engine": pond.urls.engine, "lease_s": 2.0, "slots": slots}
     process.stdin.write(orjson.dumps(orders) + b"\n")
     await process.stdin.drain()
     return process

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millpond.engine import rules as limits
+from millpond.engine import pacing as limits
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
-from millpond.engine.rules import Rule, Rules, check_keys, parse_key
+from millpond.engine.rules import RoomId, Rule, Rules, check_keys, parse_key
 from millpond.errors import InvalidInput
 
 NAMES = "abcd"
@@ -416,7 +416,7 @@ def test_the_limit_of_a_room_is_found_again_from_its_id(
     written = ["a:*", "a:1", "b:*", "a:1 x b:*", "org:*", "org:* x a:1", "org:* x b:*", "flow:*"]
     rules = _rules(*(_rule(key, nth, owner=owner) for nth, key in enumerate(written)))
     for place in rules.places(org_id, "llm", "answer@3", sorted(keys)):
-        assert rules.rule_of(limits.RoomId.parse(place.room.text)) == place.rule
+        assert rules.rule_of(RoomId.parse(place.room.text)) == place.rule
 
 
 @given(st.lists(st.text(max_size=12) | st.sampled_from(["n:a×b×c", "×", "a:1×b:2", "a:1"])))
@@ -426,7 +426,7 @@ def test_lanes_of_whatever_keys_have_rooms_and_rooms_of_whatever_name_a_limit_or
     rules = _rules(_rule("a:* x b:*", 1), _rule("a:*", 2), _rule("n:*", 3), _rule("org:* x a:*", 4))
     found = _found(rules, 7, *keys)
     for key in [*keys, *found]:
-        rules.rule_of(limits.RoomId.parse(key))
+        rules.rule_of(RoomId.parse(key))
     if "a:1×b:2" in keys:
         assert found["concurrency 0 0 a:1"] == 2, "a pair counts as each of its parts"
 

@@ -88,7 +88,7 @@ def intent_of(
         subject=caller.principal.subject,
         priority=wish.priority,
         delay_s=wish.delay_s,
-        keys=check_keys([*flow.keys, *wish.keys]),
+        keys=check_keys(wish.keys, declared=flow.keys, tokens=wish.tokens),
         timeout_s=flow.timeout_s,
         traceparent=wellformed(traceparent),
         labels=wish.labels,

@@ -29,6 +29,7 @@ from millpond.api.problems import faults_of
 from millpond.db.pool import Connection
 from millpond.engine import dedup
 from millpond.engine.dedup import Settled
+from millpond.engine.fitting import has_need, misfits
 from millpond.engine.quotas import Ticket
 from millpond.engine.submit import check, submit
 from millpond.errors import Conflict, Forbidden, InvalidInput, NotFound
@@ -98,6 +99,11 @@ async def _read(
             faults += _placed(nth, _faults(error))
         else:
             entries.append(entry)
+    if any(has_need(entry.intent) for entry in entries):
+        async with caller.org() as con:
+            found = await misfits(con, caller.org_id, [entry.intent for entry in entries])
+        for nth, misfit in found:
+            faults += _placed(entries[nth].nth, _faults(misfit))
     return entries, faults
 
 

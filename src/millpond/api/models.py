@@ -12,6 +12,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from millpond.api.texts import LabelValue, LongWord, OwnLabelName, Reason, Word
+from millpond.engine.tokens import MOST_TOKENS
 from millpond.types import RunState, Urgency
 
 MAX_DELAY_S = 366 * 86_400
@@ -53,6 +54,12 @@ class StartRun(_Request):
         default_factory=list,
         max_length=16,
         description="What it counts on under limits beside the flow's own, such as `provider:openai`.",
+    )
+    tokens: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_TOKENS,
+        description="About how many tokens of models it uses, which limits on tokens reserve. Unset: the flow's.",
     )
     on_duplicate: Literal["reject", "join", "cancel_old"] = Field(
         "reject",
@@ -261,6 +268,9 @@ class FlowOut(BaseModel):
     needs: dict[str, str] = Field(description="Labels that a worker must have to run it.")
     keys: list[str] = Field(description="What its runs count on under limits.")
     urgency: Urgency = Field(description="The class of its runs, where they do not say standard.")
+    tokens: int | None = Field(
+        description="How many tokens one of them reserves of limits on tokens; unset: as many as they were seen to use."
+    )
     published_at: datetime
     pauses: list[PauseOut] = Field(description="What holds its runs in its own queue.")
 

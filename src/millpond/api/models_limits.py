@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from millpond.api.texts import LongWord
 
 _MOST = 2**31 - 1
+LimitKind = Literal["concurrency", "rate", "tokens"]
 
 
 class PutLimit(BaseModel):
@@ -24,8 +25,9 @@ class PutLimit(BaseModel):
         description="What is limited: `noun:name`, `noun:*` for each name by itself, or two of "
         "these with `×` (or ` x `) between, such as `org:* × provider:openai`."
     )
-    kind: Literal["concurrency", "rate"] = Field(
-        "concurrency", description="How much at once, or how many starts in a time."
+    kind: LimitKind = Field(
+        "concurrency",
+        description="How much at once, how many starts in a time, or how many tokens of models in a time.",
     )
     maximum: int = Field(ge=0, le=_MOST, description="0 lets nothing go.")
     period_s: float | None = Field(
@@ -33,10 +35,13 @@ class PutLimit(BaseModel):
         gt=0,
         le=86_400 * 31,
         allow_inf_nan=False,
-        description="Of a rate: `maximum` starts in so many seconds.",
+        description="Of a rate: `maximum` starts in so many seconds; of tokens: so many of them.",
     )
     burst: int | None = Field(
-        None, ge=1, le=_MOST, description="Of a rate: how many may start at once. Unset: 1."
+        None,
+        ge=1,
+        le=_MOST,
+        description="Of a rate: how many may start at once; unset: 1. Of tokens: how many at once; unset: `maximum`.",
     )
 
 
@@ -59,7 +64,7 @@ class LimitOut(BaseModel):
     id: str = Field(description="Its kind and key.")
     object: Literal["limit"]
     key: str
-    kind: Literal["concurrency", "rate"]
+    kind: LimitKind
     maximum: int
     period_s: float | None
     burst: int | None
@@ -114,17 +119,17 @@ class SaturationOut(BaseModel):
     of: Literal["org", "queue", "limit"]
     name: str = Field(description="The slug, the queue, or the key that the limit counts.")
     limit: str | None = Field(description="The limit's key, which may be a pattern.")
-    kind: Literal["concurrency", "rate"] | None
+    kind: LimitKind | None
     is_of_platform: bool | None = Field(description="Whether an operator set the limit.")
     in_use: int | None = Field(
-        description="Places or slots taken, by all organizations that share them; null for a rate."
+        description="Places or slots taken, by all organizations that share them; null for a rate and tokens."
     )
     maximum: int | None = Field(description="How many there are; null where nothing limits.")
     own: int = Field(description="How many of them the organization's work has.")
     is_exact: bool = Field(
         description="False: as a worker or a claim last told it, or at least so many."
     )
-    until: datetime | None = Field(description="Of a rate: when it lets the next one go.")
+    until: datetime | None = Field(description="Of a rate or tokens: when it lets the next one go.")
     waiting: int = Field(
         description="Work items of the organization that are ready and have no room."
     )
@@ -148,7 +153,7 @@ class PlatformSaturationOut(BaseModel):
         description="The slug, the queue, or the key that the limit counts: with `*` where callers alone gave it."
     )
     limit: str | None = Field(description="The limit's key, which may be a pattern.")
-    kind: Literal["concurrency", "rate"] | None
+    kind: LimitKind | None
     keys: int = Field(
         description="How many keys stand behind the name; of their places those of the fullest are told."
     )
@@ -178,6 +183,9 @@ class RecordedRun(BaseModel):
     version: int
     queue: str
     keys: list[str]
+    tokens: int | None = Field(
+        description="How many it declared to need of limits on tokens; null where it declared nothing."
+    )
     priority: int
     ready_at: datetime = Field(description="When it first could go.")
     started_at: datetime

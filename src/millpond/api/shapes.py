@@ -15,6 +15,7 @@ from millpond.engine.events import Event
 from millpond.engine.feeds import OrgEvent
 from millpond.engine.growing import Delta
 from millpond.engine.queues import QueueView
+from millpond.engine.tokens import need_of, without_need
 from millpond.engine.views import FlowView, Kin, RequestView, RunView, StepView
 from millpond.knowledge.records import BaseSummary, Document, SearchResult
 from millpond.types import Principal
@@ -179,7 +180,8 @@ def flow_json(versions: Sequence[FlowView], *, may_start: bool) -> dict[str, Any
         "timeout_s": flow.timeout_s,
         "deadline_s": flow.deadline_s,
         "needs": flow.needs,
-        "keys": list(flow.keys),
+        "keys": without_need(flow.keys),
+        "tokens": need_of(flow.keys),
         "urgency": flow.urgency,
         "published_at": flow.published_at,
     }

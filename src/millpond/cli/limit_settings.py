@@ -26,7 +26,10 @@ from millpond.types import NO_ORG, Json, Principal
 
 _log = structlog.get_logger("millpond.limits")
 _PARAM, _FILE_PARAM = "MILLPOND_LIMITS", "MILLPOND_LIMITS_FILE"
-_EXPECTED = "write 'provider:openai concurrency=10', or 'provider:openai rate=600/60 burst=10'"
+_EXPECTED = (
+    "write 'provider:openai concurrency=10', 'provider:openai rate=600/60 burst=10', or "
+    "'provider:openai tokens=90000/60'"
+)
 
 
 def read_limits(settings: Settings) -> list[Rule] | None:

@@ -30,6 +30,7 @@ Everyone = Annotated[
     bool, typer.Option("--everyone", help="The platform's limits; needs an operator's right.")
 ]
 IsRate = Annotated[bool, typer.Option("--rate", help="The rate on it, not how much at once.")]
+IsOfTokens = Annotated[bool, typer.Option("--tokens", help="The limit on tokens on it.")]
 
 
 @app.command("list")
@@ -64,25 +65,27 @@ def set_limit(
         int | None, typer.Option(help="So much at once at most; 0 lets nothing go.", min=0)
     ] = None,
     rate: Annotated[int | None, typer.Option(help="So many starts per period.", min=0)] = None,
-    period_s: Annotated[float, typer.Option("--period", help="Seconds of a rate's period.")] = 60.0,
-    burst: Annotated[int, typer.Option(help="How many of a rate at once.", min=1)] = 1,
+    tokens: Annotated[
+        int | None, typer.Option(help="So many tokens of models per period.", min=0)
+    ] = None,
+    period_s: Annotated[float, typer.Option("--period", help="Seconds of the period.")] = 60.0,
+    burst: Annotated[
+        int | None,
+        typer.Option(help="How many at once: of a rate 1 if not given, of tokens all.", min=1),
+    ] = None,
     everyone: Everyone = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
     """Set a limit on KEY; it holds from the next claim on."""
-    if (concurrency is None) == (rate is None):
-        raise typer.BadParameter("give --concurrency or --rate")
-    body: Json = {"key": key, "kind": "concurrency", "maximum": concurrency}
-    if rate is not None:
-        body = {
-            "key": key,
-            "kind": "rate",
-            "maximum": rate,
-            "period_s": period_s,
-            "burst": burst,
-        }
+    given = {"concurrency": concurrency, "rate": rate, "tokens": tokens}
+    kinds = [kind for kind, maximum in given.items() if maximum is not None]
+    if len(kinds) != 1:
+        raise typer.BadParameter("give --concurrency, --rate or --tokens")
+    body: Json = {"key": key, "kind": kinds[0], "maximum": given[kinds[0]]}
+    if kinds[0] != "concurrency":
+        body |= {"period_s": period_s, "burst": burst}
     answer = call(url, token, lambda remote: remote.put(_path(everyone=everyone), body))
     if as_json:
         print_json(answer)
@@ -94,12 +97,14 @@ def set_limit(
 def remove_limit(
     key: Key,
     is_rate: IsRate = False,
+    is_of_tokens: IsOfTokens = False,
     everyone: Everyone = False,
     url: Url = DEFAULT_URL,
     token: Token = None,
 ) -> None:
     """Remove a limit on KEY."""
-    query = urlencode({"key": key, "kind": "rate" if is_rate else "concurrency"})
+    kind = "tokens" if is_of_tokens else "rate" if is_rate else "concurrency"
+    query = urlencode({"key": key, "kind": kind})
     call(url, token, lambda remote: remote.delete(f"{_path(everyone=everyone)}?{query}"))
     out().print(plain(f"{key}: removed"))
 
@@ -164,4 +169,5 @@ def _shown(limit: Json) -> str:
 def _size(limit: Json) -> str:
     if limit["kind"] == "concurrency":
         return f"{limit['maximum']} at once"
-    return f"{limit['maximum']} in {limit['period_s']:g} s, {limit['burst']} at once"
+    of = " tokens" if limit["kind"] == "tokens" else ""
+    return f"{limit['maximum']}{of} in {limit['period_s']:g} s, {limit['burst']} at once"

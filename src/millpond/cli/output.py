@@ -38,7 +38,7 @@ def plain(text: object) -> str:
 
 def out() -> Console:
     """Return a console on stdout as it is now; wide enough to keep ids whole when it is no terminal."""
-    console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=False, emoji=False)
     if not console.is_terminal and console.width < _NARROWEST:
         console.width = 160
     return console
@@ -46,7 +46,7 @@ def out() -> Console:
 
 def err() -> Console:
     """Return a console on stderr as it is now."""
-    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True, emoji=False)
 
 
 def print_json(document: Json) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 from millpond.cli.options import read_pairs
 from millpond.cli.spills import SpillTexts, read_spill
 from millpond.engine.loads import Load, Outcome, Work
-from millpond.engine.rules import Rule, Rules, parse_key
+from millpond.engine.rules import Kind, Rule, Rules, parse_key
 from millpond.engine.simulated import waits
 from millpond.engine.simulating import simulate
 from millpond.engine.spilling import Spill
+from millpond.engine.tokens import key_of
 from millpond.errors import InvalidInput
 from millpond.types import NO_ORG, Json
 
@@ -27,7 +28,9 @@ from millpond.types import NO_ORG, Json
 OWN = 1
 _SINCE = re.compile(r"(\d{1,6})([mhdw])")
 _UNITS_S = {"m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_CHANGE = re.compile(r"(?P<key>.+?)\s+(?P<kind>concurrency|rate)(?P<value>\s*=.*)?", re.DOTALL)
+_CHANGE = re.compile(
+    r"(?P<key>.+?)\s+(?P<kind>concurrency|rate|tokens)(?P<value>\s*=.*)?", re.DOTALL
+)
 _RATE = re.compile(r"(\d{1,9})/(\d{1,9}(?:\.\d+)?)(?:\s+burst\s*=\s*(\d{1,9}))?")
 _MOST = 2**31 - 1
 
@@ -70,19 +73,21 @@ def read_set(text: str, owner: int = OWN) -> Rule:
         if match["kind"] == "concurrency" and value.isdecimal() and int(value) <= _MOST:
             return Rule(owner=owner, key=key, kind="concurrency", maximum=int(value))
         rate = _RATE.fullmatch(value)
-        if match["kind"] == "rate" and rate and float(rate[2]) > 0:
+        kind: Kind = "rate" if match["kind"] == "rate" else "tokens"
+        if match["kind"] == kind and rate and float(rate[2]) > 0:
             return Rule(
                 owner=owner,
                 key=key,
-                kind="rate",
+                kind=kind,
                 maximum=int(rate[1]),
                 period_s=float(rate[2]),
-                burst=max(1, int(rate[3] or 1)),
+                burst=max(1, int(rate[3] or (1 if kind == "rate" else rate[1]))),
             )
     raise InvalidInput(
         f"{text!r} is no limit",
         param="--set",
-        advice="write 'provider:openai concurrency=10', or 'provider:openai rate=600/60 burst=10'",
+        advice="write 'provider:openai concurrency=10', 'provider:openai rate=600/60 burst=10', or "
+        "'provider:openai tokens=90000/60'",
     )
 
 
@@ -180,7 +185,7 @@ def load_of(ordered: Sequence[Json], orgs: Mapping[str | None, int]) -> Load:
             org_id=orgs[run["org"]],
             queue=run["queue"],
             capability=f"{run['flow']}@{run['version']}",
-            keys=tuple(run["keys"]),
+            keys=(*run["keys"], *(() if run["tokens"] is None else (key_of(run["tokens"]),))),
             priority=run["priority"],
         )
         number = numbers.setdefault(work, len(numbers))

@@ -94,6 +94,9 @@ def start(
         list[str] | None,
         typer.Option("--key", help="A key that it counts on under limits, as noun:name."),
     ] = None,
+    tokens: Annotated[
+        int | None, typer.Option(help="About how many tokens it uses, where these are limited.")
+    ] = None,
     batch: Annotated[
         str | None,
         typer.Option(
@@ -121,6 +124,7 @@ def start(
         "on_duplicate": on_duplicate,
         "labels": read_pairs(label or [], param="--label") or None,
         "keys": limit_key or None,
+        "tokens": tokens,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if batch is not None:

@@ -90,7 +90,7 @@ async def _all_pages(remote: Remote, wish: Mapping[str, object]) -> Json:
 def _row(one: Json, *, is_of_all: bool) -> list[str]:
     about = "" if one["is_exact"] else "about "
     used = "" if one["in_use"] is None else f"{about}{one['in_use']}"
-    if one["of"] == "limit" and one["kind"] == "rate":
+    if one["of"] == "limit" and one["kind"] in ("rate", "tokens"):
         used = f"next at {one['until']}" if one["until"] else "has room"
     elif one["maximum"] is not None:
         used = f"{used} of {one['maximum']}"

@@ -139,6 +139,7 @@ class RecordedRun(Answer):
     version: int
     queue: str
     keys: list[str] = Field(default_factory=list)
+    tokens: int | None = None
     priority: int = 0
     ready_at: datetime
     started_at: datetime
@@ -163,6 +164,7 @@ class Flow(Answer):
     needs: dict[str, str] = Field(default_factory=dict)
     keys: list[str] = Field(default_factory=list)
     urgency: str = "standard"
+    tokens: int | None = None
     permission: str | None = None
     may_start: bool = False
     is_served: bool = False

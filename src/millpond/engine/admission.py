@@ -21,7 +21,8 @@ from typing import NamedTuple
 class Room:
     """How many more may go under one limit; one of them is kept for the head of a lane that waited long.
 
-    `org_id` is the org whose work alone takes places here, 0 where others' does too.
+    `org_id` is the org whose work alone takes places here, 0 where others' does too. Where it `is_weighed`, an item
+    takes as many as its lane needs, and as many are `kept` as the head does.
     """
 
     left: int
@@ -29,12 +30,18 @@ class Room:
     kept_for: tuple[int, int] | None = None
     name: str = ""
     went: int = 0
+    is_weighed: bool = False
+    kept: int = 1
 
-    def has_for(self, place: tuple[int, int]) -> bool:
-        """Whether one more item of the lane `place` (org, lane) may go."""
+    def cost(self, need: int) -> int:
+        """Return how many an item takes whose lane needs so many where it is weighed."""
+        return need if self.is_weighed else 1
+
+    def has_for(self, place: tuple[int, int], cost: int = 1) -> bool:
+        """Whether one more item of the lane `place` (org, lane) may go that takes so many."""
         if self.kept_for is None or self.kept_for == place:
-            return self.left > 0
-        return self.left > 1
+            return self.left >= cost
+        return self.left >= cost + self.kept
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +52,7 @@ class Waiting:
     lane_id: int
     since_us: int
     rooms: Sequence[Room]
+    need: int = 1
 
 
 @dataclass(kw_only=True, slots=True)
@@ -52,9 +60,9 @@ class Lane:
     """The head of one lane as read: `ranks` and `items` side by side, in order.
 
     `is_whole` says that nothing ready stands behind what was read; `estimate_s` is the expected
-    service of one item, in worker-seconds. Each item takes one of each of `rooms`; `full` is the room
-    for want of which the lane's next item cannot go, `was_full` whether that was ever so in this claim. Somebody waits
-    for work that `is_urgent`: of the class interactive.
+    service of one item, in worker-seconds. Each item takes one of each of `rooms`, or `need` where
+    these are weighed; `full` is the room for want of which the lane's next item cannot go, `was_full`
+    whether that was ever so in this claim. Somebody waits for work that `is_urgent`: of the class interactive.
     """
 
     lane_id: int
@@ -68,6 +76,7 @@ class Lane:
     full: Room | None = None
     was_full: bool = False
     is_urgent: bool = False
+    need: int = 1
 
     @property
     def is_spent(self) -> bool:
@@ -188,8 +197,8 @@ def pass_over(shares: Sequence[Share], missed: Sequence[Pick], *, again: bool) -
                 lane.taken -= lost
                 share.virtual_s -= lost * lane.estimate_s / share.weight
                 for room in lane.rooms:
-                    room.left += lost
-                    room.went -= lost
+                    room.left += lost * room.cost(lane.need)
+                    room.went -= lost * room.cost(lane.need)
     if gone and again:
         for share in shares:
             for lane in share.lanes:
@@ -209,7 +218,7 @@ def keep_rooms(waiting: Sequence[Waiting]) -> None:
         own = [room for room in one.rooms if room.org_id == one.org_id]
         shared = [room for room in one.rooms if room.org_id != one.org_id]
         is_kept = _keep(own, one, needed)
-        if is_kept and all(room.left > 0 for room in own):
+        if is_kept and all(room.left >= room.cost(one.need) for room in own):
             _keep(shared, one, needed)
 
 
@@ -219,7 +228,7 @@ def _keep(rooms: Sequence[Room], one: Waiting, needed: set[int]) -> bool:
     is_free = needed.isdisjoint(ids)
     if is_free:
         for room in rooms:
-            room.kept_for = (one.org_id, one.lane_id)
+            room.kept_for, room.kept = (one.org_id, one.lane_id), room.cost(one.need)
     needed |= ids
     return is_free
 
@@ -342,12 +351,13 @@ def enter(org_id: int, lane: Lane) -> bool:
     """Take one of each room of a lane, or note which of them is full and take none."""
     place = (org_id, lane.lane_id)
     for room in lane.rooms:
-        if not room.has_for(place):
+        if not room.has_for(place, lane.need if room.is_weighed else 1):
             lane.full, lane.was_full = room, True
             return False
     for room in lane.rooms:
-        room.left -= 1
-        room.went += 1
+        cost = lane.need if room.is_weighed else 1
+        room.left -= cost
+        room.went += cost
         if room.kept_for == place:
             room.kept_for = None
     return True

@@ -17,6 +17,7 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.easing import at_us, list_brakes
 from millpond.engine.lanes import ALONE
+from millpond.engine.pacing import allowed, meter_us, next_at_us, repaced
 from millpond.engine.rules import (
     MAX_SPAN_S,
     PAIR,
@@ -25,11 +26,9 @@ from millpond.engine.rules import (
     RoomId,
     Rule,
     Rules,
-    allowed,
-    meter_us,
-    next_at_us,
     parse_key,
 )
+from millpond.engine.tokens import need_of
 from millpond.errors import Conflict, InvalidInput, NotFound
 from millpond.types import NO_ORG
 
@@ -71,6 +70,9 @@ class Limit:
 class Full:
     """A limit without room for a work item: `in_use` of `maximum`, or (a rate, a brake) none before `until`.
 
+    Of tokens it has `left`, and the work item needs so many (`need`, None where it declares nothing): without `until`
+    it needs more than there ever are at once.
+
     `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other orgs count
     there too. Not `is_exact`: as the claim saw it when it last parked work there. `held` is the org's work that
     has places there: of which capability each is, and since how many seconds workers have it.
@@ -83,6 +85,8 @@ class Full:
     holders: Sequence[uuid.UUID] = ()
     is_exact: bool = True
     held: Sequence[tuple[str, float]] = ()
+    need: int | None = None
+    left: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -181,11 +185,13 @@ async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
     held = await _held(con, org_id, rules)
     now_us = use[places[0].room.text]["now_us"]
     places = tuple(Place(room, rules.rule_at(room, rule, now_us)) for room, rule in places)
-    found = [_full(place, use[place.room.text], held) for place in places]
+    need = need_of(lane["keys"])
+    found = [_full(place, use[place.room.text], held, need) for place in places]
     full = [one for one in found if one is not None]
     if full or lane["parked_on"] is None:
         return full
-    parked = [place for place in places if place.room.text == lane["parked_on"]]
+    parked_on = RoomId.parse(lane["parked_on"])
+    parked = [place for place in places if place.room == parked_on]
     return [_parked(place, use[place.room.text], held) for place in parked]
 
 
@@ -194,12 +200,28 @@ async def use_of(con: Connection, rooms: Sequence[str]) -> dict[str, Record]:
     return {row["room"]: row for row in await con.fetch(_SQL["use"], rooms)}
 
 
-def _full(place: Place, row: Record, held: _Held) -> Full | None:
+def _short_of(place: Place, row: Record, need: int | None) -> Full | None:
+    """Tell of a limit on tokens that has fewer than a work item needs; without a need of its own, fewer than one."""
+    room, rule = place
+    now_us = row["now_us"]
+    tat_us = repaced(rule, row["tat_us"], row["pace"], now_us)
+    left, count = allowed(rule, tat_us, now_us), need or 1
+    if left >= count and rule.maximum > 0:
+        return None
+    until = None
+    if rule.maximum > 0 and count <= rule.at_once:
+        until = at_us(next_at_us(rule, meter_us(rule, tat_us, now_us), count))
+    return Full(rule=rule, is_shared=room.org_id == NO_ORG, until=until, need=need, left=left)
+
+
+def _full(place: Place, row: Record, held: _Held, need: int | None) -> Full | None:
     room, rule = place
     holders = held.holders.get(room, ())
     is_shared = room.org_id == NO_ORG
     if rule.brake is not None and rule.maximum < 1:
         return Full(rule=rule, is_shared=is_shared, until=at_us(rule.brake.until_us))
+    if rule.is_of_tokens:
+        return _short_of(place, row, need)
     if rule.kind == "rate":
         if allowed(rule, row["tat_us"], row["now_us"]) > 0:
             return None
@@ -229,7 +251,7 @@ def _parked(place: Place, row: Record, held: _Held) -> Full:
     return Full(
         rule=rule,
         is_shared=room.org_id == NO_ORG,
-        in_use=None if rule.kind == "rate" else row["in_use"],
+        in_use=None if rule.is_metered else row["in_use"],
         holders=held.holders.get(room, ()),
         is_exact=False,
     )
@@ -253,14 +275,17 @@ def _places(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
 
 def check_rule(rule: Rule) -> Rule:
     """Return a limit with its key in its one way of writing; raises InvalidInput for what does not fit."""
-    is_rate = rule.kind == "rate"
+    is_rate = rule.is_metered
     if is_rate and rule.period_s is None:
         raise InvalidInput("a rate is so many per `period_s` seconds", param="period_s")
     if not is_rate and (rule.period_s is not None or rule.burst is not None):
-        raise InvalidInput("period and burst are of rates", param="period_s")
+        raise InvalidInput("period and burst are of rates and tokens", param="period_s")
     if rule.kind == "rate" and rule.maximum / (rule.period_s or 1) > 1e5:
         raise InvalidInput("a rate is at most 100,000 in a second", param="maximum")
-    burst = (rule.burst or 1) if is_rate else None
+    if rule.is_of_tokens and rule.maximum / (rule.period_s or 1) > 1e7:
+        raise InvalidInput("tokens are at most 10,000,000 in a second", param="maximum")
+    # Of tokens as many as a period brings: a burst of one would let nothing go.
+    burst = (rule.burst or max(1, rule.maximum if rule.is_of_tokens else 1)) if is_rate else None
     if burst is not None and burst * (rule.period_s or 1) / max(1, rule.maximum) > MAX_SPAN_S:
         raise InvalidInput(
             "a burst is earned again within 366 days: "

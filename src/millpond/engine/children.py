@@ -26,6 +26,7 @@ from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.encoding import dump, dump_error, load, veiled
 from millpond.engine.events import Fact, append
 from millpond.engine.fanning import fan
+from millpond.engine.fitting import check_fits
 from millpond.engine.history import Recorded, just
 from millpond.engine.plans import StepFailed, failure
 from millpond.engine.registry import Flow
@@ -114,6 +115,7 @@ class Children(Checkpoints):
         urgency: Urgency = INTERACTIVE,
         labels: Mapping[str, str] | None = None,
         keys: Sequence[str] = (),
+        tokens: int | None = None,
         delay_s: float = 0.0,
         deadline_s: float | None = None,
         timeout_s: float | None = None,
@@ -138,7 +140,9 @@ class Children(Checkpoints):
             urgency=urgency if isinstance(flow, str) else lesser(urgency, flow.urgency),
             labels=None if labels is None else orjson.loads(dump(None, labels)),
             keys=check_keys(
-                [*(() if isinstance(flow, str) else flow.keys), *(veiled(one) for one in keys)]
+                [veiled(one) for one in keys],
+                declared=() if isinstance(flow, str) else flow.keys,
+                tokens=tokens,
             ),
             delay_s=delay_s,
             deadline_s=deadline_of(
@@ -271,6 +275,7 @@ async def _record_child(
             lease.attempt,
             seq,
         )
+        await check_fits(con, org_id, [intent])
         await submit(con, [intent])
         data = {"name": name, "run_id": str(intent.run_id), "flow": intent.flow}
         fact = Fact("child.started", step_key, data)
@@ -300,7 +305,7 @@ async def _intent(con: Connection, lease: Lease, step_key: str, wish: _Wish) -> 
         urgency = urgency if found is not None else STANDARD
     if found is not None:
         timeout_s = timeout_s or found["timeout_s"]
-        keys = check_keys([*found["keys"], *keys])
+        keys = check_keys((), declared=[*found["keys"], *keys])
         urgency = lesser(urgency, found["urgency"])
         deadline_s = deadline_of(found["deadline_s"], given_s=deadline_s, delay_s=wish.delay_s)
     return Intent(

@@ -303,6 +303,7 @@ class Claimer:
                     estimate_s=self._expected_s(able),
                     rooms=self.limits.rooms(row) if self.limits.is_on else (),
                     is_urgent=has_urgent and is_urgent(offset_us),
+                    need=self.limits.need(row) if self.limits.is_on else 1,
                 )
             )
         return list(shares.values())

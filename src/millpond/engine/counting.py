@@ -14,16 +14,9 @@ from dataclasses import dataclass, field
 from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
 from millpond.engine.brakes import NO_CEILING
 from millpond.engine.lanes import ALONE
-from millpond.engine.rules import (
-    Place,
-    RoomId,
-    Rule,
-    Rules,
-    allowed,
-    meter_us,
-    next_at_us,
-    spent,
-)
+from millpond.engine.pacing import allowed, corrected, meter_us, next_at_us, repaced, spent
+from millpond.engine.rules import Place, RoomId, Rule, Rules
+from millpond.engine.tokens import Need, need_at, stand
 
 AT_ONCE, NEVER = 0, 2**62
 # So long a head that needs several rooms is passed over before one of each is kept for it.
@@ -61,21 +54,39 @@ class State:
         """Return the meter after what went in this claim."""
         return spent(self.rule, self.tat_us, now_us, self.room.went)
 
-    def plan_us(self, now_us: int) -> int:
-        """Return when to look at lanes that are parked here now, after what goes in this claim."""
+    def plan_us(self, now_us: int, need: Need | None = None) -> int:
+        """Return when to look at lanes that are parked here now, after what goes in this claim.
+
+        `need` is theirs where this is a limit on tokens; what needs more than the whole of it waits for another limit.
+        """
         if self.rule.maximum < 1:
             return NEVER if self.rule.brake is None else self.rule.brake.until_us
-        if self.rule.kind != "rate" or self.room.left > 0:
+        count = self.cost(need)
+        if not self.rule.is_metered or self.room.left >= count:
             return AT_ONCE
-        return next_at_us(self.rule, self.meter_us(now_us))
+        if count > self.rule.at_once:
+            return NEVER
+        return next_at_us(self.rule, self.meter_us(now_us), count)
+
+    def cost(self, need: Need | None) -> int:
+        """Return how many an item takes here; what was only learned is never more than all that there is."""
+        if need is None or not self.room.is_weighed:
+            return 1
+        return need.tokens if need.is_declared else min(need.tokens, self.rule.at_once)
 
 
 @dataclass(slots=True)
 class Counts:
-    """What one claim has read; `awaited` are rooms under which lanes stand until other work ends."""
+    """What one claim has read; `awaited` are rooms under which lanes stand until other work ends.
+
+    Of rates and tokens it has meters (`tats`); of tokens also their `paces`, and `deltas`, by which more or fewer were
+    used than had been reserved.
+    """
 
     now_us: int = 0
     tats: dict[str, int | None] = field(default_factory=dict)
+    paces: dict[str, float | None] = field(default_factory=dict)
+    deltas: dict[str, int] = field(default_factory=dict)
     awaited: set[str] = field(default_factory=set)
     rules: Rules = field(default_factory=Rules)
     _in_use: Counter[RoomId] = field(default_factory=Counter)
@@ -87,7 +98,7 @@ class Counts:
         """Count the leases of a lane in its rooms."""
         self._held.append((capability, places))
         for room, rule in places:
-            if rule.kind != "rate":
+            if not rule.is_metered:
                 self._in_use[room] += count
 
     def state(self, room_id: RoomId, rule: Rule) -> State:
@@ -98,12 +109,17 @@ class Counts:
             text = room_id.text
             tat_us, in_use = self.tats.get(text), self._in_use[room_id]
             left, is_cut = rule.maximum - in_use, False
-            if rule.kind == "rate":
+            if rule.is_of_tokens:
+                tat_us = repaced(rule, tat_us, self.paces.get(text), self.now_us)
+                if (delta := self.deltas.get(text)) is not None:
+                    tat_us, is_cut = corrected(rule, tat_us, self.now_us, delta), True
+                left = allowed(rule, tat_us, self.now_us)
+            elif rule.is_metered:
                 left = allowed(rule, tat_us, self.now_us)
                 is_cut = tat_us is not None and tat_us > self.now_us + rule.span_us
-            if is_cut:
-                tat_us = meter_us(rule, tat_us, self.now_us)
-            room = Room(left=left, org_id=room_id.org_id, name=text)
+                if is_cut:
+                    tat_us = meter_us(rule, tat_us, self.now_us)
+            room = Room(left=left, org_id=room_id.org_id, name=text, is_weighed=rule.is_of_tokens)
             state = State(rule=rule, room=room, in_use=in_use, tat_us=tat_us, is_cut=is_cut)
             self._states[room_id] = state
         return state
@@ -119,25 +135,42 @@ class Counts:
         self._lanes[lane] = (capability, places)
         return [self.state(place.room, place.rule).room for place in places]
 
-    def can_wait(self, lane: tuple[int, int]) -> bool:
-        """Whether room may be kept for a lane's head: it needs several rooms, and none of them is closed."""
+    def can_wait(self, lane: tuple[int, int], need: int = 1) -> bool:
+        """Whether room may be kept for a lane's head: it needs more than one place, and nothing of it is closed."""
         _, places = self._lanes[lane]
-        return len(places) > 1 and not self.is_closed(places)
+        is_much = len(places) > 1 or any(place.rule.is_of_tokens for place in places)
+        return is_much and not self.is_closed(places, need)
 
-    def is_closed(self, places: Iterable[Place]) -> bool:
-        """Whether no end of other work lets an item go that needs these: one of them is closed, or cools down."""
-        return any(self.rules.rule_at(*place, self.now_us).maximum < 1 for place in places)
+    def is_closed(self, places: Iterable[Place], need: int = 1) -> bool:
+        """Whether no end of other work lets an item go that needs these: one of them is closed, or cools down.
 
-    def meters(self) -> list[tuple[str, int]]:
-        """Return the meters of rates to store: those under which something went, and those that were cut."""
+        So is one on tokens of which it needs more than there ever are at once.
+        """
+        rules = [self.rules.rule_at(*place, self.now_us) for place in places]
+        return any(
+            rule.maximum < 1 or (rule.is_of_tokens and need > rule.at_once) for rule in rules
+        )
+
+    def meters(self) -> list[tuple[str, int, float | None]]:
+        """Return the meters of rates to store: those under which something went, and those that were cut.
+
+        Those of tokens with their pace.
+        """
         changed = [
             one
             for one in self._states.values()
-            if one.rule.kind == "rate" and (one.room.went > 0 or one.is_cut)
+            if one.rule.is_metered and (one.room.went > 0 or one.is_cut)
         ]
         for one in changed:
             one.is_cut = False
-        return [(one.room.name, one.meter_us(self.now_us)) for one in changed]
+        return [
+            (
+                one.room.name,
+                one.meter_us(self.now_us),
+                one.rule.pace if one.rule.is_of_tokens else None,
+            )
+            for one in changed
+        ]
 
     def paced(self, shares: Sequence[Share]) -> set[tuple[int, uuid.UUID]]:
         """Return what was taken that a rate let go, as org and item."""
@@ -167,6 +200,14 @@ class Counts:
         )
 
 
+def weighed(need: Need, places: Iterable[Place]) -> Need | None:
+    """Return what each item of a lane takes of limits on tokens; None where it is under none."""
+    rules = [rule for _, rule in places if rule.is_of_tokens]
+    if not rules or need.is_declared:
+        return need if rules else None
+    return need._replace(tokens=min(need.tokens, *(rule.at_once for rule in rules)))
+
+
 def keep(waiting: Sequence[tuple[Waiting, bool]]) -> list[tuple[int, int]]:
     """Keep room for heads that waited long; returns the lanes of those that can go now.
 
@@ -178,11 +219,23 @@ def keep(waiting: Sequence[tuple[Waiting, bool]]) -> list[tuple[int, int]]:
 
 def _can_go(one: Waiting) -> bool:
     place = (one.org_id, one.lane_id)
-    return all(room.left > 0 and room.kept_for == place for room in one.rooms)
+    return all(room.left >= room.cost(one.need) and room.kept_for == place for room in one.rooms)
 
 
-def most_awake(state: State | None) -> int:
+def most_awake(state: State | None, need: Need | None = None) -> int:
     """Return how many lanes that stand under a room may be awake; without a state it has no limit any more."""
     if state is None:
         return NO_CEILING
-    return state.room.left - (state.room.kept_for is not None)
+    kept = 0 if state.room.kept_for is None else state.room.kept
+    return (state.room.left - kept) // state.cost(need)
+
+
+def stand_of(room: Room, need: Need | None) -> str:
+    """Name where a lane stands that waits for a room: on tokens by what it needs too."""
+    return stand(room.name, need) if room.is_weighed and need is not None else room.name
+
+
+def base_of(name: str) -> tuple[str, Need | None]:
+    """Return the room, and what lanes need, of a name under which lanes stand."""
+    need = need_at(name)
+    return (name, None) if need is None else (RoomId.parse(name).text, need)

@@ -25,11 +25,14 @@ from millpond.engine.counting import (
     PATIENCE_S,
     Counts,
     State,
+    base_of,
     keep,
     most_awake,
+    stand_of,
 )
 from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE
+from millpond.engine.reservations import Reservations
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId
 from millpond.types import NO_ORG
@@ -71,6 +74,7 @@ class Limiter:
         # Whoever executes work alone is started for lanes that are active, so that others wake these.
         self._able = [*capabilities, *(f"{able}{ALONE}" for able in capabilities)]
         self._book = RuleBook()
+        self._reservations = Reservations()
         self._seen = Counts()
         self._crowded: list[_Key] = []
         self._is_whole = True
@@ -127,6 +131,8 @@ class Limiter:
         """
         names = list(slots)
         after = [self._after.get(name, _FIRST) for name in names]
+        if self._book.rules.has_tokens:
+            await self._reservations.settle(con, self._seen)
         began = time.monotonic()
         now, *rows = await con.fetch(
             _SQL["rooms"],
@@ -140,16 +146,21 @@ class Limiter:
         )
         self._seen.now_us, self._next_us = now["us"], now["lane_id"]
         self.began = began + now["org_id"] / 1e6
-        if not await self._book.catch_up(con, now["n"]):
+        is_known = await self._book.catch_up(con, now["n"])
+        self._seen.rules = self._book.rules
+        await self._correct(con)
+        if not is_known:
+            await self._spend(con)
             self._is_behind = True
             return False
-        self._seen.rules = self._book.rules
         self._is_open = True
         self.crossings.begin(row["room"] for row in rows if row["kind"] == "crossing")
         for row in rows:
             if row["kind"] == "held":
                 self._seen.add_held(row["capability"], self._book.places(row), row["n"])
         stands, cut = self._turn(names, [row for row in rows if row["kind"] == "room"])
+        if self._book.rules.has_tokens:
+            await self._meter(con, self._placed(base_of(one.room)[0] for one in stands))
         chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"])
         await self._wake(con, stands, chosen, slots)
         if told := [name for name in now["keys"] or () if name not in cut]:
@@ -181,12 +192,22 @@ class Limiter:
         lane = (row["org_id"], row["lane_id"])
         return self._seen.rooms(lane, row["capability"], self._book.places(row))
 
+    def need(self, row: Record) -> int:
+        """Return how many tokens every item of a lane takes where these are limited."""
+        if not self._book.rules.has_tokens:
+            return 1
+        return self._reservations.need(row, self._book.places(row))
+
     async def close(self, con: Connection, shares: Sequence[Share]) -> None:
         """Store what was spent and where the lanes that were looked at stand."""
         seen = self._seen
         await self._spend(con)
         states = seen.states()
-        await self._plan(con, {key: states[key[0]].plan_us(seen.now_us) for key in self._crowded})
+        crowded = {key: base_of(key[0]) for key in self._crowded}
+        await self._plan(
+            con,
+            {key: states[name].plan_us(seen.now_us, need) for key, (name, need) in crowded.items()},
+        )
         lanes = [
             (share, lane)
             for share in shares
@@ -196,6 +217,7 @@ class Limiter:
         if lanes:
             await self._park(con, lanes)
             await self.crossings.close(con, lanes)
+            await self._reservations.store(con, lanes)
         seen.add_taken(lanes)
         self.awaited = seen.holders()
 
@@ -205,22 +227,32 @@ class Limiter:
 
     async def _spend(self, con: Connection) -> None:
         if meters := self._seen.meters():
-            await con.execute(_SQL["spend"], [name for name, _ in meters], [at for _, at in meters])
+            await con.execute(_SQL["spend"], *([one[nth] for one in meters] for nth in range(3)))
 
     async def _park(self, con: Connection, lanes: Sequence[tuple[Share, Lane]]) -> None:
-        full = {lane.full.name for _, lane in lanes if lane.full is not None}
-        under = [one for name, one in self._seen.states().items() if name in full]
-        due = [one.plan_us(self._seen.now_us) for one in under]
-        shared = [name for name in full if RoomId.parse(name).org_id == NO_ORG]
+        stands = [self._stand(share, lane) for share, lane in lanes]
+        full = {name: base_of(name) for name in stands if name is not None}
+        states = self._seen.states()
+        under = [states[name] for name, _ in full.values()]
+        due = [
+            one.plan_us(self._seen.now_us, need)
+            for one, (_, need) in zip(under, full.values(), strict=True)
+        ]
+        # Where needs differ there are no turns.
+        shared = [
+            name
+            for name, (base, need) in full.items()
+            if need is None and RoomId.parse(base).org_id == NO_ORG
+        ]
         crossed = await con.fetch(
             _SQL["park"],
             [share.org_id for share, _ in lanes],
             [lane.lane_id for _, lane in lanes],
-            [None if lane.full is None else lane.full.name for _, lane in lanes],
+            stands,
             [share.virtual_s for share, _ in lanes],
-            [self._seen.can_wait((share.org_id, lane.lane_id)) for share, lane in lanes],
+            [self._seen.can_wait((share.org_id, lane.lane_id), lane.need) for share, lane in lanes],
             [lane.taken > 0 for _, lane in lanes],
-            [one.room.name for one in under],
+            list(full),
             due,
             [one.in_use + one.room.went for one in under],
             [one.rule.maximum for one in under],
@@ -245,7 +277,8 @@ class Limiter:
         old = Counter([row["queue"] for row in rows if row["lane_id"] >= 2])
         last = {row["queue"]: row for row in rows if row["lane_id"] < 2}
         for row in rows:
-            self._seen.tats[row["room"]] = row["us"]
+            if base_of(row["room"])[1] is None:
+                self._seen.tats[row["room"]] = row["us"]
             key = (row["room"], row["queue"], row["capability"])
             able, is_old = bool(row["lane_id"] & 1), row["lane_id"] >= 2
             stands[key] = _Stand(*key, due_us=row["n"], is_able=able, is_old=is_old)
@@ -261,11 +294,32 @@ class Limiter:
         return list(stands.values()), cut
 
     async def _meter(self, con: Connection, places: Sequence[Place]) -> None:
-        texts = {place.room.text for place in places if place.rule.kind == "rate"}
+        texts = {place.room.text for place in places if place.rule.is_metered}
         if texts := texts - self._seen.tats.keys():
             self._seen.tats |= dict.fromkeys(texts)
             rows = await con.fetch(_SQL["meters"], list(texts))
             self._seen.tats |= {row["room"]: row["tat_us"] for row in rows}
+            self._seen.paces |= {row["room"]: row["pace"] for row in rows}
+
+    async def _correct(self, con: Connection) -> None:
+        """Move the meters of tokens by what turned out to be used, or not to be."""
+        if self._seen.deltas:
+            places = self._placed(self._seen.deltas)
+            await self._meter(con, places)
+            for place in places:
+                self._seen.state(*place)
+
+    def _placed(self, names: Iterable[str]) -> list[Place]:
+        """Return rooms with the limits that hold there now; those without one are left out."""
+        rooms = [RoomId.parse(name) for name in names]
+        rules = [(room, self._book.rules.rule_of(room)) for room in rooms]
+        return [Place(room, rule) for room, rule in rules if rule is not None]
+
+    def _stand(self, share: Share, lane: Lane) -> str | None:
+        """Name where a lane stands that found a room full; None where it did not."""
+        if lane.full is None:
+            return None
+        return stand_of(lane.full, self._reservations.needs.get((share.org_id, lane.lane_id)))
 
     async def _keep(self, con: Connection, rows: Sequence[Record]) -> list[tuple[int, int]]:
         """Keep room for heads that waited long; returns the lanes of those that can go here and now."""
@@ -273,7 +327,8 @@ class Limiter:
         waiting: list[tuple[Waiting, bool]] = []
         closed: list[tuple[int, int]] = []
         for row in rows:
-            if self._seen.is_closed(self._book.places(row)):
+            need = self.need(row)
+            if self._seen.is_closed(self._book.places(row), need):
                 closed.append((row["org_id"], row["lane_id"]))
                 continue
             one = Waiting(
@@ -281,6 +336,7 @@ class Limiter:
                 lane_id=row["lane_id"],
                 since_us=row["us"],
                 rooms=self.rooms(row),
+                need=need,
             )
             waiting.append((one, bool(row["n"])))
         if closed:
@@ -301,14 +357,14 @@ class Limiter:
         woken: list[tuple[_Stand, State | None, int]] = []
         crossed: dict[str, int] = {}
         for stand in stands:
-            room_id = RoomId.parse(stand.room)
+            room_id, need = RoomId.parse(stand.room), base_of(stand.room)[1]
             rule = self._book.rules.rule_of(room_id)
             state = None if rule is None else self._seen.state(room_id, rule)
             if state is not None and state.is_boundless:
                 state = None
-            most, due_us = min(_MAX_WOKEN, most_awake(state)), AT_ONCE
+            most, due_us = min(_MAX_WOKEN, most_awake(state, need)), AT_ONCE
             if state is not None:
-                due_us = state.plan_us(self._seen.now_us)
+                due_us = state.plan_us(self._seen.now_us, need)
                 if stand.is_able and state.is_counted:
                     self._seen.awaited.add(stand.room)
             if stand.is_old or (due_us != stand.due_us and due_us > self._seen.now_us):
@@ -331,7 +387,7 @@ class Limiter:
                 [org_id for org_id, _ in chosen],
                 [lane_id for _, lane_id in chosen],
             )
-            rates = {one[:3] for one, state, _ in woken if state and state.rule.kind == "rate"}
+            rates = {one[:3] for one, state, _ in woken if state and state.rule.is_metered}
             for row in rows:
                 key = (row["room"], row["queue"], row["capability"])
                 self.has_more = self.has_more or row["has_more"]

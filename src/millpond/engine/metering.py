@@ -17,6 +17,8 @@ import structlog
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.claim import Lease, hold
+from millpond.engine.lanes import KEY_SEPARATOR
+from millpond.engine.tokens import used_keys
 from millpond.errors import InvalidInput
 from millpond.types import new_id
 
@@ -28,11 +30,12 @@ _MOST = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one call of a model used, in tokens."""
+    """What one call of a model used, in tokens; of one that `is_cut` off nobody knows."""
 
     model: str
     input_tokens: int
     output_tokens: int
+    is_cut: bool = False
 
     def check(self) -> None:
         """Raise InvalidInput for what cannot be counted."""
@@ -43,18 +46,22 @@ class Spent:
                 raise InvalidInput(f"tokens are a whole number from 0 to {_MOST}", param=name)
 
 
-async def store(con: Connection, spent: Sequence[tuple[int, object, Spent]]) -> None:
-    """Store what runs (org, run id) spent on models, at the prices of this moment."""
+async def store(con: Connection, spent: Sequence[tuple[Lease, Spent]]) -> None:
+    """Store what was spent on models under leases, at the prices of this moment; claims settle tokens by it."""
     if not spent:
         return
     await con.execute(
         _SQL["spend"],
         [new_id() for _ in spent],
-        [org_id for org_id, _, _ in spent],
-        [run_id for _, run_id, _ in spent],
-        [one.model for _, _, one in spent],
-        [one.input_tokens for _, _, one in spent],
-        [one.output_tokens for _, _, one in spent],
+        [lease.org_id for lease, _ in spent],
+        [lease.run_id for lease, _ in spent],
+        [one.model for _, one in spent],
+        [one.input_tokens for _, one in spent],
+        [one.output_tokens for _, one in spent],
+        [lease.item_id for lease, _ in spent],
+        [lease.token for lease, _ in spent],
+        [KEY_SEPARATOR.join(used_keys(one.model)) for _, one in spent],
+        [one.is_cut for _, one in spent],
     )
 
 
@@ -62,7 +69,7 @@ async def keep(database: EngineDatabase, lease: Lease, spent: Sequence[Spent]) -
     """Store what an attempt spent, in a transaction of its own; raises LeaseLost."""
     async with database.duty("spend") as con:
         await hold(con, lease)
-        await store(con, [(lease.org_id, lease.run_id, one) for one in spent])
+        await store(con, [(lease, one) for one in spent])
 
 
 async def fold(database: EngineDatabase) -> bool:

@@ -184,6 +184,7 @@ def flow(
     needs: Mapping[str, str] | None = None,
     keys: Sequence[str] = (),
     urgency: Urgency = STANDARD,
+    tokens: int | None = None,
     limits: Sequence[Limit] = (),
     registry: Registry = REGISTRY,
 ) -> Callable[[Callable[..., Awaitable[Any]]], Flow]:
@@ -194,7 +195,8 @@ def flow(
     holds for runs started without one of their own. `input` and `output` are types that pydantic knows;
     left out, they are read from the function's annotations. `needs` are labels, such as
     `{"gpu": "true"}`, without which a worker does not run it. `keys`, such as `provider:openai`, are what
-    its runs count on under limits; their org, queue and flow they count on anyway. `limits` are declared for all
+    its runs count on under limits; their org, queue and flow they count on anyway. `tokens` is about how
+    many one of them uses, where these are limited; left out, it is learned. `limits` are declared for all
     orgs as a worker starts that has the flow, such as `Limit("provider:openai", concurrency=20)`.
     Runs of an `urgency` of `"interactive"`, for which somebody waits, go before others, up to a bound.
     """
@@ -225,7 +227,7 @@ def flow(
             on_failure=on_failure,
             deadline_s=deadline_s,
             needs=dict(needs or {}),
-            keys=check_keys(keys),
+            keys=check_keys(keys, tokens=tokens),
             urgency=urgency,
             limits=check_limits(name, limits),
         )

@@ -195,9 +195,7 @@ async def _store(con: Connection, writes: Sequence[RemoteWrite]) -> None:
         [write.event_data for write in writes],
         [write.lease.attempt for write in writes],
     )
-    await metering.store(
-        con, [(*_run_of(write.lease), one) for write in writes for one in write.spent]
-    )
+    await metering.store(con, [(write.lease, one) for write in writes for one in write.spent])
     await payloads.keep(
         con,
         [

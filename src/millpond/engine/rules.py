@@ -16,12 +16,15 @@ from math import ceil, floor
 from typing import Literal, NamedTuple
 
 from millpond.engine.brakes import NO_CEILING, Brake
+from millpond.engine.tokens import NOUN, check_tokens, is_need, key_of, need_of, without_need
 from millpond.errors import InvalidInput
 from millpond.types import NO_ORG
 
-Kind = Literal["concurrency", "rate", "brake"]
+Kind = Literal["concurrency", "rate", "tokens", "brake"]
 # What can be set; a brake is told of by workers.
-KINDS: tuple[Kind, ...] = ("concurrency", "rate")
+KINDS: tuple[Kind, ...] = ("concurrency", "rate", "tokens")
+# So many per period, kept by a meter: requests, of which each item is one, and tokens, of which it needs many.
+METERED = frozenset({"rate", "tokens"})
 BRAKE: Kind = "brake"
 PAIR = "×"
 MAX_KEYS = 16
@@ -39,8 +42,8 @@ class Rule:
     """A limit as it was set: by the platform (`owner` 0) or by an org for itself.
 
     `key` is `noun:name`, `noun:*` (each name for itself) or two of these joined by `×`. A rate is `maximum` per
-    `period_s`, and up to `burst` at once. `of_org` is the org that the key names exactly. What a `brake` lets go
-    depends on the time (`rule_at`).
+    `period_s`, and up to `burst` at once; so are tokens. `of_org` is the org that the key names exactly. What a `brake`
+    lets go depends on the time (`rule_at`).
     """
 
     owner: int
@@ -59,6 +62,16 @@ class Rule:
         return max(1, min(MAX_SPAN_S * _US, ceil(self.period_s * _US / max(1, self.maximum))))
 
     @property
+    def is_metered(self) -> bool:
+        """Whether it is so many per period."""
+        return self.kind in METERED
+
+    @property
+    def is_of_tokens(self) -> bool:
+        """Whether items take of it what they need, and not one each."""
+        return self.kind == "tokens"
+
+    @property
     def at_once(self) -> int:
         """How many may go at once at a rate."""
         return self.burst or 1
@@ -66,7 +79,30 @@ class Rule:
     @property
     def span_us(self) -> int:
         """How far a rate's meter may be ahead: the time in which all of its burst is earned."""
-        return min(MAX_SPAN_S * _US, self.at_once * self.interval_us)
+        return min(MAX_SPAN_S * _US, self.cost_us(self.at_once))
+
+    @property
+    def period_us(self) -> int:
+        """The time in which `maximum` are earned."""
+        assert self.period_s is not None
+        return max(1, ceil(self.period_s * _US))
+
+    @property
+    def pace(self) -> float:
+        """How many microseconds one takes to come, on average; of tokens that is less than one, often."""
+        return self.period_us / (self.maximum or self.at_once)
+
+    def cost_us(self, count: int) -> int:
+        """Return the time in which so many are earned: requests each in whole microseconds, tokens all together."""
+        if self.kind != "tokens":
+            return count * self.interval_us
+        return min(MAX_SPAN_S * _US, -(-count * self.period_us // (self.maximum or self.at_once)))
+
+    def earned(self, time_us: int) -> int:
+        """Return how many are earned in a time: of none that `cost_us` tells of fewer than it was asked for."""
+        if self.kind != "tokens":
+            return time_us // self.interval_us
+        return time_us * (self.maximum or self.at_once) // self.period_us
 
 
 class RoomId(NamedTuple):
@@ -87,8 +123,10 @@ class RoomId(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> RoomId:
-        """Read what `text` wrote; what it never wrote names a room without a limit."""
+        """Read what `text` wrote, or the name under which lanes stand there; else it names a room without a limit."""
         kind, owner, org_id, key = [*text.split(" ", 3), "", "", ""][:4]
+        if kind.startswith(NOUN):
+            kind = NOUN
         if not (owner.isdecimal() and org_id.isdecimal()):
             return cls("", NO_ORG, NO_ORG, text)
         return cls(kind, int(owner), int(org_id), key)
@@ -115,6 +153,10 @@ def parse_key(text: str) -> str:
             advice="write noun:name, noun:*, or two of these with × between them",
         )
     parts.sort(key=lambda part: (not part.startswith("org:"), part))
+    if any(is_need(part) for part in parts):
+        raise InvalidInput(
+            "tokens are a kind of limit, and no key of one", code="limit_key_malformed", param="key"
+        )
     if len(parts) == 2 and noun_of(parts[0]) == noun_of(parts[1]):
         raise InvalidInput(
             "a pair is of two different nouns", code="limit_key_malformed", param="key"
@@ -122,9 +164,18 @@ def parse_key(text: str) -> str:
     return PAIR.join(parts)
 
 
-def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
-    """Return the keys of a run, sorted and each once; a pair stands for its two. Raises InvalidInput."""
-    parts = [part for key in keys for part in _parts_of_run(key)]
+def check_keys(
+    keys: Sequence[str], *, declared: Sequence[str] = (), tokens: int | None = None
+) -> tuple[str, ...]:
+    """Return the keys of a run, sorted and each once; a pair stands for its two. Raises InvalidInput.
+
+    `declared` are the keys of its flow, of which one may tell how many tokens its runs need; `tokens` is what it needs
+    itself, and told by a key too.
+    """
+    for part in (part for key in keys for part in _parts_of_run(key)):
+        if is_need(part):
+            raise InvalidInput("what a run needs is told by `tokens`", param="keys")
+    parts = [part for key in (*without_need(declared), *keys) for part in _parts_of_run(key)]
     if len(set(parts)) > MAX_KEYS:
         raise InvalidInput(f"a run has at most {MAX_KEYS} keys", param="keys")
     for part in parts:
@@ -133,7 +184,8 @@ def check_keys(keys: Sequence[str]) -> tuple[str, ...]:
                 f"{part[:200]}: every run has the keys of its org, queue and flow by itself",
                 param="keys",
             )
-    return tuple(sorted(set(parts)))
+    need = need_of(declared) if tokens is None else check_tokens(tokens)
+    return tuple(sorted({*parts, *(() if need is None else (key_of(need),))}))
 
 
 def _parts_of_run(key: str) -> list[str]:
@@ -167,7 +219,7 @@ def keys_of(queue: str, capability: str, keys: Sequence[str]) -> tuple[str, ...]
     implied = [f"queue:{queue}"]
     if not capability.startswith("step:"):
         implied.append(f"flow:{capability.rsplit('@', 1)[0]}")
-    parts = [part for key in keys for part in key.split(PAIR) if part]
+    parts = [part for key in keys for part in key.split(PAIR) if part and not is_need(part)]
     return tuple(dict.fromkeys([*implied, *parts]))
 
 
@@ -189,6 +241,7 @@ class Rules:
     _set: dict[tuple[int, str, str], Rule] = field(default_factory=dict)
     _owned: dict[int, _Owned] = field(default_factory=dict)
     _brakes: dict[tuple[int, str], Brake] = field(default_factory=dict)
+    _of_tokens: int = 0
 
     @classmethod
     def of(cls, rules: Iterable[Rule]) -> Rules:
@@ -206,6 +259,7 @@ class Rules:
         org, key = _parted(rule)
         owned.by[rule.kind, org, key] = rule
         owned.pairs += PAIR in key
+        self._of_tokens += rule.is_of_tokens
 
     def drop(self, owner: int, key: str, kind: str) -> None:
         """Let a limit hold no more; one that is none is no error."""
@@ -217,6 +271,7 @@ class Rules:
         if owned.by.get((kind, org, key)) is rule:
             del owned.by[kind, org, key]
         owned.pairs -= PAIR in key
+        self._of_tokens -= rule.is_of_tokens
         if not owned.by:
             del self._owned[owner]
 
@@ -233,6 +288,11 @@ class Rules:
 
     def __bool__(self) -> bool:
         return bool(self._set) or bool(self._brakes)
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether there are limits on tokens."""
+        return self._of_tokens > 0
 
     def places(
         self, org_id: int, queue: str, capability: str, keys: Sequence[str]
@@ -344,36 +404,7 @@ def slowed(rule: Rule, factor: float) -> Rule:
 
     The burst of a rate stays, so that its meter is never cut below what the whole of it would say.
     """
-    if rule.kind == "rate":
+    if rule.is_metered:
         assert rule.period_s is not None
         return replace(rule, period_s=rule.period_s / factor)
     return replace(rule, maximum=min(rule.maximum, max(1, floor(rule.maximum * factor))))
-
-
-# Requests per period: the generic cell rate algorithm (ITU-T I.371), kept as the theoretical arrival time.
-
-
-def meter_us(rule: Rule, tat_us: int | None, now_us: int) -> int:
-    """Return a rate's meter as it counts now: never behind, and no further ahead than its limit can put it.
-
-    A meter that an earlier, slower limit has put further ahead does not hold back what the present one allows.
-    """
-    return max(now_us, min(now_us if tat_us is None else tat_us, now_us + rule.span_us))
-
-
-def allowed(rule: Rule, tat_us: int | None, now_us: int) -> int:
-    """Return how many may go now at a rate; `tat_us` is the meter, None where nothing went before."""
-    if rule.maximum < 1:
-        return 0
-    ahead_us = meter_us(rule, tat_us, now_us) - now_us
-    return max(0, min(rule.at_once, (rule.span_us - ahead_us) // rule.interval_us))
-
-
-def spent(rule: Rule, tat_us: int | None, now_us: int, count: int) -> int:
-    """Return the meter after `count` went now, of those that were allowed."""
-    return meter_us(rule, tat_us, now_us) + count * rule.interval_us
-
-
-def next_at_us(rule: Rule, tat_us: int) -> int:
-    """Return from when on one more may go."""
-    return tat_us - max(0, rule.span_us - rule.interval_us)

@@ -7,15 +7,18 @@ gone after an hour.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import orjson
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import fullness
-from millpond.engine.counting import Counts
+from millpond.engine.counting import Counts, base_of
 from millpond.engine.fullness import Added, Before, QueueSeen
 from millpond.engine.rulebook import RuleBook
 from millpond.engine.rules import BRAKE, RoomId, Rule
+from millpond.engine.tokens import MOST_TOKENS
 
 _SQL = queries("sampling")
 # Of each look at most: so many full rooms are told of, so many rooms and parked lanes are looked at.
@@ -58,29 +61,36 @@ class Sampler:
         return True
 
     async def _limits(self, con: Connection, turn: Record, passed_s: float) -> list[Added]:
-        waiting = {row["room"] for row in await con.fetch(_SQL["rooms"], _MAX_ROOMS)}
+        waiting: dict[str, int] = {}
+        for row in await con.fetch(_SQL["rooms"], _MAX_ROOMS):
+            name, need = base_of(row["room"])
+            waiting[name] = min(waiting.get(name, MOST_TOKENS), 1 if need is None else need.tokens)
         full = await self._full(con, turn["now_us"], waiting)
         orgs = [row["org_id"] for row in await con.fetch(_SQL["parked_orgs"], _MAX_LANES)]
         # Those first under which work waits: what is not told of counts as not full.
         chosen = sorted(full, key=lambda name: (name not in waiting, name))[:_MAX_FULL]
         return [
-            *fullness.of_rooms(chosen, waiting, passed_s),
+            *fullness.of_rooms(chosen, waiting.keys(), passed_s),
             *fullness.of_orgs(orgs[:_MAX_FULL], passed_s),
         ]
 
-    async def _full(self, con: Connection, now_us: int, waiting: set[str]) -> set[str]:
-        """Return the rooms that have no place, or whose rate lets nothing go now."""
+    async def _full(self, con: Connection, now_us: int, waiting: Mapping[str, int]) -> set[str]:
+        """Return the rooms that have no place, whose rate lets nothing go now, or that have too few tokens.
+
+        `waiting` has what lanes need that stand there, the least of it; 1 but for tokens.
+        """
         spent = await con.fetch(_SQL["spent"], now_us, _MAX_ROOMS)
         seen = Counts(
             now_us=now_us,
             tats={row["room"]: row["tat_us"] for row in spent},
+            paces={row["room"]: row["pace"] for row in spent},
             rules=self._book.rules,
         )
         rooms: dict[RoomId, Rule] = {}
         for row in await con.fetch(_SQL["held"]):
             places = self._book.places(row)
             seen.add_held(row["capability"], places, row["n"])
-            rooms.update(place for place in places if place.rule.kind != "rate")
+            rooms.update(place for place in places if not place.rule.is_metered)
         for text in {*waiting, *seen.tats}:
             room = RoomId.parse(text)
             rule = self._book.rules.rule_of(room)
@@ -89,7 +99,7 @@ class Sampler:
         return {
             room.text
             for room, rule in rooms.items()
-            if room.kind != BRAKE and seen.state(room, rule).room.left <= 0
+            if room.kind != BRAKE and seen.state(room, rule).room.left < waiting.get(room.text, 1)
         }
 
 

@@ -17,8 +17,9 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.ceilings import list_limits, use_of
 from millpond.engine.lanes import ALONE
+from millpond.engine.pacing import allowed, meter_us, next_at_us, repaced
 from millpond.engine.queues import QueueView, list_queues
-from millpond.engine.rules import RoomId, Rule, Rules, allowed, meter_us, next_at_us
+from millpond.engine.rules import RoomId, Rule, Rules
 from millpond.types import NO_ORG
 
 _SQL = queries("saturation")
@@ -206,7 +207,7 @@ def _limit(
     is_exact: tuple[bool, bool],
     slug: str,
 ) -> Saturation:
-    is_rate, is_shared = rule.kind == "rate", room.org_id == NO_ORG
+    is_rate, is_shared = rule.is_metered, room.org_id == NO_ORG
     in_use = use["in_use"] if is_shared else own
     return Saturation(
         of="limit",
@@ -225,9 +226,12 @@ def _limit(
 
 def until_of(rule: Rule, use: Record) -> datetime | None:
     """Return when a rate lets the next one go; None where it does now, or never will."""
-    if rule.maximum < 1 or allowed(rule, use["tat_us"], use["now_us"]) > 0:
+    tat_us = use["tat_us"]
+    if rule.is_of_tokens:
+        tat_us = repaced(rule, tat_us, use["pace"], use["now_us"])
+    if rule.maximum < 1 or allowed(rule, tat_us, use["now_us"]) > 0:
         return None
-    ahead_us = meter_us(rule, use["tat_us"], use["now_us"])
+    ahead_us = meter_us(rule, tat_us, use["now_us"])
     return datetime.fromtimestamp(next_at_us(rule, ahead_us) / 1e6, UTC)
 
 

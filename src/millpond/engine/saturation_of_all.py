@@ -36,13 +36,26 @@ _MAX_LANES = 5_000
 _MAX_WAITING = 10_000
 
 
+@dataclass(slots=True)
+class _Parked:
+    """What waits under one limit; under one on tokens it stands in as many places as there are needs."""
+
+    waiting: int = 0
+    oldest_s: float | None = None
+
+    def add(self, row: Record) -> None:
+        """Add what stands in one place."""
+        self.waiting += row["waiting"]
+        self.oldest_s = max(self.oldest_s or 0.0, row["oldest_s"])
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Found:
     """What stands in rooms of the platform's limits, as read."""
 
     rules: Rules
     held: Counter[RoomId] = field(default_factory=Counter)
-    parked: Mapping[RoomId, Record] = field(default_factory=dict)
+    parked: Mapping[RoomId, _Parked] = field(default_factory=dict)
     is_whole: bool = True
 
 
@@ -145,19 +158,21 @@ async def _found(con: Connection) -> _Found:
                 held[room] += row["items"]
     rows = await con.fetch(_SQL["parked_of_all"], _MAX_LANES, _MAX_WAITING)
     is_whole = not rows or (rows[0]["looked_at"] < _MAX_LANES and rows[0]["counted"] < _MAX_WAITING)
-    parked = {RoomId.parse(row["room"]): row for row in rows}
+    parked: dict[RoomId, _Parked] = {}
+    for row in rows:
+        parked.setdefault(RoomId.parse(row["room"]), _Parked()).add(row)
     # Brakes are shown by themselves, and what orgs limit of their own is theirs.
     parked = {
-        room: row
-        for room, row in parked.items()
+        room: one
+        for room, one in parked.items()
         if room.owner == NO_ORG and (known := rules.rule_of(room)) and known.brake is None
     }
     return _Found(rules=rules, held=held, parked=parked, is_whole=is_whole)
 
 
 def _limit(found: _Found, room: RoomId, rule: Rule, use: Record) -> Saturation:
-    is_rate = rule.kind == "rate"
-    row = found.parked.get(room)
+    is_rate = rule.is_metered
+    parked = found.parked.get(room)
     return Saturation(
         of="limit",
         name=room.key,
@@ -166,9 +181,9 @@ def _limit(found: _Found, room: RoomId, rule: Rule, use: Record) -> Saturation:
         in_use=None if is_rate else found.held[room],
         maximum=rule.maximum,
         is_exact=True,
-        waiting=0 if row is None else row["waiting"],
+        waiting=0 if parked is None else parked.waiting,
         is_waiting_exact=found.is_whole,
-        oldest_s=None if row is None else row["oldest_s"],
+        oldest_s=None if parked is None else parked.oldest_s,
         until=until_of(rule, use) if is_rate else None,
     )
 

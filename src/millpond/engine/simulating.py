@@ -17,6 +17,7 @@ from math import inf, nan
 
 from millpond.engine.admission import Lane, Share
 from millpond.engine.charges import EVERY_S, Use
+from millpond.engine.counting import weighed
 from millpond.engine.crew import GATHER_S, Hand
 from millpond.engine.estimates import Estimates
 from millpond.engine.lanes import offset_us
@@ -24,6 +25,7 @@ from millpond.engine.loads import Load, Outcome, Work
 from millpond.engine.rules import Rules
 from millpond.engine.spilling import Spill
 from millpond.engine.standing import Line, Standing
+from millpond.engine.tokens import Needs
 from millpond.engine.turns import decide
 
 # As in the product: what a claim reads at most, and how soon others look after work ended under which lanes stand.
@@ -135,13 +137,15 @@ class _Simulation:
     def _line(self, work: Work) -> Line:
         line = self._by_work.get(work)
         if line is None:
+            places = self._rules.places(work.org_id, work.queue, work.capability, work.keys)
             line = self._by_work[work] = Line(
                 lane_id=len(self._lines),
                 org_id=work.org_id,
                 queue=work.queue,
                 capability=work.capability,
                 offset_us=offset_us(work.priority),
-                places=self._rules.places(work.org_id, work.queue, work.capability, work.keys),
+                places=places,
+                need=weighed(Needs().need(work.capability, work.keys), places),
             )
             self._lines.append(line)
             place = (work.queue, work.org_id)
@@ -298,6 +302,7 @@ class _Simulation:
             is_whole=len(ranks) < depth,
             estimate_s=estimates.estimate_s(line.capability),
             rooms=self._standing.rooms(line) if line.places else (),
+            need=line.cost,
         )
 
     def _start(self, line: Line, worker: Hand, nth_worker: int, queue: str) -> None:

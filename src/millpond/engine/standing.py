@@ -15,16 +15,22 @@ from itertools import islice
 from millpond.engine.admission import Lane, Room, Share, Waiting
 from millpond.engine.counting import MAX_WAITERS, NEVER, PATIENCE_S, Counts, keep, most_awake
 from millpond.engine.rules import Place, RoomId, Rules
+from millpond.engine.tokens import Need
 from millpond.engine.turns import Crossing, stands_s
 from millpond.types import NO_ORG
 
 _MAX_WAITING = 64
 _PATIENCE_US = round(PATIENCE_S * 1e6)
+# Where lanes stand: under a room, and of tokens with what they need.
+_Stand = tuple[RoomId, Need | None]
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class Line:
-    """A lane with the runs that wait in it; `stamp` tells a sleep from earlier ones."""
+    """A lane with the runs that wait in it; `stamp` tells a sleep from earlier ones.
+
+    `need` is what each of them takes of limits on tokens; none of them is ever settled by what it used.
+    """
 
     lane_id: int
     org_id: int
@@ -34,9 +40,15 @@ class Line:
     places: tuple[Place, ...]
     waiting: deque[int] = field(default_factory=deque)
     is_active: bool = False
-    parked_on: RoomId | None = None
+    parked_on: _Stand | None = None
     stamp: int = 0
     blocked_us: int = 0
+    need: Need | None = None
+
+    @property
+    def cost(self) -> int:
+        """How many tokens each run takes where these are limited."""
+        return 1 if self.need is None else self.need.tokens
 
     @property
     def sleeps(self) -> bool:
@@ -81,7 +93,7 @@ class Standing:
         self._in_use: Counter[RoomId] = Counter()
         self._tats: dict[str, int | None] = {}
         self._full_at: dict[RoomId, float] = {}
-        self._parked: dict[RoomId, _Parked] = {}
+        self._parked: dict[_Stand, _Parked] = {}
         self._blocked: dict[int, Line] = {}
         self._overdue: list[Line] = []
         self._waiters: dict[int, int] = {}
@@ -111,7 +123,7 @@ class Standing:
         for line in self._keep(set(served)):
             if not line.is_active:
                 yield self._rouse(line)
-        for room_id, parked in list(self._parked.items()):
+        for (room_id, need), parked in list(self._parked.items()):
             if parked.count:
                 rule = self._rules.rule_of(room_id)
                 state = None if rule is None else self._seen.state(room_id, rule)
@@ -119,7 +131,7 @@ class Standing:
                     yield from self._in_turn(parked, crossed, most_awake(state), slots, cost_s)
                     continue
                 awake = sum(parked.awake[queue] for queue in served)
-                for _ in range(most_awake(state) - awake):
+                for _ in range(most_awake(state, need) - awake):
                     first = self._first(parked, served)
                     if first is None:
                         break
@@ -127,7 +139,7 @@ class Standing:
 
     def rooms(self, line: Line) -> list[Room]:
         """Return the rooms of a lane as this claim finds them."""
-        self._has_rates = self._has_rates or any(one.rule.kind == "rate" for one in line.places)
+        self._has_rates = self._has_rates or any(one.rule.is_metered for one in line.places)
         for room_id, rule in line.places:
             crossed = self._crossed.get(room_id)
             if crossed is not None and room_id not in self._crossings:
@@ -156,7 +168,7 @@ class Standing:
             self._park(line, head, virtual_s)
 
     def _waiting(self, room_id: RoomId) -> set[int]:
-        parked = self._parked.get(room_id)
+        parked = self._parked.get((room_id, None))
         return set() if parked is None else {org for org, count in parked.orgs.items() if count > 0}
 
     @property
@@ -190,15 +202,15 @@ class Standing:
             return None
         seen = self._seen
         states = seen.states()
-        names = {room_id.text for room_id, parked in self._parked.items() if parked.count}
+        stands = {stand for stand, parked in self._parked.items() if parked.count}
         # A head that waited long may stand under a room that is kept for it until a rate lets it go.
-        names |= {place.room.text for line in self._overdue for place in line.places}
+        stands |= {(place.room, line.need) for line in self._overdue for place in line.places}
         due_us = [
-            state.plan_us(seen.now_us)
-            for name, state in states.items()
-            if name in names and state.rule.kind == "rate"
+            state.plan_us(seen.now_us, need)
+            for room_id, need in stands
+            if (state := states.get(room_id.text)) is not None and state.rule.is_metered
         ]
-        self._tats |= dict(seen.meters())
+        self._tats |= {name: tat_us for name, tat_us, _ in seen.meters()}
         return min((at for at in due_us if seen.now_us < at < NEVER), default=None)
 
     def take(self, line: Line, now_s: float) -> None:
@@ -226,17 +238,19 @@ class Standing:
     def _park(self, line: Line, head: Lane, virtual_s: float) -> None:
         rooms = zip(line.places, head.rooms, strict=True)
         room_id = next(place.room for place, room in rooms if room is head.full)
-        line.parked_on = room_id
+        is_weighed = head.full is not None and head.full.is_weighed
+        line.parked_on = (room_id, line.need if is_weighed else None)
         self._lines[line.lane_id] = line
-        parked = self._parked.setdefault(room_id, _Parked())
+        parked = self._parked.setdefault(line.parked_on, _Parked())
         parked.count += 1
         parked.orgs[line.org_id] += 1
-        if (crossed := self._cross(room_id, parked, line.queue)) is not None:
+        crossed = None if is_weighed else self._cross(room_id, parked, line.queue)
+        if crossed is not None:
             virtual_s = crossed.at_s.setdefault(line.org_id, crossed.clock_s)
         row = (virtual_s, line.org_id, line.lane_id, line.stamp)
         heapq.heappush(parked.sleeping.setdefault(line.queue, []), row)
         waiters = self._waiters.get(line.org_id, 0)
-        can_wait = self._seen.can_wait((line.org_id, line.lane_id))
+        can_wait = self._seen.can_wait((line.org_id, line.lane_id), line.cost)
         if can_wait and line.lane_id not in self._blocked and waiters < MAX_WAITERS:
             self._waiters[line.org_id] = waiters + 1
             line.blocked_us = self._seen.now_us
@@ -297,6 +311,7 @@ class Standing:
                 lane_id=line.lane_id,
                 since_us=line.blocked_us,
                 rooms=self.rooms(line),
+                need=line.cost,
             )
             self._overdue.append(line)
             waiting.append((one, line.queue in queues))

@@ -149,11 +149,20 @@ class StepContext:
         A try that fails after it is counted too, since the provider was really asked; a replay asks nobody. Raises
         InvalidInput, and Permanent in a process of its own.
         """
+        self._note_spent(Spent(model, input_tokens, output_tokens))
+
+    def spend_unknown(self, model: str) -> None:
+        """Note that a call of a model was cut off before it told what it used.
+
+        Limits on tokens then keep what the run had reserved; as usage nothing is counted. Raises as `spend`.
+        """
+        self._note_spent(Spent(model, 0, 0, is_cut=True))
+
+    def _note_spent(self, spent: Spent) -> None:
         if self._spend is None:
             raise Permanent(
                 "a step in a process of its own cannot tell what it used", code="no_spend"
             )
-        spent = Spent(model, input_tokens, output_tokens)
         spent.check()
         self._spend(spent)
 

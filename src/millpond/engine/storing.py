@@ -93,9 +93,7 @@ async def _meter(con: Connection, writes: Sequence[W], rows: Sequence[Record]) -
     """Store what the writes that were stored tell of models."""
     if any(write.spent for write in writes):
         stored = [writes[row[0] - 1] for row in rows]
-        spent = [
-            (write.lease.org_id, write.lease.run_id, one) for write in stored for one in write.spent
-        ]
+        spent = [(write.lease, one) for write in stored for one in write.spent]
         await metering.store(con, spent)
 
 

@@ -19,6 +19,7 @@ from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.meters import Meters
 from millpond.engine.quarantine import Quarantine
+from millpond.engine.reservations import drop_unlimited
 from millpond.engine.retention import Keep, Retention
 from millpond.engine.sampling import Sampler
 from millpond.engine.throttling import drop_over
@@ -62,6 +63,7 @@ class Upkeep:
                 if time.monotonic() >= meters_at:
                     await meters.sweep()
                     await drop_over(self._database)
+                    await drop_unlimited(self._database)
                     await maintenance.free_claim()
                     await crossings.drop_over(self._database)
                     meters_at = time.monotonic() + _METERS_S

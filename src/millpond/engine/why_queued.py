@@ -136,7 +136,9 @@ def _limited(full: Full) -> Reason:
     of = "everybody's" if full.is_shared else "the organization's"
     if rule.brake is not None:
         return _braked(full, rule.brake)
-    if rule.kind == "rate":
+    if rule.is_of_tokens:
+        text = _of_tokens(full)
+    elif rule.kind == "rate":
         until = f" until {at_text(full.until)}" if full.until else ""
         text = f"No more starts on {rule.key}{until}: {rule.maximum} in {rule.period_s:g} s are allowed"
     else:
@@ -156,8 +158,25 @@ def _limited(full: Full) -> Reason:
             "until": full.until,
             "is_exact": full.is_exact,
             "holders": list(full.holders),
+            **({"tokens": full.need, "left": full.left} if rule.is_of_tokens else {}),
         },
     )
+
+
+def _of_tokens(full: Full) -> str:
+    """Tell how many tokens are left, and when there are enough."""
+    rule = full.rule
+    allowed = f"{rule.maximum:,} in {rule.period_s:g} s are allowed, {rule.at_once:,} at once"
+    if full.need is not None and full.need > rule.at_once:
+        return (
+            f"{rule.key} never has the {full.need:,} tokens that it needs: {allowed}; "
+            "raise the limit or cancel the run"
+        )
+    left = "" if full.left is None else f", {max(0, full.left):,} left"
+    owed = f" ({-full.left:,} owed)" if full.left is not None and full.left < 0 else ""
+    until = f", the next at {at_text(full.until)}" if full.until else ""
+    needs = "tokens" if full.need is None else f"tokens: needs {full.need:,}"
+    return f"{rule.key} has too few {needs}{left}{owed}{until}; {allowed}"
 
 
 def _braked(full: Full, brake: Brake) -> Reason:
@@ -301,8 +320,8 @@ def _room_comes(
     rule = full.rule
     if full.until is not None:
         in_s = max(0.0, (full.until - now).total_seconds())
-        if rule.kind == "rate":
-            in_s += ahead * rule.interval_us / 1e6
+        if rule.is_metered:
+            in_s += rule.cost_us(ahead * (full.need or 1)) / 1e6
         text = f"{rule.key} lets nothing go before {at_text(full.until)}"
         return Estimate(in_s=in_s, basis="limit", text=text, is_least=True)
     unknown = f"when {rule.key} has room is not known"

@@ -6,8 +6,11 @@ the model that wrote it.
 
 from __future__ import annotations
 
+import asyncio
+
 from millpond.engine.context import StepContext
 from millpond.engine.registry import step
+from millpond.errors import Transient
 from millpond.models.port import Completion, Message, TextModel
 
 
@@ -27,8 +30,14 @@ async def complete(
     if system:
         messages.insert(0, Message(role="system", content=system))
     model = step.get(TextModel)  # type: ignore[type-abstract]
-    made = await model.complete(
-        messages, max_tokens=max_tokens, temperature=temperature, on_text=step.delta
-    )
+    try:
+        made = await model.complete(
+            messages, max_tokens=max_tokens, temperature=temperature, on_text=step.delta
+        )
+    except (asyncio.CancelledError, Transient) as error:
+        # A refusal with a status used nothing; what broke off may have used anything.
+        if not (isinstance(error, Transient) and "status" in error.details):
+            step.spend_unknown(model.name)
+        raise
     step.spend(made.model, input_tokens=made.input_tokens, output_tokens=made.output_tokens)
     return made

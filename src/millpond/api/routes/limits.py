@@ -8,7 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
@@ -16,7 +16,7 @@ from millpond.api.auth import Caller, permit, requires
 from millpond.api.bodies import described, read_json
 from millpond.api.documented import failures
 from millpond.api.models import Listing
-from millpond.api.models_limits import LimitOut, PutLimit, RecordedRun
+from millpond.api.models_limits import LimitKind, LimitOut, PutLimit, RecordedRun
 from millpond.api.reply import listing, reply
 from millpond.api.routes.platform import Reader as PlatformReader
 from millpond.api.routes.platform import Writer as PlatformWriter
@@ -26,6 +26,7 @@ from millpond.engine.ceilings import Limit, Source
 from millpond.engine.easing import Braked
 from millpond.engine.recorded import Recorded, Wanted
 from millpond.engine.rules import Rule
+from millpond.engine.tokens import need_of, without_need
 from millpond.types import NO_ORG
 
 router = APIRouter(prefix="/v1", tags=["limits"])
@@ -33,7 +34,7 @@ router = APIRouter(prefix="/v1", tags=["limits"])
 Reader = Annotated[Caller, requires("limits:read")]
 Writer = Annotated[Caller, requires("limits:write")]
 Key = Annotated[LongWord, Query(description="The key of the limit.")]
-Kind = Annotated[Literal["concurrency", "rate"], Query(description="The kind of the limit.")]
+Kind = Annotated[LimitKind, Query(description="The kind of the limit.")]
 _WRITES = (400, 401, 403, 404, 409, 413, 415, 422, 503)
 # A place in the list of all orgs: an org and a run.
 _PLACE = r"^[0-9]{1,18}-[0-9a-f]{32}$"
@@ -196,7 +197,7 @@ async def _put(caller: Caller, wish: PutLimit) -> Response:
     return reply(limit_json(made, braked, is_operator=caller.org_id == NO_ORG))
 
 
-async def _delete(caller: Caller, key: str, kind: Literal["concurrency", "rate"]) -> Response:
+async def _delete(caller: Caller, key: str, kind: LimitKind) -> Response:
     async with caller.org() as con:
         key = await ceilings.remove_limit(con, caller.org_id, key, kind)
         await caller.tell(con, "limit.removed", f"limit:{kind} {key}")
@@ -212,7 +213,8 @@ def _recorded_json(run: Recorded) -> dict[str, Any]:
         "flow": run.flow,
         "version": run.version,
         "queue": run.queue,
-        "keys": run.keys,
+        "keys": without_need(run.keys),
+        "tokens": need_of(run.keys),
         "priority": run.priority,
         "ready_at": run.ready_at,
         "started_at": run.started_at,

@@ -43,6 +43,7 @@ from millpond.api.shapes import event_json, run_detail_json, run_for, run_json
 from millpond.api.sse import MEDIA_TYPE, EventStream
 from millpond.api.texts import LabelPair, Word, moment
 from millpond.engine import events, growing, operations, views
+from millpond.engine.fitting import check_fits, has_need
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
 from millpond.types import RunState
@@ -95,6 +96,9 @@ async def _accept(
     try:
         await caller.ports.catalog.check_queue(intent.queue, flow)
         caller.ports.catalog.check_input(flow, wish.input)
+        if has_need(intent):
+            async with caller.org() as con:
+                await check_fits(con, caller.org_id, [intent])
         return await accept(caller, intent, promise, wish.on_duplicate)
     except InvalidInput as error:
         if promise is None or error.code == "idempotency_key_reused":

@@ -38,7 +38,7 @@ def put_limit(
     period_s: float | None = None,
     burst: int | None = None,
 ) -> Call[Limit]:
-    """Set a limit on the org's own work; a `rate` is so many per `period_s`, up to `burst` at once."""
+    """Set a limit on the org's own work; `rate` and `tokens` are so many per `period_s`, up to `burst` at once."""
     return _put(path_of("limits"), key, maximum, kind, period_s, burst)
 
 

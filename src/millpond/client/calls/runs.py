@@ -44,6 +44,7 @@ class RunWish(TypedDict, total=False):
     dedup_key: str | None
     on_duplicate: OnDuplicate
     keys: list[str]
+    tokens: int | None
 
 
 def start_run(
@@ -60,14 +61,15 @@ def start_run(
     dedup_key: str | None = None,
     on_duplicate: OnDuplicate | None = None,
     keys: Sequence[str] | None = None,
+    tokens: int | None = None,
     idempotency_key: str | None = None,
 ) -> Call[RunData]:
     """Start a run of a flow; it is durable when this returns.
 
     `delay_s` and `deadline_s` count from now, in seconds. Of the runs with a `dedup_key` one is live at
     a time; `on_duplicate` says what happens when one is. `urgency` may be "standard" where nobody waits for it,
-    though the flow is interactive. `keys`, such as `provider:openai`, are what it
-    counts on under limits, beside the flow's own. Without an `idempotency_key` each call gets
+    though the flow is interactive. `keys`, such as `provider:openai`, are what it counts on under limits, beside the
+    flow's own; `tokens` is about how many it uses, where these are limited. Without an `idempotency_key` each call gets
     one of its own, so that a repeat after a broken connection starts nothing twice.
     """
     body = given(
@@ -83,6 +85,7 @@ def start_run(
             "dedup_key": dedup_key,
             "on_duplicate": on_duplicate,
             "keys": None if keys is None else list(keys),
+            "tokens": tokens,
         }
     )
     body |= set_of({"input": input})

@@ -92,5 +92,12 @@ where e.org_id = $1 order by e.claimed_at limit 10000;
 
 -- name: use
 -- How full rooms were as the claim last parked work there, and how far their rates are used.
-select room, in_use, maximum, looked_at, tat_us, (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us
+select room, in_use, maximum, looked_at, tat_us, pace, (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us
 from room_use($1::text[]);
+
+-- name: of_tokens
+-- The limits on tokens that hold for an org.
+select 0::bigint as owner, key, maximum, period_s, burst, of_org from platform_limit
+where kind = 'tokens' and (of_org is null or of_org = $1)
+union all
+select org_id, key, maximum, period_s, burst, null from org_limit where org_id = $1 and kind = 'tokens';

@@ -41,7 +41,7 @@ select * from (
 
 -- name: meters
 -- How far rates are used.
-select room, tat_us from meter where room = any($1::text[]);
+select room, tat_us, pace from meter where room = any($1::text[]);
 
 -- name: forget
 -- Lets lanes wait no more for room to be kept.
@@ -176,9 +176,9 @@ where r.room = any($13::text[])
 -- name: spend
 -- Stores how far rates are used, and lets this claim's commit wait for the disk: what is spent stays spent.
 with d as (select set_config('synchronous_commit', 'on', true))
-insert into meter (room, tat_us)
-select u.room, u.tat_us from d, unnest($1::text[], $2::bigint[]) as u(room, tat_us)
-on conflict (room) do update set tat_us = excluded.tat_us;
+insert into meter (room, tat_us, pace)
+select u.room, u.tat_us, u.pace from d, unnest($1::text[], $2::bigint[], $3::float8[]) as u(room, tat_us, pace)
+on conflict (room) do update set tat_us = excluded.tat_us, pace = excluded.pace;
 
 -- name: old_meters
 -- A page of meters, and which are past.

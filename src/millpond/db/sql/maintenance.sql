@@ -76,12 +76,17 @@ where w.worker_id is null or (w.draining and w.expires_at < clock_timestamp())
 limit $1;
 
 -- name: unlease
--- Removes leases whose live rows are locked, and stores what was used under them until their workers were last heard of.
+-- Removes leases whose live rows are locked; stores what was used until their workers were last heard of, and that nobody knows of tokens.
 with gone as (
   delete from lease l using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::timestamptz[]) as u(org_id, item_id, token, until)
   where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token
-  returning l.org_id, l.item_id, l.run_id, l.attempt,
+  returning l.org_id, l.item_id, l.run_id, l.attempt, l.token,
             greatest(coalesce(extract(epoch from u.until - l.claimed_at), 0), 0)::float8 as worker_s
+),
+lost as (
+  insert into lease_use (org_id, item_id, token, keys, tokens, is_lost)
+  select g.org_id, g.item_id, g.token, '{}', 0, true from gone g
+  where exists (select from reservation r where r.org_id = g.org_id and r.item_id = g.item_id and r.token = g.token)
 )
 insert into usage_part (orgs, flows, runs, worker_s)
 select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)

@@ -1,13 +1,21 @@
 -- name: spend
--- Stores what runs spent on models, at today's prices; a model without a price costs nothing.
+-- Stores what runs spent on models, at today's prices (none: it costs nothing), and for the next claim where tokens are reserved.
+with told as (
+  insert into lease_use (org_id, item_id, token, keys, tokens, is_lost)
+  select u.org_id, u.item_id, u.token, string_to_array(u.keys, chr(31)), u.input_tokens + u.output_tokens, u.is_cut
+  from unnest($2::bigint[], $5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::bool[])
+    as u(org_id, input_tokens, output_tokens, item_id, token, keys, is_cut)
+  where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token)
+)
 insert into usage_part (part_id, orgs, flows, models, input_tokens, output_tokens, cost_micros)
 select u.part_id, array[u.org_id], array[r.flow], array[u.model], array[u.input_tokens], array[u.output_tokens],
        array[least(coalesce(round((u.input_tokens::numeric * p.input_micros + u.output_tokens::numeric * p.output_micros)
                                   / 1000000), 0), 9007199254740991)::bigint]
-from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[])
-  as u(part_id, org_id, run_id, model, input_tokens, output_tokens)
+from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[], $10::bool[])
+  as u(part_id, org_id, run_id, model, input_tokens, output_tokens, is_cut)
 join run r on r.org_id = u.org_id and r.run_id = u.run_id
-left join model_price p on p.model = u.model;
+left join model_price p on p.model = u.model
+where not u.is_cut;
 
 -- name: fold
 -- Adds parts (one, or as many as $1) to their days, locked in order, up to JSON's largest number; returns how many there were.

@@ -15,8 +15,13 @@ with held as (
 ),
 unleased as (
   delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
-  returning l.org_id, l.item_id, l.run_id, l.attempt,
+  returning l.org_id, l.item_id, l.run_id, l.attempt, l.token,
             greatest(coalesce(extract(epoch from h.until - l.claimed_at), 0), 0)::float8 as worker_s
+),
+lost as (
+  insert into lease_use (org_id, item_id, token, keys, tokens, is_lost)
+  select g.org_id, g.item_id, g.token, '{}', 0, true from unleased g
+  where exists (select from reservation r where r.org_id = g.org_id and r.item_id = g.item_id and r.token = g.token)
 ),
 metered as (
   insert into usage_part (orgs, flows, runs, worker_s)

@@ -43,7 +43,7 @@ join lane l on l.org_id = h.org_id and l.lane_id = h.lane_id;
 
 -- name: spent
 -- Rates whose meters are ahead of the time.
-select room, tat_us from meter where tat_us > $1 limit $2;
+select room, tat_us, pace from meter where tat_us > $1 limit $2;
 
 -- name: rooms
 -- Rooms under which lanes stand, or stood when a claim last looked.

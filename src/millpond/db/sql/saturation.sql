@@ -15,7 +15,7 @@ with seen as materialized (
   select l.lane_id, l.parked_on, l.cursor_rank from lane l where l.org_id = $1 limit $2
 ),
 p as materialized (
-  select lane_id, parked_on, cursor_rank from seen where parked_on is not null
+  select lane_id, room_base(parked_on) as parked_on, cursor_rank from seen where parked_on is not null
 ),
 w as materialized (
   select p.parked_on from p

@@ -1,0 +1,119 @@
+"""Tokens: what a work item needs of limits on tokens, as one of the keys that it has. Pure: no I/O, no clock.
+
+Called by `rules`, `counting`, `limiting` and whoever makes runs. Invariants: the need of a lane is a part of what names
+it, so that all items of a lane need the same; needs are rounded up, so that an org has few lanes of one flow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from millpond.errors import InvalidInput
+
+NOUN = "tokens"
+MOST_TOKENS = 10**9
+# What an item needs of which nobody said anything and nothing was learned yet.
+FIRST_GUESS = 1000
+_WEIGHT_OF_NEWEST = 0.1
+_DIGITS = 2
+_STAND = re.compile(r"tokens([:~])([0-9]{1,10}) ")
+# Keys by which it is told where tokens were used.
+_OF_MODELS = ("provider:", "model:")
+
+
+class Need(NamedTuple):
+    """How many tokens each item of a lane reserves; not `is_declared`: by what was learned."""
+
+    tokens: int
+    is_declared: bool
+
+
+def rounded(tokens: float) -> int:
+    """Return a need with two significant digits, rounded up: 2,345 are 2,400."""
+    whole = -int(-tokens // 1)
+    unit = int(10 ** max(0, len(str(whole)) - _DIGITS))
+    return -(-whole // unit) * unit
+
+
+def check_tokens(tokens: int) -> int:
+    """Return what a run declares to need, rounded; raises InvalidInput."""
+    if not 1 <= tokens <= MOST_TOKENS:
+        raise InvalidInput(f"tokens are a whole number from 1 to {MOST_TOKENS:,}", param="tokens")
+    return rounded(tokens)
+
+
+def key_of(tokens: int) -> str:
+    """Return the key by which a lane tells its need."""
+    return f"{NOUN}:{tokens}"
+
+
+def is_need(key: str) -> bool:
+    """Whether a key tells a need, and names nothing that is limited."""
+    return key.startswith(f"{NOUN}:")
+
+
+def need_of(keys: Iterable[str]) -> int | None:
+    """Return the need that keys declare, the last where there are several; None without any."""
+    found = None
+    for key in keys:
+        number = key.removeprefix(f"{NOUN}:")
+        if number is not key and number.isascii() and number.isdecimal() and len(number) <= 10:
+            found = int(number)
+    return found
+
+
+def without_need(keys: Iterable[str]) -> list[str]:
+    """Return keys as people gave them."""
+    return [key for key in keys if not is_need(key)]
+
+
+def parts_of(key: str) -> list[str]:
+    """Return the provider and the model that a limit's key, or a pair, names."""
+    return [part for part in key.split("×") if part.startswith(_OF_MODELS)]
+
+
+def carried(keys: Iterable[str]) -> list[str]:
+    """Return the providers and models that work counts on."""
+    return [key for key in keys if key.startswith(_OF_MODELS)]
+
+
+def used_keys(model: str) -> list[str]:
+    """Return the keys that a model's name stands for: `openai:gpt-mini`, or a name alone."""
+    provider, _, name = model.partition(":")
+    return [f"provider:{provider}", f"model:{name or provider}", f"model:{model}"]
+
+
+def stand(room: str, need: Need) -> str:
+    """Name where lanes with a need stand that wait for a limit on tokens; `room` is its name."""
+    mark = ":" if need.is_declared else "~"
+    return f"{NOUN}{mark}{need.tokens} {room.partition(' ')[2]}"
+
+
+def need_at(name: str) -> Need | None:
+    """Return what lanes need that stand under a name; None where it is no limit on tokens."""
+    found = _STAND.match(name)
+    return None if found is None else Need(int(found[2]), found[1] == ":")
+
+
+class Needs:
+    """Moving averages of tokens used, by capability: what an item needs that declares nothing."""
+
+    __slots__ = ("_averages",)
+
+    def __init__(self) -> None:
+        self._averages: dict[str, float] = {}
+
+    def learn(self, capability: str, used: int) -> None:
+        """Learn from what was used under one lease."""
+        before = self._averages.get(capability, float(used))
+        self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used - before)
+
+    def need(self, capability: str, keys: Sequence[str]) -> Need:
+        """Return what an item of a lane needs."""
+        declared = need_of(keys)
+        if declared is not None:
+            return Need(max(1, declared), is_declared=True)
+        learned = rounded(self._averages.get(capability, FIRST_GUESS))
+        return Need(max(1, learned), is_declared=False)
