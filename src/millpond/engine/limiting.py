@@ -28,7 +28,7 @@ from millpond.engine.counting import (
 )
 from millpond.engine.lanes import ALONE
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
-from millpond.engine.rules import Place, RoomId
+from millpond.engine.rules import Place, RoomId, Rules
 
 _SQL = queries("limiting")
 # Of one claim: how many rooms of each queue it looks at, and of how many, and how many lanes of each, it wakes.
@@ -75,6 +75,8 @@ class Limiter:
         self._is_open = False
         self.has_more = False
         self.awaited: frozenset[str] = frozenset()
+        self.began = 0.0
+        self._asked: dict[str, tuple[int, int]] = {}
 
     @property
     def is_on(self) -> bool:
@@ -85,6 +87,42 @@ class Limiter:
     def open_steps(self) -> frozenset[str]:
         """The names of steps whose failures opened a breaker, as of the last claim."""
         return frozenset(one.step for one in self._book.rules.brakes() if one.opened_us)
+
+    @property
+    def rules(self) -> Rules:
+        """The limits as they are known."""
+        return self._book.rules
+
+    @property
+    def version(self) -> int:
+        """How often limits had been changed as they were read."""
+        return self._book.version
+
+    @property
+    def now_us(self) -> int:
+        """The database's time of this claim, 0 where it looks at no limits."""
+        return self._seen.now_us
+
+    @property
+    def has_rooms(self) -> bool:
+        """Whether lanes stand under rooms."""
+        return self._has_rooms
+
+    def room(self, place: Place) -> Room:
+        """Return a room as this claim has left it; its meter has been read."""
+        return self._seen.state(*place).room
+
+    def place_of(self, item_id: uuid.UUID, step_key: str) -> tuple[int, int] | None:
+        """Return as whose room is kept for a step under a lease; None where none is to be."""
+        return self._asked.get(f"{item_id} {step_key}")
+
+    def put_off(self, room: Room) -> None:
+        """Note that a step waits for a room that is full: for the end of other work, or for a time."""
+        state = self._seen.states()[room.name]
+        if state.is_counted:
+            self._seen.awaited.add(room.name)
+            self.awaited = self._seen.holders()
+        self._sooner([state.plan_us(self._seen.now_us)])
 
     def poll_s(self, poll_s: float, parked_s: float) -> float:
         """Return after how long to claim again: sooner while lanes wait for work to end, or for a time."""
@@ -105,6 +143,7 @@ class Limiter:
         self._is_open = self.has_more = False
         self.awaited = frozenset()
         self.began = 0.0
+        self._asked = {}
         if self._is_behind:
             await self._book.learn(database)
             self._is_behind = False
@@ -136,10 +175,13 @@ class Limiter:
         for row in rows:
             if row["kind"] == "held":
                 self._seen.add_held(row["capability"], self._book.places(row), row["n"])
+            elif row["kind"] == "seated":
+                self._seen.add_held(row["capability"], self._book.needed(row), row["n"])
         stands = self._turn(names, [row for row in rows if row["kind"] == "room"])
-        chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"])
+        asked = [row for row in rows if row["kind"] == "asked"]
+        chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"], asked)
         await self._wake(con, stands, chosen)
-        await self._spend(con)
+        await self.spend(con)
         self.awaited = self._seen.holders()
         return True
 
@@ -153,7 +195,7 @@ class Limiter:
 
     async def read(self, con: Connection, rows: Sequence[Record]) -> None:
         """Read the meters of rates that hold for these lanes."""
-        await self._meter(con, [place for row in rows for place in self._book.places(row)])
+        await self.meter(con, [place for row in rows for place in self._book.places(row)])
 
     def rooms(self, row: Record) -> list[Room]:
         """Return the rooms in which every item of a lane takes a place."""
@@ -163,7 +205,7 @@ class Limiter:
     async def close(self, con: Connection, shares: Sequence[Share]) -> None:
         """Store what was spent and where the lanes that were looked at stand."""
         seen = self._seen
-        await self._spend(con)
+        await self.spend(con)
         states = seen.states()
         await self._plan(con, {key: states[key[0]].plan_us(seen.now_us) for key in self._crowded})
         lanes = [
@@ -181,7 +223,8 @@ class Limiter:
         """Return what was taken that a rate let go, as org and item."""
         return self._seen.paced(shares)
 
-    async def _spend(self, con: Connection) -> None:
+    async def spend(self, con: Connection) -> None:
+        """Store how far rates are used by now."""
         if meters := self._seen.meters():
             await con.execute(_SQL["spend"], [name for name, _ in meters], [at for _, at in meters])
 
@@ -229,17 +272,20 @@ class Limiter:
         self.has_more = self.has_more or any(count >= _PAGE for count in old.values())
         return list(stands.values())
 
-    async def _meter(self, con: Connection, places: Sequence[Place]) -> None:
+    async def meter(self, con: Connection, places: Sequence[Place]) -> None:
+        """Read the meters of rates in these rooms that were not read yet."""
         texts = {place.room.text for place in places if place.rule.kind == "rate"}
         if texts := texts - self._seen.tats.keys():
             self._seen.tats |= dict.fromkeys(texts)
             rows = await con.fetch(_SQL["meters"], list(texts))
             self._seen.tats |= {row["room"]: row["tat_us"] for row in rows}
 
-    async def _keep(self, con: Connection, rows: Sequence[Record]) -> list[tuple[int, int]]:
-        """Keep room for heads that waited long; returns the lanes of those that can go here and now."""
+    async def _keep(
+        self, con: Connection, rows: Sequence[Record], asked: Sequence[Record]
+    ) -> list[tuple[int, int]]:
+        """Keep room for heads and steps that waited long; returns the lanes of heads that can go here and now."""
         await self.read(con, rows)
-        waiting: list[tuple[Waiting, bool]] = []
+        waiting = await self._steps(con, asked)
         closed: list[tuple[int, int]] = []
         for row in rows:
             if self._seen.is_closed(self._book.places(row)):
@@ -257,6 +303,19 @@ class Limiter:
                 _SQL["forget"], [org_id for org_id, _ in closed], [lane_id for _, lane_id in closed]
             )
         return keep(waiting)
+
+    async def _steps(self, con: Connection, asked: Sequence[Record]) -> list[tuple[Waiting, bool]]:
+        """Return the steps for which room is to be kept; the worker of each lets it go."""
+        needs = [(row, self._book.needed(row)) for row in asked]
+        await self.meter(con, [place for _, places in needs for place in places])
+        found: list[tuple[Waiting, bool]] = []
+        for nth, (row, places) in enumerate(needs, 1):
+            self._asked[row["room"]] = (row["org_id"], -nth)
+            if places and not self._seen.is_closed(places):
+                rooms = [self.room(place) for place in places]
+                one = Waiting(org_id=row["org_id"], lane_id=-nth, since_us=row["us"], rooms=rooms)
+                found.append((one, False))
+        return found
 
     async def _wake(
         self, con: Connection, stands: Sequence[_Stand], chosen: Sequence[tuple[int, int]]

@@ -1,8 +1,8 @@
 """Throttling: what workers tell of providers that are asked too much, or fail too often in a row.
 
 Called by whoever performs steps, one Throttling per worker. Invariants: everybody's work on a key is braked only by a
-run whose flow declares it; what else a run counts on, or its code names, only for its own org; failures are counted in
-memory, and only what changes for the claim is written; what cannot be told here changes nothing for the step.
+run whose flow or step declares it; what else a run counts on, or its code names, only for its own org; failures are
+counted in memory, and only what changes for the claim is written; what cannot be told changes nothing for the step.
 """
 
 from __future__ import annotations
@@ -66,14 +66,19 @@ class Throttling:
         """Whether a success of this step is to be told."""
         return step in self._open or step in self._failing
 
-    async def failed(self, lease: Lease, step: str, error: Exception) -> None:
-        """Tell of a failed try, if it says that the other side is asked too much or is down."""
+    async def failed(
+        self, lease: Lease, step: str, error: Exception, keys: Sequence[str] = ()
+    ) -> None:
+        """Tell of a failed try, if it says that the other side is asked too much or is down.
+
+        `keys` are those that the step itself declares.
+        """
         trouble = trouble_of(error)
         if trouble is None:
             return
         named = [key for key in getattr(error, "limit_keys", ()) if is_key(key)]
         try:
-            for target in await self._targets(lease, named):
+            for target in await self._targets(lease, named, keys):
                 if trouble is Trouble.THROTTLED:
                     await self._throttle(lease, target, step, error)
                 elif noun_of(target.key) in OF_OTHERS and self._is_enough(
@@ -83,7 +88,7 @@ class Throttling:
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
 
-    async def succeeded(self, lease: Lease, step: str) -> None:
+    async def succeeded(self, lease: Lease, step: str, keys: Sequence[str] = ()) -> None:
         """End rows of failures, and close breakers that this step had opened.
 
         Which key it is about, only errors name; so a success ends all rows that the step's code named itself.
@@ -91,12 +96,12 @@ class Throttling:
         try:
             if (rows := self._failing.get(step)) is not None:
                 ended = {target for target, row in rows.items() if row.is_named}
-                for target in ended.union(await self._targets(lease, ())):
+                for target in ended.union(await self._targets(lease, (), keys)):
                     if target.owner in (NO_ORG, lease.org_id):
                         rows.pop(target, None)
                 self._sweep(step, rows)
             if step in self._open:
-                await self._close(lease, step)
+                await self._close(lease, step, keys)
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
 
@@ -117,8 +122,12 @@ class Throttling:
         if not rows:
             self._failing.pop(step, None)
 
-    async def _targets(self, lease: Lease, named: Sequence[str]) -> Sequence[_Target]:
+    async def _targets(
+        self, lease: Lease, named: Sequence[str], keys: Sequence[str]
+    ) -> Sequence[_Target]:
         """Return the keys that a step's error is about; none where that cannot be told."""
+        if not named and (own := [key for key in keys if noun_of(key) in OF_OTHERS]):
+            return [_Target(NO_ORG, own[0])] if len(own) == 1 else ()
         known = (lease.org_id, lease.token.bytes + lease.item_id.bytes)
         if not named and known in self._known:
             return self._known[known]
@@ -127,9 +136,8 @@ class Throttling:
         if row is None:
             return ()
         found = _chosen(named, row["declared"], row["keys"])
-        targets = [
-            _Target(NO_ORG if key in row["declared"] else lease.org_id, key) for key in found
-        ]
+        declared = {*row["declared"], *keys}
+        targets = [_Target(NO_ORG if key in declared else lease.org_id, key) for key in found]
         if not named:
             while len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
@@ -181,10 +189,11 @@ class Throttling:
         )
         return held, row["now_us"], row["under_way"]
 
-    async def _close(self, lease: Lease, step: str) -> None:
+    async def _close(self, lease: Lease, step: str, keys: Sequence[str]) -> None:
         async with self._database.duty("reached", limit_s=_LIMIT_S) as con:
             await con.execute(_SQL["lock"])
-            rows = await con.fetch(_SQL["opened"], lease.org_id, lease.item_id, lease.token, step)
+            own = [lease.org_id, lease.item_id, lease.token]
+            rows = await con.fetch(_SQL["opened"], *own, step, list(keys))
             for row in rows:
                 held = Brake(owner=row["owner"], **{name: row[name] for name in _COLUMNS})
                 new = brakes.reached(held, row["now_us"])

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 
 from millpond.db.pool import EngineDatabase
-from millpond.engine import chores, deltas, metering
+from millpond.engine import chores, deltas, metering, riding
 from millpond.engine.deadlines import Expired
 from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
@@ -62,6 +62,7 @@ class Upkeep:
                 if time.monotonic() >= meters_at:
                     await meters.sweep()
                     await drop_over(self._database)
+                    await riding.sweep(self._database)
                     meters_at = time.monotonic() + _METERS_S
                 await self._quarantine.look()
                 due_s = await maintenance.next_due_s()

@@ -1,9 +1,11 @@
 -- Limits as the claim sees them; what is read or written there is so after the claim's lock.
 
 -- name: rooms
--- What a claim has to know of limits (function of the migrations).
+-- What a claim has to know of limits, and what tries of steps count on (functions of the migrations).
 select kind, org_id, lane_id, queue, capability, keys, room, n, us
-from claim_rooms($1::text[], $2::text[], $3, $4, $5, $6::bigint[], $7::text[], $8::text[], $9);
+from claim_rooms($1::text[], $2::text[], $3, $4, $5, $6::bigint[], $7::text[], $8::text[], $9)
+union all
+select kind, org_id, lane_id, queue, capability, keys, room, n, us from claim_seated();
 
 -- name: version
 -- How often limits were changed.
