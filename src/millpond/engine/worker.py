@@ -340,7 +340,7 @@ class Worker:
                     return
                 except MillpondError as error:
                     # What it may have leased is found by the watch and handed back.
-                    _log.warning("claim.failed", error=error.code, exc_info=error)
+                    _log.warning("claim.failed", error=error.code)
                     await asyncio.sleep(0.5)
                     continue
                 if claimed:
