@@ -251,3 +251,21 @@ async def braked(ctx: Context, _: Any) -> list[int]:
     """Pass what tells of a provider that is asked too much, and of one that is down."""
     first = await ctx.step(answered, ctx.attempt, "answered")
     return [first, await ctx.step(throttled, ctx.attempt, "throttled")]
+
+
+@step("crash.keyed", retry=QUICK, keys=["provider:keyed"], registry=REGISTRY)
+async def keyed(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect under a key of the step's own; fail at first, so that its room goes back between tries."""
+    number = await effect_of(step_ctx, attempt, effect)
+    if step_ctx.try_number == 1:
+        raise Transient("the first try fails")
+    return number
+
+
+@flow("crash.needs_room", registry=REGISTRY)
+async def needs_room(ctx: Context, _: Any) -> list[int]:
+    """Ask for room in two branches, and once more after them."""
+    both = await ctx.parallel(
+        ctx.step(keyed, ctx.attempt, "keyed left"), ctx.step(keyed, ctx.attempt, "keyed right")
+    )
+    return [*both, await ctx.step(keyed, ctx.attempt, "keyed last")]

@@ -18,7 +18,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 
 FINAL = ("run.succeeded", "run.failed", "run.cancelled")
 # Rows that must not outlive their run.
-LIVE = ("item", "ready", "lease", "timer", "chore", "live_key")
+LIVE = ("item", "ready", "lease", "timer", "chore", "live_key", "step_need")
 
 
 async def check(

@@ -37,6 +37,7 @@ EXEMPT: Mapping[str, str] = {
     "wake": "only reads which waits are over; what goes on then is crashed at its own points",
     "prune_preview": "a command that only reads",
     "prune_keys": "a command; each batch is whole by itself, and the next call goes on",
+    "step_leave": "gives back early what the end of the lease does; tests/engine/test_step_keys.py",
     "usage_parts": "only reads which parts to add singly after a refusal",
     "drop_usage": "after a refusal that only a fault of numbers brings; tests/engine/test_metering.py",
     "prune_runs": "a command; each batch is whole by itself, and the next call goes on",

@@ -24,6 +24,21 @@ REGISTRY = Registry()
 @flow("tests.limited", keys=["provider:sink"], registry=REGISTRY)
 async def limited(_ctx: Context, data: dict[str, Any]) -> None:
     """Hold a connection to the sink for a while."""
+    await call(data)
+
+
+@flow("tests.limited_steps", registry=REGISTRY)
+async def limited_steps(ctx: Context, data: dict[str, Any]) -> None:
+    """Do so in three steps that have the key, two of them side by side."""
+    keys = ["provider:sink"]
+    await ctx.parallel(
+        ctx.step("call", call, data, keys=keys), ctx.step("call other", call, data, keys=keys)
+    )
+    await ctx.step("call last", call, data, keys=keys)
+
+
+async def call(data: dict[str, Any]) -> None:
+    """Hold one connection."""
     _, writer = await asyncio.open_connection("127.0.0.1", data["port"])
     try:
         await asyncio.sleep(data["for_s"])

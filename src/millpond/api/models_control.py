@@ -100,6 +100,7 @@ class WhyReason(BaseModel):
         "input",
         "outcome",
         "other_queue",
+        "room",
         "step",
     ]
     text: str

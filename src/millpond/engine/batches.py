@@ -26,8 +26,8 @@ class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
     `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch, `spent` what
-    the try used on models. One that `is_new` ends a step of which nothing can be recorded yet: if something is, that
-    refuses the write.
+    the try used on models; `has_room` gives back what the try held of limits. One that `is_new` ends a step of which
+    nothing can be recorded yet: if something is, that refuses the write.
     """
 
     lease: Lease
@@ -44,6 +44,7 @@ class StepWrite:
     seq: int | None = None
     spent: Sequence[Spent] = ()
     is_new: bool = False
+    has_room: bool = False
 
 
 @dataclass(kw_only=True, slots=True)
@@ -85,10 +86,10 @@ class Batch:
 
     @property
     def has_more(self) -> bool:
-        """Whether something needs rows of its own: a big value, what was spent on models."""
-        return any(is_big(one.write.output) or one.write.spent for one in self.steps) or any(
-            is_big(one.write.output) or one.write.spent for one in self.ends
-        )
+        """Whether something needs rows of its own: a big value, what was spent on models, room given back."""
+        return any(
+            is_big(one.write.output) or one.write.spent or one.write.has_room for one in self.steps
+        ) or any(is_big(one.write.output) or one.write.spent for one in self.ends)
 
     @property
     def numbered_ends(self) -> Ends:

@@ -17,6 +17,7 @@ from typing import Any
 
 from millpond import veil
 from millpond.engine.history import Recorded
+from millpond.engine.needs import Ask
 from millpond.errors import InvalidInput, Permanent
 
 _NAME = re.compile(r"[\w.\- ]{1,200}")
@@ -90,7 +91,7 @@ class Branch:
 
 @dataclass(slots=True, eq=False)
 class Parked:
-    """A strand that waits for what is recorded at a step's key.
+    """A strand that waits for what is recorded at a step's key, or with an `ask` for room for that step.
 
     `end` is how that ended, once it is known; `over` tells the strand, once it also has room to go on.
     """
@@ -100,6 +101,7 @@ class Parked:
     is_human: bool
     over: asyncio.Future[Recorded]
     end: Recorded | None = None
+    ask: Ask | None = None
 
 
 def forked_from(path: str) -> tuple[str, int] | None:
@@ -216,14 +218,18 @@ class Branches:
         """The strands that wait, in the order in which they began to."""
         return list(self._parked)
 
-    async def park(self, branch: Branch, step_key: str, *, is_human: bool) -> Recorded:
+    async def park(
+        self, branch: Branch, step_key: str, *, is_human: bool, ask: Ask | None = None
+    ) -> Recorded:
         """Let this strand wait for something recorded; returns its end when the strand is woken by it.
+
+        With an `ask` it waits for room, and is woken by whoever gives it that.
 
         Raises Unwind when the attempt is closed first, as it is when no other strand goes on.
         """
         if self.closed is not None:
             raise Unwind(self.closed)
-        parked = Parked(branch, step_key, is_human, self._loop.create_future())
+        parked = Parked(branch, step_key, is_human, self._loop.create_future(), ask=ask)
         branch.park = parked
         self._parked[parked] = None
         self.rest(branch)

@@ -64,6 +64,7 @@ class Caller:
             queue=queue,
             capability=step.capability,
             seq=self._branches.place(key),
+            keys=step.keys,
             arguments=arguments_of(step.name, step.function).written(args, kwargs),
         )
         await self._performer.persist(lambda: send(self._scope.database, self._lease, sent))

@@ -17,6 +17,7 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.easing import at_us, list_brakes
 from millpond.engine.lanes import ALONE
+from millpond.engine.needs import needed, parted
 from millpond.engine.pacing import allowed, meter_us, next_at_us, repaced
 from millpond.engine.rules import (
     MAX_SPAN_S,
@@ -260,12 +261,21 @@ def _parked(place: Place, row: Record, held: _Held) -> Full:
 async def _held(con: Connection, org_id: int, rules: Rules) -> _Held:
     held = _Held()
     for row in await con.fetch(_SQL["holders"], org_id):
-        for room, _ in _places(rules, org_id, row):
+        for room, _ in held_by(rules, org_id, row):
             held.work.setdefault(room, []).append((row["capability"], row["age_s"]))
             runs = held.holders.setdefault(room, [])
             if len(runs) < MAX_HOLDERS and row["run_id"] not in runs:
                 runs.append(row["run_id"])
     return held
+
+
+def held_by(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
+    """Return the rooms in which a lease, or the try of a step under one, has a place."""
+    run_keys, step_keys = parted(row["keys"])
+    if step_keys:
+        able = row["capability"].rstrip(ALONE)
+        return needed(rules, org_id, row["queue"], able, run_keys, step_keys)
+    return _places(rules, org_id, row)
 
 
 def _places(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:

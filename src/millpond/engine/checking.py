@@ -85,6 +85,7 @@ async def compare(
         deltas=_NOTHING,
         placing=_NOTHING,
         throttling=_NOTHING,
+        riding=_NOTHING,
         worker_id=uuid.UUID(int=0),
         resources=resources,
     )

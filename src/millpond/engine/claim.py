@@ -7,6 +7,8 @@ waited for on disk: a lost claim is only claimed again.
 
 from __future__ import annotations
 
+import math
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,10 +20,12 @@ from typing import NamedTuple
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import AS_EVER, Decision, Lane, Pick, Share, Terms, pass_over
+from millpond.engine.boarding import LATE_S, Boarding
 from millpond.engine.columns import plain
 from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import is_urgent
 from millpond.engine.limiting import Limiter
+from millpond.engine.needs import Answer, Ask
 from millpond.engine.turns import decide
 from millpond.engine.urgencies import Urgencies
 from millpond.engine.urgency import LEAD_S, Urgency
@@ -44,8 +48,6 @@ _READ = 512
 _LIMIT_S = 3.0
 _IDLE_S = 1.0
 _END = 2**62
-# What a rate let go begins so soon after, or is admitted anew: so that its call is at the other end within 250 ms.
-_LATE_S = 0.15
 # How a claim at once went: `claim_at_once` of the migrations.
 _GONE, _TOO_MUCH, _TAKEN = -1, 0, 1
 
@@ -68,11 +70,11 @@ class Lease(NamedTuple):
 class Claimed(NamedTuple):
     """A leased work item with what the executor needs to run it; `input` is JSON text.
 
-    A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for
-    a step that executes in another queue than its run. `is_rerun`: it may have recorded steps before its
-    first attempt. `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate.
-    `helper` is the queue whose slot it has, where that is not its own; `crossings` are the rooms that several queues
-    need in which its org is charged for it.
+    A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for a step
+    that executes in another queue than its run. `is_rerun`: it may have recorded steps before its first attempt.
+    `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate. `helper` is
+    the queue whose slot it has, where that is not its own; `crossings` are the rooms that several queues need in which
+    its org is charged for it. `seats` are the keys of its steps that have room for a try already.
     """
 
     lease: Lease
@@ -97,6 +99,7 @@ class Claimed(NamedTuple):
     begin_by: float | None = None
     helper: str | None = None
     crossings: tuple[str, ...] = ()
+    seats: tuple[str, ...] = ()
 
     @property
     def backing(self) -> Backing | None:
@@ -138,41 +141,56 @@ class Claimer:
         self.expected: dict[str, float] = {}
         self.limits = Limiter(self._capabilities, estimate_s)
         self._urgencies = Urgencies(lead_s)
+        self._boarding = Boarding(self.limits, worker_id)
+        # The process's time as the last claim began that went well: limits are known as they were then.
+        self.looked_at = -math.inf
         # Whether all that was ready had room at the last claim, with some to spare, so that it may be so again.
         self._is_calm = True
 
     async def claim(
-        self, free: Mapping[str, int], terms: Terms = AS_EVER
+        self, free: Mapping[str, int], terms: Terms = AS_EVER, asks: Sequence[Ask] = ()
     ) -> tuple[list[Claimed], bool]:
-        """Lease work for the free slots of each queue; also tells whether more could go at once.
+        """Lease work for the free slots of each queue, and answer steps; also tells whether more could go at once.
 
         Raises LeaseLost when the worker's session is no more: such leases would be orphans at birth.
         """
         self._reach(sum(free.values()))
         self.expected = {}
+        began = time.monotonic()
+        self._boarding.begin(asks)
         try:
-            if self._is_calm and not self.limits.is_on:
+            if self._is_calm and not self.limits.is_on and not asks:
                 await self.limits.begin(self._database)
                 # Where all that is ready has room of its own nothing is to be decided of spill and reserve either.
                 own = terms.unreserved(free)
                 is_plain = terms.most(free).keys() <= own.keys()
                 if is_plain and (found := await self._claim_at_once(own)) is not None:
+                    self.looked_at = began
                     return found
             claimed, has_more = await self._decide(free, terms)
         except BaseException:
             self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
+            self._boarding.begin(())
             raise
         got = Counter([one.queue for one in claimed])
         anyones = terms.unreserved(free).items()
         self._is_calm = not has_more and all(got[queue] < slots for queue, slots in anyones)
         return claimed, has_more
 
+    @property
+    def answers(self) -> Mapping[Ask, Answer]:
+        """What the last claim made of steps that asked for room; those that are not there ask again."""
+        return self._boarding.answers
+
     async def _decide(self, free: Mapping[str, int], terms: Terms) -> tuple[list[Claimed], bool]:
         """Claim by decision, once the limits are known by which it is made."""
         for _ in range(_ROUNDS):
+            began = time.monotonic()
             await self.limits.begin(self._database)
             if (found := await self._claim(free, terms)) is not None:
+                self.looked_at = began
                 return found
+        self._boarding.begin(())
         return [], True
 
     async def _claim_at_once(self, free: Mapping[str, int]) -> tuple[list[Claimed], bool] | None:
@@ -226,8 +244,11 @@ class Claimer:
             if not limits.note(consumed):
                 return None
             rows, urgency = self._urgencies.of(rows)
+            await self._boarding.let_on_old(con)
             if not rows:
+                await self._boarding.let_on(con, free)
                 return [], arrivals >= _MAX_ARRIVALS or limits.has_more
+            self._boarding.note(rows)
             if limits.is_on:
                 await limits.read(con, rows)
             shares = self._shares(rows, has_urgent=urgency is not None)
@@ -241,9 +262,15 @@ class Claimer:
             if missed:
                 await _step_back(con, missed)
             if limits.is_on:
-                await limits.close(con, shares)
-                claimed = _timed(claimed, limits.paced(shares), limits.began + _LATE_S)
-                claimed = _crossing(claimed, shares, limits.crossings)
+                run_of = self._boarding.run_of
+                await limits.close(con, shares, run_of)
+                paced = {run_of.get(one, one) for one in limits.paced(shares)}
+                claimed = _timed(claimed, paced, limits.began + LATE_S)
+                claimed = _crossing(claimed, shares, limits.crossings, run_of)
+            if self._boarding.asks:
+                used = Counter([one.helper or one.queue for one in claimed])
+                idle = {queue: slots - used[queue] for queue, slots in free.items()}
+                await self._boarding.let_on(con, idle)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
         is_idle = not (decision.picks or missed or decision.is_held_back)
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
@@ -268,16 +295,17 @@ class Claimer:
         claimed: list[Claimed] = []
         missed: list[Pick] = []
         left = dict(free)
+        run_of = self._boarding.run_of
         for nth in range(1, _ROUNDS + 1):
             decision = decide(shares, left, terms, self.limits.crossings.met, urgency)
             whole.picks += decision.picks
             whole.clocks |= decision.clocks
             whole.has_more, whole.is_held_back = decision.has_more, decision.is_held_back
-            got = _helped(await self._take(con, shares, decision), decision)
+            got = await self._take(con, shares, decision)
             claimed += got
             if len(got) == len(decision.picks):
                 break
-            taken = {(one.lease.org_id, one.lease.item_id) for one in got}
+            taken = {(one.lease.org_id, one.lease.item_id) for one in got} | run_of.keys()
             skipped = [one for one in decision.picks if (one.org_id, one.item_id) not in taken]
             missed += skipped
             pass_over(shares, skipped, again=nth < _ROUNDS)
@@ -319,7 +347,8 @@ class Claimer:
         self, con: Connection, shares: Sequence[Share], decision: Decision
     ) -> list[Claimed]:
         """Lease what was picked, and store where that leaves lanes and shares."""
-        picks = decision.picks
+        boarding = self._boarding
+        picks = await boarding.call(con, decision.picks)
         rows = await con.fetch(
             _SQL["take"],
             plain([pick.org_id for pick in picks]),
@@ -330,7 +359,14 @@ class Claimer:
             uuid.uuid4(),
             *_settled(shares, decision),
         )
-        return _claimed(rows)
+        claimed = _claimed(rows)
+        if boarding.called:
+            leases = [one.lease for one in claimed]
+            await boarding.seat_called(
+                con, [(one.org_id, one.item_id, one.token) for one in leases]
+            )
+            claimed = [_seated(one, boarding.called) for one in claimed]
+        return _helped(claimed, picks)
 
     def _reach(self, slots: int) -> None:
         """Read as much of each lane as one org alone might be due, where that is not too much of all of them.
@@ -355,9 +391,17 @@ def _claimed(rows: Sequence[Record]) -> list[Claimed]:
     return [Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows]
 
 
-def _helped(claimed: list[Claimed], decision: Decision) -> list[Claimed]:
+def _seated(
+    one: Claimed, called: Mapping[tuple[int, uuid.UUID], Sequence[tuple[str, str]]]
+) -> Claimed:
+    """Set which steps have room, for whose sake a run was taken."""
+    steps = called.get((one.lease.org_id, one.lease.item_id), ())
+    return one._replace(seats=tuple(key for key, _ in steps)) if steps else one
+
+
+def _helped(claimed: list[Claimed], picks: Sequence[Pick]) -> list[Claimed]:
     """Set whose slot each has that other queues help."""
-    helpers = {(one.org_id, one.item_id): one.helper for one in decision.picks if one.helper}
+    helpers = {(one.org_id, one.item_id): one.helper for one in picks if one.helper}
     if not helpers:
         return claimed
     return [
@@ -412,13 +456,16 @@ def _timed(
 
 
 def _crossing(
-    claimed: list[Claimed], shares: Sequence[Share], crossings: Crossings
+    claimed: list[Claimed],
+    shares: Sequence[Share],
+    crossings: Crossings,
+    run_of: Mapping[tuple[int, uuid.UUID], tuple[int, uuid.UUID]],
 ) -> list[Claimed]:
     """Set through which crossings each goes."""
     if not crossings.met:
         return claimed
     names = {
-        (share.org_id, item): crossings.names(lane)
+        run_of.get((share.org_id, item), (share.org_id, item)): crossings.names(lane)
         for share in shares
         for lane in share.lanes
         for item in lane.items[: lane.taken]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
@@ -27,11 +27,13 @@ from millpond.engine.encoding import dump, output_of, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
 from millpond.engine.metering import Spent
+from millpond.engine.needs import Ask
 from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
 from millpond.engine.registry import Step
 from millpond.engine.rights import right_of
+from millpond.engine.rules import check_keys
 from millpond.engine.scope import Scope
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
 from millpond.engine.step_context import StepContext, resource
@@ -96,6 +98,8 @@ class Context(Fanning, Signals, Continuing, Values):
             is_obliged=claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties),
             # Endings undo what was done: they need no right.
             right=right_of(scope.asking, claimed) if heeds_cancel else None,
+            seats=claimed.seats,
+            begin_by=claimed.begin_by,
         )
         self._opens = opens or Opening(claimed, scope, self._performer).open
         self._caller = Caller(claimed, scope, self._performer, self._branches, self._opens)
@@ -138,6 +142,7 @@ class Context(Fanning, Signals, Continuing, Values):
         timeout_s: float | None = ...,
         output: Any = ...,
         undo: Step[[R], Any] | None = ...,
+        keys: Sequence[str] = ...,
     ) -> R: ...
 
     @overload
@@ -150,6 +155,7 @@ class Context(Fanning, Signals, Continuing, Values):
         retry: Retry = ...,
         timeout_s: float | None = ...,
         output: Any = ...,
+        keys: Sequence[str] = ...,
     ) -> R: ...
 
     async def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -158,7 +164,8 @@ class Context(Fanning, Signals, Continuing, Values):
         A registered step is called with a StepContext before `args`; a name is followed by a function,
         called with `args`. With `queue`, or one of its own, a registered step executes there: its
         arguments go as JSON. Raises StepFailed when its last try failed. `undo` is a registered step
-        that is performed with the result if the run finally fails or is cancelled.
+        that is performed with the result if the run finally fails or is cancelled. With `keys`, such as
+        `provider:openai`, or those of a registered step, each try waits for room under their limits.
         """
         branch = self._branches.here()
         undo: Step[Any, Any] | None = kwargs.pop("undo", None)
@@ -177,6 +184,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 undo=undo,
                 acts=step.acts,
                 permission=step.permission,
+                keys=step.keys,
             )
 
             def call(try_number: int) -> Awaitable[Any]:
@@ -192,6 +200,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 kwargs.get("timeout_s"),
                 _adapter(kwargs.get("output"), function),
                 undo=undo,
+                keys=check_keys(kwargs["keys"]) if "keys" in kwargs else (),
             )
 
             def call(try_number: int) -> Awaitable[Any]:
@@ -354,6 +363,11 @@ class Context(Fanning, Signals, Continuing, Values):
     def parked(self) -> list[tuple[str, bool]]:
         """The step keys that this attempt waits on, each with whether a human decides it."""
         return [(one.step_key, one.is_human) for one in self._branches.parked]
+
+    @property
+    def asks(self) -> dict[str, Ask]:
+        """What this attempt's steps wait for in line, by step key."""
+        return {one.step_key: one.ask for one in self._branches.parked if one.ask is not None}
 
     def begin(self) -> None:
         """Make the current task the flow's own strand."""

@@ -20,6 +20,7 @@ class Duty(IntFlag):
         16  # steps with an undo, or a flow with on_failure: a cancelled run has something to do
     )
     SECRETS = 32  # the run has opened secrets: attempts hide their values
+    LINES = 64  # steps of this run may stand in line for room
 
 
 NO_DUTY = Duty(0)

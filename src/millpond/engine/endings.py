@@ -18,6 +18,7 @@ from millpond.engine.duties import Duty
 from millpond.engine.waits import Readied, Wake, ready
 
 _SQL = queries("endings")
+_NEEDS = queries("needs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +35,8 @@ async def see_to(con: Connection, ended: Sequence[Ended]) -> list[Readied]:
     """Do what the duties of ended runs ask for; returns other runs that may go on by it."""
     if waiting := [one for one in ended if Duty.WAITS in one.duties]:
         await con.execute(_SQL["drop_waits"], *_columns(waiting))
+    if lined := [one for one in ended if Duty.LINES in one.duties]:
+        await con.execute(_NEEDS["end_lines"], *_columns(lined))
     if holding := [one for one in ended if Duty.KEY in one.duties]:
         await con.execute(_SQL["free_keys"], *_columns(holding))
     if parents := [one for one in ended if Duty.CHILDREN in one.duties]:

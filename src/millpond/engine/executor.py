@@ -125,6 +125,7 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
     if reason == "parked":
         keys = [key for key, _ in attempt.context.parked]
         is_human = all(human for _, human in attempt.context.parked)
+        asks = attempt.context.asks
         readied = await insist(
             lambda: waits.park(
                 scope.database,
@@ -132,8 +133,12 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
                 step_keys=keys,
                 is_human=is_human,
                 heeds_cancel=not attempt.is_ending,
+                asks=asks,
+                was_lined=bool(attempt.claimed.duties & Duty.LINES),
             )
         )
+        if asks:
+            scope.riding.stood()
         return [readied] if readied is not None else []
     if reason == "cancelled":
         return await _stopped(attempt, scope)
@@ -199,6 +204,7 @@ async def _failed(attempt: Attempt, scope: Scope, error: Exception) -> list[Read
             delay_s=delay_s,
             error=described,
             tries=claimed.tries + 1,
+            was_lined=bool(claimed.duties & Duty.LINES),
         )
     )
     return []

@@ -34,7 +34,7 @@ from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE
 from millpond.engine.reservations import Reservations
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
-from millpond.engine.rules import Place, RoomId
+from millpond.engine.rules import Place, RoomId, Rules
 from millpond.types import NO_ORG
 
 _SQL = queries("limiting")
@@ -88,6 +88,8 @@ class Limiter:
         self.crossings = Crossings(estimate_s)
         self.has_more = False
         self.awaited: frozenset[str] = frozenset()
+        self.began = 0.0
+        self._asked: dict[str, tuple[int, int]] = {}
 
     @property
     def is_on(self) -> bool:
@@ -98,6 +100,42 @@ class Limiter:
     def opened(self) -> list[Brake]:
         """The breakers that are open, as of the last claim."""
         return [one for one in self._book.rules.brakes() if one.opened_us]
+
+    @property
+    def rules(self) -> Rules:
+        """The limits as they are known."""
+        return self._book.rules
+
+    @property
+    def version(self) -> int:
+        """How often limits had been changed as they were read."""
+        return self._book.version
+
+    @property
+    def now_us(self) -> int:
+        """The database's time of this claim, 0 where it looks at no limits."""
+        return self._seen.now_us
+
+    @property
+    def has_rooms(self) -> bool:
+        """Whether lanes stand under rooms."""
+        return self._has_rooms
+
+    def room(self, place: Place) -> Room:
+        """Return a room as this claim has left it; its meter has been read."""
+        return self._seen.state(*place).room
+
+    def place_of(self, item_id: uuid.UUID, step_key: str) -> tuple[int, int] | None:
+        """Return as whose room is kept for a step under a lease; None where none is to be."""
+        return self._asked.get(f"{item_id} {step_key}")
+
+    def put_off(self, room: Room) -> None:
+        """Note that a step waits for a room that is full: for the end of other work, or for a time."""
+        state = self._seen.states()[room.name]
+        if state.is_counted:
+            self._seen.awaited.add(room.name)
+            self.awaited = self._seen.holders()
+        self._sooner([state.plan_us(self._seen.now_us)])
 
     def poll_s(self, poll_s: float, parked_s: float) -> float:
         """Return after how long to claim again: sooner while lanes wait for work to end, or for a time."""
@@ -119,6 +157,7 @@ class Limiter:
         self.crossings.begin()
         self.awaited = frozenset()
         self.began = 0.0
+        self._asked = {}
         if self._is_behind:
             await self._book.learn(database)
             self._is_behind = False
@@ -150,7 +189,7 @@ class Limiter:
         self._seen.rules = self._book.rules
         await self._correct(con)
         if not is_known:
-            await self._spend(con)
+            await self.spend(con)
             self._is_behind = True
             return False
         self._is_open = True
@@ -158,14 +197,17 @@ class Limiter:
         for row in rows:
             if row["kind"] == "held":
                 self._seen.add_held(row["capability"], self._book.places(row), row["n"])
+            elif row["kind"] == "seated":
+                self._seen.add_held(row["capability"], self._book.needed(row), row["n"])
         stands, cut = self._turn(names, [row for row in rows if row["kind"] == "room"])
         if self._book.rules.has_tokens:
-            await self._meter(con, self._placed(base_of(one.room)[0] for one in stands))
-        chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"])
+            await self.meter(con, self._placed(base_of(one.room)[0] for one in stands))
+        asked = [row for row in rows if row["kind"] == "asked"]
+        chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"], asked)
         await self._wake(con, stands, chosen, slots)
         if told := [name for name in now["keys"] or () if name not in cut]:
             await con.execute(_SQL["told"], told, now["n"])
-        await self._spend(con)
+        await self.spend(con)
         self.awaited = self._seen.holders()
         self._took_s = time.monotonic() - self.began
         return True
@@ -181,7 +223,7 @@ class Limiter:
     async def read(self, con: Connection, rows: Sequence[Record]) -> None:
         """Read the meters of rates that hold for these lanes, and how orgs stand in crossings that they need."""
         places = [place for row in rows for place in self._book.places(row)]
-        await self._meter(con, places)
+        await self.meter(con, places)
         if self.crossings.known:
             met = {one for one in places if one.room.text in self.crossings.known}
             rooms = [self._seen.state(*one).room for one in met]
@@ -198,10 +240,18 @@ class Limiter:
             return 1
         return self._reservations.need(row, self._book.places(row))
 
-    async def close(self, con: Connection, shares: Sequence[Share]) -> None:
-        """Store what was spent and where the lanes that were looked at stand."""
+    async def close(
+        self,
+        con: Connection,
+        shares: Sequence[Share],
+        run_of: Mapping[tuple[int, uuid.UUID], tuple[int, uuid.UUID]],
+    ) -> None:
+        """Store what was spent and where the lanes that were looked at stand.
+
+        `run_of` names the runs that were taken for steps in line.
+        """
         seen = self._seen
-        await self._spend(con)
+        await self.spend(con)
         states = seen.states()
         crowded = {key: base_of(key[0]) for key in self._crowded}
         await self._plan(
@@ -217,7 +267,7 @@ class Limiter:
         if lanes:
             await self._park(con, lanes)
             await self.crossings.close(con, lanes)
-            await self._reservations.store(con, lanes)
+            await self._reservations.store(con, lanes, run_of)
         seen.add_taken(lanes)
         self.awaited = seen.holders()
 
@@ -225,7 +275,8 @@ class Limiter:
         """Return what was taken that a rate let go, as org and item."""
         return self._seen.paced(shares)
 
-    async def _spend(self, con: Connection) -> None:
+    async def spend(self, con: Connection) -> None:
+        """Store how far rates are used by now."""
         if meters := self._seen.meters():
             await con.execute(_SQL["spend"], *([one[nth] for one in meters] for nth in range(3)))
 
@@ -293,7 +344,8 @@ class Limiter:
         self.has_more = self.has_more or bool(cut)
         return list(stands.values()), cut
 
-    async def _meter(self, con: Connection, places: Sequence[Place]) -> None:
+    async def meter(self, con: Connection, places: Sequence[Place]) -> None:
+        """Read the meters of rates in these rooms that were not read yet."""
         texts = {place.room.text for place in places if place.rule.is_metered}
         if texts := texts - self._seen.tats.keys():
             self._seen.tats |= dict.fromkeys(texts)
@@ -305,7 +357,7 @@ class Limiter:
         """Move the meters of tokens by what turned out to be used, or not to be."""
         if self._seen.deltas:
             places = self._placed(self._seen.deltas)
-            await self._meter(con, places)
+            await self.meter(con, places)
             for place in places:
                 self._seen.state(*place)
 
@@ -321,10 +373,12 @@ class Limiter:
             return None
         return stand_of(lane.full, self._reservations.needs.get((share.org_id, lane.lane_id)))
 
-    async def _keep(self, con: Connection, rows: Sequence[Record]) -> list[tuple[int, int]]:
-        """Keep room for heads that waited long; returns the lanes of those that can go here and now."""
+    async def _keep(
+        self, con: Connection, rows: Sequence[Record], asked: Sequence[Record]
+    ) -> list[tuple[int, int]]:
+        """Keep room for heads and steps that waited long; returns the lanes of heads that can go here and now."""
         await self.read(con, rows)
-        waiting: list[tuple[Waiting, bool]] = []
+        waiting = await self._steps(con, asked)
         closed: list[tuple[int, int]] = []
         for row in rows:
             need = self.need(row)
@@ -344,6 +398,19 @@ class Limiter:
                 _SQL["forget"], [org_id for org_id, _ in closed], [lane_id for _, lane_id in closed]
             )
         return keep(waiting)
+
+    async def _steps(self, con: Connection, asked: Sequence[Record]) -> list[tuple[Waiting, bool]]:
+        """Return the steps for which room is to be kept; the worker of each lets it go."""
+        needs = [(row, self._book.needed(row)) for row in asked]
+        await self.meter(con, [place for _, places in needs for place in places])
+        found: list[tuple[Waiting, bool]] = []
+        for nth, (row, places) in enumerate(needs, 1):
+            self._asked[row["room"]] = (row["org_id"], -nth)
+            if places and not self._seen.is_closed(places, 1):
+                rooms = [self.room(place) for place in places]
+                one = Waiting(org_id=row["org_id"], lane_id=-nth, since_us=row["us"], rooms=rooms)
+                found.append((one, False))
+        return found
 
     async def _wake(
         self,

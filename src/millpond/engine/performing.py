@@ -27,6 +27,7 @@ from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
 from millpond.engine.rights import Right
 from millpond.engine.scope import Scope, UnderWay
+from millpond.engine.seating import Seating
 from millpond.errors import Forbidden, LeaseLost, NotDone, Transient, Unavailable
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
@@ -51,6 +52,8 @@ class Performer:
         *,
         is_obliged: bool = False,
         right: Right | None = None,
+        seats: Sequence[str] = (),
+        begin_by: float | None = None,
     ) -> None:
         self._lease = lease
         self._right = right
@@ -63,6 +66,7 @@ class Performer:
         self._timed = scope.timed
         self._throttling = scope.throttling
         self._leasehold = scope.leasehold
+        self._seating = Seating(lease, scope.riding, branches, seats=seats, begin_by=begin_by)
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[None]] = set()
         # What tries used that were ended from outside; the attempt's end tells of it.
@@ -99,49 +103,60 @@ class Performer:
         now = self._loop.time
         tries = recorded.tries if recorded else 0
         began = now() - (recorded.age_s if recorded else 0.0)
-        while recorded is None or recorded.state not in ("done", "failed"):
-            tries += 1
-            try_began = now()
-            spent: Sequence[Spent] = ()
-            if self._right is not None and plan.acts:
-                refused = await self.refusal(plan.key, plan.name, plan.permission)
-                if refused is not None:
-                    await self._failed_try(plan, refused, tries, now() - began)
-            if not self._leasehold.is_sure:
-                await self.own(self._leasehold.until_sure())
-            if plan.is_once:  # whose commit shows as well that the lease stands
-                await self._mark(plan, tries, now() - began)
-            try:
-                result = await self._kept(plan, self._try(branch, plan, call, tries))
-                if plan.text is not None:
-                    await self._shown(plan)
-                text = dump(plan.output, result)
-                # What the flow gets is what a replay will give it, or the step fails now.
-                value = read_back(plan.output, text)
-                ended = now()
-                is_new = recorded is None and tries == 1 and not plan.is_once
-                took_s = (ended - try_began, ended - began)
-                spent = plan.take_spent()
-                done = self._done(branch, plan, text, tries, *took_s, spent=spent, is_new=is_new)
-                await self._kept(plan, self.own(done))
-            except Exception as error:
-                plan.keep_spent(spent)
-                await self.own(self._throttling.failed(self._lease, plan.name, error))
-                if plan.text is not None:
-                    await self._shown(plan)
-                if plan.is_once and not isinstance(error, NotDone):
-                    recorded = await self._doubt(branch, plan, tries, error)
-                    continue
-                delay_s = await self._failed_try(plan, error, tries, now() - began)
-            else:
-                if self._throttling.is_watched(self._lease.org_id, plan.name):
-                    await self.own(self._throttling.succeeded(self._lease, plan.name))
-                return value
-            if delay_s > HOLD_S:
-                await self._back_off(plan, delay_s)
-                recorded = await self._branches.park(branch, plan.key, is_human=False)
-            else:
-                await self.own(asyncio.sleep(delay_s))
+        try:
+            while recorded is None or recorded.state not in ("done", "failed"):
+                if plan.keys:
+                    began += await self._seating.take(branch, plan, self.own)
+                tries += 1
+                try_began = now()
+                spent: Sequence[Spent] = ()
+                if self._right is not None and plan.acts:
+                    refused = await self.refusal(plan.key, plan.name, plan.permission)
+                    if refused is not None:
+                        await self._failed_try(plan, refused, tries, now() - began)
+                if not self._leasehold.is_sure:
+                    await self.own(self._leasehold.until_sure())
+                if plan.is_once:  # whose commit shows as well that the lease stands
+                    await self._mark(plan, tries, now() - began)
+                try:
+                    result = await self._kept(plan, self._try(branch, plan, call, tries))
+                    if plan.text is not None:
+                        await self._shown(plan)
+                    text = dump(plan.output, result)
+                    # What the flow gets is what a replay will give it, or the step fails now.
+                    value = read_back(plan.output, text)
+                    ended = now()
+                    is_new = recorded is None and tries == 1 and not plan.is_once
+                    took_s = (ended - try_began, ended - began)
+                    spent = plan.take_spent()
+                    done = self._done(
+                        branch, plan, text, tries, *took_s, spent=spent, is_new=is_new
+                    )
+                    await self._kept(plan, self.own(done))
+                    self._seating.recorded(plan)
+                except Exception as error:
+                    plan.keep_spent(spent)
+                    told = self._throttling.failed(self._lease, plan.name, error, plan.keys)
+                    await self.own(told)
+                    if plan.text is not None:
+                        await self._shown(plan)
+                    if plan.is_once and not isinstance(error, NotDone):
+                        recorded = await self._doubt(branch, plan, tries, error)
+                        continue
+                    delay_s = await self._failed_try(plan, error, tries, now() - began)
+                else:
+                    if self._throttling.is_watched(self._lease.org_id, plan.name):
+                        told = self._throttling.succeeded(self._lease, plan.name, plan.keys)
+                        await self.own(told)
+                    return value
+                if delay_s > HOLD_S:
+                    await self._back_off(plan, delay_s)
+                    recorded = await self._branches.park(branch, plan.key, is_human=False)
+                else:
+                    await self.own(asyncio.sleep(delay_s))
+        finally:
+            if plan.is_seated:
+                self._seating.leave(plan)
         return plan.result_of(recorded)
 
     async def refusal(self, key: str, name: str, permission: str | None = None) -> Forbidden | None:
@@ -230,6 +245,7 @@ class Performer:
         if not is_asked:
             asked = self.persist(lambda: once.ask(self._database, self._lease, doubt))
             await once.undisturbed(self._branches, asked)
+        self._seating.leave(plan)
         return await self._branches.park(branch, plan.key, is_human=True)
 
     async def oblige(self) -> None:
@@ -266,6 +282,7 @@ class Performer:
                 seq=branch.places.get(plan.key),
                 spent=spent,
                 is_new=is_new,
+                has_room=plan.is_seated,
                 event_kind="step.succeeded",
                 event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
             )
@@ -299,10 +316,12 @@ class Performer:
                 tries=tries,
                 duration_s=elapsed_s,
                 spent=spent,
+                has_room=plan.is_seated,
             )
         except Exception:
             plan.keep_spent(spent)
             raise
+        self._seating.recorded(plan)
         if delay_s is None:
             raise failure(plan.name, described) from error
         return delay_s
@@ -382,6 +401,7 @@ class Performer:
         tries: int = 1,
         duration_s: float = 0.0,
         spent: Sequence[Spent] = (),
+        has_room: bool = False,
     ) -> None:
         """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
         write = StepWrite(
@@ -396,6 +416,7 @@ class Performer:
             duration_s=duration_s,
             seq=self._branches.place(key),
             spent=spent,
+            has_room=has_room,
             event_kind=event_kind,
             event_data=dump(None, data),
         )

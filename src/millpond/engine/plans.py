@@ -42,7 +42,8 @@ class Plan:
     """How one step is to be performed; `current_try` is 0 while none is running.
 
     `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
-    needs the run's rights, and `permission` too. `text` is what the current try has shown while it goes on.
+    needs the run's rights, and `permission` too. `text` is what the current try has shown while it goes on. `keys` are
+    what a try counts on beside its run; `is_seated` while a row holds its room there.
     """
 
     name: str
@@ -58,6 +59,8 @@ class Plan:
     current_try: int = 0
     spent: list[Spent] | None = None
     text: Growing | None = None
+    keys: tuple[str, ...] = ()
+    is_seated: bool = False
 
     def spend(self, spent: Spent) -> None:
         """Note what a try used; it is stored with the record of that try."""

@@ -82,7 +82,7 @@ class Step(Generic[P, R]):
     `place` is where it executes; in a `queue` of its own, workers of that queue execute it; `needs` are
     labels that a worker must have for it. `ask_role` is who decides where the outcome of a step with
     effect `once` is unknown. `permission` is what the run's subject must hold when it acts, besides what starting
-    the run took.
+    the run took. `keys` are what each try of it counts on under limits, beside what its run does.
     """
 
     name: str
@@ -96,6 +96,7 @@ class Step(Generic[P, R]):
     queue: str | None = None
     needs: Mapping[str, str] = field(default_factory=dict)
     permission: str | None = None
+    keys: tuple[str, ...] = ()
 
     @property
     def acts(self) -> bool:
@@ -248,6 +249,7 @@ def step(
     queue: str | None = None,
     needs: Mapping[str, str] | None = None,
     permission: str | None = None,
+    keys: Sequence[str] = (),
     registry: Registry = REGISTRY,
 ) -> Register:
     """Register a function `(step: StepContext, …)` as a step for any flow to use.
@@ -260,7 +262,8 @@ def step(
     these labels execute it, as a work item of its own.
 
     Before each try of a step that is not `pure`, whoever the run acts for is looked up again: they need what
-    starting the run took, and `permission` (`noun:verb`) where given.
+    starting the run took, and `permission` (`noun:verb`) where given. `keys`, such as `provider:openai`, are what each
+    try counts on under limits: it waits for room on all of them, without a slot where nothing else of its run goes on.
     """
 
     def register(function: Callable[..., Any]) -> Step[Any, Any]:
@@ -279,6 +282,7 @@ def step(
             queue=queue,
             needs=dict(needs or {}),
             permission=permission,
+            keys=check_keys(keys),
         )
         registry.add_step(made)
         return made

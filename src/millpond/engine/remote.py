@@ -43,7 +43,7 @@ _MAINTENANCE = queries("maintenance")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sent:
-    """A step of a run that shall execute in `queue`; `arguments` are JSON text."""
+    """A step of a run that shall execute in `queue`; `arguments` are JSON text, `keys` count beside the run's."""
 
     step_key: str
     name: str
@@ -51,6 +51,7 @@ class Sent:
     capability: str
     arguments: str
     seq: int | None = None
+    keys: tuple[str, ...] = ()
 
 
 class Order(NamedTuple):
@@ -100,6 +101,7 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
         run = await con.fetchrow(_SQL["hold_run"], org_id, lease.item_id, lease.token)
         if run is None:
             raise LeaseLost("the lease is gone")
+        keys = sorted({*run["keys"], *sent.keys}) if sent.keys else run["keys"]
         # What was begun goes before what was not: the lane of resumed work from the start.
         lane = (
             (SUSPECT if run["is_careful"] else 0)
@@ -108,7 +110,7 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
                 queue=sent.queue,
                 org_id=org_id,
                 capability=sent.capability,
-                keys=run["keys"],
+                keys=keys,
                 priority=run["priority"],
                 urgency=run["urgency"],
             )
@@ -125,13 +127,14 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
             sent.queue,
             sent.capability,
             lane,
-            run["keys"],
+            keys,
             offset_us(run["priority"], run["urgency"]) - RESUME_LEAD_US,
             orjson.dumps({"name": sent.name, "queue": sent.queue}).decode(),
             int(Duty.CHILDREN),
             sent.seq,
             SUSPECT_DEATHS if run["is_careful"] else 0,
             ALONE if run["is_careful"] else "",
+            keys if sent.keys else None,
         )
         if is_sent and payloads.is_big(sent.arguments):
             slot = payloads.slot_of_arguments(sent.step_key)

@@ -7,8 +7,9 @@ claims alone; a lease that a rescue ended keeps what it had reserved.
 
 from __future__ import annotations
 
+import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
@@ -53,12 +54,22 @@ class Reservations:
         self._lanes[lane] = (able, KEY_SEPARATOR.join(carried(row["keys"])))
         return need.tokens
 
-    async def store(self, con: Connection, lanes: Sequence[tuple[Share, Lane]]) -> None:
-        """Store what was taken of limits on tokens, for each lease."""
+    async def store(
+        self,
+        con: Connection,
+        lanes: Sequence[tuple[Share, Lane]],
+        run_of: Mapping[tuple[int, uuid.UUID], tuple[int, uuid.UUID]],
+    ) -> None:
+        """Store what was taken of limits on tokens, for each lease; that of a step in line is its run's."""
         if not self.needs:
             return
         taken = [
-            (share.org_id, item, room.name, lane.need, *self._lanes[share.org_id, lane.lane_id])
+            (
+                *run_of.get((share.org_id, item), (share.org_id, item)),
+                room.name,
+                lane.need,
+                *self._lanes[share.org_id, lane.lane_id],
+            )
             for share, lane in lanes
             for room in lane.rooms
             if room.is_weighed

@@ -12,6 +12,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.brakes import Brake
 from millpond.engine.lanes import ALONE
+from millpond.engine.needs import needed, parted
 from millpond.engine.rules import BRAKE, Place, Rule, Rules
 from millpond.types import NO_ORG
 
@@ -45,6 +46,11 @@ class RuleBook:
             of_org[lane_id] = places
             self._known += 1
         return places
+
+    def needed(self, row: Record) -> tuple[Place, ...]:
+        """Return the rooms of a step's try beside those of its run; `keys` of the row are those of both."""
+        able = row["capability"].rstrip(ALONE)
+        return needed(self.rules, row["org_id"], row["queue"], able, *parted(row["keys"]))
 
     async def catch_up(self, con: Connection, version: int) -> bool:
         """Read the changes up to `version` within a claim; False leaves them to `learn`: they are too many."""

@@ -311,6 +311,16 @@ class Rules:
                 found += _of_owner(owned, kind, owner, org_id, counted)
         return tuple(sorted(found, key=lambda place: place.room))
 
+    def may_pair(self, org_id: int, keys: Sequence[str]) -> bool:
+        """Whether a limit on a pair may hold for one of these keys and another one."""
+        mine = {pattern for key in keys for pattern in _patterns(key)}
+        return any(
+            PAIR in pattern and not mine.isdisjoint(pattern.split(PAIR))
+            for owner in (NO_ORG, org_id)
+            if (owned := self._owned.get(owner)) is not None and owned.pairs
+            for _, _, pattern in owned.by
+        )
+
     def _braked(self, org_id: int, keys: Sequence[str]) -> Iterable[Place]:
         for owner in (NO_ORG, org_id):
             for key in keys:

@@ -15,8 +15,7 @@ from typing import Literal
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine.ceilings import list_limits, use_of
-from millpond.engine.lanes import ALONE
+from millpond.engine.ceilings import held_by, list_limits, use_of
 from millpond.engine.pacing import allowed, meter_us, next_at_us, repaced
 from millpond.engine.queues import QueueView, list_queues
 from millpond.engine.rules import RoomId, Rule, Rules
@@ -192,8 +191,7 @@ async def _held(con: Connection, org_id: int, rules: Rules) -> tuple[Counter[Roo
     held: Counter[RoomId] = Counter()
     rows = await con.fetch(_SQL["held"], org_id, _MAX_LEASES)
     for row in rows:
-        able = row["capability"].rstrip(ALONE)
-        for room, _ in rules.places(org_id, row["queue"], able, row["keys"]):
+        for room, _ in held_by(rules, org_id, row):
             held[room] += row["items"]
     return held, not rows or rows[0]["looked_at"] < _MAX_LEASES
 

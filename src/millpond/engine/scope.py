@@ -20,6 +20,7 @@ from millpond.engine.hints import Hints
 from millpond.engine.leasehold import Leasehold
 from millpond.engine.placing import Placing
 from millpond.engine.plans import Plan
+from millpond.engine.riding import Riding
 from millpond.engine.rights import Asking
 from millpond.engine.settling import Settler
 from millpond.engine.throttling import Throttling
@@ -42,6 +43,7 @@ class Scope:
     deltas: Deltas
     placing: Placing
     throttling: Throttling
+    riding: Riding
     worker_id: uuid.UUID
     resources: Mapping[type, object]
     labels: Mapping[str, str] = field(default_factory=dict)

@@ -267,6 +267,13 @@ class Slots:
         """Remember of what work the end may give room on a key for which other work waits."""
         self._awaited = capabilities
 
+    def free_room(self) -> None:
+        """Claim soon where work waits for keys that others have: a step gave back what it had of them."""
+        if self._awaited:
+            self._is_awaited = True
+            if not self._gathers and not self._kick.is_set():
+                self._gather()
+
     def wake(self) -> None:
         """There is a reason to claim."""
         self._kick.set()

@@ -19,6 +19,7 @@ from millpond.engine.payloads import OUTPUT, Payload, inline, is_big, keep, slot
 from millpond.engine.waits import Readied
 
 _SQL = queries("commit")
+_NEEDS = queries("needs")
 
 
 async def record(con: Connection, layer: Steps) -> dict[int, bool]:
@@ -44,6 +45,7 @@ async def record(con: Connection, layer: Steps) -> dict[int, bool]:
     )
     await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
     await _meter(con, writes, rows)
+    await _leave(con, [write for write in writes if write.has_room])
     return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
 
 
@@ -95,6 +97,18 @@ async def _meter(con: Connection, writes: Sequence[W], rows: Sequence[Record]) -
         stored = [writes[row[0] - 1] for row in rows]
         spent = [(write.lease, one) for write in stored for one in write.spent]
         await metering.store(con, spent)
+
+
+async def _leave(con: Connection, writes: Sequence[StepWrite]) -> None:
+    """Give back the room of recorded tries; where a lease is gone there is none."""
+    if writes:
+        await con.execute(
+            _NEEDS["leave"],
+            [write.lease.org_id for write in writes],
+            [write.lease.item_id for write in writes],
+            [write.lease.token for write in writes],
+            [write.step_key for write in writes],
+        )
 
 
 async def _keep(

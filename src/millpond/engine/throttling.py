@@ -1,9 +1,9 @@
 """Throttling: what workers tell of providers that are asked too much, or fail too often in a row.
 
 Called by whoever performs steps, one Throttling per worker. Invariants: everybody's work on a key is braked only by a
-run whose flow declares it; what else a run counts on, or its code names, only for its own org; failures are counted in
-memory, and only what changes for the claim is written; the lock of those who change brakes is taken by nobody whose own
-brakes, or everybody's, are not concerned; what cannot be told here changes nothing for the step.
+run whose flow or step declares it; what else a run counts on, or its code names, only for its own org; failures are
+counted in memory, and only what changes for the claim is written; the lock of those who change brakes is taken by
+nobody whose own brakes, or everybody's, are not concerned; what cannot be told here changes nothing for the step.
 """
 
 from __future__ import annotations
@@ -83,16 +83,21 @@ class Throttling:
         targets = (*self._open.get(step, ()), *self._failing.get(step, ()))
         return any(target.owner in (NO_ORG, org_id) for target in targets)
 
-    async def failed(self, lease: Lease, step: str, error: Exception) -> None:
-        """Tell of a failed try: that the other side is asked too much or is down, or that it answers."""
+    async def failed(
+        self, lease: Lease, step: str, error: Exception, keys: Sequence[str] = ()
+    ) -> None:
+        """Tell of a failed try: that the other side is asked too much or is down, or that it answers.
+
+        `keys` are those that the step itself declares.
+        """
         trouble = trouble_of(error)
         if trouble is None:
             if is_answer(error) and self.is_watched(lease.org_id, step):
-                await self.succeeded(lease, step)
+                await self.succeeded(lease, step, keys)
             return
         named = [key for key in getattr(error, "limit_keys", ()) if is_key(key)]
         try:
-            for target in await self._targets(lease, named):
+            for target in await self._targets(lease, named, keys):
                 if trouble is Trouble.THROTTLED:
                     await self._throttle(lease, target, step, error)
                 elif noun_of(target.key) in OF_OTHERS and self._is_enough(
@@ -102,7 +107,7 @@ class Throttling:
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
 
-    async def succeeded(self, lease: Lease, step: str) -> None:
+    async def succeeded(self, lease: Lease, step: str, keys: Sequence[str] = ()) -> None:
         """End rows of failures, and close breakers that this step had opened.
 
         Which key it is about, only errors name; so a success ends all rows that the step's code named itself.
@@ -110,12 +115,12 @@ class Throttling:
         try:
             if (rows := self._failing.get(step)) is not None:
                 ended = {target for target, row in rows.items() if row.is_named}
-                for target in ended.union(await self._targets(lease, ())):
+                for target in ended.union(await self._targets(lease, (), keys)):
                     if target.owner in (NO_ORG, lease.org_id):
                         rows.pop(target, None)
                 self._sweep(step, rows)
             if any(target.owner in (NO_ORG, lease.org_id) for target in self._open.get(step, ())):
-                await self._close(lease, step)
+                await self._close(lease, step, keys)
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
 
@@ -136,8 +141,12 @@ class Throttling:
         if not rows:
             self._failing.pop(step, None)
 
-    async def _targets(self, lease: Lease, named: Sequence[str]) -> Sequence[_Target]:
+    async def _targets(
+        self, lease: Lease, named: Sequence[str], keys: Sequence[str]
+    ) -> Sequence[_Target]:
         """Return the keys that a step's error is about; none where that cannot be told."""
+        if not named and (own := [key for key in keys if noun_of(key) in OF_OTHERS]):
+            return [_Target(NO_ORG, own[0])] if len(own) == 1 else ()
         known = (lease.org_id, lease.token.bytes + lease.item_id.bytes)
         if not named and known in self._known:
             return self._known[known]
@@ -146,9 +155,8 @@ class Throttling:
         if row is None:
             return ()
         found = _chosen(named, row["declared"], row["keys"])
-        targets = [
-            _Target(NO_ORG if key in row["declared"] else lease.org_id, key) for key in found
-        ]
+        declared = {*row["declared"], *keys}
+        targets = [_Target(NO_ORG if key in declared else lease.org_id, key) for key in found]
         if not named:
             while len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
@@ -216,9 +224,9 @@ class Throttling:
         )
         return held, row["now_us"], row["under_way"]
 
-    async def _close(self, lease: Lease, step: str) -> None:
+    async def _close(self, lease: Lease, step: str, keys: Sequence[str]) -> None:
         """Close the breakers that a success tells of; looks first, since most successes are of others than a probe."""
-        opened = (lease.org_id, lease.item_id, lease.token, step)
+        opened = (lease.org_id, lease.item_id, lease.token, step, list(keys))
         async with self._database.statement("opened_by") as con:
             if not _answered(await con.fetch(_SQL["opened"], *opened)):
                 return

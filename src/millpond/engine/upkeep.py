@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import structlog
 
 from millpond.db.pool import EngineDatabase
-from millpond.engine import chores, crossings, deltas, metering
+from millpond.engine import chores, crossings, deltas, metering, riding
 from millpond.engine.deadlines import Expired
 from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
@@ -66,6 +66,7 @@ class Upkeep:
                     await drop_unlimited(self._database)
                     await maintenance.free_claim()
                     await crossings.drop_over(self._database)
+                    await riding.sweep(self._database)
                     meters_at = time.monotonic() + _METERS_S
                 await self._quarantine.look()
                 due_s = await maintenance.next_due_s()

@@ -10,24 +10,27 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import jsonschema_rs
 import orjson
 
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import answers
+from millpond.engine import answers, parking
 from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import ALONE, PRIORITY_STEP_US, RESUME_LEAD_US, SUSPECT_DEATHS
+from millpond.engine.needs import Ask
 from millpond.errors import Conflict, Forbidden, InvalidInput, NotFound
 from millpond.types import Json, Principal, new_id
 
 _SQL = queries("waits")
+NOTHING: Mapping[str, Ask] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,20 +221,28 @@ async def park(
     step_keys: Sequence[str],
     is_human: bool,
     heeds_cancel: bool = True,
+    asks: Mapping[str, Ask] = NOTHING,
+    was_lined: bool = False,
 ) -> Readied | None:
     """Give the slot back until one of the waits is over; returns the run if one already is.
 
-    A cancel ends the wait too, unless the run is at its endings and does not heed it.
+    A cancel ends the wait too, unless the run is at its endings and does not heed it. Steps with `asks`, by step key,
+    wait for room in line; others of a run that `was_lined` before do so no more.
     """
     async with database.duty("park") as con:
         is_cancelled = await hold(con, lease)
+        told = [key for key in step_keys if key not in asks]
         goes = (is_cancelled and heeds_cancel) or await con.fetchval(
-            _SQL["can_go"], lease.org_id, lease.run_id, list(step_keys)
+            _SQL["can_go"], lease.org_id, lease.run_id, told
         )
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
         if goes:
             await con.execute(_SQL["clear_suspect"], lease.org_id, lease.item_id)
             return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id)]))[0]
+        if asks or was_lined:
+            await parking.stand(con, lease, list(asks.values()))
+        if asks:
+            await append(con, lease.org_id, lease.run_id, [], duties=Duty.WAITS | Duty.LINES)
         state = "awaiting_input" if is_human else "waiting"
         data = orjson.dumps({"steps": list(step_keys)}).decode()
         await con.execute(_SQL["rest"], lease.org_id, lease.run_id, state, f"run.{state}", data, 0)
@@ -248,13 +259,24 @@ async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> lis
 
 
 async def back_off(
-    database: EngineDatabase, lease: Lease, *, delay_s: float, error: Json, tries: int
+    database: EngineDatabase,
+    lease: Lease,
+    *,
+    delay_s: float,
+    error: Json,
+    tries: int,
+    was_lined: bool = False,
 ) -> None:
-    """Let a run wait before its flow body is tried again; one that shall stop goes on at once."""
+    """Let a run wait before its flow body is tried again; one that shall stop goes on at once.
+
+    Steps of one that `was_lined` stand in line no more.
+    """
     async with database.duty("retry") as con:
         if await hold(con, lease):
             delay_s = 0.0
         await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
+        if was_lined:
+            await parking.stand(con, lease, [])
         await con.fetchval(_SQL["set_timer"], lease.org_id, lease.run_id, "", "retry", delay_s)
         data = orjson.dumps({"error": error, "tries": tries, "delay_s": round(delay_s, 3)}).decode()
         await con.execute(

@@ -52,7 +52,9 @@ class Mixed:
             parked = [] if branches.closed is not None else branches.parked
             if not parked:
                 del self._attempts[branches]
-            found += [(lease, branches, one) for one in parked if one.end is None]
+            found += [
+                (lease, branches, one) for one in parked if one.end is None and one.ask is None
+            ]
         if not self._attempts:
             self._some.clear()
         return found

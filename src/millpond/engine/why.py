@@ -15,7 +15,10 @@ import orjson
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
+from millpond.engine.easing import at_us
+from millpond.engine.needs import name_of
 from millpond.engine.ordering import Basis, Estimate, all_of, any_of
+from millpond.engine.registry import capability
 from millpond.engine.why_queued import (
     MAX_AHEAD,
     Place,
@@ -31,6 +34,7 @@ from millpond.types import Json, RunState
 __all__ = ["MAX_AHEAD", "Reason", "Why", "anonymous", "explain"]
 
 _SQL = queries("why")
+_NEEDS = queries("needs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,7 +189,37 @@ async def _waiting(con: Connection, org_id: int, run_id: uuid.UUID) -> list[Reas
         reason = await _wait(con, org_id, row)
         if reason is not None:
             reasons.append(reason)
+    for row in await con.fetch(_NEEDS["waiting"], org_id, run_id):
+        reasons.append(await _room(con, org_id, row))
     return reasons
+
+
+async def _room(con: Connection, org_id: int, row: Record) -> Reason:
+    """Return what a step waits for that stands in line for room on its keys, and those of its run."""
+    place = Place(
+        item_id=row["need_id"],
+        queue=row["queue"],
+        capability=capability(row["flow"], row["version"]),
+        flow=row["flow"],
+        lane_id=row["lane_id"],
+        rank=row["rank"],
+    )
+    inner = await queued(con, org_id, place)
+    estimates = [one.estimate for one in inner if one.estimate is not None]
+    name = name_of(row["step_key"])
+    text = f"Step {name} waits for room on {', '.join(row['keys'])}."
+    return Reason(
+        kind="room",
+        text=" ".join([text, *(reason.text for reason in inner)]),
+        facts={
+            "step": row["step_key"],
+            "name": name,
+            "keys": list(row["keys"]),
+            "since": at_us(row["rank"]),
+        },
+        inner=inner,
+        estimate=all_of(estimates) if estimates else None,
+    )
 
 
 async def _flow_backoff(con: Connection, org_id: int, run_id: uuid.UUID, timer: Record) -> Reason:

@@ -37,6 +37,7 @@ from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
 from millpond.engine.retention import Keep
+from millpond.engine.riding import Riding
 from millpond.engine.rights import Asking, Rights
 from millpond.engine.scope import Deadlines, Scope
 from millpond.engine.settling import Settler
@@ -216,6 +217,7 @@ class Worker:
         await listener.start()
         settler = Settler(self._database, hints)
         deltas = Deltas(self._database, hints)
+        riding = Riding(self._database, wake=self._slots.wake, on_freed=self._slots.free_room)
         scope = Scope(
             database=self._database,
             committer=committer,
@@ -224,6 +226,7 @@ class Worker:
             deltas=deltas,
             placing=self._placing,
             throttling=self._throttling,
+            riding=riding,
             worker_id=self.worker_id,
             resources=self._resources,
             labels=self._labels,
@@ -250,7 +253,8 @@ class Worker:
             look=self._look,
             lost=self._lost,
         )
-        claiming = self._claim_one(launcher, stop) if self._is_alone else self._claim_all(launcher)
+        claims = self._claim_one if self._is_alone else self._claim_all
+        claiming = claims(launcher, riding, stop)
         loops = [
             asyncio.create_task(claiming, name="claim"),
             asyncio.create_task(watch.run(), name="watch"),
@@ -276,7 +280,7 @@ class Worker:
                 _log.warning("worker.session_lost", worker_id=str(self.worker_id))
                 await self._unwind_all("lost")
             else:
-                await self._drain()
+                await self._drain(riding)
                 await self._leave_nothing(watch)
         finally:
             for loop in loops:
@@ -286,6 +290,7 @@ class Worker:
                     _log.error("worker.loop_died", exc_info=ended)
             await listener.close()
             await scope.asking.close()
+            await riding.close()
             await deltas.close()
             await settler.close()
             await committer.close()
@@ -318,7 +323,7 @@ class Worker:
 
     # Claiming
 
-    async def _claim_all(self, launcher: Launcher) -> None:
+    async def _claim_all(self, launcher: Launcher, riding: Riding, _: asyncio.Event) -> None:
         """Claim whenever there is room and reason; polls as a net below the hints.
 
         What a claim brought is started beside the next claim, so that worker and database both have work.
@@ -330,19 +335,21 @@ class Worker:
             estimate_s=self._slots.estimate_s,
             lead_s=self._lead_s,
         )
+        riding.attach(claimer)
         stopping = asyncio.create_task(self._stopping.wait())
         at_once = False
         try:
             while not self._stopping.is_set():
                 launcher.check()
                 wanted = self._slots.wanted()
-                if not wanted:
-                    await _first(self._slots.room(), also=[stopping])
+                if not wanted and not riding.asks():
+                    await _first(self._slots.room(), riding.some(), also=[stopping])
                     continue
                 terms = self._slots.terms(wanted)
                 self._slots.expect()
+                asks = riding.asks()
                 try:
-                    claimed, has_more = await claimer.claim(wanted, terms)
+                    claimed, has_more = await claimer.claim(wanted, terms, asks)
                 except LeaseLost:
                     self._lost.set()
                     return
@@ -353,6 +360,7 @@ class Worker:
                     continue
                 if claimed:
                     launcher.launch(claimed, claimer.expected)
+                riding.tell(claimer.answers)
                 self._slots.note_claim(wanted, claimed, terms)
                 self._slots.note_awaited(claimer.limits.awaited)
                 self._throttling.watch(claimer.limits.opened)
@@ -367,7 +375,7 @@ class Worker:
             stopping.cancel()
             await launcher.close(at_once=at_once)
 
-    async def _claim_one(self, launcher: Launcher, stop: asyncio.Event) -> None:
+    async def _claim_one(self, launcher: Launcher, riding: Riding, stop: asyncio.Event) -> None:
         """Claim one work item that is executed alone, and stop when its attempt is over."""
         claimer = Claimer(
             self._database,
@@ -375,6 +383,7 @@ class Worker:
             capabilities=self._capabilities(),
             estimate_s=self._slots.estimate_s,
         )
+        riding.attach(claimer)
         try:
             for queue in self._slots.total:
                 claimed, _ = await claimer.claim({queue: 1})
@@ -385,7 +394,7 @@ class Worker:
             # What it may have leased is handed back as the session ends.
             _log.warning("claim.failed", error=error.code)
         if self._tasks:
-            await _first(self._stopping.wait(), also=list(self._tasks))
+            await _first(self._stopping.wait(), riding.serve(), also=list(self._tasks))
         stop.set()
 
     def _start(self, scope: Scope, hints: Hints, attempt: Attempt | StepAttempt) -> None:
@@ -440,14 +449,17 @@ class Worker:
 
     # Ending
 
-    async def _drain(self) -> None:
-        """Let runs finish for a while, then hand the rest back; heartbeats go on meanwhile."""
+    async def _drain(self, riding: Riding) -> None:
+        """Let runs finish for a while, then hand the rest back; heartbeats and room for steps go on meanwhile."""
         _log.info("worker.draining", runs=len(self._attempts))
         with contextlib.suppress(MillpondError):
             async with self._database.duty("drain") as con:
                 await con.execute(_SQL["drain_worker"], self.worker_id)
         if self._tasks:
+            serving = asyncio.create_task(riding.serve(), name="ride")
             await asyncio.wait(self._tasks, timeout=self._drain_s)
+            serving.cancel()
+            await asyncio.wait({serving})
         await self._unwind_all("drained")
 
     async def _unwind_all(self, reason: str) -> None:

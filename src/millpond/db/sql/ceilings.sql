@@ -86,9 +86,20 @@ select org_id from org where slug = $1;
 select queue, capability, keys, case when not active then parked_on end as parked_on from lane where org_id = $1 and lane_id = $2;
 
 -- name: holders
--- Work of an org under leases, the oldest first, with what it counts on.
-select e.run_id, l.queue, l.capability, l.keys, extract(epoch from clock_timestamp() - e.claimed_at)::float8 as age_s from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
-where e.org_id = $1 order by e.claimed_at limit 10000;
+-- Work of an org under leases and tries of its steps, the oldest first, with what it counts on (a step's keys after an empty one).
+select * from (
+  (select e.run_id, l.queue, l.capability, l.keys, e.claimed_at, extract(epoch from clock_timestamp() - e.claimed_at)::float8 as age_s
+   from lease e
+   join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
+   where e.org_id = $1 order by e.claimed_at limit 10000)
+  union all
+  (select e.run_id, l.queue, l.capability, l.keys || array[''] || s.keys, s.taken_at,
+          extract(epoch from clock_timestamp() - s.taken_at)::float8
+   from step_lease s
+   join lease e on e.org_id = s.org_id and e.item_id = s.item_id and e.token = s.token
+   join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
+   where s.org_id = $1 and s.since_us is null order by s.taken_at limit 10000)
+) h order by claimed_at limit 10000;
 
 -- name: use
 -- How full rooms were as the claim last parked work there, and how far their rates are used.

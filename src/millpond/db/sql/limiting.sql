@@ -1,11 +1,13 @@
 -- Limits as the claim sees them; what is read or written there is so after the claim's lock.
 
 -- name: rooms
--- What a claim has to know of limits, and which rooms are crossings (functions of the migrations, the first has the lock).
+-- What a claim has to know of limits, which rooms are crossings, what tries of steps count on (functions of the migrations, the first has the lock).
 select kind, org_id, lane_id, queue, capability, keys, room, n, us
 from claim_rooms($1::text[], $2::text[], $3, $4, $5, $6::bigint[], $7::text[], $8::text[], $9)
 union all
-select 'crossing', 0, 0, '', '', null, room, 0, null from crossings();
+select 'crossing', 0, 0, '', '', null, room, 0, null from crossings()
+union all
+select kind, org_id, lane_id, queue, capability, keys, room, n, us from claim_seated();
 
 -- name: version
 -- How often limits were changed.

@@ -20,8 +20,8 @@ s as (
   returning step_key, tries
 ),
 i as (
-  insert into item (org_id, item_id, run_id, state, kind, lane_id, rank, tries, step_key, queue, capability, deaths)
-  select $1, $3, $2, 'queued', 'step', $10, t.us, s.tries, s.step_key, $8, $9, $16::smallint from s, t
+  insert into item (org_id, item_id, run_id, state, kind, lane_id, rank, tries, step_key, queue, capability, deaths, keys)
+  select $1, $3, $2, 'queued', 'step', $10, t.us, s.tries, s.step_key, $8, $9, $16::smallint, $18::text[] from s, t
 ),
 q as (
   insert into ready (org_id, lane_id, rank, item_id) select $1, $10, t.us, $3 from s, t

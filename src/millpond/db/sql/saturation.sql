@@ -1,13 +1,20 @@
 -- Saturation: how full limits and queues are of an org's work, and what waits for room there.
 
 -- name: held
--- Work of an org under leases by what it counts on; looks at the first $2 leases.
+-- Work of an org under leases, and tries of its steps, by what it counts on; looks at the first $2 leases.
 with seen as materialized (
   select e.lane_id from lease e where e.org_id = $1 limit $2
 )
 select l.queue, l.capability, l.keys, h.items, (select count(*) from seen) as looked_at
 from (select lane_id, count(*) as items from seen group by lane_id) h
-join lane l on l.org_id = $1 and l.lane_id = h.lane_id;
+join lane l on l.org_id = $1 and l.lane_id = h.lane_id
+union all
+select l.queue, l.capability, l.keys || array[''] || t.keys, t.items, (select count(*) from seen)
+from (select e.lane_id, s.keys, count(*) as items
+      from (select * from step_lease s where s.org_id = $1 and s.since_us is null limit $2) s
+      join lease e on e.org_id = s.org_id and e.item_id = s.item_id and e.token = s.token
+      group by e.lane_id, s.keys) t
+join lane l on l.org_id = $1 and l.lane_id = t.lane_id;
 
 -- name: parked
 -- Lanes of an org that stand under full rooms, their ready work, and the age of the oldest; looks at the first $2 lanes, counts to $3.

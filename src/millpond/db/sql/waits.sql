@@ -65,7 +65,7 @@ n as (
   from t, unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::int[])
     with ordinality as u(org_id, item_id, event_kind, event_data, deaths, ord)
   where i.org_id = u.org_id and i.item_id = u.item_id and i.state <> 'queued' and i.blocked is null
-  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.rank, i.event_no, i.queue, i.capability, u.event_kind,
+  returning i.org_id, i.item_id, i.run_id, i.lane_id, i.rank, i.event_no, i.queue, i.capability, i.keys, u.event_kind,
             u.event_data
 ),
 queued as (
@@ -78,7 +78,8 @@ events as (
 arrived as (
   insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
   select n.org_id, n.lane_id, coalesce(n.queue, r.queue),
-         coalesce(n.capability, r.flow || '@' || r.version) || case when n.lane_id & 2 = 2 then $9 else '' end, r.keys,
+         coalesce(n.capability, r.flow || '@' || r.version) || case when n.lane_id & 2 = 2 then $9 else '' end,
+         coalesce(n.keys, r.keys),
          -r.priority * $6::bigint - case when n.lane_id & 1 = 1 then $7::bigint else 0 end - (r.urgency is not null)::int, min(n.rank)
   from n join run r on r.org_id = n.org_id and r.run_id = n.run_id
   group by 1, 2, 3, 4, 5, 6

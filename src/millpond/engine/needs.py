@@ -1,0 +1,95 @@
+"""Needs: what a try of a step counts on beside its run. Pure: no I/O, no clock.
+
+Called by `boarding` (the claim), `riding` (the worker) and whoever tells what is in use. Invariant: a room that its
+run holds is not counted again, but for rates, which count each try.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from millpond.engine.rules import Place, Rules
+
+# Between the keys of a run and those of its step, where a lane has both: no key is empty.
+APART = ""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Ask:
+    """A step that asks for room for its next try, under the lease (`item_id`, `token`) of its run.
+
+    `since_us` is the database's time of the first claim that had none for it; None before that.
+    """
+
+    org_id: int
+    item_id: uuid.UUID
+    token: uuid.UUID
+    step_key: str
+    keys: tuple[str, ...]
+    since_us: int | None = None
+
+
+class Answer(NamedTuple):
+    """What a claim made of an ask: whether the try may begin, by when (of the process's clock), and the claim's time.
+
+    `has_row` tells whether its room is to be given back.
+    """
+
+    is_seated: bool
+    has_row: bool = False
+    begin_by: float | None = None
+    now_us: int = 0
+
+
+def joined(run_keys: Iterable[str], step_keys: Iterable[str]) -> list[str]:
+    """Return the keys of the lane in which a step of a waiting run stands for room."""
+    return [*run_keys, APART, *step_keys]
+
+
+def parted(keys: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the keys of the run and those of its step; a lane of whole work items has no step."""
+    if APART not in keys:
+        return keys, ()
+    at = keys.index(APART)
+    return keys[:at], keys[at + 1 :]
+
+
+def needed(
+    rules: Rules, org_id: int, queue: str, able: str, run_keys: Sequence[str], keys: Sequence[str]
+) -> tuple[Place, ...]:
+    """Return the rooms in which a try of a step with `keys` takes a place while its run is under a lease.
+
+    Those are the rooms that there are for the keys of both and not for the run's without the step's, but those that
+    the run holds; a rate that both have counts the claim of the run and each try of the step. Tokens are reserved by
+    work items alone.
+    """
+    if not rules or not keys:
+        return ()
+    rest = [key for key in run_keys if key not in keys]
+    others = {place.room for place in rules.places(org_id, queue, able, rest)}
+    held = {place.room for place in rules.places(org_id, queue, able, run_keys)}
+    return tuple(
+        place
+        for place in rules.places(org_id, queue, able, [*rest, *keys])
+        if place.room not in others
+        and not place.rule.is_of_tokens
+        and (place.rule.kind == "rate" or place.room not in held)
+    )
+
+
+def concerns(rules: Rules, org_id: int, keys: Sequence[str]) -> bool:
+    """Whether limits or brakes may hold for a step's keys, whatever its run counts on."""
+    return bool(needed(rules, org_id, "", "step:", (), keys)) or rules.may_pair(org_id, keys)
+
+
+def name_of(step_key: str) -> str:
+    """Return the name of a step by its key: `branch path`, `name:occurrence`."""
+    return step_key.rpartition("/")[2].rpartition(":")[0]
+
+
+def need_id(org_id: int, run_id: uuid.UUID, step_key: str) -> uuid.UUID:
+    """Return as what a step of a waiting run stands in its line: the same each time."""
+    return uuid.uuid5(run_id, f"need:{org_id}:{step_key}")

@@ -1,0 +1,180 @@
+"""Riding: the steps of one worker that ask for room ride in its next claim, and are told what became of that.
+
+`seating` asks and `worker` claims, in one event loop. Invariants: a step whose keys no limit concerns asks nobody;
+one that asks rides in every claim until it may begin or asks no more; room that was given to one that asks no more is
+given back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import structlog
+
+from millpond.db.pool import EngineDatabase
+from millpond.db.queries import queries
+from millpond.engine.branches import Branches
+from millpond.engine.claim import Claimer
+from millpond.engine.history import just
+from millpond.engine.needs import Answer, Ask, concerns
+from millpond.errors import LeaseLost, MillpondError
+
+_SQL = queries("needs")
+_log = structlog.get_logger("millpond.riding")
+# So old is what a worker knows of limits at most; it is that old where no slot is free, so that nothing is claimed.
+_FRESH_S = 1.5
+_PAUSE_S = 0.1
+_MAX_KNOWN = 10_000
+_GRANTED = just("room", "granted", None, None)
+
+
+@dataclass(eq=False, slots=True)
+class Rider:
+    """A step that asks; `told` ends with the first answer, `answer` is the last one."""
+
+    ask: Ask
+    branches: Branches
+    told: asyncio.Future[Answer]
+    answer: Answer | None = None
+
+
+class Riding:
+    """Who asks; `wake` lets the worker claim soon, `on_freed` tells that a step gave back its room."""
+
+    def __init__(
+        self,
+        database: EngineDatabase,
+        *,
+        wake: Callable[[], None] = lambda: None,
+        on_freed: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._database = database
+        self._wake = wake
+        self._on_freed = on_freed
+        self._claimer: Claimer | None = None
+        self._riders: dict[Ask, Rider] = {}
+        self._some = asyncio.Event()
+        self._known: dict[tuple[int, tuple[str, ...]], bool] = {}
+        self._version = 0
+        self._leaving: set[asyncio.Task[None]] = set()
+
+    def attach(self, claimer: Claimer) -> None:
+        """Know what a claimer knows of limits from now on."""
+        self._claimer = claimer
+        self._known.clear()
+
+    def concerns(self, org_id: int, keys: tuple[str, ...]) -> bool:
+        """Whether a step with these keys has to ask: a limit may hold for them, or that is not known."""
+        claimer = self._claimer
+        if claimer is None or time.monotonic() - claimer.looked_at > _FRESH_S:
+            return True
+        if not claimer.limits.rules:
+            return False
+        if claimer.limits.version != self._version or len(self._known) > _MAX_KNOWN:
+            self._version = claimer.limits.version
+            self._known.clear()
+        known = self._known.get((org_id, keys))
+        if known is None:
+            known = self._known[org_id, keys] = concerns(claimer.limits.rules, org_id, keys)
+        return known
+
+    def ask(self, ask: Ask, branches: Branches) -> Rider:
+        """Let a step of an attempt ride until it may begin."""
+        rider = Rider(ask, branches, asyncio.get_running_loop().create_future())
+        self._riders[ask] = rider
+        self._some.set()
+        self._wake()
+        return rider
+
+    def forget(self, rider: Rider) -> None:
+        """Let it ride no more."""
+        self._riders.pop(rider.ask, None)
+        if not self._riders:
+            self._some.clear()
+
+    def asks(self) -> list[Ask]:
+        """Return what rides in the next claim, the longest wait first."""
+        return list(self._riders)
+
+    async def some(self) -> None:
+        """Wait until somebody rides."""
+        await self._some.wait()
+
+    def tell(self, answers: Mapping[Ask, Answer]) -> None:
+        """Tell those that rode in a claim what became of it."""
+        for ask, answer in answers.items():
+            rider = self._riders.get(ask)
+            if rider is None:
+                if answer.has_row:
+                    self.leave(ask)
+                continue
+            rider.answer = answer
+            if answer.is_seated:
+                self.forget(rider)
+            elif ask.since_us is None:
+                ask.since_us = answer.now_us or None
+            if not rider.told.done():
+                rider.told.set_result(answer)
+            elif answer.is_seated:
+                _go_on(rider)
+
+    def freed(self) -> None:
+        """Tell that a step's record has given back its room."""
+        if self._riders:
+            self._wake()
+        self._on_freed()
+
+    def stood(self) -> None:
+        """Tell that steps of a run stand in line now: there may be room for them by now."""
+        self._wake()
+
+    def leave(self, ask: Ask) -> asyncio.Task[None]:
+        """Give back the room of a try of which nothing was recorded."""
+        task = asyncio.create_task(self._leave(ask), name="leave")
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+        return task
+
+    async def _leave(self, ask: Ask) -> None:
+        try:
+            async with self._database.duty("step_leave") as con:
+                await con.execute(
+                    _SQL["leave"], [ask.org_id], [ask.item_id], [ask.token], [ask.step_key]
+                )
+        except MillpondError as error:  # the end of the lease gives it back
+            _log.warning("riding.not_left", error=error.code)
+        self.freed()
+
+    async def serve(self) -> None:
+        """Claim for those that ride alone: what the worker has goes on, and it takes no more work."""
+        while self._claimer is not None:
+            await self.some()
+            try:
+                await self._claimer.claim({}, asks=self.asks())
+                self.tell(self._claimer.answers)
+            except LeaseLost:
+                return  # the watch finds out
+            except MillpondError as error:
+                _log.warning("claim.failed", error=error.code)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def close(self) -> None:
+        """Wait for what is being given back."""
+        if self._leaving:
+            await asyncio.wait(self._leaving)
+
+
+def _go_on(rider: Rider) -> None:
+    """Wake the strand that waits for its room, while others of its attempt work."""
+    for one in rider.branches.parked:
+        if one.ask is rider.ask:
+            rider.branches.wake(one, _GRANTED)
+
+
+async def sweep(database: EngineDatabase) -> None:
+    """Delete room of leases that are gone; it counts no more. Called by upkeep."""
+    async with database.duty("step_sweep") as con:
+        await con.execute(_SQL["sweep"])

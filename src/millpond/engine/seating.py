@@ -1,0 +1,103 @@
+"""Seating: a step with keys begins a try once it has room on them, else its branch parks.
+
+Called by `performing`, one Seating per attempt. Invariants: no try of a step begins without room where a limit holds
+for its keys; what waits in line executes nothing, and what a rate let go begins in time or asks anew.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from millpond.engine.branches import Branch, Branches
+from millpond.engine.claim import Lease
+from millpond.engine.needs import Answer, Ask
+from millpond.engine.plans import Plan
+from millpond.engine.riding import Riding
+
+Own = Callable[[Awaitable[Any]], Awaitable[Any]]
+
+
+class Seating:
+    """The room of one attempt's steps; `seats` are the keys of those for whose sake the run was claimed."""
+
+    def __init__(
+        self,
+        lease: Lease,
+        riding: Riding,
+        branches: Branches,
+        *,
+        seats: Iterable[str] = (),
+        begin_by: float | None = None,
+    ) -> None:
+        self._lease = lease
+        self._riding = riding
+        self._branches = branches
+        self._seats = dict.fromkeys(seats, begin_by)
+
+    async def take(self, branch: Branch, plan: Plan, own: Own) -> float:
+        """Have room for one try; returns for how many seconds that was waited for here."""
+        if plan.key in self._seats:
+            begin_by = self._seats.pop(plan.key)
+            plan.is_seated = True
+            if not _is_late(begin_by):
+                return 0.0
+        elif not self._riding.concerns(self._lease.org_id, plan.keys):
+            return 0.0
+        began = time.monotonic()
+        while True:
+            if plan.is_seated:  # it came too late for the rate that let it go
+                plan.is_seated = False
+                await own(asyncio.shield(self._riding.leave(self._ask(plan))))
+            answer = await self._wait(branch, plan, own)
+            plan.is_seated = answer.has_row
+            if not _is_late(answer.begin_by):
+                return time.monotonic() - began
+
+    async def _wait(self, branch: Branch, plan: Plan, own: Own) -> Answer:
+        """Ride until the try may begin; the branch parks after the first answer that it may not."""
+        rider = self._riding.ask(self._ask(plan), self._branches)
+        try:
+            answer: Answer = await own(rider.told)
+            while not answer.is_seated:
+                if rider.answer is not None and rider.answer.is_seated:
+                    return rider.answer
+                await self._branches.park(branch, plan.key, is_human=False, ask=rider.ask)
+                assert rider.answer is not None
+                answer = rider.answer
+            return answer
+        finally:
+            self._riding.forget(rider)
+            is_over = rider.answer is None or rider.answer.is_seated
+            if not is_over and self._branches.closed is None:
+                self._riding.leave(rider.ask)  # a place may be kept for it
+            if rider.answer is not None and rider.answer.has_row and not plan.is_seated:
+                plan.is_seated = self._branches.closed is None
+
+    def leave(self, plan: Plan) -> None:
+        """Give back the room of a try of which nothing was recorded; the end of a lease does so by itself."""
+        if plan.is_seated:
+            plan.is_seated = False
+            if self._branches.closed is None:
+                self._riding.leave(self._ask(plan))
+
+    def recorded(self, plan: Plan) -> None:
+        """Note that a record has given back the room of its try."""
+        if plan.is_seated:
+            plan.is_seated = False
+            self._riding.freed()
+
+    def _ask(self, plan: Plan) -> Ask:
+        return Ask(
+            org_id=self._lease.org_id,
+            item_id=self._lease.item_id,
+            token=self._lease.token,
+            step_key=plan.key,
+            keys=plan.keys,
+        )
+
+
+def _is_late(begin_by: float | None) -> bool:
+    return begin_by is not None and time.monotonic() > begin_by
