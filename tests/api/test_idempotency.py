@@ -8,6 +8,9 @@ from typing import Any
 import httpx2
 import pytest
 
+from millpond.api.accept import digest_of
+from millpond.api.models import StartRun
+
 from .conftest import ALL, Client, Front
 
 BODY = {"flow": "echo", "input": {"a": 1, "b": [2]}, "labels": {"x": "y"}}
@@ -52,6 +55,20 @@ async def test_same_body_in_other_words_is_the_same(front: Front, ann: Client) -
     first = await post(ann, "k1")
     same = {"labels": {"x": "y"}, "priority": 0, "input": {"b": [2], "a": 1}, "flow": "echo"}
     assert (await post(ann, "k1", same)).json() == first.json()
+
+
+async def test_a_key_from_before_urgency_and_tokens_is_known_again(
+    front: Front, ann: Client
+) -> None:
+    """Fields that came later and are not set make no other request of the same body."""
+    await front.publish()
+    first = await post(ann, "k1")
+    old = StartRun(**BODY).model_dump(exclude={"urgency", "tokens"})
+    async with front.db.org(front.org_id) as con:
+        stored = await con.fetchval("select digest from idempotency")
+    assert stored == digest_of(old)
+    assert (await post(ann, "k1", {**BODY, "urgency": "standard"})).status_code == 422
+    assert (await post(ann, "k1")).json() == first.json()
 
 
 @pytest.mark.parametrize(

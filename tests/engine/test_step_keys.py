@@ -16,7 +16,7 @@ from tests.engine.parking import Hand, end, send, unlimit
 from tests.engine.test_brakes import brakes, let_pass, too_much
 from tests.engine.test_limits import Gauge, limit, over, second_org, submit_many
 
-from millpond.engine import waits, why
+from millpond.engine import riding, waits, why
 from millpond.engine.claim import Claimed
 from millpond.engine.context import Context, StepContext
 from millpond.engine.needs import Ask
@@ -24,6 +24,7 @@ from millpond.engine.operations import cancel
 from millpond.engine.pauses import Scope, pause, resume
 from millpond.engine.riding import Riding
 from millpond.engine.saturation import saturation
+from millpond.engine.saturation_of_all import page_of_all
 from millpond.errors import InvalidInput, Transient
 from millpond.retry import Retry
 
@@ -485,6 +486,82 @@ async def test_a_throttled_step_brakes_its_own_key_for_everybody(pond: Pond) -> 
         await let_pass(pond, 31)
         await over(pond, flow, 2)
         await nothing_left(pond)
+
+
+async def test_a_key_that_is_given_at_the_call_is_braked_for_its_org_alone(pond: Pond) -> None:
+    async def asks(ctx: Context, key: str) -> None:
+        async def throttled() -> None:
+            raise Transient("too much", retry_after_s=30.0, details={"status": 429})
+
+        await ctx.step("ask", throttled, keys=[key], retry=Retry(max_tries=1))
+
+    flow = pond.flow(asks)
+    await limit(pond.db, OTHER, 1)
+    async with pond.worker({"default": 4}):
+        await pond.ended(await pond.submit(flow, "integration:mine"))
+        assert not await brakes(pond)
+        (brake,) = await brakes(pond, pond.org_id)
+        assert (brake.owner, brake.key) == (pond.org_id, "integration:mine")
+        await nothing_left(pond)
+
+
+async def test_a_run_called_for_several_steps_reserves_what_all_of_them_need(pond: Pond) -> None:
+    gate = Gate()
+
+    async def asks(ctx: Context, _: Any) -> None:
+        await ctx.parallel(
+            ctx.step("left", gate.stay, "left", keys=[OTHER]),
+            ctx.step("right", gate.stay, "right", keys=[OTHER]),
+        )
+
+    flow = pond.flow(asks, keys=[KEY], tokens=300)
+    await limit(pond.db, KEY, 10_000, kind="tokens", period_s=3600.0)
+    await limit(pond.db, OTHER, 0)
+    async with pond.worker({"default": 4}):
+        run_id = await pond.submit(flow, None)
+        await until(pond, "step_need", f"run_id = '{run_id}'", 2)
+        await until(pond, "item", "state = 'waiting'")
+        await limit(pond.db, OTHER, 2)
+        await gate.reached("left")
+        await gate.reached("right")
+        async with pond.engine_db.duty("test") as con:
+            assert await con.fetchval("select sum(tokens) from reservation") == 600
+        gate.open("left", "right")
+        await over(pond, flow, 1)
+        await nothing_left(pond)
+
+
+async def test_a_step_in_line_needs_no_tokens_of_its_own_keys(pond: Pond) -> None:
+    gate = Gate()
+    flow = staying(pond, gate, tokens=50_000)
+    await limit(pond.db, KEY, 0)
+    await limit(pond.db, KEY, 100, kind="tokens", period_s=3600.0)
+    async with pond.worker({"default": 4}):
+        run_id = await pond.submit(flow, "asks")
+        await in_line(pond, run_id)
+        await limit(pond.db, KEY, 1)
+        await gate.reached("asks")
+        async with pond.db.globals() as con:
+            found, _ = await page_of_all(con, "limit", None, 10)
+        places = [one for one in found if one.rule and one.rule.kind == "concurrency"]
+        assert [(one.name, one.in_use) for one in places] == [(KEY, 1)]
+        gate.open("asks")
+        await over(pond, flow, 1)
+        await nothing_left(pond)
+
+
+async def test_lines_of_runs_that_are_over_are_swept(pond: Pond) -> None:
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into step_need (org_id, run_id, step_key, need_id, lane_id, rank, keys) "
+            "values ($1, gen_random_uuid(), 'a:0', gen_random_uuid(), 4, 1, '{provider:one}')",
+            pond.org_id,
+        )
+        await con.execute(
+            "insert into ready (org_id, lane_id, rank, item_id) select org_id, lane_id, rank, need_id from step_need"
+        )
+    await riding.sweep(pond.engine_db)
+    assert await pond.count("step_need") == await pond.count("ready") == 0
 
 
 async def test_a_step_in_another_queue_has_its_own_keys_beside_its_runs(pond: Pond) -> None:

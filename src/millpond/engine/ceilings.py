@@ -17,7 +17,7 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.easing import at_us, list_brakes
 from millpond.engine.lanes import ALONE
-from millpond.engine.needs import needed, parted
+from millpond.engine.needs import lined, needed, parted
 from millpond.engine.pacing import allowed, meter_us, next_at_us, repaced
 from millpond.engine.rules import (
     MAX_SPAN_S,
@@ -280,7 +280,7 @@ def held_by(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
 
 def _places(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
     able = row["capability"].rstrip(ALONE)
-    return rules.places(org_id, row["queue"], able, row["keys"])
+    return lined(rules, org_id, row["queue"], able, row["keys"])
 
 
 def check_rule(rule: Rule) -> Rule:

@@ -56,9 +56,13 @@ class Charges:
         self._live.pop(use, None)
         self._owe(use, used_s)
 
-    def give_back(self, org_id: int, queue: str, charged_s: float) -> None:
+    def give_back(
+        self, org_id: int, queue: str, charged_s: float, crossings: tuple[str, ...] = ()
+    ) -> None:
         """Give back what a claim charged for work that was never begun: it is claimed, and charged, anew."""
         self._owed[org_id, queue] -= charged_s
+        for room in crossings:
+            self._crossed[org_id, queue, room] -= charged_s
 
     def _owe(self, use: Use, used_s: float) -> None:
         self._owed[use.org_id, use.queue] += used_s - use.charged_s

@@ -185,6 +185,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 acts=step.acts,
                 permission=step.permission,
                 keys=step.keys,
+                is_declared=True,
             )
 
             def call(try_number: int) -> Awaitable[Any]:

@@ -80,6 +80,18 @@ def needed(
     )
 
 
+def lined(
+    rules: Rules, org_id: int, queue: str, able: str, keys: Sequence[str]
+) -> tuple[Place, ...]:
+    """Return the rooms of a lane; where a step stands in line there, tokens are those that its run needs."""
+    places = rules.places(org_id, queue, able, keys)
+    run_keys, step_keys = parted(keys)
+    if not step_keys or not any(place.rule.is_of_tokens for place in places):
+        return places
+    own = {place.room for place in rules.places(org_id, queue, able, run_keys)}
+    return tuple(place for place in places if not place.rule.is_of_tokens or place.room in own)
+
+
 def concerns(rules: Rules, org_id: int, keys: Sequence[str]) -> bool:
     """Whether limits or brakes may hold for a step's keys, whatever its run counts on."""
     return bool(needed(rules, org_id, "", "step:", (), keys)) or rules.may_pair(org_id, keys)

@@ -105,6 +105,8 @@ class Performer:
         began = now() - (recorded.age_s if recorded else 0.0)
         try:
             while recorded is None or recorded.state not in ("done", "failed"):
+                if not self._leasehold.is_sure:
+                    await self.own(self._leasehold.until_sure())
                 if plan.keys:
                     began += await self._seating.take(branch, plan, self.own)
                 tries += 1
@@ -136,7 +138,9 @@ class Performer:
                     self._seating.recorded(plan)
                 except Exception as error:
                     plan.keep_spent(spent)
-                    told = self._throttling.failed(self._lease, plan.name, error, plan.keys)
+                    told = self._throttling.failed(
+                        self._lease, plan.name, error, plan.keys, plan.declared
+                    )
                     await self.own(told)
                     if plan.text is not None:
                         await self._shown(plan)
@@ -146,7 +150,9 @@ class Performer:
                     delay_s = await self._failed_try(plan, error, tries, now() - began)
                 else:
                     if self._throttling.is_watched(self._lease.org_id, plan.name):
-                        told = self._throttling.succeeded(self._lease, plan.name, plan.keys)
+                        told = self._throttling.succeeded(
+                            self._lease, plan.name, plan.keys, plan.declared
+                        )
                         await self.own(told)
                     return value
                 if delay_s > HOLD_S:

@@ -43,7 +43,8 @@ class Plan:
 
     `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
     needs the run's rights, and `permission` too. `text` is what the current try has shown while it goes on. `keys` are
-    what a try counts on beside its run; `is_seated` while a row holds its room there.
+    what a try counts on beside its run, the step's own (`is_declared`) or given where it is called; `is_seated` while
+    a row holds its room there.
     """
 
     name: str
@@ -60,7 +61,13 @@ class Plan:
     spent: list[Spent] | None = None
     text: Growing | None = None
     keys: tuple[str, ...] = ()
+    is_declared: bool = False
     is_seated: bool = False
+
+    @property
+    def declared(self) -> tuple[str, ...]:
+        """The keys that the step itself declares: those given where it is called may come from anybody's input."""
+        return self.keys if self.is_declared else ()
 
     def spend(self, spent: Spent) -> None:
         """Note what a try used; it is stored with the record of that try."""

@@ -265,11 +265,15 @@ async def rescue(
     columns = [org_id for org_id, _ in runs], [run_id for _, run_id in runs]
     free = {tuple(row) for row in await con.fetch(_SQL["lock_free_runs"], *columns)}
     live = {tuple(row) for row in await con.fetch(_SQL["live_runs"], *columns)}
-    await _drop(con, [lease for lease in leases if _run_of(lease) not in live])
+    over = [lease for lease in leases if _run_of(lease) not in live]
     suspects = {row["token"] for row in lost if row["deaths"] >= SUSPECT_DEATHS}
     deadly = suspects & deaths
     mine = [lease for lease in leases if _run_of(lease) in free]
-    poisoned = await _fail_poisoned(con, [lease for lease in mine if lease.token in deadly])
+    dead = [lease for lease in mine if lease.token in deadly]
+    if over or dead:
+        await con.execute(_SQL["tell_lost"], *_columns([*over, *dead]))
+    await _drop(con, over)
+    poisoned = await _fail_poisoned(con, dead)
     back = [lease for lease in mine if lease.token not in deadly]
     until = {row["token"]: heard_at.get(row["worker_id"]) for row in lost}
     await con.execute(

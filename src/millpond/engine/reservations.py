@@ -63,21 +63,20 @@ class Reservations:
         """Store what was taken of limits on tokens, for each lease; that of a step in line is its run's."""
         if not self.needs:
             return
-        taken = [
-            (
-                *run_of.get((share.org_id, item), (share.org_id, item)),
-                room.name,
-                lane.need,
-                *self._lanes[share.org_id, lane.lane_id],
-            )
-            for share, lane in lanes
-            for room in lane.rooms
-            if room.is_weighed
-            for item in lane.items[: lane.taken]
-        ]
+        # A run that was taken for several of its steps has reserved as much as they need together.
+        taken: dict[tuple[int, uuid.UUID, str], tuple[int, str, str]] = {}
+        for share, lane in lanes:
+            names = [room.name for room in lane.rooms if room.is_weighed]
+            for item in lane.items[: lane.taken] if names else ():
+                of = run_of.get((share.org_id, item), (share.org_id, item))
+                for name in names:
+                    before, _, _ = taken.get((*of, name), (0, "", ""))
+                    able, keys = self._lanes[share.org_id, lane.lane_id]
+                    taken[*of, name] = (before + lane.need, able, keys)
         if taken:
-            parts = [KEY_SEPARATOR.join(parts_of(RoomId.parse(one[2]).key)) for one in taken]
-            await con.execute(_SQL["reserve"], *map(list, zip(*taken, strict=True)), parts)
+            rows = [(*of, *needs) for of, needs in taken.items()]
+            parts = [KEY_SEPARATOR.join(parts_of(RoomId.parse(one[2]).key)) for one in rows]
+            await con.execute(_SQL["reserve"], *map(list, zip(*rows, strict=True)), parts)
 
 
 async def drop_unlimited(database: EngineDatabase) -> int:

@@ -175,6 +175,7 @@ def _go_on(rider: Rider) -> None:
 
 
 async def sweep(database: EngineDatabase) -> None:
-    """Delete room of leases that are gone; it counts no more. Called by upkeep."""
+    """Delete room of leases that are gone, which counts no more, and lines of runs that are over. Called by upkeep."""
     async with database.duty("step_sweep") as con:
         await con.execute(_SQL["sweep"])
+        await con.execute(_SQL["sweep_lines"])

@@ -12,7 +12,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.brakes import Brake
 from millpond.engine.lanes import ALONE
-from millpond.engine.needs import needed, parted
+from millpond.engine.needs import lined, needed, parted
 from millpond.engine.rules import BRAKE, Place, Rule, Rules
 from millpond.types import NO_ORG
 
@@ -42,7 +42,7 @@ class RuleBook:
                 self._forget()
                 of_org = self._places.setdefault(org_id, {})
             able = row["capability"].rstrip(ALONE)
-            places = self.rules.places(org_id, row["queue"], able, row["keys"])
+            places = lined(self.rules, org_id, row["queue"], able, row["keys"])
             of_org[lane_id] = places
             self._known += 1
         return places

@@ -16,6 +16,7 @@ from millpond.db.queries import queries
 from millpond.engine import fullness
 from millpond.engine.counting import Counts, base_of
 from millpond.engine.fullness import Added, Before, QueueSeen
+from millpond.engine.needs import APART
 from millpond.engine.rulebook import RuleBook
 from millpond.engine.rules import BRAKE, RoomId, Rule
 from millpond.engine.tokens import MOST_TOKENS
@@ -88,7 +89,8 @@ class Sampler:
         )
         rooms: dict[RoomId, Rule] = {}
         for row in await con.fetch(_SQL["held"]):
-            places = self._book.places(row)
+            is_of_step = APART in row["keys"]
+            places = self._book.needed(row) if is_of_step else self._book.places(row)
             seen.add_held(row["capability"], places, row["n"])
             rooms.update(place for place in places if not place.rule.is_metered)
         for text in {*waiting, *seen.tats}:

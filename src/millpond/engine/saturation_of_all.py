@@ -14,9 +14,8 @@ from typing import Literal
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine.ceilings import list_platform_limits, use_of
+from millpond.engine.ceilings import held_by, list_platform_limits, use_of
 from millpond.engine.easing import list_brakes
-from millpond.engine.lanes import ALONE
 from millpond.engine.rules import IMPLIED, PAIR, RoomId, Rule, Rules, noun_of
 from millpond.engine.saturation import (
     FullShare,
@@ -152,8 +151,7 @@ async def _found(con: Connection) -> _Found:
         rules.brake(one.brake.owner, one.brake.key, one.brake)
     held: Counter[RoomId] = Counter()
     for row in await con.fetch(_SQL["held_of_all"]):
-        able = row["capability"].rstrip(ALONE)
-        for room, rule in rules.places(row["org_id"], row["queue"], able, row["keys"]):
+        for room, rule in held_by(rules, row["org_id"], row):
             if room.owner == NO_ORG and rule.brake is None:
                 held[room] += row["items"]
     rows = await con.fetch(_SQL["parked_of_all"], _MAX_LANES, _MAX_WAITING)

@@ -104,7 +104,8 @@ class Slot:
         """Give it back without an attempt, and to the org what its claim was charged."""
         if capability:
             charged_s = self._charged_s(capability)
-            self._slots.charges.give_back(org_id, self._work_queue, charged_s)
+            charges = self._slots.charges
+            charges.give_back(org_id, self._work_queue, charged_s, self._crossings)
         self._slots.give_unused(self._queue)
 
     def _charged_s(self, capability: str) -> float:

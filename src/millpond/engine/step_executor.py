@@ -320,7 +320,7 @@ class _Performance:
         """Tell that the other side answers; before the record, which ends the lease."""
         throttling, name = self._scope.throttling, self._order.name
         if throttling.is_watched(self._lease.org_id, name):
-            await self._own(throttling.succeeded(self._lease, name, self._keys))
+            await self._own(throttling.succeeded(self._lease, name, self._keys, self._keys))
 
     async def _failed(self, one: _Try, error: Exception, elapsed_s: float) -> float | None:
         """Record a failed try; returns the delay before the next one, None when this attempt is over.
@@ -335,7 +335,9 @@ class _Performance:
             wish_s=retry_after_s(error),
             random=random.random,
         )
-        await self._scope.throttling.failed(self._lease, self._order.name, error, self._keys)
+        await self._scope.throttling.failed(
+            self._lease, self._order.name, error, self._keys, self._keys
+        )
         described = dump_error(error, self._order.name)
         more: dict[str, Json] = {"error": described}
         if delay_s is not None:

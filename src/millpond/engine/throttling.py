@@ -84,20 +84,25 @@ class Throttling:
         return any(target.owner in (NO_ORG, org_id) for target in targets)
 
     async def failed(
-        self, lease: Lease, step: str, error: Exception, keys: Sequence[str] = ()
+        self,
+        lease: Lease,
+        step: str,
+        error: Exception,
+        keys: Sequence[str] = (),
+        declared: Sequence[str] = (),
     ) -> None:
         """Tell of a failed try: that the other side is asked too much or is down, or that it answers.
 
-        `keys` are those that the step itself declares.
+        `keys` are what the step counts on beside its run, `declared` those of them that it declares itself.
         """
         trouble = trouble_of(error)
         if trouble is None:
             if is_answer(error) and self.is_watched(lease.org_id, step):
-                await self.succeeded(lease, step, keys)
+                await self.succeeded(lease, step, keys, declared)
             return
         named = [key for key in getattr(error, "limit_keys", ()) if is_key(key)]
         try:
-            for target in await self._targets(lease, named, keys):
+            for target in await self._targets(lease, named, keys, declared):
                 if trouble is Trouble.THROTTLED:
                     await self._throttle(lease, target, step, error)
                 elif noun_of(target.key) in OF_OTHERS and self._is_enough(
@@ -107,7 +112,9 @@ class Throttling:
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
 
-    async def succeeded(self, lease: Lease, step: str, keys: Sequence[str] = ()) -> None:
+    async def succeeded(
+        self, lease: Lease, step: str, keys: Sequence[str] = (), declared: Sequence[str] = ()
+    ) -> None:
         """End rows of failures, and close breakers that this step had opened.
 
         Which key it is about, only errors name; so a success ends all rows that the step's code named itself.
@@ -115,12 +122,12 @@ class Throttling:
         try:
             if (rows := self._failing.get(step)) is not None:
                 ended = {target for target, row in rows.items() if row.is_named}
-                for target in ended.union(await self._targets(lease, (), keys)):
+                for target in ended.union(await self._targets(lease, (), keys, declared)):
                     if target.owner in (NO_ORG, lease.org_id):
                         rows.pop(target, None)
                 self._sweep(step, rows)
             if any(target.owner in (NO_ORG, lease.org_id) for target in self._open.get(step, ())):
-                await self._close(lease, step, keys)
+                await self._close(lease, step, keys, declared)
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
 
@@ -142,11 +149,12 @@ class Throttling:
             self._failing.pop(step, None)
 
     async def _targets(
-        self, lease: Lease, named: Sequence[str], keys: Sequence[str]
+        self, lease: Lease, named: Sequence[str], keys: Sequence[str], declared: Sequence[str]
     ) -> Sequence[_Target]:
         """Return the keys that a step's error is about; none where that cannot be told."""
         if not named and (own := [key for key in keys if noun_of(key) in OF_OTHERS]):
-            return [_Target(NO_ORG, own[0])] if len(own) == 1 else ()
+            owner = NO_ORG if own[0] in declared else lease.org_id
+            return [_Target(owner, own[0])] if len(own) == 1 else ()
         known = (lease.org_id, lease.token.bytes + lease.item_id.bytes)
         if not named and known in self._known:
             return self._known[known]
@@ -155,8 +163,8 @@ class Throttling:
         if row is None:
             return ()
         found = _chosen(named, row["declared"], row["keys"])
-        declared = {*row["declared"], *keys}
-        targets = [_Target(NO_ORG if key in declared else lease.org_id, key) for key in found]
+        everybodys = {*row["declared"], *declared}
+        targets = [_Target(NO_ORG if key in everybodys else lease.org_id, key) for key in found]
         if not named:
             while len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
@@ -224,9 +232,12 @@ class Throttling:
         )
         return held, row["now_us"], row["under_way"]
 
-    async def _close(self, lease: Lease, step: str, keys: Sequence[str]) -> None:
+    async def _close(
+        self, lease: Lease, step: str, keys: Sequence[str], declared: Sequence[str]
+    ) -> None:
         """Close the breakers that a success tells of; looks first, since most successes are of others than a probe."""
-        opened = (lease.org_id, lease.item_id, lease.token, step, list(keys))
+        own = (lease.org_id, lease.item_id, lease.token)
+        opened = (*own, step, list(keys), list(declared))
         async with self._database.statement("opened_by") as con:
             if not _answered(await con.fetch(_SQL["opened"], *opened)):
                 return

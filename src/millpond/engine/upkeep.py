@@ -32,6 +32,8 @@ _PRUNE_S = 5.0
 _COUNT_S = 1.0
 _FORGET_S = 5.0
 _METERS_S = 5.0
+# It takes the claim's lock.
+_CROSSINGS_S = 60.0
 _SAMPLE_S = 1.0
 
 
@@ -50,7 +52,7 @@ class Upkeep:
         """Rescue, fire timers, start what is due or executed alone; sleeps at most a moment."""
         maintenance = Maintenance(self._database, lease_s=self._lease_s)
         meters, meters_at = Meters(self._database), 0.0
-        rescue_at = 0.0
+        rescue_at = crossings_at = 0.0
         while True:
             pause_s = _CHORE_S
             try:
@@ -65,9 +67,11 @@ class Upkeep:
                     await drop_over(self._database)
                     await drop_unlimited(self._database)
                     await maintenance.free_claim()
-                    await crossings.drop_over(self._database)
                     await riding.sweep(self._database)
                     meters_at = time.monotonic() + _METERS_S
+                if time.monotonic() >= crossings_at:
+                    await crossings.drop_over(self._database)
+                    crossings_at = time.monotonic() + _CROSSINGS_S
                 await self._quarantine.look()
                 due_s = await maintenance.next_due_s()
                 if due_s is not None:

@@ -46,7 +46,7 @@ from millpond.engine import events, growing, operations, views
 from millpond.engine.fitting import check_fits, has_need
 from millpond.engine.views import FlowView, PageOf, RunFilter
 from millpond.errors import InvalidInput
-from millpond.types import RunState
+from millpond.types import Json, RunState
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
@@ -79,9 +79,19 @@ async def start_run(request: Request, caller: Starter) -> Response:
     if wish.on_duplicate == "cancel_old":
         permit(caller.principal, "runs:cancel")
     key = request.headers.get("idempotency-key")
-    promise = promised(key, _ROUTE, lambda: digest_of(wish.model_dump()))
+    promise = promised(key, _ROUTE, lambda: digest_of(_told(wish)))
     accepted = await _accept(caller, wish, flow, promise, request.headers.get("traceparent"))
     return reply(accepted_json(accepted), status=202, headers=accepted_headers(accepted))
+
+
+def _told(wish: StartRun) -> Json:
+    """Return what makes a repeat another request: fields that came later count where they are set.
+
+    Else the same body would be told apart from itself across an upgrade.
+    """
+    unset = {name for name in ("urgency", "tokens") if getattr(wish, name) is None}
+    told: Json = wish.model_dump(exclude=unset)
+    return told
 
 
 async def _accept(

@@ -16,7 +16,7 @@ from millpond.api.models_limits import PlatformSaturationOut, SaturationOut
 from millpond.api.reply import listing, reply
 from millpond.api.routes.limits import Reader
 from millpond.api.routes.platform import Reader as PlatformReader
-from millpond.api.texts import LongWord
+from millpond.api.texts import StepKey
 from millpond.engine.saturation import Saturation, saturation
 from millpond.engine.saturation_of_all import Of, page_of_all
 from millpond.types import NO_ORG
@@ -61,7 +61,7 @@ async def list_platform_saturation(
     starved_after_s: StarvedAfter = 60.0,
     limit: Annotated[int, Query(ge=1, le=200, description="How many entries at most.")] = 50,
     after: Annotated[
-        LongWord | None,
+        StepKey | None,
         Query(
             pattern=r"^(queue|limit|org) .",
             description="Go on after this id: `last_id` of a page.",

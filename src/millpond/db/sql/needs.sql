@@ -168,6 +168,17 @@ with n as (
 )
 delete from ready r using n where r.org_id = n.org_id and r.lane_id = n.lane_id and r.rank = n.rank and r.item_id = n.need_id;
 
+-- name: sweep_lines
+-- Deletes steps that stand in line for runs that are over.
+with n as (
+  delete from step_need where (org_id, run_id, step_key) in (
+    select s.org_id, s.run_id, s.step_key from step_need s
+    where not exists (select from item i where i.org_id = s.org_id and i.item_id = s.run_id)
+    limit 1000 for update skip locked)
+  returning org_id, lane_id, rank, need_id
+)
+delete from ready r using n where r.org_id = n.org_id and r.lane_id = n.lane_id and r.rank = n.rank and r.item_id = n.need_id;
+
 -- name: sweep
 -- Deletes room that counts no more, since its lease is gone.
 delete from step_lease where (org_id, item_id, step_key) in (

@@ -140,6 +140,12 @@ update item set state = 'waiting', token = null, deaths = case when lane_id & 2 
                 lane_id = lane_id & ~2::bigint
 where org_id = $1 and item_id = $2;
 
+-- name: tell_lost
+-- Notes of leases whose workers are gone that nobody knows what tokens they used: what they had reserved stays used.
+insert into lease_use (org_id, item_id, token, keys, tokens, is_lost)
+select u.org_id, u.item_id, u.token, '{}', 0, true from unnest($1::bigint[], $2::uuid[], $3::uuid[]) as u(org_id, item_id, token)
+where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token);
+
 -- name: drop
 -- Removes steps under leases, whose runs have ended or end.
 with i as (

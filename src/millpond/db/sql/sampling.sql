@@ -36,9 +36,15 @@ select q.queue, q.slots, q.in_use, q.went,
 from q, a;
 
 -- name: held
--- Leases by lane, with what they count on.
+-- Leases by lane, and tries of their steps (a step's keys after an empty one), with what they count on.
 select h.org_id, h.lane_id, l.queue, l.capability, l.keys, h.n
 from (select e.org_id, e.lane_id, count(*) as n from lease e group by e.org_id, e.lane_id) h
+join lane l on l.org_id = h.org_id and l.lane_id = h.lane_id
+union all
+select h.org_id, h.lane_id, l.queue, l.capability, l.keys || array[''] || h.keys, h.n
+from (select e.org_id, e.lane_id, s.keys, count(*) as n
+      from step_lease s join lease e on e.org_id = s.org_id and e.item_id = s.item_id and e.token = s.token
+      where s.since_us is null group by e.org_id, e.lane_id, s.keys) h
 join lane l on l.org_id = h.org_id and l.lane_id = h.lane_id;
 
 -- name: spent

@@ -57,7 +57,9 @@ select kind, name, seen_s, full_s, waited_s, went from fullness_of($1::text[], $
 
 -- name: held_of_all
 -- Leases of all orgs by what they count on (function of the migrations).
-select org_id, queue, capability, keys, items from held_of_all();
+select org_id, queue, capability, keys, items from held_of_all()
+union all
+select org_id, queue, capability, keys, items from seated_of_all();
 
 -- name: parked_of_all
 -- Work of all orgs that stands under full rooms (function of the migrations).

@@ -17,14 +17,14 @@ where e.org_id = $1 and e.item_id = $2 and e.token = $3;
 select exists (select from lease where org_id = $1 and item_id = $2 and token = $3);
 
 -- name: opened
--- Breakers that a step of this name, which declares $5, has opened, and that a success in this work item, on no other such key, closes; the time.
+-- Breakers that a step of this name, which counts on $5 and declares $6 of it, has opened, and that a success in this work item, on no other such key, closes; the time.
 select b.owner, b.key, b.until_us, b.factor, b.in_use, b.hits, b.opened_us, b.step, b.reason,
        (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us
 from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
 join run r on r.org_id = e.org_id and r.run_id = e.run_id
 left join flow_version v on v.flow = r.flow and v.version = r.version
 join brake b on b.opened_us is not null and b.step = $4
-  and (b.owner = 0 and (b.key = any(v.keys) or b.key = any($5::text[]))
+  and (b.owner = 0 and (b.key = any(v.keys) or b.key = any($6::text[]))
        or b.owner = e.org_id and (b.key = any(l.keys) or b.key = any($5::text[]) or not exists (
          select from unnest(l.keys || $5::text[]) k where split_part(k, ':', 1) = split_part(b.key, ':', 1))))
 where e.org_id = $1 and e.item_id = $2 and e.token = $3;
