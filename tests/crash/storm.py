@@ -75,13 +75,15 @@ class Storm:
             await asyncio.sleep(0.4)
 
     async def _hurt(self, until: float) -> None:
-        """Do one bad thing after the other; a restart of Postgres is the rarest."""
-        ways: list[Callable[[], Awaitable[None]]] = [self._kill, self._kill, self._stop, self._stop]
+        """Do one bad thing after the other, the first three each another; restarts are the rarest."""
+        ways: list[Callable[[], Awaitable[None]]] = [self._kill, self._stop]
+        random.shuffle(ways)
         nth = 0
-        while time.monotonic() < until:
+        while time.monotonic() < until or nth < 3:
             nth += 1
             await asyncio.sleep(random.uniform(0.3, 1.5))
-            await (self._restart if nth % 7 == 3 else random.choice(ways))()
+            way = ways[nth - 1] if nth <= 2 else random.choice(ways)
+            await (self._restart if nth % 7 == 3 else way)()
 
     async def _kill(self) -> None:
         worker = self._workers.pop(random.randrange(len(self._workers)))
