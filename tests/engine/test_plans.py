@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+import asyncpg
 import orjson
 import pytest
 from tests.engine.conftest import Pond
@@ -58,10 +59,22 @@ HOT = {
     ("payloads", "keep"),
     ("payloads", "read"),
 }
+# Those that go by key also where the planner takes every table for empty.
+AT_ANY_SIZE = {("commit", "record"), ("commit", "finish"), ("commit", "hold")}
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}
 TABLES = {"run", "item", "ready", "lease", "lane", "share", "step", "event", "timer", "arrival"}
 TABLES |= {"payload", "signal", "input_request", "idempotency", "inbound_event"}
+
+
+async def _vacuum(pond: Pond) -> None:
+    """Let the planner think that there is one row at most of everything."""
+    con = await asyncpg.connect(pond.urls.owner)
+    try:
+        for table in sorted(TABLES):
+            await con.execute(f"vacuum (analyze) millpond.{table}")
+    finally:
+        await con.close()
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -70,7 +83,7 @@ def _nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _nodes(child)
 
 
-@pytest.mark.parametrize("rows", [1, 3000])
+@pytest.mark.parametrize("rows", [0, 1, 3000])
 async def test_hot_statements_go_by_key(pond: Pond, rows: int) -> None:
     async def idle(ctx: Any, _: Any) -> None:
         return None
@@ -80,9 +93,11 @@ async def test_hot_statements_go_by_key(pond: Pond, rows: int) -> None:
 
     async with pond.db.org(pond.org_id) as con:
         await submit(con, [pond.intent(flow, n) for n in range(rows)])
+    if not rows:
+        await _vacuum(pond)
     found = []
     async with pond.engine_db.duty("explain") as con:
-        for room, name in sorted(HOT):
+        for room, name in sorted(HOT if rows else HOT & AT_ANY_SIZE):
             statement = queries(room)[name]
             await con.execute(f"prepare hot as {statement}")
             nulls = ", ".join(

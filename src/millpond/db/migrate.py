@@ -53,6 +53,8 @@ ROLE_SETTINGS: dict[str, dict[str, str]] = {
         "enable_seqscan": "off",
         "enable_hashjoin": "off",
         "enable_mergejoin": "off",
+        # What is looked up once is not to be remembered: that costs more than the look.
+        "enable_memoize": "off",
         "jit": "off",
         "random_page_cost": "0.1",
         "cpu_tuple_cost": "1",

@@ -10,7 +10,7 @@ with held as (
               string_to_array($15, chr(30))::bool[])
     with ordinality as u(org_id, item_id, token, step_key, name, kind, state, output, error, tries, duration_s,
                          event_kind, event_data, seq, is_new, ord)
-  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.token = u.token
   returning i.org_id, i.run_id, i.attempt, i.event_no, i.cancel_requested, u.step_key, u.name, u.kind, u.state, u.output,
             u.error, u.tries, u.duration_s, u.event_kind, u.event_data, u.seq, u.is_new, u.ord
 ),
@@ -48,19 +48,19 @@ with held as (
                string_to_array($4, chr(30)), string_to_array($5, chr(30), ''), string_to_array($6, chr(30), ''),
                string_to_array($7, chr(30)))
     with ordinality as u(org_id, item_id, token, outcome, output, error, event_data, ord)
-  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token and i.duties = 0
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.token = u.token and i.duties = 0
   returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, u.outcome, u.output, u.error, u.event_data,
             u.ord
 ),
 unleased as (
-  delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
+  delete from lease l using held h where l.org_id = any(array[h.org_id]) and l.item_id = any(array[h.item_id])
   returning h.org_id, h.run_id, h.attempt, h.started_at, h.outcome, h.output, h.error,
             extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
                    started_at = h.started_at, finished_at = clock_timestamp()
-  from unleased h where r.org_id = h.org_id and r.run_id = h.run_id
+  from unleased h where r.org_id = any(array[h.org_id]) and r.run_id = any(array[h.run_id])
   returning r.org_id, r.flow, h.attempt, h.worker_s
 ),
 metered as (
@@ -84,19 +84,19 @@ with held as (
                string_to_array($4, chr(30)), string_to_array($5, chr(30), ''), string_to_array($6, chr(30), ''),
                string_to_array($7, chr(30)))
     with ordinality as u(org_id, item_id, token, outcome, output, error, event_data, ord)
-  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.token = u.token
   returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, u.outcome, u.output, u.error, u.event_data,
             u.ord, i.duties
 ),
 unleased as (
-  delete from lease l using held h where l.org_id = h.org_id and l.item_id = h.item_id
+  delete from lease l using held h where l.org_id = any(array[h.org_id]) and l.item_id = any(array[h.item_id])
   returning h.org_id, h.run_id, h.attempt, h.started_at, h.outcome, h.output, h.error,
             extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
                    started_at = h.started_at, finished_at = clock_timestamp()
-  from unleased h where r.org_id = h.org_id and r.run_id = h.run_id
+  from unleased h where r.org_id = any(array[h.org_id]) and r.run_id = any(array[h.run_id])
   returning r.org_id, r.flow, h.attempt, h.worker_s
 ),
 metered as (

@@ -29,10 +29,13 @@ q as materialized (
 select q.queue, q.slots, q.in_use, q.went,
        not exists (select from queue_pause z where z.queue = q.queue) and exists (
          select from (select s.org_id from share s where s.queue = q.queue and s.active order by s.virtual_s, s.org_id limit 1000) s
-         join lane l on l.org_id = s.org_id and l.queue = q.queue and l.active and l.capability = any(a.able)
-         where exists (select from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank)
-           and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
-                                                 and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')))) as waits
+         cross join lateral (
+           select from lane l
+           where l.org_id = s.org_id and l.queue = q.queue and l.active and l.capability = any(a.able)
+             and exists (select from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank offset 0)
+             and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
+                             and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')) offset 0)
+           limit 1) l) as waits
 from q, a;
 
 -- name: held
