@@ -21,7 +21,7 @@ from benchmarks.ground import PAYLOAD, Ground
 from benchmarks.peers.wire import EVERY_S, NAP_S, SHARED_SLOTS, visits
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow
-from millpond.engine.submit import submit
+from millpond.engine.submit import submit_alone
 from millpond.types import Intent, Json
 
 
@@ -108,8 +108,7 @@ async def come(at: Ground, hints: Hints, coming: Iterable[Visit]) -> dict[uuid.U
 
     async def one(intent: Intent) -> None:
         sent[intent.run_id] = time.perf_counter()
-        async with at.db.org(intent.org_id) as con:
-            await submit(con, [intent])
+        await submit_alone(at.db, [intent])
         hints.wake([intent.queue])
 
     start, data = time.perf_counter(), _input(NAP_S)

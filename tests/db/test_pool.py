@@ -154,6 +154,29 @@ async def test_a_connection_goes_to_whoever_waits_for_one(urls: Urls) -> None:
     await db.close()
 
 
+async def test_claims_keep_their_connection_and_others_theirs(urls: Urls) -> None:
+    """Each connection makes its plans anew, and a claim's are large."""
+    engine = await EngineDatabase.connect(urls.engine, min_size=1, max_size=2)
+    try:
+        async with engine.duty("claim") as con:
+            of_claims = await con.fetchval(OWN_PID)
+        async with engine.duty("rescue") as con:
+            of_others = await con.fetchval(OWN_PID)
+        assert of_others != of_claims
+        for name, pid in (
+            ("claim", of_claims),
+            ("commit", of_others),
+            ("claim_at_once", of_claims),
+        ):
+            async with engine.duty(name) as con:
+                assert await con.fetchval(OWN_PID) == pid, name
+        async with engine.duty("rescue") as con, engine.duty("commit") as other:
+            pids = {await con.fetchval(OWN_PID), await other.fetchval(OWN_PID)}
+        assert pids == {of_claims, of_others}, "where there are no more, others have a claim's"
+    finally:
+        await engine.close()
+
+
 async def test_a_taken_key_is_a_conflict(db: Database) -> None:
     with pytest.raises(Conflict) as caught:
         async with db.globals() as con:

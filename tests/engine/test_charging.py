@@ -44,6 +44,14 @@ def test_small_differences_add_up() -> None:
     assert charges.take(2.0) == {(1, "q"): pytest.approx(0.006)}
 
 
+def test_what_is_owed_may_be_left_until_it_is_much() -> None:
+    charges = Charges()
+    charges.end(charges.begin(1, "q", 1.0, began=0.0), 1.5)
+    charges.end(charges.begin(2, "q", 1.0, began=0.0), 0.1)
+    assert charges.take(2.0, 0.6) == {(2, "q"): pytest.approx(-0.9)}
+    assert charges.take(2.0) == {(1, "q"): pytest.approx(0.5)}
+
+
 def test_what_is_charged_is_what_the_claim_did_whatever_is_expected_by_its_start() -> None:
     slots = Slots({"q": 2})
     slot = slots.take("q", expected={"f@1": 2.0})

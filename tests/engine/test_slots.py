@@ -54,6 +54,20 @@ async def test_a_slot_taken_again_counts_once() -> None:
     assert slots.used() == {}
 
 
+def test_slots_of_long_work_are_not_all_filled_at_once() -> None:
+    """Those filled together are free together, and whoever comes just after that waits for all of it."""
+    slots = Slots({"long": 20, "short": 20})
+    assert slots.wanted() == {"long": 20, "short": 20}, "of no work is known how long it takes"
+    for queue, used_s in (("long", 0.5), ("short", 0.001)):
+        slots.take(queue)
+        slots.give(queue, "f@1", used_s)
+    assert slots.wanted() == {"long": 5, "short": 20}
+    for _ in range(200):
+        slots.take("long")
+        slots.give("long", "f@1", 0.001)
+    assert slots.wanted() == {"long": 20, "short": 20}
+
+
 async def test_the_next_run_starts_while_an_end_is_being_stored(
     pond: Pond, monkeypatch: pytest.MonkeyPatch
 ) -> None:

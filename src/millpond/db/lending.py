@@ -26,6 +26,10 @@ ROLLBACK_S = 5.0
 DISCARD_S = 2.0
 # The driver's pool closes idle connections and worn ones, so they go back to it now and then.
 _KEPT_S = 60.0
+# A connection is worn after so many statements; a new one has to make all plans anew.
+_WORN = 5_000_000
+# What keeps a connection of its own, where there are enough: its plans are large, and it is never to be late.
+_APART = frozenset(("claim", "claim_at_once"))
 _DRIVER_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -36,6 +40,13 @@ _DRIVER_ERRORS = (
 
 async def _leave_as_it_is(_: object) -> None:
     """Spare a round trip per use: every setting made here ends with its transaction."""
+
+
+async def _learn_types(con: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Learn of arrays while nobody waits for an answer: the driver asks for them once per connection, slowly."""
+    await con.prepare(
+        "select $1::bigint[], $2::text[], $3::uuid[], $4::bool[], $5::float8[], $6::int[], $7::timestamptz[]"
+    )
 
 
 async def open_pool(
@@ -50,6 +61,8 @@ async def open_pool(
             timeout=10,
             command_timeout=command_timeout_s,
             max_inactive_connection_lifetime=300,
+            max_queries=_WORN,
+            init=_learn_types,
             reset=_leave_as_it_is,
             server_settings={"application_name": name},
         )
@@ -62,7 +75,7 @@ class Lending:
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         self._pool = pool
-        self._kept: list[Lent] = []
+        self._kept: list[tuple[str, Lent]] = []
         self._waiting = 0
         self._is_closed = False
         self._returning: asyncio.Task[None] | None = None
@@ -90,15 +103,37 @@ class Lending:
                 finally:
                     await self.take_back(con, is_clean=is_clean)
 
-    def at_hand(self) -> Lent | None:
-        """Return a connection that needs no waiting for, if there is one."""
-        return self._kept.pop() if self._kept and not _is_broken(self._kept[-1]) else None
+    def at_hand(self, name: str = "") -> Lent | None:
+        """Return a connection that needs no waiting for, if there is one, and rather one that was lent for the same.
 
-    async def lend(self) -> Lent:
+        It has the plans for it. Others get one that has other plans than a claim's, which everybody waits for.
+        """
+        kept = self._kept
+        if not kept:
+            return None
+        best = -1
+        for nth in range(len(kept) - 1, -1, -1):
+            of = kept[nth][0]
+            if of == name or (of in _APART and name in _APART):
+                best = nth
+                break
+            if best < 0 and of not in _APART:
+                best = nth
+        if best < 0 and not self._can_grow():
+            best = len(kept) - 1
+        if best < 0 or _is_broken(kept[best][1]):
+            return None
+        return kept.pop(best)[1]
+
+    def _can_grow(self) -> bool:
+        return self._pool.get_idle_size() > 0 or self._pool.get_size() < self._pool.get_max_size()
+
+    async def lend(self, name: str = "") -> Lent:
         """Lend a connection; a role refused now was let in before, so that passes as an outage."""
-        if (con := self.at_hand()) is not None:
+        if (con := self.at_hand(name)) is not None:
             return con
-        await self._return_kept()  # broken ones, if any
+        if any(_is_broken(con) for _, con in self._kept):
+            await self._return_kept()
         self._waiting += 1
         try:
             with translated(connecting=True):
@@ -110,13 +145,13 @@ class Lending:
         finally:
             self._waiting -= 1
 
-    async def take_back(self, con: Lent, *, is_clean: bool) -> None:
+    async def take_back(self, con: Lent, name: str = "", *, is_clean: bool) -> None:
         """Take a connection back, closed unless clean.
 
         An error here must not fail a committed transaction: the pool drops a broken connection.
         """
         if is_clean and not self._waiting and not self._is_closed:
-            self._kept.append(con)
+            self._kept.append((name, con))
             if self._returning is None:
                 self._returning = asyncio.create_task(self._return_later(), name="connections")
             return
@@ -131,7 +166,7 @@ class Lending:
 
     async def _return_kept(self) -> None:
         while self._kept:
-            await self._release(self._kept.pop())
+            await self._release(self._kept.pop()[1])
 
     async def _release(self, con: Lent) -> None:
         with contextlib.suppress(*_DRIVER_ERRORS):

@@ -35,7 +35,7 @@ class Transaction:
         self._is_engine = is_engine
 
     async def __aenter__(self) -> Connection:
-        con = self._lending.at_hand() or await self._lending.lend()
+        con = self._lending.at_hand(self._name) or await self._lending.lend(self._name)
         try:
             await con.execute(self._begin)
         except BaseException as error:
@@ -73,7 +73,7 @@ class Transaction:
             if (ours := in_our_words(error, connecting=True)) is error:
                 raise
             raise ours from error
-        await self._lending.take_back(con, is_clean=True)
+        await self._lending.take_back(con, self._name, is_clean=True)
 
 
 class Statement:
@@ -88,7 +88,7 @@ class Statement:
         self._name = name
 
     async def __aenter__(self) -> Connection:
-        con = self._lending.at_hand() or await self._lending.lend()
+        con = self._lending.at_hand(self._name) or await self._lending.lend(self._name)
         self._con = con
         if self._probe is not None:
             await self._tell("before")
@@ -107,7 +107,7 @@ class Statement:
             return
         if self._probe is not None:
             await self._tell("after")
-        await self._lending.take_back(self._con, is_clean=True)
+        await self._lending.take_back(self._con, self._name, is_clean=True)
 
     async def _tell(self, when: str) -> None:
         assert self._probe is not None

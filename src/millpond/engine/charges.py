@@ -13,7 +13,7 @@ from dataclasses import dataclass
 # How often what is owed is to be settled.
 EVERY_S = 0.25
 # Less than this of an org is not worth a write, in worker-seconds.
-_LEAST_S = 0.005
+LEAST_S = 0.005
 
 
 @dataclass(eq=False, slots=True)
@@ -70,19 +70,19 @@ class Charges:
             self._crossed[use.org_id, use.queue, room] += used_s - use.charged_s
         use.charged_s = used_s
 
-    def take(self, now: float) -> dict[tuple[int, str], float]:
-        """Return what is to be settled now, and count it as settled."""
+    def take(self, now: float, least_s: float = LEAST_S) -> dict[tuple[int, str], float]:
+        """Return what is to be settled now, where it is `least_s` or more, and count it as settled."""
         for use in self._live:
             if now - use.began > use.charged_s:
                 self._owe(use, now - use.began)
-        due = {key: owed for key, owed in self._owed.items() if abs(owed) >= _LEAST_S}
+        due = {key: owed for key, owed in self._owed.items() if abs(owed) >= least_s}
         for key in due:
             del self._owed[key]
         return due
 
     def take_crossed(self) -> dict[tuple[int, str, str], float]:
         """Return what is to be settled in crossings (org, queue, room), as of the last `take`; it counts as settled."""
-        due = {key: owed for key, owed in self._crossed.items() if abs(owed) >= _LEAST_S}
+        due = {key: owed for key, owed in self._crossed.items() if abs(owed) >= LEAST_S}
         for key in due:
             del self._crossed[key]
         return due

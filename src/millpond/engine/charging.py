@@ -13,22 +13,30 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine.charges import EVERY_S, Charges
+from millpond.engine.charges import EVERY_S, LEAST_S, Charges
 from millpond.errors import MillpondError
 
 _SQL = queries("charging")
 _log = structlog.get_logger("millpond.worker")
+# How often what would hold others up is settled: so much of each slot's time, owed by one org.
+_SOON_S = 0.05
+_SOON_OWED_S = 0.002
 
 
-async def settle_all(charges: Charges, database: EngineDatabase) -> None:
+async def settle_all(charges: Charges, database: EngineDatabase, *, slots: int) -> None:
     """Settle now and then, for ever; what is left at the end is lost, a quarter of a second at most.
 
-    After a commit of unknown outcome nothing is charged again: once too little is the lesser fault.
+    What many runs of one org owe together is settled sooner: until then others wait, or go before, for as long as all
+    slots need for it. After a commit of unknown outcome nothing is charged again: once too little is the lesser fault.
     """
+    turns = max(1, round(EVERY_S / _SOON_S))
+    turn = 0
     while True:
-        await asyncio.sleep(EVERY_S)
-        due = charges.take(time.monotonic())
-        crossed = charges.take_crossed()
+        await asyncio.sleep(_SOON_S)
+        turn = (turn + 1) % turns
+        is_whole = turn == 0
+        due = charges.take(time.monotonic(), LEAST_S if is_whole else slots * _SOON_OWED_S)
+        crossed = charges.take_crossed() if is_whole else {}
         try:
             if due:
                 await settle(database, due)

@@ -26,8 +26,13 @@ _PATIENCE = 5
 _MANY = 32
 # Of so many capabilities others are told how long they take.
 _MAX_TOLD = 50
-# A claim for no more slots than these is not parted.
+# A claim for no more slots than these is not parted, where work takes less than so long.
 _HALVED = 32
+_LONG_S = 0.01
+# Where it takes longer, a claim is for so large a part of the slots at most.
+_PARTS = 4
+# How much of what is known of a queue's work the last attempt tells.
+_NEWS = 1 / 32
 
 
 class Slot:
@@ -128,6 +133,7 @@ class Slots:
         self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
         self._estimates = Estimates()
+        self._takes_s = dict.fromkeys(self.total, 0.0)
         self._went: Counter[str] = Counter()
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
@@ -143,11 +149,17 @@ class Slots:
     def wanted(self) -> dict[str, int]:
         """Return how many work items the next claim may bring, by queue, queues without room left out.
 
-        Not more than half of many slots: while the database moves those, the other half executes.
+        Not more than half of many slots: while the database moves those, the other half executes. Where work takes
+        longer than a claim, not more than a quarter: slots that are filled together are free together, and whoever
+        comes just after that waits until then.
         """
-        free = self.free()
-        most = {queue: max(_HALVED, -(-self.total[queue] // 2)) for queue in free}
-        return {queue: min(slots, most[queue]) for queue, slots in free.items()}
+        return {queue: min(slots, self._most(queue)) for queue, slots in self.free().items()}
+
+    def _most(self, queue: str) -> int:
+        total = self.total[queue]
+        if self._takes_s[queue] >= _LONG_S:
+            return -(-total // _PARTS)
+        return max(_HALVED, -(-total // 2))
 
     def terms(self, wanted: Mapping[str, int]) -> Terms:
         """Return on what terms a claim for so many may fill them."""
@@ -205,6 +217,8 @@ class Slots:
         """Count an attempt out and learn from how long it took."""
         (self._ending if is_handed_over else self._taken)[queue] -= 1
         self._estimates.learn(capability, used_s)
+        known_s = self._takes_s[queue]
+        self._takes_s[queue] = known_s + (used_s - known_s) * _NEWS if known_s else used_s
         self._freed(queue)
         if capability in self._awaited:
             self._is_awaited = True

@@ -260,7 +260,7 @@ class Worker:
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(tick(beat, pulse, scope, self._lost), name="tick"),
             asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
-            asyncio.create_task(settle_all(self._slots.charges, self._database), name="charge"),
+            asyncio.create_task(self._settle(), name="charge"),
         ]
         if not self._is_alone:
             upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
@@ -297,6 +297,11 @@ class Worker:
             await hints.close()
             await self._close_session(beat)
             pulse.close()
+
+    async def _settle(self) -> None:
+        """Charge orgs what their work uses beyond what its claims charged."""
+        slots = sum(self._slots.total.values())
+        await settle_all(self._slots.charges, self._database, slots=slots)
 
     async def _stop_claiming(self, claiming: asyncio.Task[None]) -> None:
         """Let the claim loop end after its turn, so that no lease is left without an attempt."""
