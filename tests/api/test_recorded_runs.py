@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tests.security.conftest import World, world
+
+from millpond.engine.context import StepContext
+from millpond.engine.registry import step
 
 from .conftest import Client, Front
 
@@ -54,6 +58,60 @@ async def test_ended_runs_are_told_of_with_what_workers_spent_on_them(
     assert lasted.total_seconds() >= 2.0
     assert 0 < one["worked_s"] <= lasted.total_seconds() - 1.5
     assert "input" not in one
+
+
+async def test_what_a_run_used_is_told_by_its_own_keys_and_to_operators_by_those_of_its_flow(
+    world: World,
+) -> None:
+    """Of all of its steps, also of one elsewhere and of a call that was cut off; of an older run nobody knows."""
+    front = world.front
+
+    async def ask(at: StepContext, count: int) -> None:
+        at.spend("openai:mini", input_tokens=count, output_tokens=1)
+        at.spend("openai:large", input_tokens=count, output_tokens=2)
+
+    async def cut(at: StepContext) -> None:
+        at.spend_unknown("other:large")
+
+    here = step("ask", registry=front.registry)(ask)
+    elsewhere = step("ask_there", queue="llm", registry=front.registry)(ask)
+    cutting = step("cut", registry=front.registry)(cut)
+
+    async def asking(ctx: Any, _: Any) -> None:
+        await ctx.step(here, 10)
+        await ctx.step(elsewhere, 20)
+        await ctx.step(cutting)
+
+    async def resting(_ctx: Any, _: Any) -> None:
+        return None
+
+    front.flow(asking, keys=["provider:openai"], tokens=500, urgency="interactive")
+    front.flow(resting)
+    owner = await world.owner_of(world.org_id)
+    operator = await world.client(await world.person(is_operator=True))
+    async with front.worker(default=4, llm=4):
+        asked = await _begin(owner, "asking", keys=["model:mini"])
+        await front.ended(owner, asked)
+        rested, old = await _begin(owner, "resting"), await _begin(owner, "resting")
+        for run_id in (rested, old):
+            await front.ended(owner, run_id)
+    await world.owner.execute("update run set tells_use = false where run_id = $1", uuid.UUID(old))
+    runs = {run["id"]: run for run in (await owner.get(PATH)).json()["data"]}
+    both, provider = ["model:mini", "provider:openai"], ["provider:openai"]
+    assert runs[asked]["used"] == [
+        {"keys": [], "tokens": 0, "is_lost": True},
+        {"keys": both, "tokens": 32, "is_lost": False},
+        {"keys": provider, "tokens": 34, "is_lost": False},
+    ]
+    assert (runs[asked]["tokens"], runs[asked]["urgency"]) == (500, "interactive")
+    assert (runs[rested]["used"], runs[old]["used"]) == ([], None)
+    assert runs[rested]["urgency"] == "standard"
+    seen = {run["id"]: run for run in (await operator.get(OF_ALL)).json()["data"]}
+    assert seen[f"{world.org_id}-{uuid.UUID(asked).hex}"]["used"] == [
+        {"keys": [], "tokens": 0, "is_lost": True},
+        {"keys": provider, "tokens": 66, "is_lost": False},
+    ]
+    assert seen[f"{world.org_id}-{uuid.UUID(old).hex}"]["used"] is None
 
 
 async def test_a_run_that_was_to_begin_later_arrives_when_it_was_due(

@@ -32,6 +32,9 @@ def _run(
     *keys: str,
     org: str | None = None,
     tokens: int | None = None,
+    used: int | None = None,
+    is_lost: bool = False,
+    urgency: str = "standard",
 ) -> dict[str, Any]:
     ready_at = BEGAN + timedelta(seconds=at_s)
     return {
@@ -42,7 +45,11 @@ def _run(
         "queue": "default",
         "keys": list(keys),
         "tokens": tokens,
+        "used": None
+        if used is None
+        else [{"keys": [key for key in keys if ":" in key], "tokens": used, "is_lost": is_lost}],
         "priority": 0,
+        "urgency": urgency,
         "ready_at": ready_at.isoformat(),
         "started_at": (ready_at + timedelta(seconds=7)).isoformat(),
         "worked_s": worked_s,
@@ -160,6 +167,68 @@ def test_a_limit_on_tokens_lets_each_go_when_there_are_as_many_as_it_needs():
         )
     )
     assert never["waits"][0]["after"]["never"] == 1
+
+
+# A token in a hundred seconds, so that only what runs give back, or owe, changes what there is.
+def _tokens(burst: int) -> list[Rule]:
+    return [read_set(f"model:m tokens=1/100 burst={burst}")]
+
+
+def _starts(runs: list[dict[str, Any]], limits: list[Rule]) -> tuple[float, float]:
+    """Return the waits of the middle run and of the last."""
+    after = compare(_recording(runs, limits))["waits"][0]["after"]
+    return after["p50_s"], after["max_s"]
+
+
+def test_what_runs_did_not_use_comes_back_as_they_end():
+    # Six declare 500 of 1,000, and go two by two; of 100 that each uses all go in the end, of 500 only the first two.
+    runs = [_run(0.0, 1.0, "answer", "model:m", tokens=500, used=100) for _ in range(6)]
+    assert _starts(runs, _tokens(1000))[1] < 6
+    declared = [_run(0.0, 1.0, "answer", "model:m", tokens=500) for _ in range(6)]
+    assert _starts(declared, _tokens(1000))[1] > 10_000
+    # What was cut off may have used all that it had reserved.
+    cut = [
+        _run(0.0, 1.0, "answer", "model:m", tokens=500, used=100, is_lost=True) for _ in range(6)
+    ]
+    assert _starts(cut, _tokens(1000))[1] > 10_000
+
+
+def test_what_runs_used_beyond_their_estimate_is_owed():
+    runs = [_run(0.0, 1.0, "answer", "model:m", tokens=100, used=300)]
+    runs += [_run(2.0, 1.0, "answer", "model:m", tokens=100, used=100) for _ in range(2)]
+    # Of 200 the first has 100 and uses 300: the next goes when 200 have come, the last when 300 have.
+    limits = [read_set("model:m tokens=10/1 burst=200")]
+    middle_s, last_s = _starts(runs, limits)
+    assert middle_s == pytest.approx(20 - 2, abs=0.2)
+    assert last_s == pytest.approx(30 - 2, abs=0.2)
+    plain = [run | {"used": None} for run in runs]
+    assert _starts(plain, limits)[1] < 9
+
+
+def test_what_declares_nothing_is_learned_from_what_was_used():
+    # A thousand is taken for the first two; then it is known that each uses ten.
+    runs = [_run(0.0, 1.0, "answer", "model:m", used=10)]
+    runs += [_run(3.0 + 0.01 * nth, 1.0, "answer", "model:m", used=10) for nth in range(8)]
+    assert _starts(runs, _tokens(1000))[1] < 0.1
+
+
+def test_use_counts_under_the_model_that_was_asked():
+    runs = [_run(0.0, 1.0, "answer", "model:m", "model:n", tokens=500, used=0) for _ in range(4)]
+    for run in runs:
+        run["used"] = [{"keys": ["model:n"], "tokens": 5000, "is_lost": False}]
+    assert _starts(runs, _tokens(1000))[1] < 6
+    assert _starts(runs, [read_set("model:n tokens=1/100 burst=1000")])[1] > 10_000
+
+
+def test_interactive_runs_go_first_by_the_lead_and_not_without_one():
+    runs = [_run(0.0, 5.0, "index") for _ in range(40)]
+    runs += [_run(1.0, 1.0, "answer", urgency="interactive") for _ in range(3)]
+    workers = [{"default": 2}]
+    led = {one["flow"]: one for one in compare(_recording(runs, [], workers=workers))["waits"]}
+    assert led["answer"]["after"]["max_s"] < 12
+    asked = _recording(runs, [], workers=workers, lead_s=0.0)
+    plain = {one["flow"]: one for one in compare(asked)["waits"]}
+    assert plain["answer"]["after"]["p50_s"] > 80
 
 
 def test_removing_a_limit_lets_runs_go_sooner():

@@ -44,6 +44,10 @@ insert into signal (org_id, run_id, signal_id, name, sent_by)
   select $1::bigint, run_id, run_id, 'go', 'user:ann' from unnest($2::uuid[]) run_id
 """,
     """
+insert into run_use (org_id, run_id, use_id, keys, tokens)
+  select $1::bigint, run_id, run_id, '{model:m}', 5 from unnest($2::uuid[]) run_id
+""",
+    """
 insert into input_request (org_id, request_id, run_id, step_key, role, title, form, proposal, digest, state,
                            resolved_by)
   select $1::bigint, run_id, run_id, 'ask:0', 'support', '', '{}', '{}', '', 'resolved', 'user:ann'
@@ -55,7 +59,7 @@ insert into idempotency (org_id, subject, route, key, digest, run_id, created_at
   select $1::bigint, 'user:ann', 'POST /v1/runs', run_id::text, '', run_id, to_timestamp($3)
   from unnest($2::uuid[]) run_id
 """
-BELONGINGS = ("run", "event", "step", "payload", "signal", "input_request")
+BELONGINGS = ("run", "event", "step", "payload", "signal", "input_request", "run_use")
 
 
 async def fill(
@@ -109,6 +113,7 @@ async def test_old_finished_runs_go_with_all_that_belongs_to_them(
         "payload": 7,
         "signal": 7,
         "input_request": 7,
+        "run_use": 7,
     }
     # Keys are older than a day in both.
     assert await pond.count("idempotency") == 0

@@ -9,6 +9,7 @@ import pytest
 from tests.engine.conftest import Pond
 from tests.engine.parking import Hand, end
 from tests.engine.test_limits import limit, second_org
+from tests.engine.test_tokens import need, tokens, use
 
 from millpond.engine.charges import EVERY_S, Charges
 from millpond.engine.charging import settle
@@ -18,6 +19,7 @@ from millpond.engine.loads import Load, Work
 from millpond.engine.rules import Rule, Rules, parse_key
 from millpond.engine.simulating import simulate
 from millpond.engine.submit import submit
+from millpond.engine.tokens import Used
 
 ONE, TWO = "provider:one", "provider:two"
 Round = Counter[tuple[int, tuple[str, ...]]]
@@ -42,8 +44,8 @@ async def _rounds(pond: Pond, hand: Hand, estimates: Estimates, count: int) -> l
         for quarter in range(1, 4):
             await settle(pond.engine_db, charges.take(began + quarter * EVERY_S))
         await end(pond, claimed)
-        for use in uses:
-            charges.end(use, 1.0)
+        for one in uses:
+            charges.end(one, 1.0)
             estimates.learn("echo@1", 1.0)
         await settle(pond.engine_db, charges.take(began + 1.0))
         left -= len(claimed)
@@ -103,3 +105,36 @@ async def test_runs_go_in_the_rounds_that_were_simulated(
         for key, maximum in limits.items()
     )
     assert await _rounds(pond, hand, estimates, len(runs)) == _simulated(runs, held)
+
+
+USED = [[100] * 12, [20, 30, 550, 10, 40, 10, 15, 25, 60, 70, 30, 20]]
+
+
+@pytest.mark.parametrize("used", USED, ids=["alike", "one above its estimate"])
+async def test_tokens_come_back_and_are_owed_in_the_rounds_that_were_simulated(
+    pond: Pond, used: list[int]
+) -> None:
+    """Each declares 300 of 1,500 an hour; a round ends, tells what it used, and the next is claimed."""
+    await tokens(pond, 1500)
+    hand = await Hand.register(pond)
+    left = list(used)
+    rounds: list[int] = []
+    for _ in used:
+        await need(pond, 300)
+    while left:
+        claimed = await _fill(hand)
+        assert claimed, "work stands still"
+        rounds.append(len(claimed))
+        for one in claimed:
+            await use(pond, one, left.pop(0))
+        await end(pond, claimed)
+    load = Load()
+    load.works.append(
+        Work(org_id=1, queue="default", capability="echo@1", keys=(ONE, "tokens:300"))
+    )
+    for tokens_used in used:
+        load.add(0.0, 1.0, 0, (Used((ONE,), tokens_used),))
+    rule = Rule(owner=0, key=ONE, kind="tokens", maximum=1500, period_s=3600.0, burst=1500)
+    starts_s = simulate(load, [{"default": 8}], rules=Rules.of([rule])).starts_s
+    assert list(Counter(sorted(starts_s)).values()) == rounds
+    assert len(rounds) > 2

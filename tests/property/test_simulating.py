@@ -20,6 +20,7 @@ from millpond.engine.rules import Kind, Rule, Rules, parse_key
 from millpond.engine.simulated import figures, jain, max_min, waits
 from millpond.engine.simulating import simulate
 from millpond.engine.spilling import Spill
+from millpond.engine.tokens import Used
 
 NOISY = Scene(orgs=60, runs=12_000, slots=16, workers=2, load=1.5, noisy=3, noise=30.0, seed=7)
 
@@ -166,6 +167,46 @@ def test_a_head_for_which_a_room_is_kept_goes_when_its_rate_lets_it() -> None:
         rules=Rules.of([_rule("provider:y", 1, "rate"), _rule("provider:*", 1)]),
     )
     assert sorted(round(start_s) for start_s in outcome.starts_s) == [0, 0, 10, 20, 30]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 30),
+            st.sampled_from([0.5, 3.0]),
+            st.integers(1, 4),
+            st.sampled_from([20, 50, 90]),
+            st.integers(0, 200),
+        ),
+        min_size=1,
+        max_size=25,
+    ),
+    st.integers(1, 2),
+)
+def test_what_was_used_and_what_is_reserved_never_passes_what_there_was(
+    runs: list[tuple[int, float, int, int, int]], workers: int
+) -> None:
+    """As a run begins, what ended runs used, live ones have reserved and it needs itself had been earned by then."""
+    load = Load()
+    for at_s, service_s, org_id, need, used in sorted(runs):
+        keys = ("provider:x", f"tokens:{need}")
+        load.works.append(Work(org_id=org_id, queue=QUEUE, capability="a@1", keys=keys))
+        told = (Used(("provider:x",), used),)
+        load.add(float(at_s), service_s, len(load), told)
+    rule = Rule(owner=0, key="provider:x", kind="tokens", maximum=10, period_s=1.0, burst=100)
+    outcome = simulate(load, [{QUEUE: 2}] * workers, rules=Rules.of([rule]))
+    ordered = sorted(runs)
+    assert not any(math.isnan(start_s) for start_s in outcome.starts_s)
+    for start_s in outcome.starts_s:
+        charged = sum(
+            used if other_s + service_s <= start_s else need
+            for other_s, (_, service_s, _, need, used) in zip(
+                outcome.starts_s, ordered, strict=True
+            )
+            if other_s <= start_s
+        )
+        assert charged <= 100 + 10 * start_s + 0.01
 
 
 def test_a_closed_limit_lets_nothing_go_and_the_rest_goes_on() -> None:

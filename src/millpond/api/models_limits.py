@@ -11,6 +11,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from millpond.api.texts import LongWord
+from millpond.types import Urgency
 
 _MOST = 2**31 - 1
 LimitKind = Literal["concurrency", "rate", "tokens"]
@@ -173,6 +174,18 @@ class PlatformSaturationOut(BaseModel):
     full_hour: float | None = Field(description="The same of the last hour.")
 
 
+class UsedTokens(BaseModel):
+    """Tokens that a run used, in all of its steps."""
+
+    keys: list[str] = Field(
+        description="Which of the run's keys (provider, model) the model stands for; none where it has no such key."
+    )
+    tokens: int = Field(description="Input and output together.")
+    is_lost: bool = Field(
+        description="Whether a call was cut off, so that it may have used more than was told."
+    )
+
+
 class RecordedRun(BaseModel):
     """A run that has ended, as a replay of limits needs it."""
 
@@ -186,7 +199,11 @@ class RecordedRun(BaseModel):
     tokens: int | None = Field(
         description="How many it declared to need of limits on tokens; null where it declared nothing."
     )
+    used: list[UsedTokens] | None = Field(
+        description="What it used of tokens; null where nobody knows: it was made before that was recorded."
+    )
     priority: int
+    urgency: Urgency
     ready_at: datetime = Field(description="When it first could go.")
     started_at: datetime
     worked_s: float = Field(

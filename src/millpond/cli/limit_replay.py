@@ -66,6 +66,16 @@ SpillKeep = Annotated[
 Reserve = Annotated[
     str, typer.Option(metavar="TEXT", help="Slots for orgs not above their share: queue:slots,…")
 ]
+Lead = Annotated[
+    float | None,
+    typer.Option(
+        "--interactive-lead",
+        metavar="SECONDS",
+        min=0.0,
+        max=3600.0,
+        help="By how many worker-seconds interactive runs go before their turn. Unset: as workers by default.",
+    ),
+]
 Everyone = Annotated[
     bool,
     typer.Option(
@@ -85,6 +95,7 @@ class Asked:
     owner: int
     sets: Sequence[Rule]
     removes: Sequence[tuple[str, str]]
+    lead_s: float
 
     @property
     def keys(self) -> list[str]:
@@ -106,6 +117,7 @@ def simulate_limits(
     spill: SpillTo = "",
     spill_keep: SpillKeep = "",
     reserve: Reserve = "",
+    lead_s: Lead = None,
     everyone: Everyone = False,
     as_json: AsJson = False,
     url: Url = DEFAULT_URL,
@@ -113,10 +125,12 @@ def simulate_limits(
 ) -> None:
     """Replay ended runs with other limits and show their waits before and after; changes nothing.
 
-    Runs arrive when they did and take as long as they took, whatever the limits; at most the newest 200,000.
+    Runs arrive when they did, take as long and use as many tokens as they did, whatever the limits; at most the newest
+    200,000.
     """
     from millpond.cli.replayed import OWN, compare, read_remove, read_set, read_since, read_slots
     from millpond.cli.spills import SpillTexts
+    from millpond.engine.urgency import LEAD_S
 
     owner = NO_ORG if everyone else OWN
     asked = Asked(
@@ -127,6 +141,7 @@ def simulate_limits(
         owner=owner,
         sets=[read_set(one, owner) for one in sets or ()],
         removes=[read_remove(one) for one in removes or ()],
+        lead_s=LEAD_S if lead_s is None else lead_s,
     )
     found = call(url, token, lambda remote: _fetch(remote, asked))
     if not found.runs:
@@ -173,6 +188,7 @@ async def _fetch(remote: Remote, asked: Asked) -> Recording:
         before=[_of_org(one, orgs) for one in before],
         after=[_of_org(one, orgs) for one in after],
         orgs=orgs,
+        lead_s=asked.lead_s,
     )
 
 

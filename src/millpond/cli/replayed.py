@@ -20,7 +20,8 @@ from millpond.engine.rules import Kind, Rule, Rules, parse_key
 from millpond.engine.simulated import waits
 from millpond.engine.simulating import simulate
 from millpond.engine.spilling import Spill
-from millpond.engine.tokens import key_of
+from millpond.engine.tokens import Used, key_of
+from millpond.engine.urgency import LEAD_S
 from millpond.errors import InvalidInput
 from millpond.types import NO_ORG, Json
 
@@ -40,6 +41,7 @@ class Recording:
     """What was fetched: runs as the server tells of them, slots of each worker, limits before and after.
 
     `spills` says of each worker, in their order, what is said of its slots beyond their number; empty: nothing of any.
+    Interactive runs go by `lead_s` before their turn.
     """
 
     runs: Sequence[Json]
@@ -49,6 +51,7 @@ class Recording:
     after: Sequence[Rule]
     orgs: Mapping[str | None, int]
     spills: Sequence[Spill] = field(default=())
+    lead_s: float = LEAD_S
 
     @property
     def is_of_all(self) -> bool:
@@ -149,7 +152,13 @@ def compare(found: Recording) -> dict[str, Any]:
     _check_queues(load, found.workers, found.spills)
     sides = {"before": found.before, "after": found.after}
     outcomes = {
-        name: simulate(load, found.workers, rules=Rules.of(limits), spills=found.spills)
+        name: simulate(
+            load,
+            found.workers,
+            rules=Rules.of(limits),
+            spills=found.spills,
+            lead_s=found.lead_s,
+        )
         for name, limits in sides.items()
     }
     waits_s: dict[str, list[float]] = {"recorded": [_wait_s(run) for run in ordered]}
@@ -187,12 +196,19 @@ def load_of(ordered: Sequence[Json], orgs: Mapping[str | None, int]) -> Load:
             capability=f"{run['flow']}@{run['version']}",
             keys=(*run["keys"], *(() if run["tokens"] is None else (key_of(run["tokens"]),))),
             priority=run["priority"],
+            urgency=run["urgency"],
         )
         number = numbers.setdefault(work, len(numbers))
         if number == len(load.works):
             load.works.append(work)
-        load.add((_ready_at(run) - began).total_seconds(), run["worked_s"], number)
+        load.add((_ready_at(run) - began).total_seconds(), run["worked_s"], number, _used(run))
     return load
+
+
+def _used(run: Json) -> tuple[Used, ...] | None:
+    if run["used"] is None:
+        return None
+    return tuple(Used(tuple(one["keys"]), one["tokens"], one["is_lost"]) for one in run["used"])
 
 
 def _told(spill: Spill) -> list[str]:

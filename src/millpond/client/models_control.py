@@ -127,10 +127,19 @@ class PlatformSaturation(Answer):
     full_hour: float | None = None
 
 
+class UsedTokens(Answer):
+    """Tokens that a run used of the model that these of its keys name; `is_lost`: perhaps more, a call was cut off."""
+
+    keys: list[str] = Field(default_factory=list)
+    tokens: int
+    is_lost: bool = False
+
+
 class RecordedRun(Answer):
     """A run that has ended: when it first could go, and how long workers had it (`worked_s`, waits left out).
 
-    In the list of all orgs `id` is its place there.
+    In the list of all orgs `id` is its place there. `tokens` is what it declared to need, `used` what it used; None
+    where nobody knows.
     """
 
     id: str
@@ -140,7 +149,9 @@ class RecordedRun(Answer):
     queue: str
     keys: list[str] = Field(default_factory=list)
     tokens: int | None = None
+    used: list[UsedTokens] | None = None
     priority: int = 0
+    urgency: str = "standard"
     ready_at: datetime
     started_at: datetime
     worked_s: float

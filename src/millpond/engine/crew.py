@@ -15,6 +15,7 @@ from millpond.engine.admission import Terms
 from millpond.engine.charges import Charges
 from millpond.engine.estimates import Estimates
 from millpond.engine.spilling import Spill
+from millpond.engine.tokens import Needs
 
 # As in the product: how soon a worker claims after a slot is free.
 GATHER_S = 0.002
@@ -24,7 +25,10 @@ _MANY = 32
 
 @dataclass(eq=False, slots=True)
 class Hand:
-    """The slots of one worker, and when it claims next."""
+    """The slots of one worker, when it claims next, and what it has learned.
+
+    `owed` and `owing` are what it remembers of `urgency`: whose turns the next ones are.
+    """
 
     total: dict[str, int]
     free: dict[str, int]
@@ -32,6 +36,9 @@ class Hand:
     backlogged: set[str] = field(default_factory=set)
     estimates: Estimates = field(default_factory=Estimates)
     charges: Charges = field(default_factory=Charges)
+    needs: Needs = field(default_factory=Needs)
+    owed: set[str] = field(default_factory=set)
+    owing: set[tuple[str, int]] = field(default_factory=set)
     claim_s: float = inf
 
     @classmethod

@@ -10,6 +10,8 @@ from array import array
 from dataclasses import dataclass, field
 
 from millpond.engine.rules import RoomId
+from millpond.engine.tokens import Used
+from millpond.types import STANDARD, Urgency
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,22 +23,31 @@ class Work:
     capability: str
     keys: tuple[str, ...] = ()
     priority: int = 0
+    urgency: Urgency = STANDARD
 
 
 @dataclass(kw_only=True, slots=True)
 class Load:
-    """Runs in the order of their arrival, as columns: when, how long each takes, and its place in `works`."""
+    """Runs in the order of their arrival, as columns: when, how long each takes, and its place in `works`.
+
+    `used` is what runs used of tokens, by their places; of one that is not there nobody knows.
+    """
 
     works: list[Work] = field(default_factory=list)
     at_s: array[float] = field(default_factory=lambda: array("d"))
     service_s: array[float] = field(default_factory=lambda: array("d"))
     work: array[int] = field(default_factory=lambda: array("L"))
+    used: dict[int, tuple[Used, ...]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.at_s)
 
-    def add(self, at_s: float, service_s: float, work: int) -> None:
+    def add(
+        self, at_s: float, service_s: float, work: int, used: tuple[Used, ...] | None = None
+    ) -> None:
         """Add a run that arrives not before those that were added."""
+        if used is not None:
+            self.used[len(self)] = used
         self.at_s.append(at_s)
         self.service_s.append(service_s)
         self.work.append(work)

@@ -11,9 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from millpond.db.pool import Connection
+import orjson
+
+from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.types import NO_ORG
+from millpond.engine.tokens import Used
+from millpond.types import NO_ORG, STANDARD, Urgency
 
 _SQL = queries("recorded")
 _HIGHEST_ID = uuid.UUID(int=2**128 - 1)
@@ -24,7 +27,8 @@ _LOWEST_ID = uuid.UUID(int=0)
 class Recorded:
     """A run that has ended; `worked_s` is how long workers had it, its waits between left out.
 
-    `org` is its org's slug, where runs of all orgs are told of; `org_id` is 0 where not.
+    `org` is its org's slug, where runs of all orgs are told of; `org_id` is 0 where not. `used` is what it used of
+    tokens, in all of its steps, by those of its keys that these were used of; None where nobody knows.
     """
 
     run_id: uuid.UUID
@@ -36,6 +40,8 @@ class Recorded:
     ready_at: datetime
     started_at: datetime
     worked_s: float
+    used: Sequence[Used] | None
+    urgency: Urgency = STANDARD
     org: str | None = None
     org_id: int = NO_ORG
 
@@ -56,7 +62,7 @@ async def list_recorded(
     below = after or _HIGHEST_ID
     first = _first_id(wanted.since)
     rows = await con.fetch(_SQL["page"], org_id, below, first, wanted.queue, wanted.limit + 1)
-    return [Recorded(**row) for row in rows[: wanted.limit]], len(rows) > wanted.limit
+    return [_recorded(row) for row in rows[: wanted.limit]], len(rows) > wanted.limit
 
 
 async def list_recorded_of_all(
@@ -64,14 +70,20 @@ async def list_recorded_of_all(
 ) -> tuple[list[Recorded], bool]:
     """Return one page of ended runs of all orgs, by org and age, and whether more follow.
 
-    Of keys only those that flows declare are told: what callers add is the org's.
+    Of keys only those that flows declare are told, and what was used of these: what callers add is the org's.
     """
     org_id, run_id = after or (NO_ORG, _LOWEST_ID)
     first = _first_id(wanted.since)
     rows = await con.fetch(
         _SQL["page_of_all"], first, org_id, run_id, wanted.queue, wanted.limit + 1
     )
-    return [Recorded(**row) for row in rows[: wanted.limit]], len(rows) > wanted.limit
+    return [_recorded(row) for row in rows[: wanted.limit]], len(rows) > wanted.limit
+
+
+def _recorded(row: Record) -> Recorded:
+    told = None if row["used"] is None else orjson.loads(row["used"])
+    used = told and [Used(tuple(one["keys"]), one["tokens"], one["is_lost"]) for one in told]
+    return Recorded(**(dict(row) | {"used": used}))
 
 
 def _first_id(since: datetime) -> uuid.UUID:

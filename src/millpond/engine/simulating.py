@@ -8,18 +8,16 @@ woken is decided by `admission`, `rules` and `rooms` alone, as in the claim of t
 from __future__ import annotations
 
 import heapq
-import uuid
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import islice
+from dataclasses import replace
 from math import inf, nan
 
-from millpond.engine.admission import Lane, Share
+from millpond.engine.admission import Share
 from millpond.engine.charges import EVERY_S, Use
 from millpond.engine.counting import weighed
 from millpond.engine.crew import GATHER_S, Hand
-from millpond.engine.estimates import Estimates
+from millpond.engine.heads import DEEPEST, Org, Reader, led
 from millpond.engine.lanes import offset_us
 from millpond.engine.loads import Load, Outcome, Work
 from millpond.engine.rules import Rules
@@ -27,25 +25,11 @@ from millpond.engine.spilling import Spill
 from millpond.engine.standing import Line, Standing
 from millpond.engine.tokens import Needs
 from millpond.engine.turns import decide
+from millpond.engine.urgency import LEAD_S, Urgency
 
 # As in the product: what a claim reads at most, and how soon others look after work ended under which lanes stand.
 _MAX_ORGS = 256
-_MAX_LANES = 64
-_DEEPEST = 512
 _PARKED_S = 0.1
-_NIL = (uuid.UUID(int=0),) * _DEEPEST
-
-
-@dataclass(eq=False, slots=True)
-class _Share:
-    """An org in a queue; it stands in the queue's order while it has active lanes, once with its `stamp`."""
-
-    org_id: int
-    queue: str
-    weight: float
-    virtual_s: float = 0.0
-    stamp: int = 0
-    lines: dict[int, Line] = field(default_factory=dict)
 
 
 def simulate(
@@ -55,15 +39,16 @@ def simulate(
     rules: Rules | None = None,
     weights: Mapping[int, float] | None = None,
     spills: Sequence[Spill] = (),
+    lead_s: float = LEAD_S,
 ) -> Outcome:
     """Let runs arrive and workers (slots by queue) serve them until nothing more can go.
 
     `spills` says of each worker, in their order, whom its idle slots help and what is kept and reserved of them; empty:
-    nothing of any.
+    nothing of any. Interactive work goes by `lead_s` before its turn; 0: as any other.
     """
     told = spills or [Spill()] * len(workers)
     crew = [Hand.of(slots, spill) for slots, spill in zip(workers, told, strict=True)]
-    return _Simulation(load, crew, rules or Rules(), weights or {}).run()
+    return _Simulation(load, crew, rules or Rules(), weights or {}, lead_s).run()
 
 
 class _Simulation:
@@ -73,8 +58,10 @@ class _Simulation:
         crew: list[Hand],
         rules: Rules,
         weights: Mapping[int, float],
+        lead_s: float,
     ) -> None:
         self._load = load
+        self._lead_s = lead_s
         self._workers = crew
         self._rules = rules
         self._weights = weights
@@ -84,10 +71,12 @@ class _Simulation:
         self._lines: list[Line] = []
         self._line_of: list[Line | None] = [None] * len(load.works)
         self._by_work: dict[Work, Line] = {}
-        self._shares: dict[tuple[str, int], _Share] = {}
+        self._shares: dict[tuple[str, int], Org] = {}
         self._orders: dict[str, list[tuple[float, int, int]]] = {}
         self._ends: list[tuple[float, int, int, str]] = []
-        self._uses: dict[int, Use] = {}
+        # What each run under way was charged, and how many tokens it has reserved.
+        self._uses: dict[int, tuple[Use, int]] = {}
+        self._urgent: dict[str, dict[int, Org]] = {}
         self._settle_s = inf
         self._out = Outcome(starts_s=array("d", [nan]) * len(load))
 
@@ -143,32 +132,34 @@ class _Simulation:
                 org_id=work.org_id,
                 queue=work.queue,
                 capability=work.capability,
-                offset_us=offset_us(work.priority),
+                offset_us=offset_us(work.priority, work.urgency),
                 places=places,
+                keys=work.keys,
                 need=weighed(Needs().need(work.capability, work.keys), places),
             )
             self._lines.append(line)
             place = (work.queue, work.org_id)
             if place not in self._shares:
                 weight = self._weights.get(work.org_id, 1.0)
-                self._shares[place] = _Share(work.org_id, work.queue, weight)
+                self._shares[place] = Org(work.org_id, work.queue, weight)
         return line
 
     def _activate(self, line: Line) -> None:
         """Put a lane into the fair order, its org without credit for the time that it had none there."""
         share = self._shares[line.queue, line.org_id]
-        line.is_active = True
         if not share.lines:
             share.virtual_s = max(share.virtual_s, self._clocks.get(share.queue, 0.0))
             self._queue_up(share)
-        share.lines[line.lane_id] = line
+        share.add(line)
+        if share.urgent:
+            self._urgent.setdefault(share.queue, {})[share.org_id] = share
 
-    def _queue_up(self, share: _Share) -> None:
+    def _queue_up(self, share: Org) -> None:
         order = self._orders.setdefault(share.queue, [])
         share.stamp += 1
         heapq.heappush(order, (share.virtual_s, share.org_id, share.stamp))
 
-    def _first(self, queue: str) -> _Share | None:
+    def _first(self, queue: str) -> Org | None:
         """Take the org that comes first out of a queue's order; places that it has left since count nothing."""
         order = self._orders.get(queue)
         while order:
@@ -181,7 +172,7 @@ class _Simulation:
     def _charge(self) -> None:
         """Move orgs by what they used beyond what their claims were charged, or less, as workers do."""
         for worker in self._workers:
-            ahead: list[_Share] = []
+            ahead: list[Org] = []
             for (org_id, queue), owed_s in worker.charges.take(self._now_s).items():
                 share = self._shares[queue, org_id]
                 if owed_s < 0 and share.virtual_s >= self._clocks.get(queue, inf):
@@ -214,10 +205,11 @@ class _Simulation:
         assert line is not None
         worker = self._workers[nth_worker]
         worker.free[queue] += 1
-        worker.charges.end(self._uses.pop(run), self._load.service_s[run])
+        use, had = self._uses.pop(run)
+        worker.charges.end(use, self._load.service_s[run])
         worker.estimates.learn(line.capability, self._load.service_s[run])
         self._out.until_s = self._now_s
-        self._standing.leave(line, self._now_s)
+        self._standing.leave(line, self._now_s, had, self._load.used.get(run))
         worker.freed(queue, self._now_s)
         if self._standing.has_parked:
             worker.claim_by(self._now_s + GATHER_S)
@@ -237,15 +229,17 @@ class _Simulation:
             share = self._shares[line.queue, line.org_id]
             return worker.estimates.estimate_s(line.capability) / share.weight
 
-        for line in self._standing.begin(round(self._now_s * 1e6), most, cost_s):
+        now_us = round(self._now_s * 1e6)
+        for line in self._standing.begin(now_us, most, cost_s, worker.needs):
             self._activate(line)
-        read = self._read(worker, most)
+        urgency = self._urgency(worker, now_us)
+        read = self._read(worker, most, has_urgent=urgency is not None)
         took: list[tuple[str, str | None]] = []
         if read:
             unread = {queue for queue in most if self._orders.get(queue)}
             terms = replace(terms, clocks=self._clocks, unread=unread)
             shares = [share for _, share in read]
-            decision = decide(shares, wanted, terms, self._standing.crossings)
+            decision = decide(shares, wanted, terms, self._standing.crossings, urgency)
             self._standing.spend(shares)
             for queue, clock_s in decision.clocks.items():
                 self._clocks[queue] = max(self._clocks.get(queue, 0.0), clock_s)
@@ -265,45 +259,36 @@ class _Simulation:
         worker.note(wanted, terms, took)
         self._go_on(most)
 
-    def _read(self, worker: Hand, wanted: Mapping[str, int]) -> list[tuple[_Share, Share]]:
-        """Take the orgs that come first out of their queues' orders, with the heads of their lanes."""
-        read: list[tuple[_Share, Share]] = []
+    def _urgency(self, worker: Hand, now_us: int) -> Urgency | None:
+        """Return what a claim keeps to of interactive work; None where there is none."""
+        if self._lead_s <= 0 or not any(self._urgent.values()):
+            return None
+        return Urgency(lead_s=self._lead_s, now_us=now_us, owed=worker.owed, owing=worker.owing)
+
+    def _read(
+        self, worker: Hand, wanted: Mapping[str, int], *, has_urgent: bool
+    ) -> list[tuple[Org, Share]]:
+        """Take the orgs that come first out of their queues' orders, with the heads of their lanes.
+
+        Also those that come first of the orgs with interactive work, as `claim_urgent` of the migrations does.
+        """
+        read: list[tuple[Org, Share]] = []
         for queue, slots in wanted.items():
-            members: list[_Share] = []
+            members: list[Org] = []
             while len(members) < min(slots, _MAX_ORGS) and (first := self._first(queue)):
                 members.append(first)
             if not members:
                 continue
-            depth = max(2, min(_DEEPEST, slots + 1, 2 * -(-slots // len(members))))
-            read += [(one, self._share(one, worker.estimates, depth)) for one in members]
+            depth = max(2, min(DEEPEST, slots + 1, 2 * -(-slots // len(members))))
+            reader = Reader(
+                load=self._load, standing=self._standing, estimates=worker.estimates, depth=depth
+            )
+            read += [(one, reader.share(one, is_led=False)) for one in members]
+            if has_urgent and (urgent := self._urgent.get(queue)):
+                for one in led(urgent, min(slots, _MAX_ORGS), {one.org_id for one in members}):
+                    one.stamp += 1  # it leaves the order, as the others did
+                    read.append((one, reader.share(one, is_led=True)))
         return read
-
-    def _share(self, one: _Share, estimates: Estimates, depth: int) -> Share:
-        found = list(one.lines.values())
-        if len(found) > _MAX_LANES:
-            at_s = self._load.at_s
-            found.sort(key=lambda line: at_s[line.waiting[0]] * 1e6 + line.offset_us)
-        return Share(
-            queue=one.queue,
-            org_id=one.org_id,
-            weight=one.weight,
-            virtual_s=one.virtual_s,
-            lanes=[self._head(line, estimates, depth) for line in found[:_MAX_LANES]],
-        )
-
-    def _head(self, line: Line, estimates: Estimates, depth: int) -> Lane:
-        at_s = self._load.at_s
-        ranks = [int(at_s[run] * 1e6) for run in islice(line.waiting, depth)]
-        return Lane(
-            lane_id=line.lane_id,
-            offset_us=line.offset_us,
-            ranks=ranks,
-            items=_NIL[: len(ranks)],
-            is_whole=len(ranks) < depth,
-            estimate_s=estimates.estimate_s(line.capability),
-            rooms=self._standing.rooms(line) if line.places else (),
-            need=line.cost,
-        )
 
     def _start(self, line: Line, worker: Hand, nth_worker: int, queue: str) -> None:
         run = line.waiting.popleft()
@@ -313,22 +298,24 @@ class _Simulation:
             self._ends, (self._now_s + self._load.service_s[run], run, nth_worker, queue)
         )
         estimate_s = worker.estimates.estimate_s(line.capability)
-        self._uses[run] = worker.charges.begin(
+        use = worker.charges.begin(
             line.org_id, line.queue, estimate_s, self._now_s, self._standing.crossed(line)
         )
+        self._uses[run] = use, line.cost
         self._settle_s = min(self._settle_s, self._now_s + EVERY_S)
         self._standing.take(line, self._now_s)
 
-    def _settle(self, one: _Share, share: Share) -> None:
+    def _settle(self, one: Org, share: Share) -> None:
         """Keep where a claim leaves an org and its lanes."""
         one.virtual_s = share.virtual_s
         for head in share.lanes:
             line = self._lines[head.lane_id]
             if head.full is not None or (head.is_spent and head.is_whole):
-                line.is_active = False
-                del one.lines[line.lane_id]
+                one.drop(line)
             if line.places:
                 self._standing.settle(line, head, one.virtual_s)
+        if not one.urgent and (urgent := self._urgent.get(one.queue)):
+            urgent.pop(one.org_id, None)
         if one.lines:
             self._queue_up(one)
 

@@ -13,9 +13,18 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from millpond.engine.admission import Lane, Room, Share, Waiting
-from millpond.engine.counting import MAX_WAITERS, NEVER, PATIENCE_S, Counts, keep, most_awake
+from millpond.engine.counting import (
+    MAX_WAITERS,
+    NEVER,
+    PATIENCE_S,
+    Counts,
+    keep,
+    most_awake,
+    weighed,
+)
 from millpond.engine.rules import Place, RoomId, Rules
-from millpond.engine.tokens import Need
+from millpond.engine.settled import Settled
+from millpond.engine.tokens import Need, Needs, Used
 from millpond.engine.turns import Crossing, stands_s
 from millpond.types import NO_ORG
 
@@ -29,7 +38,7 @@ _Stand = tuple[RoomId, Need | None]
 class Line:
     """A lane with the runs that wait in it; `stamp` tells a sleep from earlier ones.
 
-    `need` is what each of them takes of limits on tokens; none of them is ever settled by what it used.
+    `need` is what each of them takes of limits on tokens, None where it is under none.
     """
 
     lane_id: int
@@ -38,6 +47,7 @@ class Line:
     capability: str
     offset_us: int
     places: tuple[Place, ...]
+    keys: tuple[str, ...] = ()
     waiting: deque[int] = field(default_factory=deque)
     is_active: bool = False
     parked_on: _Stand | None = None
@@ -98,6 +108,8 @@ class Standing:
         self._overdue: list[Line] = []
         self._waiters: dict[int, int] = {}
         self._seen = Counts()
+        self._needs = Needs()
+        self._settled = Settled()
         self.full_s: dict[RoomId, float] = {}
         self.most_in_use: dict[RoomId, int] = {}
 
@@ -107,14 +119,25 @@ class Standing:
         return bool(self._parked)
 
     def begin(
-        self, now_us: int, slots: Mapping[str, int], cost_s: Callable[[Line], float]
+        self,
+        now_us: int,
+        slots: Mapping[str, int],
+        cost_s: Callable[[Line], float],
+        needs: Needs,
     ) -> Iterator[Line]:
         """Begin a claim; yields lanes that wake, each to be put into the active order before the next is asked for.
 
         First heads that waited long, then from each room as many as it has place for. `slots` is how many of each
-        queue can go at most, `cost_s` what a run of a lane is expected to take, over its org's weight.
+        queue can go at most, `cost_s` what a run of a lane is expected to take, over its org's weight; `needs` are
+        what the worker that claims has learned of tokens.
         """
-        self._seen = Counts(now_us=now_us, tats=self._tats, _in_use=self._in_use)
+        self._needs = needs
+        settled = self._settled.take(needs)
+        self._seen = Counts(
+            now_us=now_us, tats=self._tats, deltas=self._settled.deltas, _in_use=self._in_use
+        )
+        for place in settled:
+            self._seen.state(*place)
         self._overdue.clear()
         self._crossings.clear()
         if not self._parked:
@@ -138,7 +161,9 @@ class Standing:
                     yield self._rouse(first)
 
     def rooms(self, line: Line) -> list[Room]:
-        """Return the rooms of a lane as this claim finds them."""
+        """Return the rooms of a lane as this claim finds them; its need is then what is known by now."""
+        if line.need is not None and not line.need.is_declared:
+            line.need = weighed(self._needs.need(line.capability, line.keys), line.places)
         self._has_rates = self._has_rates or any(one.rule.is_metered for one in line.places)
         for room_id, rule in line.places:
             crossed = self._crossed.get(room_id)
@@ -223,8 +248,10 @@ class Standing:
                 if in_use == rule.maximum:
                     self._full_at[room_id] = now_s
 
-    def leave(self, line: Line, now_s: float) -> None:
-        """Count a run of a lane out."""
+    def leave(self, line: Line, now_s: float, had: int, used: Sequence[Used] | None) -> None:
+        """Count a run of a lane out that had reserved so many tokens, and used these."""
+        if line.need is not None:
+            self._settled.end(line.capability, line.keys, line.places, had, used)
         for room_id, rule in line.places:
             if rule.kind == "concurrency":
                 if self._in_use[room_id] == rule.maximum:

@@ -30,6 +30,14 @@ class Need(NamedTuple):
     is_declared: bool
 
 
+class Used(NamedTuple):
+    """What a run used of what these of its keys name; `is_lost`: a call was cut off, so that nobody knows all of it."""
+
+    keys: tuple[str, ...]
+    tokens: int
+    is_lost: bool = False
+
+
 def rounded(tokens: float) -> int:
     """Return a need with two significant digits, rounded up: 2,345 are 2,400."""
     whole = -int(-tokens // 1)
@@ -83,6 +91,15 @@ def used_keys(model: str) -> list[str]:
     """Return the keys that a model's name stands for: `openai:gpt-mini`, or a name alone."""
     provider, _, name = model.partition(":")
     return [f"provider:{provider}", f"model:{name or provider}", f"model:{model}"]
+
+
+def counts_under(key: str, carried: Sequence[str], used: Sequence[str]) -> bool:
+    """Whether what was used of some keys counts under a limit on `key`, as `claim_tokens` of the migrations has it.
+
+    Not where the limit is on one provider or model, and it was another one that the work has among its keys.
+    """
+    others = {one.partition(":")[0] for one in carried if one in used}
+    return all(part in used or part.partition(":")[0] not in others for part in parts_of(key))
 
 
 def stand(room: str, need: Need) -> str:

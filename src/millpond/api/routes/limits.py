@@ -171,7 +171,7 @@ async def list_platform_recorded_runs(
 ) -> Response:
     """List all orgs' runs that have ended as a replay needs them, by org, oldest first, without what they were about.
 
-    Of keys only those that flows declare are told.
+    Of keys only those that flows declare are told, and what was used of these.
     """
     async with caller.org() as con:
         found, has_more = await recorded.list_recorded_of_all(con, wanted, _place(after))
@@ -215,7 +215,9 @@ def _recorded_json(run: Recorded) -> dict[str, Any]:
         "queue": run.queue,
         "keys": without_need(run.keys),
         "tokens": need_of(run.keys),
+        "used": None if run.used is None else [one._asdict() for one in run.used],
         "priority": run.priority,
+        "urgency": run.urgency,
         "ready_at": run.ready_at,
         "started_at": run.started_at,
         "worked_s": run.worked_s,

@@ -44,6 +44,7 @@ with gone as (
   returning r.run_id
 ),
 steps as (delete from step s using gone g where s.org_id = $1 and s.run_id = g.run_id),
+used as (delete from run_use u using gone g where u.org_id = $1 and u.run_id = g.run_id),
 events as (delete from event e using gone g where e.org_id = $1 and e.run_id = g.run_id),
 texts as (delete from delta d using gone g where d.org_id = $1 and d.run_id = g.run_id),
 bodies as (delete from payload p using gone g where p.org_id = $1 and p.run_id = g.run_id),
