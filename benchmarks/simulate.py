@@ -16,8 +16,9 @@ from pathlib import Path
 import orjson
 
 from benchmarks.figures import OUT
+from millpond.engine.keying import parse_key
 from millpond.engine.loads import Load, Outcome, Work
-from millpond.engine.rules import Rule, Rules, parse_key
+from millpond.engine.rules import Rule, Rules
 from millpond.engine.simulated import Figures, OrgFigures, figures, waits
 from millpond.engine.simulating import simulate
 

@@ -48,14 +48,43 @@ async def test_an_org_sets_replaces_and_removes_its_limits(front: Front, ann: Cl
         ({"key": "org:*", "maximum": 1}, "key"),
         ({"key": "model:m", "maximum": -1}, "maximum"),
         ({"key": "model:m", "maximum": 1, "kind": "rate"}, "period_s"),
-        ({"key": "model:m", "maximum": 1, "burst": 2}, "period_s"),
+        ({"key": "model:m", "maximum": 1, "burst": 2}, "burst"),
+        ({"key": "model:m", "maximum": 1, "period_s": 2.0}, "period_s"),
+        ({"key": "tokens:*", "maximum": 1}, "key"),
+        ({"key": "model:m x model:n", "maximum": 1}, "key"),
+        ({"key": "model:m", "maximum": 200_000, "kind": "rate", "period_s": 1.0}, "maximum"),
     ],
 )
 async def test_what_does_not_fit_is_refused_by_its_field(
     front: Front, ann: Client, body: dict[str, Any], param: str
 ) -> None:
     refused = await ann.put("/v1/limits", json=body)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (422, param)
+    problem = refused.json()
+    assert (refused.status_code, problem["error"]["param"]) == (422, param)
+    if body["maximum"] >= 0:
+        assert problem["advice"]
+
+
+async def test_a_limit_that_an_earlier_release_let_be_set_can_be_removed(world: World) -> None:
+    """Tokens were no kind then but a noun as any other; none is set any more, and none need stay."""
+    one, operator = (
+        await world.owner_of(world.org_id),
+        await world.client(await world.person(is_operator=True)),
+    )
+    await world.owner.execute(
+        "insert into org_limit (org_id, key, kind, maximum, set_by) values ($1, 'tokens:*', 'concurrency', 3, 'user:ann')",
+        world.org_id,
+    )
+    await world.owner.execute(
+        "insert into platform_limit (key, kind, maximum, set_by) values ('tokens:*', 'concurrency', 3, 'user:ann')"
+    )
+    for client, path in ((one, "/v1/limits"), (operator, "/v1/platform/limits")):
+        assert "concurrency tokens:*" in await listed(client, path)
+        refused = await client.put(path, json={"key": "tokens:*", "maximum": 2})
+        assert refused.status_code == 422
+        gone = await client.delete(path, params={"key": "tokens:*"})
+        assert gone.status_code == 204, gone.text
+    assert await listed(one) == {}
 
 
 async def test_an_org_sees_what_holds_for_it_and_nothing_of_others(world: World) -> None:

@@ -241,7 +241,7 @@ def test_flows_declare_by_their_newest_version() -> None:
             lambda: wishes_of(
                 [flow("fast", limits=[Limit(KEY, rate=10**8)], registry=Registry())(_nothing)]
             ),
-            "flow fast, its rate limit on provider:openai: a rate is at most",
+            "flow fast, its rate limit on provider:openai: maximum",
         ),
     ],
 )

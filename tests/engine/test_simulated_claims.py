@@ -15,8 +15,9 @@ from millpond.engine.charges import EVERY_S, Charges
 from millpond.engine.charging import settle
 from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
+from millpond.engine.keying import parse_key
 from millpond.engine.loads import Load, Work
-from millpond.engine.rules import Rule, Rules, parse_key
+from millpond.engine.rules import Rule, Rules
 from millpond.engine.simulating import simulate
 from millpond.engine.submit import submit
 from millpond.engine.tokens import Used

@@ -22,6 +22,7 @@ from millpond.engine.context import Context, StepContext
 from millpond.engine.needs import Ask
 from millpond.engine.operations import cancel
 from millpond.engine.pauses import Scope, pause, resume
+from millpond.engine.queues import list_queues
 from millpond.engine.riding import Riding
 from millpond.engine.saturation import saturation
 from millpond.engine.saturation_of_all import page_of_all
@@ -177,7 +178,9 @@ async def test_who_waits_in_line_holds_no_slot_and_why_names_what_is_full(pond: 
     await limit(pond.db, KEY, 1)
     async with pond.worker({"default": 2}):
         async with one_inside(pond, gate, flow) as first:
-            waiting = [await pond.submit(flow, f"next {nth}") for nth in range(3)]
+            waiting = [
+                await pond.submit(flow, f"next {nth}", urgency="interactive") for nth in range(3)
+            ]
             for run_id in waiting:
                 await in_line(pond, run_id)
             assert (await pond.ended(await pond.submit(other)))["output"] == "plain"
@@ -189,6 +192,14 @@ async def test_who_waits_in_line_holds_no_slot_and_why_names_what_is_full(pond: 
             (full,) = [one for one in reason.inner if one.kind == "limit"]
             assert (full.facts["key"], full.facts["maximum"]) == (KEY, 1)
             assert list(full.facts["holders"]) == [first]
+            (line,) = [one for one in reason.inner if one.kind == "in_line"]
+            assert line.facts["urgency"] == "interactive"
+            assert "of interactive work" in line.text
+            async with pond.db.org(pond.org_id) as con:
+                (queue,) = await list_queues(con, pond.org_id)
+            # Who waits for room for a step waits, and is counted once.
+            assert (queue.queued, queue.running, queue.waiting) == (0, 1, 3)
+            assert queue.oldest_s is None
             async with pond.db.org(pond.org_id) as con:
                 found, _ = await saturation(con, pond.org_id)
             (key,) = [one for one in found if one.of == "limit"]

@@ -154,6 +154,7 @@ ENGINE = [
     "declared",
     "pacing",
     "rules",
+    "keying",
     "tokens",
     "brakes",
     "arguments",

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from millpond.engine import pacing as limits
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
-from millpond.engine.rules import RoomId, Rule, Rules, check_keys, parse_key
+from millpond.engine.keying import check_keys, parse_key
+from millpond.engine.rules import RoomId, Rule, Rules
 from millpond.errors import InvalidInput
 
 NAMES = "abcd"
@@ -465,3 +466,21 @@ def test_what_is_no_key_is_refused(text: str) -> None:
 def test_a_pair_has_one_way_of_writing() -> None:
     assert parse_key("provider:openai x org:acme") == parse_key("org:acme×provider:openai")
     assert parse_key("org:acme × provider:openai") == "org:acme×provider:openai"
+
+
+@pytest.mark.parametrize(
+    ("keys", "named"),
+    [
+        (["tokens:5"], "tokens:5"),
+        (["org:acme"], "org:acme"),
+        ([f"model:m{nth}" for nth in range(17)], "17 keys"),
+        (["Open AI"], "'Open AI'"),
+        (["model:a×b"], "'model:a×b'"),
+    ],
+)
+def test_what_is_no_key_is_refused_by_name_with_what_to_do(keys: list[str], named: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        check_keys(keys)
+    assert named in caught.value.message
+    assert caught.value.param == "keys"
+    assert caught.value.advice

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.engine.charges import EVERY_S
+from millpond.engine.keying import parse_key
 from millpond.engine.loads import Load, Outcome, Work
-from millpond.engine.rules import Kind, Rule, Rules, parse_key
+from millpond.engine.rules import Kind, Rule, Rules
 from millpond.engine.simulated import figures, jain, max_min, waits
 from millpond.engine.simulating import simulate
 from millpond.engine.spilling import Spill

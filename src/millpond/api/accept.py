@@ -23,8 +23,8 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine import dedup
 from millpond.engine.dedup import Holder, OnDuplicate, Settled
+from millpond.engine.keying import check_keys
 from millpond.engine.quotas import Ticket
-from millpond.engine.rules import check_keys
 from millpond.engine.submit import deadline_of, submit
 from millpond.engine.views import FlowView
 from millpond.errors import Forbidden, InvalidInput, OverQuota

@@ -15,8 +15,9 @@ from typing import Any
 
 from millpond.cli.options import read_pairs
 from millpond.cli.spills import SpillTexts, read_spill
+from millpond.engine.keying import parse_key
 from millpond.engine.loads import Load, Outcome, Work
-from millpond.engine.rules import Kind, Rule, Rules, parse_key
+from millpond.engine.rules import Kind, Rule, Rules
 from millpond.engine.simulated import waits
 from millpond.engine.simulating import simulate
 from millpond.engine.spilling import Spill
@@ -102,7 +103,7 @@ def read_remove(text: str) -> tuple[str, str]:
             f"{text!r}: write the key and the kind, such as 'provider:openai rate'",
             param="--remove",
         )
-    return parse_key(match["key"]), match["kind"]
+    return parse_key(match["key"], is_old=True), match["kind"]
 
 
 def read_slots(pairs: list[str]) -> list[dict[str, int]]:

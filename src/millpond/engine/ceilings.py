@@ -16,19 +16,11 @@ from typing import Literal
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.easing import at_us, list_brakes
+from millpond.engine.keying import PAIR, parse_key
 from millpond.engine.lanes import ALONE
 from millpond.engine.needs import lined, needed, parted
 from millpond.engine.pacing import allowed, meter_us, next_at_us, repaced
-from millpond.engine.rules import (
-    MAX_SPAN_S,
-    PAIR,
-    Kind,
-    Place,
-    RoomId,
-    Rule,
-    Rules,
-    parse_key,
-)
+from millpond.engine.rules import MAX_SPAN_S, Kind, Place, RoomId, Rule, Rules
 from millpond.engine.tokens import need_of
 from millpond.errors import Conflict, InvalidInput, NotFound
 from millpond.types import NO_ORG
@@ -144,7 +136,7 @@ async def remove_limit(con: Connection, org_id: int, key: str, kind: Kind) -> st
 
     What stood below one of the platform holds then. One that is declared goes until somebody starts who declares it.
     """
-    key = parse_key(key)
+    key = parse_key(key, is_old=True)
     if org_id == NO_ORG:
         await lock_platform(con)
         gone = await con.fetchval(_SQL["remove_platform"], key, kind)
@@ -153,7 +145,12 @@ async def remove_limit(con: Connection, org_id: int, key: str, kind: Kind) -> st
     else:
         gone = await con.fetchval(_SQL["remove_own"], org_id, key, kind)
     if gone is None:
-        raise NotFound(f"there is no {kind} limit on {key}", code="limit_not_found", param="key")
+        raise NotFound(
+            f"there is no {kind} limit on {key}",
+            code="limit_not_found",
+            param="key",
+            advice="list the limits for what there is, and give key and kind as they stand there",
+        )
     await con.execute(_SQL["changed"], org_id, key, kind)
     return key
 
@@ -287,18 +284,32 @@ def check_rule(rule: Rule) -> Rule:
     """Return a limit with its key in its one way of writing; raises InvalidInput for what does not fit."""
     is_rate = rule.is_metered
     if is_rate and rule.period_s is None:
-        raise InvalidInput("a rate is so many per `period_s` seconds", param="period_s")
-    if not is_rate and (rule.period_s is not None or rule.burst is not None):
-        raise InvalidInput("period and burst are of rates and tokens", param="period_s")
-    if rule.kind == "rate" and rule.maximum / (rule.period_s or 1) > 1e5:
-        raise InvalidInput("a rate is at most 100,000 in a second", param="maximum")
-    if rule.is_of_tokens and rule.maximum / (rule.period_s or 1) > 1e7:
-        raise InvalidInput("tokens are at most 10,000,000 in a second", param="maximum")
+        raise InvalidInput(
+            f"a limit of kind {rule.kind} is so many (maximum) per period, and period_s is missing",
+            param="period_s",
+            advice="give period_s, in seconds, such as 60",
+        )
+    if not is_rate:
+        for name in ("period_s", "burst"):
+            if getattr(rule, name) is not None:
+                raise InvalidInput(
+                    f"a limit of kind {rule.kind} has no {name}: maximum is how much goes on at once",
+                    param=name,
+                    advice=f"leave {name} out, or take the kind rate or tokens",
+                )
+    most_s = 1e7 if rule.is_of_tokens else 1e5
+    if is_rate and rule.maximum / (rule.period_s or 1) > most_s:
+        raise InvalidInput(
+            f"maximum {rule.maximum:,} in {rule.period_s:g} s is too much for kind {rule.kind}: "
+            f"at most {most_s:,.0f} in a second",
+            param="maximum",
+            advice="take a smaller maximum or a longer period_s",
+        )
     # Of tokens as many as a period brings: a burst of one would let nothing go.
     burst = (rule.burst or max(1, rule.maximum if rule.is_of_tokens else 1)) if is_rate else None
     if burst is not None and burst * (rule.period_s or 1) / max(1, rule.maximum) > MAX_SPAN_S:
         raise InvalidInput(
-            "a burst is earned again within 366 days: "
+            f"burst {burst:,} is not earned again within 366 days: "
             "burst × period_s / maximum is at most 31,622,400 seconds",
             param="burst",
             advice="take a smaller burst, a shorter period or a higher maximum",

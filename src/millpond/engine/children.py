@@ -28,10 +28,10 @@ from millpond.engine.events import Fact, append
 from millpond.engine.fanning import fan
 from millpond.engine.fitting import check_fits
 from millpond.engine.history import Recorded, just
+from millpond.engine.keying import check_keys
 from millpond.engine.plans import StepFailed, failure
 from millpond.engine.registry import Flow
 from millpond.engine.rights import ENDINGS, backing_of
-from millpond.engine.rules import check_keys
 from millpond.engine.submit import deadline_of, submit
 from millpond.errors import InvalidInput, NotFound, Permanent
 from millpond.types import (

@@ -26,6 +26,7 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, output_of, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
+from millpond.engine.keying import check_keys
 from millpond.engine.metering import Spent
 from millpond.engine.needs import Ask
 from millpond.engine.opening import Opening
@@ -33,7 +34,6 @@ from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
 from millpond.engine.registry import Step
 from millpond.engine.rights import right_of
-from millpond.engine.rules import check_keys
 from millpond.engine.scope import Scope
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
 from millpond.engine.step_context import StepContext, resource

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from millpond.engine.rules import Kind, Rule, parse_key
+from millpond.engine.keying import parse_key
+from millpond.engine.rules import Kind, Rule
 from millpond.errors import InvalidInput
 from millpond.types import NO_ORG
 

@@ -13,7 +13,8 @@ from datetime import UTC, datetime
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.engine.brakes import Brake, BrakeState
-from millpond.engine.rules import PAIR, Rule
+from millpond.engine.keying import PAIR
+from millpond.engine.rules import Rule
 from millpond.errors import NotFound
 from millpond.types import NO_ORG
 

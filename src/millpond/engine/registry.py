@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from millpond.engine.arguments import arguments_of
 from millpond.engine.declared import Limit, check_limits
-from millpond.engine.rules import check_keys
+from millpond.engine.keying import check_keys
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import INTERACTIVE, STANDARD, Urgency

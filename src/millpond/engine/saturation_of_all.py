@@ -16,7 +16,8 @@ from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.ceilings import held_by, list_platform_limits, use_of
 from millpond.engine.easing import list_brakes
-from millpond.engine.rules import IMPLIED, PAIR, RoomId, Rule, Rules, noun_of
+from millpond.engine.keying import IMPLIED, PAIR, noun_of
+from millpond.engine.rules import RoomId, Rule, Rules
 from millpond.engine.saturation import (
     FullShare,
     Saturation,

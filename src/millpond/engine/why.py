@@ -203,6 +203,7 @@ async def _room(con: Connection, org_id: int, row: Record) -> Reason:
         flow=row["flow"],
         lane_id=row["lane_id"],
         rank=row["rank"],
+        urgency=row["urgency"],
     )
     inner = await queued(con, org_id, place)
     estimates = [one.estimate for one in inner if one.estimate is not None]

@@ -188,6 +188,6 @@ delete from step_lease where (org_id, item_id, step_key) in (
 
 -- name: waiting
 -- The steps of a waiting run that stand in line for room, in the order in which they began to.
-select s.step_key, s.need_id, s.keys, s.lane_id, s.rank, r.queue, r.flow, r.version
+select s.step_key, s.need_id, s.keys, s.lane_id, s.rank, r.queue, r.flow, r.version, coalesce(r.urgency, 'standard') as urgency
 from step_need s join run r on r.org_id = s.org_id and r.run_id = s.run_id
 where s.org_id = $1 and s.run_id = $2 order by s.rank, s.step_key limit 200;

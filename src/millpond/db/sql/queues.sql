@@ -1,8 +1,9 @@
 -- Queues and workers as people look at them.
 
 -- name: depths
--- Ready work of one org by queue, counted up to $2, with the time since which the oldest has been ready.
-with named as materialized (
+-- Ready work of one org by queue, counted up to $2, with the time since which the oldest has been ready; a step in line is not, its run waits.
+with f as materialized (select exists (select from step_need where org_id = $1) as has_steps),
+named as materialized (
   select lane_id, queue, cursor_rank as first_rank from lane where org_id = $1 and (active or parked_on is not null)
   union
   select lane_id, queue, min_rank from arrival where org_id = $1
@@ -14,14 +15,18 @@ select q.queue, d.depth, greatest(0, extract(epoch from clock_timestamp()) - o.r
 from (select distinct queue from lanes) q
 cross join lateral (
   select count(*) as depth from (
-    select from lanes n
+    select from f, lanes n
     cross join lateral (select from ready r
-                        where r.org_id = $1 and r.lane_id = n.lane_id and r.rank >= n.first_rank limit $2) r
+                        where r.org_id = $1 and r.lane_id = n.lane_id and r.rank >= n.first_rank
+                          and (not f.has_steps or not exists (
+                            select from step_need s where s.org_id = $1 and s.need_id = r.item_id)) limit $2) r
     where n.queue = q.queue limit $2) c
 ) d
 cross join lateral (
-  select min(h.rank) as rank from lanes n
+  select min(h.rank) as rank from f, lanes n
   cross join lateral (select r.rank from ready r where r.org_id = $1 and r.lane_id = n.lane_id and r.rank >= n.first_rank
+                        and (not f.has_steps or not exists (
+                          select from step_need s where s.org_id = $1 and s.need_id = r.item_id))
                       order by r.rank limit 1) h
   where n.queue = q.queue
 ) o;
