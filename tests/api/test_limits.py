@@ -72,7 +72,8 @@ async def test_a_limit_that_an_earlier_release_let_be_set_can_be_removed(world: 
         await world.client(await world.person(is_operator=True)),
     )
     await world.owner.execute(
-        "insert into org_limit (org_id, key, kind, maximum, set_by) values ($1, 'tokens:*', 'concurrency', 3, 'user:ann')",
+        "insert into org_limit (org_id, key, kind, maximum, set_by)"
+        " values ($1, 'tokens:*', 'concurrency', 3, 'user:ann')",
         world.org_id,
     )
     await world.owner.execute(

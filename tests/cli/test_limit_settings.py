@@ -55,7 +55,10 @@ def test_no_setting_says_nothing_and_an_empty_one_says_none():
         ),
         ("openai concurrency=5", "'openai concurrency=5': 'openai' is no key of a limit"),
         ("model:a rate=9/0", "'model:a rate=9/0' is no limit"),
-        ("model:a rate=999999999/1", "'model:a rate=999999999/1': maximum 999,999,999 in 1 s is too much"),
+        (
+            "model:a rate=999999999/1",
+            "'model:a rate=999999999/1': maximum 999,999,999 in 1 s is too much",
+        ),
         ("model:a concurrency=1; model:a concurrency=2", "a concurrency limit on model:a is there"),
     ],
 )

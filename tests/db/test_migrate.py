@@ -13,8 +13,8 @@ import pytest_asyncio
 
 from millpond.db import migrate as migrations
 from millpond.db.embedded import EmbeddedPostgres, Urls
-from millpond.db.migrate import EXTENSIONS, check_schema, migrate, revisions
-from millpond.errors import Permanent, SchemaMismatch
+from millpond.db.migrate import EXTENSIONS, Patience, check_schema, migrate, revisions
+from millpond.errors import Permanent, SchemaMismatch, Unavailable
 
 
 async def run(url: str, *statements: str) -> None:
@@ -36,8 +36,8 @@ async def empty(server: EmbeddedPostgres) -> AsyncIterator[Urls]:
     await run(server.admin_url("postgres"), f"drop database {name} with (force)")
 
 
-async def migrated(urls: Urls) -> list[str]:
-    return await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine)
+async def migrated(urls: Urls, patience: Patience | None = None) -> list[str]:
+    return await migrate(urls.owner, app_url=urls.app, engine_url=urls.engine, patience=patience)
 
 
 async def test_each_migration_runs_once_and_in_order(empty: Urls) -> None:
@@ -102,6 +102,57 @@ async def test_a_failing_migration_changes_nothing_and_is_named(urls: Urls, more
     await con.close()
     (more / "9999_wrong.sql").write_text("create table half ();")
     assert await migrated(urls) == ["9999"]
+
+
+async def _held(urls: Urls) -> asyncpg.Connection:
+    """Hold a table as a long report does, in a transaction that has read it."""
+    con = await asyncpg.connect(urls.app)
+    await con.execute("begin")
+    await con.execute("select from millpond.worker limit 1")
+    return con
+
+
+async def test_a_migration_behind_a_long_transaction_gives_up_and_holds_up_nobody(
+    urls: Urls, more: Path
+) -> None:
+    (more / "9998_fine.sql").write_text("create table fine (one integer);")
+    (more / "9999_locks.sql").write_text("alter table worker add column more integer;")
+    report = await _held(urls)
+    patience = Patience(lock_s=0.2, tries=3, pause_s=0.0)
+    with pytest.raises(Unavailable, match=r"9999_locks\.sql waits .* tried 3 times") as caught:
+        await migrated(urls, patience)
+    assert caught.value.code == "migration_waits"
+    pid = await report.fetchval("select pg_backend_pid()")
+    assert f"sessions {pid})" in (caught.value.advice or "")
+    # Whoever only reads waits for nobody; what ran before stays, and the next time only the rest is run.
+    other = await asyncpg.connect(urls.app)
+    await other.execute("set lock_timeout = 1; select from millpond.worker limit 1")
+    assert await other.fetchval("select max(version_num) from millpond.schema_revision") == "9998"
+    await other.close()
+    await report.close()
+    assert await migrated(urls) == ["9999"]
+
+
+async def test_a_migration_goes_on_as_soon_as_what_it_waited_for_is_over(
+    urls: Urls, more: Path
+) -> None:
+    """Between two tries others go first: the lock that it waits for stands before nobody then."""
+    (more / "9999_locks.sql").write_text("alter table worker add column more integer;")
+    report = await _held(urls)
+    migrating = asyncio.create_task(migrated(urls, Patience(lock_s=0.2, tries=1000, pause_s=0.05)))
+    watcher = await asyncpg.connect(urls.owner)
+    async with asyncio.timeout(20):
+        while not await watcher.fetchval(
+            "select count(*) from pg_locks where not granted and mode = 'AccessExclusiveLock'"
+        ):
+            await asyncio.sleep(0.01)
+        # It waits before this one, and gives way to it.
+        await watcher.execute("select from millpond.worker limit 1")
+    assert not migrating.done()
+    await report.close()
+    await watcher.close()
+    async with asyncio.timeout(20):
+        assert await migrating == ["9999"]
 
 
 async def test_two_files_with_one_number_are_refused(more: Path) -> None:

@@ -1,14 +1,17 @@
 """Migrations: makes roles and schema, applies the numbered SQL files, compares schema and code.
 
 Called by `cli` (`migrate`, and `up` for the embedded database) and by every start through
-`check_schema`. Invariant: a file `migrations/NNNN_name.sql` is revision NNNN; it and the note that it
-ran are one transaction; two migrations of one database never overlap.
+`check_schema`. Invariants: a file `migrations/NNNN_name.sql` is revision NNNN; it and the note that it
+ran are one transaction; two migrations of one database never overlap; one that waits for a table longer than some
+seconds lets those behind it go first, and is tried again.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +19,7 @@ from typing import TypeAlias
 from urllib.parse import unquote, urlsplit
 
 import asyncpg
+import structlog
 from alembic.runtime.migration import MigrationContext
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection as SyncConnection
@@ -24,8 +28,9 @@ from sqlalchemy.pool import NullPool
 from sqlalchemy.util import await_only
 
 from millpond.db.translate import translated
-from millpond.errors import Permanent, SchemaMismatch
+from millpond.errors import Permanent, SchemaMismatch, Unavailable
 
+_log = structlog.get_logger("millpond.migrate")
 _Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
 SCHEMA = "millpond"
@@ -79,6 +84,23 @@ EXTENSIONS = ("vector", "pg_trgm", "unaccent")
 # Any number that other users of advisory locks in this database do not take.
 MIGRATION_LOCK = 0x6D696C6C706F6E64
 _FILE = re.compile(r"^(\d{4})_\w+\.sql$")
+_BUSY = "migration_waits"
+# Who holds tables of the schema just now, the first of them.
+_HOLDERS = """
+select array(select distinct l.pid from pg_locks l join pg_class c on c.oid = l.relation
+             where l.granted and l.pid <> pg_backend_pid() and c.relnamespace = to_regnamespace($1)
+               and l.database = (select d.oid from pg_database d where d.datname = current_database())
+             order by 1 limit 5)
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Patience:
+    """How long a migration waits for each lock, how often it is tried, and how long others go first between."""
+
+    lock_s: float = 3.0
+    tries: int = 10
+    pause_s: float = 3.0
 
 
 def revisions() -> list[str]:
@@ -119,11 +141,18 @@ def _upgrade_by(path: Path) -> Callable[..., None]:
     """Return Alembic's upgrade function for one file; the driver runs its statements as one text."""
 
     def upgrade(*, connection: SyncConnection) -> None:
+        lock_ms = int(connection.info["lock_s"] * 1000)
         connection.exec_driver_sql(f"set local search_path = {SEARCH_PATH}")
+        connection.exec_driver_sql(f"set local lock_timeout = {lock_ms}")
         driver = connection.connection.driver_connection
         assert driver is not None
         try:
             await_only(driver.execute(path.read_text(encoding="utf-8")))
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            raise Unavailable(
+                f"Migration {path.name} waits for tables that other transactions hold; it changed nothing.",
+                code=_BUSY,
+            ) from error
         except asyncpg.PostgresError as error:
             raise Permanent(
                 f"Migration {path.name} failed and changed nothing: {error}",
@@ -133,11 +162,14 @@ def _upgrade_by(path: Path) -> Callable[..., None]:
     return upgrade
 
 
-async def migrate(owner_url: str, *, app_url: str, engine_url: str) -> list[str]:
+async def migrate(
+    owner_url: str, *, app_url: str, engine_url: str, patience: Patience | None = None
+) -> list[str]:
     """Bring the database up to this code; returns the numbers of the migrations that ran.
 
     The owner needs `create` on the database and, when the two roles do not exist, `createrole`.
-    Raises SchemaMismatch when a newer Millpond migrated the database.
+    Raises SchemaMismatch when a newer Millpond migrated the database, Unavailable when others hold a table for longer
+    than its `patience`: those that ran before stay, the others are left for the next time.
     """
     with translated(connecting=True):
         con = await asyncpg.connect(owner_url, timeout=10)
@@ -148,7 +180,7 @@ async def migrate(owner_url: str, *, app_url: str, engine_url: str) -> list[str]
             await _ensure_role(con, ENGINE_ROLE, _password(engine_url))
             await _ensure_extensions(con)
             await con.execute(f"create schema if not exists {SCHEMA}")
-            return await _upgrade(con, owner_url)
+            return await _upgrade(con, owner_url, patience or Patience())
     finally:
         await con.close()
 
@@ -193,17 +225,27 @@ def _password(url: str) -> str:
     return unquote(urlsplit(url).password or "")
 
 
-async def _upgrade(con: _Connection, owner_url: str) -> list[str]:
+async def _upgrade(con: _Connection, owner_url: str, patience: Patience) -> list[str]:
     """Run what is missing through Alembic; `con` holds the migration lock meanwhile."""
     before = await _applied(con)
     _refuse_newer(before)
-
-    async def connect() -> _Connection:
-        return await asyncpg.connect(owner_url, timeout=10)
-
-    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
-    async with engine.connect() as connection:
-        await connection.run_sync(_run_alembic)
+    for nth in range(1, patience.tries + 1):
+        try:
+            await _try(owner_url, patience.lock_s)
+            break
+        except Unavailable as error:
+            if error.code != _BUSY:
+                raise
+            pids = ", ".join(map(str, await con.fetchval(_HOLDERS, SCHEMA))) or "gone by now"
+            if nth == patience.tries:
+                raise Unavailable(
+                    f"{error.message} It was tried {nth} times, for {patience.lock_s:g} s each.",
+                    code=_BUSY,
+                    advice=f"End what holds them (dumps, reports, forgotten transactions; sessions {pids}), "
+                    "then migrate again.",
+                ) from error
+            _log.warning("migration.waits", error=error.message, sessions=pids, tries=nth)
+            await asyncio.sleep(patience.pause_s)
     await con.execute(
         f"grant usage on schema {SCHEMA} to {APP_ROLE}, {ENGINE_ROLE};"
         f"grant select on {SCHEMA}.{VERSION_TABLE} to {APP_ROLE}, {ENGINE_ROLE}"
@@ -211,7 +253,17 @@ async def _upgrade(con: _Connection, owner_url: str) -> list[str]:
     return [revision for revision in revisions() if before is None or revision > before]
 
 
-def _run_alembic(connection: SyncConnection) -> None:
+async def _try(owner_url: str, lock_s: float) -> None:
+    async def connect() -> _Connection:
+        return await asyncpg.connect(owner_url, timeout=10)
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    async with engine.connect() as connection:
+        await connection.run_sync(_run_alembic, lock_s)
+
+
+def _run_alembic(connection: SyncConnection, lock_s: float) -> None:
+    connection.info["lock_s"] = lock_s
     script = _SqlFiles(_folder())
     context = MigrationContext.configure(
         connection=connection,
