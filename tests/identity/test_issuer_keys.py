@@ -131,6 +131,31 @@ async def test_an_issuer_that_fails_is_asked_after_pauses_that_double(
     assert await code_of(keys, "https://a") == ""
 
 
+async def test_through_an_outage_known_keys_are_good_for_their_time_and_an_unknown_one_is_told_so(
+    web: Web, clock: Time, make: Callable[..., IssuerKeys]
+) -> None:
+    keys = make()
+    assert await code_of(keys, "https://a") == ""
+    web.is_down = True
+    for _ in range(360):
+        clock.now_s += 10
+        assert await code_of(keys, "https://a") == ""
+        await asyncio.sleep(0)  # let a question beside the request come to its end
+    # After five minutes it was asked again, each pause up to 160 s: not with every request.
+    assert 15 <= web.asked["https://a"] <= 30
+    with pytest.raises(
+        Unavailable, match=r"a key that is not known here.*cannot be asked"
+    ) as caught:
+        await keys.key("https://a", "k2", "RS256", org_id=1)
+    assert caught.value.retry_after_s is not None
+    clock.now_s += 10
+    assert await code_of(keys, "https://a") == "issuer_unavailable"
+    web.is_down = False
+    clock.now_s += 160
+    assert await code_of(keys, "https://a") == ""
+    assert await code_of(keys, "https://a", kid="k2") == "token_unknown_key"
+
+
 async def test_who_tests_an_issuer_need_not_wait_out_the_pause(
     web: Web, clock: Time, make: Callable[..., IssuerKeys]
 ) -> None:

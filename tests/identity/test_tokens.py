@@ -15,7 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from millpond.db.pool import Database
-from millpond.errors import Permanent, Unauthenticated
+from millpond.errors import Permanent, Unauthenticated, Unavailable
 from millpond.identity.ring import KeyRing
 from millpond.identity.seal import KEY_BYTES, Seal
 from millpond.identity.tokens import Keyring
@@ -233,4 +233,52 @@ async def test_refresh_learns_new_keys_but_not_at_every_call(
     keyring._refreshed_at = float("-inf")
     await asyncio.gather(*(keyring.refresh() for _ in range(5)))
     assert keyring.verify(token) == PRINCIPAL
+    assert keyring.age_s < 60
+
+
+async def test_while_the_keys_cannot_be_read_known_ones_are_good_and_nobody_asks_every_time(
+    keyring: Keyring, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = keyring.mint(PRINCIPAL, "pond", 3600)
+    asked, held = 0, asyncio.Event()
+
+    async def away(*_: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        await held.wait()
+        raise Unavailable("the database is away")
+
+    monkeypatch.setattr("millpond.identity.tokens.reload", away)
+    keyring._refreshed_at -= 120
+    first = asyncio.create_task(keyring.freshen())
+    held.set()
+    await first
+    for _ in range(50):
+        await keyring.freshen()
+        assert keyring.verify(token) == PRINCIPAL
+    assert asked == 1
+    # A token with an unknown key: told at once that the keys cannot be read, and when to come again.
+    with pytest.raises(Unavailable, match="cannot be read") as caught:
+        await keyring.refresh()
+    assert caught.value.retry_after_s is not None
+    assert asked == 1
+    # Five seconds later one asks, and the others do not wait for that.
+    keyring._failed_at -= 6
+    held.clear()
+    trying = asyncio.create_task(keyring.freshen())
+    while asked == 1:
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await keyring.freshen()
+    assert not trying.done()
+    held.set()
+    await trying
+    assert asked == 2
+    # After ten minutes they are good no more.
+    keyring._refreshed_at -= 600
+    with pytest.raises(Unavailable):
+        await keyring.freshen()
+    monkeypatch.undo()
+    keyring._failed_at -= 6
+    await keyring.freshen()
     assert keyring.age_s < 60

@@ -94,7 +94,7 @@ class IssuerKeys:
             found = (entry.keys or {}).get((kid, algorithm))
         if found is not None:
             return found
-        self._check_failure(entry)
+        self._check_failure(entry, "The token is signed with a key that is not known here. ")
         raise Unauthenticated(
             "The token is signed with a key that its issuer does not publish for this algorithm.",
             code="token_unknown_key",
@@ -137,12 +137,12 @@ class IssuerKeys:
             self._start(entry, org_id)
         return entry.keys or {}
 
-    def _check_failure(self, entry: _Entry) -> None:
+    def _check_failure(self, entry: _Entry, before: str = "") -> None:
         """Raise what the last question came to, if nothing good: anew, since an exception belongs to who catches it."""
         failure = entry.failure
         if failure is not None:
             raise Unavailable(
-                failure.message,
+                f"{before}{failure.message}",
                 code=failure.code,
                 advice=failure.advice,
                 retry_after_s=max(1.0, self._pause_s(entry) - self._rested_s(entry)),

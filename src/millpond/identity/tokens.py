@@ -17,7 +17,7 @@ from typing import Any
 import jwt
 
 from millpond.db.pool import Database
-from millpond.errors import Transient, Unauthenticated
+from millpond.errors import Transient, Unauthenticated, Unavailable
 from millpond.identity.passport import Passport, Seat
 from millpond.identity.ring import KeyRing
 from millpond.identity.signing import ALGORITHM, Signer, SigningKey, load, reload
@@ -58,6 +58,9 @@ class Keyring:
         self._verified: dict[str, tuple[Passport, float]] = {}
         self._refreshed_at = time.monotonic()
         self._reading = asyncio.Lock()
+        # What the last reading failed by, and when; None after one that went well.
+        self._failure: Transient | None = None
+        self._failed_at = float("-inf")
 
     @classmethod
     async def open(
@@ -78,18 +81,42 @@ class Keyring:
         return time.monotonic() - self._refreshed_at
 
     async def refresh(self) -> None:
-        """Read the keys again, that to sign with too, at most every 5 s; those who ask meanwhile wait for it."""
+        """Read the keys again, that to sign with too, at most every 5 s; those who ask meanwhile wait for it.
+
+        Raises Unavailable while they cannot be read, without asking more often than that.
+        """
         async with self._reading:
             if self.age_s < _REFRESH_S:
                 return
-            self._signer, known = await reload(self._db, self._ring, self._signer)
+            self._check_failure()
+            try:
+                self._signer, known = await reload(self._db, self._ring, self._signer)
+            except Transient as error:
+                self._failure, self._failed_at = error, time.monotonic()
+                raise
+            self._failure = None
             self._refreshed_at = time.monotonic()
             self._known = {key.kid: key for key in known}
             self._verified.clear()
 
+    def _check_failure(self) -> None:
+        rested_s = time.monotonic() - self._failed_at
+        if self._failure is not None and rested_s < _REFRESH_S:
+            raise Unavailable(
+                "The keys that tokens are signed with cannot be read at this moment.",
+                code=self._failure.code,
+                retry_after_s=max(1.0, _REFRESH_S - rested_s),
+            ) from self._failure
+
     async def freshen(self, *, within_s: float = _KEYS_FOR_S) -> None:
-        """Read the keys again when they are older than `within_s`; while the database is away, ten minutes will do."""
+        """Read the keys again when they are older than `within_s`; while the database is away, ten minutes will do.
+
+        Then nobody waits for a reading that somebody else tries.
+        """
         if self.age_s <= within_s:
+            return
+        is_away = self._failure is not None and self._reading.locked()
+        if is_away and self.age_s <= _KEYS_AT_MOST_S:
             return
         try:
             await self.refresh()
