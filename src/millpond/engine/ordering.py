@@ -89,9 +89,10 @@ class Estimate:
     is_least: bool = False
 
 
-def position(own: Line, others: Sequence[Line], most: int) -> Position:
+def position(own: Line, others: Sequence[Line], most: int, *, is_cut: bool = False) -> Position:
     """Return where the work item stands behind what is `ahead` of it in its org's own line; counts to `most`.
 
+    `is_cut`: there may be others that are not told of.
     Start-time fair queueing: an org's items start one after the other at its virtual time, each later by what
     the one before costs over the weight; of all items the one goes next that starts first.
     """
@@ -109,7 +110,7 @@ def position(own: Line, others: Sequence[Line], most: int) -> Position:
     return Position(
         of_org=len(own.ahead),
         of_all=min(before, most),
-        is_exact=before <= most,
+        is_exact=before <= most and not is_cut,
         work_s=work_s,
     )
 

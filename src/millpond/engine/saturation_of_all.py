@@ -34,6 +34,8 @@ OFS: tuple[Of, ...] = ("queue", "limit", "org")
 _Name = tuple[str, str, str]
 _MAX_LANES = 5_000
 _MAX_WAITING = 10_000
+# Of each org of a page.
+_MAX_OF_ORG = 1000
 
 
 @dataclass(slots=True)
@@ -225,7 +227,7 @@ def _most(shares: Iterable[float | None]) -> float | None:
 
 async def orgs_of_all(con: Connection, after: str, limit: int) -> tuple[list[Saturation], bool]:
     """Return a page of the orgs that have work ready or being executed, by slug, and whether more follow."""
-    rows: Sequence[Record] = await con.fetch(_SQL["orgs_in_line"], after, limit + 1, _MAX_WAITING)
+    rows: Sequence[Record] = await con.fetch(_SQL["orgs_in_line"], after, limit + 1, _MAX_OF_ORG)
     named = [("org", str(row["org_id"]), _org(row)) for row in rows[:limit]]
     return await with_fullness(con, named), len(rows) > limit
 
@@ -238,7 +240,7 @@ def _org(row: Record) -> Saturation:
         in_use=row["in_use"],
         is_exact=True,
         waiting=row["waiting"],
-        is_waiting_exact=row["waiting"] < _MAX_WAITING,
+        is_waiting_exact=row["waiting"] < _MAX_OF_ORG,
         oldest_s=row["oldest_s"],
         orgs=1,
     )

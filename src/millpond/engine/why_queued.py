@@ -309,8 +309,9 @@ async def _position(con: Connection, place: Place, costs: Mapping[str, float | N
         [cost_s or FIRST_GUESS_S for cost_s in costs.values()],
         MAX_AHEAD,
     )
-    own, *others = [Line(**row) for row in rows]
-    return position(own, others, MAX_AHEAD)
+    # A row without items says that more may stand before it than was looked for.
+    own, *others = [Line(**row) for row in rows if row["ahead"] is not None]
+    return position(own, others, MAX_AHEAD, is_cut=any(row["ahead"] is None for row in rows))
 
 
 def _room_comes(
