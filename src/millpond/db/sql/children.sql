@@ -5,7 +5,9 @@
 with recursive up as (
   select parent_id, 1 as generations from run where org_id = $1 and run_id = $2
   union all
-  select r.parent_id, up.generations + 1 from up join run r on r.org_id = $1 and r.run_id = up.parent_id
+  select r.parent_id, up.generations + 1 from up cross join lateral (
+    select r.parent_id from run r where r.org_id = $1 and r.run_id = up.parent_id offset 0
+  ) r
   where up.generations < $3::int
 )
 select r.subject, r.priority, coalesce(r.urgency, 'standard') as urgency, r.labels, r.traceparent, r.stamp, r.permission, r.lent, r.granted_by, r.behind, (select max(generations) from up) as generations
@@ -39,14 +41,18 @@ with recursive chain as (
   select run_id, continued_to, outcome, parent_id from run where org_id = $1 and run_id = $2
   union all
   select r.run_id, r.continued_to, r.outcome, r.parent_id
-  from chain c join run r on r.org_id = $1 and r.run_id = c.continued_to
+  from chain c cross join lateral (
+    select r.run_id, r.continued_to, r.outcome, r.parent_id from run r
+    where r.org_id = $1 and r.run_id = c.continued_to offset 0
+  ) r
 )
 select run_id, outcome, parent_id from chain where continued_to is null;
 
 -- name: joined
 -- Reads how a join ended.
 select s.state, coalesce(s.output, p.body) as output, s.error
-from step s left join payload p on p.org_id = s.org_id and p.run_id = s.run_id and p.slot = 'step:' || s.step_key
+from step s left join payload p on p.org_id = any(array[s.org_id]) and p.run_id = any(array[s.run_id])
+  and p.slot = any(array['step:' || s.step_key])
 where s.org_id = $1 and s.run_id = $2 and s.step_key = $3;
 
 -- name: lineage

@@ -3,16 +3,16 @@
 -- name: standing
 -- Where crossings are, where orgs stand in them, and whether work of these waits there.
 select c.room, c.virtual_s as clock_s, x.org_id, x.virtual_s,
-       exists (select from lane l where l.parked_on = c.room and l.org_id = x.org_id and l.by_turn and not l.active)
-         or exists (select from lane l where l.parked_on = c.room and l.org_id = x.org_id and l.active) as is_waiting
-from crossing c left join crossing_share x on x.room = c.room and x.org_id = any($2::bigint[])
+       exists (select from lane l where l.parked_on = c.room and l.org_id = x.org_id and l.by_turn and not l.active offset 0)
+         or exists (select from lane l where l.parked_on = c.room and l.org_id = x.org_id and l.active offset 0) as is_waiting
+from crossing c left join crossing_share x on x.room = any(array[c.room]) and x.org_id = any($2::bigint[])
 where c.room = any($1::text[]);
 
 -- name: waiting
 -- Lanes that stand under crossings and could go here: of each queue those of the orgs that have used these least; and those that are awake.
 with t as materialized (
   select t.room, c.virtual_s as clock_s, q.queue, least(t.most, q.slots) as most
-  from unnest($1::text[], $2::int[]) as t(room, most) join crossing c on c.room = t.room
+  from unnest($1::text[], $2::int[]) as t(room, most) join crossing c on c.room = any(array[t.room])
   cross join unnest($3::text[], $4::int[]) as q(queue, slots)
   where not exists (select from queue_pause z where z.queue = q.queue)
 ),
@@ -25,7 +25,7 @@ o as materialized (
       where l.parked_on = t.room and l.org_id = x.org_id and l.by_turn and not l.active
         and l.queue = t.queue and l.capability = any($5::text[])
         and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
-                                              and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
+                                              and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))) offset 0)
     order by x.virtual_s, x.org_id limit t.most
   ) x
 ),
@@ -45,7 +45,7 @@ w as materialized (
   ) l
 )
 select w.room, w.clock_s, w.org_id, w.virtual_s, w.lane_id, w.queue, w.capability, w.is_awake, s.weight
-from w join share s on s.org_id = w.org_id and s.queue = w.queue
+from w join share s on s.org_id = any(array[w.org_id]) and s.queue = any(array[w.queue])
 where not exists (select from pause z where z.org_id = w.org_id and z.queue in ('', w.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(w.capability, '0123456789!')));
 
@@ -68,11 +68,11 @@ on conflict (org_id, room) do update set virtual_s = excluded.virtual_s;
 -- Stores where crossings and orgs stand after this claim, and lets lanes that it parked there be found by their orgs.
 with c as (
   update crossing set virtual_s = greatest(crossing.virtual_s, u.virtual_s)
-  from unnest($1::text[], $2::float8[]) as u(room, virtual_s) where crossing.room = u.room
+  from unnest($1::text[], $2::float8[]) as u(room, virtual_s) where crossing.room = any(array[u.room])
 ),
 l as (
   update lane set by_turn = true from unnest($6::bigint[], $7::bigint[]) as u(org_id, lane_id)
-  where lane.org_id = u.org_id and lane.lane_id = u.lane_id and lane.by_turn is not true
+  where lane.org_id = any(array[u.org_id]) and lane.lane_id = any(array[u.lane_id]) and lane.by_turn is not true
 )
 insert into crossing_share (org_id, room, virtual_s)
 select * from unnest($3::bigint[], $4::text[], $5::float8[])

@@ -13,22 +13,27 @@ cross join lateral (select i.state, i.duties from item i where i.org_id = u.org_
 
 -- name: take
 -- Removes the deadlines of locked runs; only those returned take effect.
-delete from timer t using unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = '!deadline' and t.due_at <= clock_timestamp()
+delete from timer t using (
+  select org_id, run_id, '!deadline' as step_key from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id) offset 0
+) u
+where t.org_id = any(array[u.org_id]) and t.run_id = any(array[u.run_id]) and t.step_key = any(array[u.step_key])
+  and t.due_at <= clock_timestamp()
 returning t.org_id, t.run_id;
 
 -- name: sweep
 -- Removes deadlines whose run is no more.
-delete from timer t using unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = '!deadline'
-  and not exists (select from item i where i.org_id = t.org_id and i.item_id = t.run_id);
+delete from timer t using (
+  select org_id, run_id, '!deadline' as step_key from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id) offset 0
+) u
+where t.org_id = any(array[u.org_id]) and t.run_id = any(array[u.run_id]) and t.step_key = any(array[u.step_key])
+  and not exists (select from item i where i.org_id = t.org_id and i.item_id = t.run_id offset 0);
 
 -- name: tell
 -- Asks locked runs to stop as overdue, unless they were asked to stop before; with the event. Blocked ones go on for that.
 with i as (
   update item i set overdue = true, cancel_requested = true, blocked = null, event_no = i.event_no + 1
   from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-  where i.org_id = u.org_id and i.item_id = u.run_id and not i.cancel_requested
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.run_id]) and not i.cancel_requested
   returning i.org_id, i.run_id, i.event_no
 )
 insert into event (org_id, run_id, event_no, kind)
@@ -39,17 +44,18 @@ returning org_id, run_id;
 -- Fails locked runs that nobody executes: live and ready rows go, the outcome and the final event are stored.
 with gone as (
   delete from item i using unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-  where i.org_id = u.org_id and i.item_id = u.run_id
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.run_id])
   returning i.org_id, i.run_id, i.lane_id, i.rank, i.attempt, i.started_at, i.event_no, i.duties
 ),
 unqueued as (
   delete from ready r using gone g
-  where r.org_id = g.org_id and r.lane_id = g.lane_id and r.rank = g.rank and r.item_id = g.run_id
+  where r.org_id = any(array[g.org_id]) and r.lane_id = any(array[g.lane_id]) and r.rank = any(array[g.rank])
+    and r.item_id = any(array[g.run_id])
 ),
 ended as (
   update run r set outcome = 'failed', error = $3::json, attempts = g.attempt, started_at = g.started_at,
                    finished_at = clock_timestamp()
-  from gone g where r.org_id = g.org_id and r.run_id = g.run_id
+  from gone g where r.org_id = any(array[g.org_id]) and r.run_id = any(array[g.run_id])
 ),
 events as (
   insert into event (org_id, run_id, event_no, kind, data)

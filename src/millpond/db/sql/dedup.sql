@@ -16,14 +16,14 @@ select pg_advisory_xact_lock(hashtextextended($2, $1));
 -- Reads which live runs hold keys.
 select k.key, k.run_id, r.flow, r.version, r.queue, r.priority, r.labels, i.state
 from live_key k
-join run r on r.org_id = k.org_id and r.run_id = k.run_id
-join item i on i.org_id = k.org_id and i.item_id = k.run_id
+join run r on r.org_id = any(array[k.org_id]) and r.run_id = any(array[k.run_id])
+join item i on i.org_id = any(array[k.org_id]) and i.item_id = any(array[k.run_id])
 where k.org_id = $1 and k.key = any($2::text[]);
 
 -- name: free_orphan
 -- Removes a key whose run is no more, as a worker of an earlier release leaves it.
 delete from live_key k where k.org_id = $1 and k.key = $2
-  and not exists (select from item i where i.org_id = k.org_id and i.item_id = k.run_id);
+  and not exists (select from item i where i.org_id = k.org_id and i.item_id = k.run_id offset 0);
 
 -- name: free
 -- Takes a key from the run that held it, whose live row is locked or gone.

@@ -39,22 +39,22 @@ select clock_timestamp();
 update trigger_group g set events = u.events, dropped = u.dropped, first_at = u.first_at, due_at = u.due_at
 from unnest($1::bigint[], $2::uuid[], $3::text[], $4::json[], $5::int[], $6::timestamptz[], $7::timestamptz[])
   as u(org_id, trigger_id, group_key, events, dropped, first_at, due_at)
-where g.org_id = u.org_id and g.trigger_id = u.trigger_id and g.group_key = u.group_key;
+where g.org_id = any(array[u.org_id]) and g.trigger_id = any(array[u.trigger_id]) and g.group_key = any(array[u.group_key]);
 
 -- name: end_groups
 -- Removes locked groups of which nothing is left.
 delete from trigger_group g
 using unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, trigger_id, group_key)
-where g.org_id = u.org_id and g.trigger_id = u.trigger_id and g.group_key = u.group_key;
+where g.org_id = any(array[u.org_id]) and g.trigger_id = any(array[u.trigger_id]) and g.group_key = any(array[u.group_key]);
 
 -- name: lapsed
 -- Locks groups whose time has come, earliest first, each with its trigger, if that still is there.
 select g.org_id, g.trigger_id, g.group_key, g.events, g.dropped, g.first_at, g.due_at, clock_timestamp() as now,
        t.name, t.flow, t.version, t.queue, t.priority, t.labels, t.mode, t.last_error, t.is_paused, t.created_by, t.changed_by
 from trigger_group g
-left join trigger t on t.org_id = g.org_id and t.trigger_id = g.trigger_id
+left join trigger t on t.org_id = any(array[g.org_id]) and t.trigger_id = any(array[g.trigger_id])
 where g.due_at <= clock_timestamp()
-  and not exists (select from org o where o.org_id = g.org_id and o.suspended_at is not null)
+  and not exists (select from org o where o.org_id = g.org_id and o.suspended_at is not null offset 0)
   and ($2::text is null or g.trigger_id = $3::uuid and g.group_key = $2)
 order by g.due_at limit $1
 for update of g skip locked;
@@ -63,7 +63,7 @@ for update of g skip locked;
 -- Who sent events.
 select u.org_id, u.event_id, e.sent_by
 from unnest($1::bigint[], $2::text[]) as u(org_id, event_id)
-join inbound_event e on e.org_id = u.org_id and e.event_id = u.event_id;
+join inbound_event e on e.org_id = any(array[u.org_id]) and e.event_id = any(array[u.event_id]);
 
 -- name: due_groups
 -- Names groups whose time has come, earliest first, each with how many events end with it.
@@ -76,7 +76,7 @@ order by due_at limit $1;
 -- Puts locked groups of paused triggers off for a while; the end of the pause, if not seen here, makes them due earlier.
 update trigger_group g set due_at = clock_timestamp() + interval '30 seconds'
 from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, trigger_id, group_key)
-where g.org_id = u.org_id and g.trigger_id = u.trigger_id and g.group_key = u.group_key;
+where g.org_id = any(array[u.org_id]) and g.trigger_id = any(array[u.trigger_id]) and g.group_key = any(array[u.group_key]);
 
 -- name: note
 -- Adds to the counts of dropped events, and notes how the last start went where that is new; in one order for all.
@@ -84,12 +84,13 @@ with u as materialized (
   select * from unnest($1::bigint[], $2::uuid[], $3::bigint[], $4::text[]) as u(org_id, trigger_id, dropped, last_error)
 ),
 l as materialized (
-  select t.org_id, t.trigger_id from trigger t join u using (org_id, trigger_id)
+  select t.org_id, t.trigger_id from u join trigger t on t.org_id = any(array[u.org_id])
+    and t.trigger_id = any(array[u.trigger_id])
   order by t.org_id, t.trigger_id for update of t
 )
 update trigger t set dropped = t.dropped + u.dropped, last_error = u.last_error
 from u join l using (org_id, trigger_id)
-where t.org_id = u.org_id and t.trigger_id = u.trigger_id;
+where t.org_id = any(array[u.org_id]) and t.trigger_id = any(array[u.trigger_id]);
 
 -- name: add_runs
 -- Tells of events which runs they started; in one order for all.
@@ -97,12 +98,13 @@ with u as materialized (
   select * from unnest($1::bigint[], $2::text[], $3::text[]) as u(org_id, event_id, runs)
 ),
 l as materialized (
-  select e.org_id, e.event_id from inbound_event e join u using (org_id, event_id)
+  select e.org_id, e.event_id from u join inbound_event e on e.org_id = any(array[u.org_id])
+    and e.event_id = any(array[u.event_id])
   order by e.org_id, e.event_id for update of e
 )
 update inbound_event e set runs = (e.runs::jsonb || u.runs::jsonb)::json
 from u join l using (org_id, event_id)
-where e.org_id = u.org_id and e.event_id = u.event_id;
+where e.org_id = any(array[u.org_id]) and e.event_id = any(array[u.event_id]);
 
 -- name: page
 -- One page of received events, newest first: before the event $2, or after the event $3; $4 how many, $5 a name.

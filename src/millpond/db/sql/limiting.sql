@@ -48,7 +48,7 @@ select room, tat_us, pace from meter where room = any($1::text[]);
 -- name: forget
 -- Lets lanes wait no more for room to be kept.
 update lane set blocked_at = null from unnest($1::bigint[], $2::bigint[]) as u(org_id, lane_id)
-where lane.org_id = u.org_id and lane.lane_id = u.lane_id;
+where lane.org_id = any(array[u.org_id]) and lane.lane_id = any(array[u.lane_id]);
 
 -- name: wake
 -- Puts lanes back into the active order: as many as their room has place for beside those awake, in fair order, and some by name.
@@ -96,20 +96,21 @@ p as materialized (
     union all
     select l.org_id, l.lane_id, l.queue, false, false, false
     from unnest($6::bigint[], $7::bigint[]) as u(org_id, lane_id)
-    join lane l on l.org_id = u.org_id and l.lane_id = u.lane_id and l.parked_on is not null and not l.active
+    join lane l on l.org_id = any(array[u.org_id]) and l.lane_id = any(array[u.lane_id]) and l.parked_on is not null
+      and not l.active
   ) x group by x.org_id, x.lane_id, x.queue
 ),
 w as (
   update lane set active = true, parked_on = case when p.is_plain then null else lane.parked_on end,
     blocked_at = case when p.is_plain then null else lane.blocked_at end
-  from p where lane.org_id = p.org_id and lane.lane_id = p.lane_id
+  from p where lane.org_id = any(array[p.org_id]) and lane.lane_id = any(array[p.lane_id])
 ),
 s as (
   -- An org whose work is paused is brought back into the order by whoever resumes it.
   update share set active = true,
     virtual_s = greatest(share.virtual_s, (select k.virtual_s from fair_clock k where k.queue = share.queue))
   from (select distinct org_id, queue from p where not active and not is_paused) u
-  where share.org_id = u.org_id and share.queue = u.queue and not share.active
+  where share.org_id = any(array[u.org_id]) and share.queue = any(array[u.queue]) and not share.active
 )
 select t.room, t.queue, t.capability, coalesce(g.is_over, true) as is_over, coalesce(g.has_more, false) as has_more
 from t left join (
@@ -127,10 +128,12 @@ with u as materialized (
 ),
 gone as (
   delete from room using u
-  where u.due_us is null and room.room = u.room and room.queue = u.queue and room.capability = u.capability
+  where u.due_us is null and room.room = any(array[u.room]) and room.queue = any(array[u.queue])
+    and room.capability = any(array[u.capability])
 )
 update room set due_us = u.due_us, version = $5 from u
-where u.due_us is not null and room.room = u.room and room.queue = u.queue and room.capability = u.capability;
+where u.due_us is not null and room.room = any(array[u.room]) and room.queue = any(array[u.queue])
+  and room.capability = any(array[u.capability]);
 
 -- name: told
 -- Notes that the times of all rooms of these queues are told by limits of version $2.
@@ -149,7 +152,7 @@ b as materialized (
          row_number() over (partition by u.org_id order by u.lane_id)
            + (select count(*) from (select from lane k where k.org_id = u.org_id and k.blocked_at is not null
                                    order by k.blocked_at limit $12) k) <= $12 as fits
-  from u join lane l on l.org_id = u.org_id and l.lane_id = u.lane_id
+  from u join lane l on l.org_id = any(array[u.org_id]) and l.lane_id = any(array[u.lane_id])
   where u.room is not null and u.is_many and l.blocked_at is null
 ),
 l as (
@@ -158,7 +161,8 @@ l as (
                       when lane.blocked_at is not null and not u.has_gone then lane.blocked_at
                       when lane.blocked_at is not null or b.fits then clock_timestamp() end
   from u left join b on b.org_id = u.org_id and b.lane_id = u.lane_id
-  where lane.org_id = u.org_id and lane.lane_id = u.lane_id and (u.room is not null or lane.parked_on is not null)
+  where lane.org_id = any(array[u.org_id]) and lane.lane_id = any(array[u.lane_id])
+    and (u.room is not null or lane.parked_on is not null)
   returning lane.parked_on, lane.queue, lane.capability
 ),
 r as (
@@ -191,7 +195,7 @@ from meter where room > $1 order by room limit $2;
 -- Deletes meters that have not moved since they were read.
 with d as (
   delete from meter m using unnest($1::text[], $2::bigint[]) as u(room, tat_us)
-  where m.room = u.room and m.tat_us = u.tat_us
+  where m.room = any(array[u.room]) and m.tat_us = u.tat_us
   returning m.room
 )
 select count(*) from d;

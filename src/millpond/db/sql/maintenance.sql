@@ -43,10 +43,10 @@ select exists (select from worker where worker_id = $1);
 -- name: cancel_requested
 -- Finds work items under this worker's leases that shall stop, also steps whose run has ended.
 select l.org_id, l.item_id from lease l
-join item i on i.org_id = l.org_id and i.item_id = l.item_id
+join item i on i.org_id = any(array[l.org_id]) and i.item_id = any(array[l.item_id])
 where l.worker_id = $1
   and (i.cancel_requested
-       or i.kind = 'step' and not exists (select from item r where r.org_id = l.org_id and r.item_id = l.run_id));
+       or i.kind = 'step' and not exists (select from item r where r.org_id = l.org_id and r.item_id = l.run_id offset 0));
 
 -- name: take_turn
 -- Lets one process at a time do the chores; tells what time it is, and for how long Postgres has been running.
@@ -79,18 +79,18 @@ limit $1;
 -- Removes leases whose live rows are locked; stores what was used until their workers were last heard of, and that nobody knows of tokens.
 with gone as (
   delete from lease l using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::timestamptz[]) as u(org_id, item_id, token, until)
-  where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token
+  where l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.token = u.token
   returning l.org_id, l.item_id, l.run_id, l.attempt, l.token,
             greatest(coalesce(extract(epoch from u.until - l.claimed_at), 0), 0)::float8 as worker_s
 ),
 lost as (
   insert into lease_use (org_id, item_id, token, keys, tokens, is_lost)
   select g.org_id, g.item_id, g.token, '{}', 0, true from gone g
-  where exists (select from reservation r where r.org_id = g.org_id and r.item_id = g.item_id and r.token = g.token)
+  where exists (select from reservation r where r.org_id = g.org_id and r.item_id = g.item_id and r.token = g.token offset 0)
 )
 insert into usage_part (orgs, flows, runs, worker_s)
 select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
-from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+from gone l cross join lateral (select r.org_id, r.flow from run r where r.org_id = l.org_id and r.run_id = l.run_id offset 0) r
 having count(*) > 0;
 
 -- name: own_leases

@@ -5,7 +5,7 @@ with told as (
   select u.org_id, u.item_id, u.token, string_to_array(u.keys, chr(31)), u.input_tokens + u.output_tokens, u.is_cut
   from unnest($2::bigint[], $5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::bool[])
     as u(org_id, input_tokens, output_tokens, item_id, token, keys, is_cut)
-  where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token)
+  where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token offset 0)
 ),
 kept as (
   insert into run_use (org_id, run_id, use_id, keys, tokens, is_lost)
@@ -19,7 +19,7 @@ select u.part_id, array[u.org_id], array[r.flow], array[u.model], array[u.input_
                                   / 1000000), 0), 9007199254740991)::bigint]
 from unnest($1::uuid[], $2::bigint[], $3::uuid[], $4::text[], $5::bigint[], $6::bigint[], $10::bool[])
   as u(part_id, org_id, run_id, model, input_tokens, output_tokens, is_cut)
-join run r on r.org_id = u.org_id and r.run_id = u.run_id
+cross join lateral (select r.flow from run r where r.org_id = u.org_id and r.run_id = u.run_id offset 0) r
 left join model_price p on p.model = u.model
 where not u.is_cut;
 

@@ -4,10 +4,10 @@
 -- Which steps ask under leases that hold, what their runs count on, and whether a step has its room already.
 select u.ord, n.queue, n.capability, n.keys,
        exists (select from step_lease s where s.org_id = u.org_id and s.item_id = u.item_id and s.step_key = u.step_key
-                                          and s.token = u.token and s.since_us is null) as has_room
+                                          and s.token = u.token and s.since_us is null offset 0) as has_room
 from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) with ordinality as u(org_id, item_id, token, step_key, ord)
-join lease l on l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token
-join lane n on n.org_id = l.org_id and n.lane_id = l.lane_id
+join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.token = u.token
+join lane n on n.org_id = any(array[l.org_id]) and n.lane_id = any(array[l.lane_id])
 order by u.ord;
 
 -- name: ahead
@@ -52,11 +52,13 @@ n as materialized (
   ) n
 ),
 gone as (
-  delete from step_need x using n where x.org_id = n.org_id and x.run_id = n.run_id and x.step_key = n.step_key
+  delete from step_need x using n where x.org_id = any(array[n.org_id]) and x.run_id = any(array[n.run_id])
+    and x.step_key = any(array[n.step_key])
 ),
 unlined as (
   delete from ready r using n
-  where r.org_id = n.org_id and r.lane_id = n.lane_id and r.rank = n.rank and r.item_id = n.need_id
+  where r.org_id = any(array[n.org_id]) and r.lane_id = any(array[n.lane_id]) and r.rank = any(array[n.rank])
+    and r.item_id = any(array[n.need_id])
 )
 select ord from u;
 
@@ -73,7 +75,10 @@ on conflict (org_id, item_id, step_key) do update
 with p as materialized (
   select u.*, s.run_id, s.step_key, s.keys
   from unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::uuid[]) with ordinality as u(org_id, lane_id, rank, need_id, ord)
-  left join step_need s on s.org_id = u.org_id and s.need_id = u.need_id and s.lane_id = u.lane_id and s.rank = u.rank
+  left join lateral (
+    select s.run_id, s.step_key, s.keys from step_need s
+    where s.org_id = u.org_id and s.need_id = u.need_id and s.lane_id = u.lane_id and s.rank = u.rank offset 0
+  ) s on true
 ),
 t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us),
 f as materialized (
@@ -85,8 +90,10 @@ f as materialized (
 ),
 n as materialized (
   -- What was read before the lock may be over by now.
-  select f.* from f join step_need s on s.org_id = f.org_id and s.run_id = f.run_id and s.step_key = f.step_key
-    and s.need_id = f.need_id
+  select f.* from f cross join lateral (
+    select from step_need s
+    where s.org_id = f.org_id and s.run_id = f.run_id and s.step_key = f.step_key and s.need_id = f.need_id offset 0
+  ) s
   where f.can_go
 ),
 unlined as (
@@ -94,16 +101,19 @@ unlined as (
   using (select org_id, lane_id, rank, need_id from f
          union all
          select p.org_id, p.lane_id, p.rank, p.need_id from p
-         where p.run_id is null or not exists (select from item i where i.org_id = p.org_id and i.item_id = p.run_id)) x
-  where r.org_id = x.org_id and r.lane_id = x.lane_id and r.rank = x.rank and r.item_id = x.need_id
+         where p.run_id is null or not exists (
+           select from item i where i.org_id = p.org_id and i.item_id = p.run_id offset 0)) x
+  where r.org_id = any(array[x.org_id]) and r.lane_id = any(array[x.lane_id]) and r.rank = any(array[x.rank])
+    and r.item_id = any(array[x.need_id])
 ),
 over as (
-  delete from step_need s using n where s.org_id = n.org_id and s.run_id = n.run_id and s.step_key = n.step_key
+  delete from step_need s using n where s.org_id = any(array[n.org_id]) and s.run_id = any(array[n.run_id])
+    and s.step_key = any(array[n.step_key])
 ),
 i as (
   update item i set state = 'queued', lane_id = n.base, rank = t.us
   from (select distinct org_id, run_id, base from n) n, t
-  where i.org_id = n.org_id and i.item_id = n.run_id
+  where i.org_id = any(array[n.org_id]) and i.item_id = any(array[n.run_id])
   returning i.org_id, i.item_id, i.lane_id, i.rank
 ),
 q as (
@@ -114,7 +124,7 @@ lanes as (
   select distinct on (i.org_id, i.lane_id) i.org_id, i.lane_id, r.queue,
          r.flow || '@' || r.version || case when i.lane_id & 2 = 2 then $7 else '' end, r.keys,
          -r.priority * $5::bigint - $6::bigint - (r.urgency is not null)::int, 4611686018427387904, false
-  from i join run r on r.org_id = i.org_id and r.run_id = i.item_id
+  from i join run r on r.org_id = any(array[i.org_id]) and r.run_id = any(array[i.item_id])
   on conflict (org_id, lane_id) do nothing
 )
 select n.ord, n.org_id, n.run_id, n.need_id, n.step_key, array_to_string(n.keys, chr(31)) as keys, i.lane_id, i.rank
@@ -134,11 +144,12 @@ u as materialized (
 ),
 old as (
   delete from step_need s where s.org_id = $1 and s.run_id = $2 and s.step_key <> all($3::text[])
-  returning s.lane_id, s.rank, s.need_id
+  returning s.org_id, s.lane_id, s.rank, s.need_id
 ),
 unlined as (
   delete from ready r using old
-  where r.org_id = $1 and r.lane_id = old.lane_id and r.rank = old.rank and r.item_id = old.need_id
+  where r.org_id = any(array[old.org_id]) and r.lane_id = any(array[old.lane_id]) and r.rank = any(array[old.rank])
+    and r.item_id = any(array[old.need_id])
 ),
 s as (
   insert into step_need as s (org_id, run_id, step_key, need_id, lane_id, rank, keys)
@@ -157,16 +168,18 @@ select $1, s.lane_id, $8, $9, u.lane_keys, $10, s.rank from s join u on u.step_k
 -- name: leave
 -- Gives back the room of tries under these leases; the others keep theirs.
 delete from step_lease s using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) as u(org_id, item_id, token, step_key)
-where s.org_id = u.org_id and s.item_id = u.item_id and s.token = u.token and s.step_key = u.step_key;
+where s.org_id = any(array[u.org_id]) and s.item_id = any(array[u.item_id]) and s.token = u.token
+  and s.step_key = any(array[u.step_key]);
 
 -- name: end_lines
 -- Takes the steps of ended runs out of their lines.
 with n as (
   delete from step_need s using unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-  where s.org_id = u.org_id and s.run_id = u.run_id
+  where s.org_id = any(array[u.org_id]) and s.run_id = any(array[u.run_id])
   returning s.org_id, s.need_id, s.lane_id, s.rank
 )
-delete from ready r using n where r.org_id = n.org_id and r.lane_id = n.lane_id and r.rank = n.rank and r.item_id = n.need_id;
+delete from ready r using n where r.org_id = any(array[n.org_id]) and r.lane_id = any(array[n.lane_id])
+  and r.rank = any(array[n.rank]) and r.item_id = any(array[n.need_id]);
 
 -- name: sweep_lines
 -- Deletes steps that stand in line for runs that are over.
@@ -189,5 +202,5 @@ delete from step_lease where (org_id, item_id, step_key) in (
 -- name: waiting
 -- The steps of a waiting run that stand in line for room, in the order in which they began to.
 select s.step_key, s.need_id, s.keys, s.lane_id, s.rank, r.queue, r.flow, r.version, coalesce(r.urgency, 'standard') as urgency
-from step_need s join run r on r.org_id = s.org_id and r.run_id = s.run_id
+from step_need s join run r on r.org_id = any(array[s.org_id]) and r.run_id = any(array[s.run_id])
 where s.org_id = $1 and s.run_id = $2 order by s.rank, s.step_key limit 200;

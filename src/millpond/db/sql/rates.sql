@@ -7,12 +7,12 @@ asked as (
 held as (
   select b.bucket, a.wanted, now.at,
          least(a.most, b.tokens + a.per_s * greatest(extract(epoch from now.at - b.at)::float8, 0)) as level
-  from asked a join rate_bucket b on b.bucket = a.bucket cross join now
+  from asked a join rate_bucket b on b.bucket = any(array[a.bucket]) cross join now
   order by b.bucket
   for update of b
 )
 update rate_bucket b set tokens = h.level - least(h.wanted, floor(h.level)), at = greatest(b.at, h.at)
-from held h where b.bucket = h.bucket
+from held h where b.bucket = any(array[h.bucket])
 returning b.bucket, least(h.wanted, floor(h.level))::bigint as granted, b.tokens;
 
 -- name: open

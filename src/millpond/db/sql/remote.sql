@@ -5,8 +5,8 @@
 select r.keys, r.priority, coalesce(r.urgency, 'standard') as urgency,
        i.lane_id & 2 = 2 and r.rerun_of is not null and exists (
          select from run p where p.org_id = r.org_id and p.run_id = r.rerun_of and p.outcome = 'failed'
-           and case when strpos(p.error::text, '\u0000') = 0 then p.error->>'code' end = 'poison') as is_careful
-from item i join run r on r.org_id = i.org_id and r.run_id = i.run_id
+           and case when strpos(p.error::text, '\u0000') = 0 then p.error->>'code' end = 'poison' offset 0) as is_careful
+from item i join run r on r.org_id = any(array[i.org_id]) and r.run_id = any(array[i.run_id])
 where i.org_id = $1 and i.item_id = $2 and i.token = $3 for update of i;
 
 -- name: send
@@ -44,10 +44,12 @@ returning event_no;
 select i.org_id, i.item_id, s.name, coalesce(s.input, p.body) as input, r.duties,
        extract(epoch from clock_timestamp() - i.started_at)::float8 as age_s
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
-join item i on i.org_id = u.org_id and i.item_id = u.item_id
-join item r on r.org_id = i.org_id and r.item_id = i.run_id
-join step s on s.org_id = i.org_id and s.run_id = i.run_id and s.step_key = i.step_key and s.state = 'waiting'
-left join payload p on s.input is null and p.org_id = s.org_id and p.run_id = s.run_id and p.slot = 'args:' || s.step_key;
+join item i on i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id])
+join item r on r.org_id = any(array[i.org_id]) and r.item_id = any(array[i.run_id])
+join step s on s.org_id = any(array[i.org_id]) and s.run_id = any(array[i.run_id])
+  and s.step_key = any(array[i.step_key]) and s.state = 'waiting'
+left join payload p on s.input is null and p.org_id = any(array[s.org_id]) and p.run_id = any(array[s.run_id])
+  and p.slot = any(array['args:' || s.step_key]);
 
 -- name: hold
 -- Locks the live rows of steps under these leases, in the order given.
@@ -71,14 +73,14 @@ cross join lateral (
 -- name: live_runs
 -- Tells which runs have not ended.
 select u.org_id, u.run_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-join item i on i.org_id = u.org_id and i.item_id = u.run_id;
+cross join lateral (select from item i where i.org_id = u.org_id and i.item_id = u.run_id offset 0) i;
 
 -- name: places
 -- Reads which steps work items are, in which queue, and how often they were tried.
 select i.org_id, i.item_id, i.step_key, i.queue, i.tries, s.name
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
-join item i on i.org_id = u.org_id and i.item_id = u.item_id
-join step s on s.org_id = i.org_id and s.run_id = i.run_id and s.step_key = i.step_key;
+join item i on i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id])
+join step s on s.org_id = any(array[i.org_id]) and s.run_id = any(array[i.run_id]) and s.step_key = any(array[i.step_key]);
 
 -- name: settle
 -- Stores outcomes, tries and events of steps whose live rows and runs are locked: ended ones leave no work item.
@@ -92,23 +94,26 @@ steps as (
   update step s set state = u.state, output = u.output::json, error = u.error::json, tries = u.tries,
                     attempt = u.attempt, finished_at = case when u.state <> 'waiting' then clock_timestamp() end
   from u where u.state is not null
-    and s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.state = 'waiting'
+    and s.org_id = any(array[u.org_id]) and s.run_id = any(array[u.run_id]) and s.step_key = any(array[u.step_key])
+      and s.state = 'waiting'
 ),
 tried as (
   update item i set tries = u.tries from u
-  where u.state = 'waiting' and i.org_id = u.org_id and i.item_id = u.item_id
+  where u.state = 'waiting' and i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id])
 ),
 ended as (
-  delete from item i using u where u.state in ('done', 'failed') and i.org_id = u.org_id and i.item_id = u.item_id
+  delete from item i using u where u.state in ('done', 'failed') and i.org_id = any(array[u.org_id])
+    and i.item_id = any(array[u.item_id])
 ),
 unleased as (
-  delete from lease l using u where u.state in ('done', 'failed') and l.org_id = u.org_id and l.item_id = u.item_id
+  delete from lease l using u where u.state in ('done', 'failed') and l.org_id = any(array[u.org_id])
+    and l.item_id = any(array[u.item_id])
   returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
 ),
 metered as (
   insert into usage_part (orgs, flows, runs, worker_s)
   select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
-  from unleased l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+  from unleased l cross join lateral (select r.org_id, r.flow from run r where r.org_id = l.org_id and r.run_id = l.run_id offset 0) r
   having count(*) > 0
 ),
 c as materialized (
@@ -117,7 +122,7 @@ c as materialized (
 ),
 n as (
   update item i set event_no = i.event_no + c.many from c
-  where c.nth = 1 and i.org_id = c.org_id and i.item_id = c.run_id
+  where c.nth = 1 and i.org_id = any(array[c.org_id]) and i.item_id = any(array[c.run_id])
   returning i.org_id, i.item_id, i.event_no - c.many as base
 )
 insert into event (org_id, run_id, event_no, kind, step_key, data)
@@ -133,7 +138,7 @@ with gone as (
 metered as (
   insert into usage_part (orgs, flows, runs, worker_s)
   select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
-  from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+  from gone l cross join lateral (select r.org_id, r.flow from run r where r.org_id = l.org_id and r.run_id = l.run_id offset 0) r
   having count(*) > 0
 )
 update item set state = 'waiting', token = null, deaths = case when lane_id & 2 = 2 then 0 else deaths end,
@@ -144,22 +149,22 @@ where org_id = $1 and item_id = $2;
 -- Notes of leases whose workers are gone that nobody knows what tokens they used: what they had reserved stays used.
 insert into lease_use (org_id, item_id, token, keys, tokens, is_lost)
 select u.org_id, u.item_id, u.token, '{}', 0, true from unnest($1::bigint[], $2::uuid[], $3::uuid[]) as u(org_id, item_id, token)
-where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token);
+where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token offset 0);
 
 -- name: drop
 -- Removes steps under leases, whose runs have ended or end.
 with i as (
   delete from item i using unnest($1::bigint[], $2::uuid[], $3::uuid[]) as u(org_id, item_id, token)
-  where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.token = u.token
   returning i.org_id, i.item_id
 ),
 gone as (
-  delete from lease l using i where l.org_id = i.org_id and l.item_id = i.item_id
+  delete from lease l using i where l.org_id = any(array[i.org_id]) and l.item_id = any(array[i.item_id])
   returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
 )
 insert into usage_part (orgs, flows, runs, worker_s)
 select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
-from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+from gone l cross join lateral (select r.org_id, r.flow from run r where r.org_id = l.org_id and r.run_id = l.run_id offset 0) r
 having count(*) > 0;
 
 -- name: stop
@@ -175,13 +180,15 @@ with mine as materialized (
 ),
 asked as (
   update item i set cancel_requested = true from mine m
-  where m.state = 'running' and i.org_id = m.org_id and i.item_id = m.item_id
+  where m.state = 'running' and i.org_id = any(array[m.org_id]) and i.item_id = any(array[m.item_id])
 ),
 gone as (
-  delete from item i using mine m where m.state <> 'running' and i.org_id = m.org_id and i.item_id = m.item_id
+  delete from item i using mine m where m.state <> 'running' and i.org_id = any(array[m.org_id])
+    and i.item_id = any(array[m.item_id])
 ),
 unqueued as (
   delete from ready r using mine m
-  where r.org_id = m.org_id and r.lane_id = m.lane_id and r.rank = m.rank and r.item_id = m.item_id
+  where r.org_id = any(array[m.org_id]) and r.lane_id = any(array[m.lane_id]) and r.rank = any(array[m.rank])
+    and r.item_id = any(array[m.item_id])
 )
-delete from timer t using mine m where t.org_id = m.org_id and t.run_id = m.item_id;
+delete from timer t using mine m where t.org_id = any(array[m.org_id]) and t.run_id = any(array[m.item_id]);

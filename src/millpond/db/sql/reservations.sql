@@ -11,7 +11,7 @@ select l.org_id, l.item_id, l.token, u.room, u.tokens, u.capability, string_to_a
        string_to_array(u.parts, chr(31))
 from unnest($1::bigint[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[])
   as u(org_id, item_id, room, tokens, capability, carried, parts)
-join lease l on l.org_id = u.org_id and l.item_id = u.item_id;
+join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]);
 
 -- name: drop_unlimited
 -- Deletes what is left of limits on tokens where there are none any more.

@@ -32,24 +32,32 @@ update retention set cursor_id = $2 where org_id = $1;
 select r.run_id,
        r.outcome is not null and r.finished_at < clock_timestamp() - $4 * interval '1 second'
        and (r.parent_id is null
-            or not exists (select from item p where p.org_id = r.org_id and p.item_id = r.parent_id)) as is_over
+            or not exists (select from item p where p.org_id = r.org_id and p.item_id = r.parent_id offset 0)) as is_over
 from run r where r.org_id = $1 and r.run_id > $2 and r.run_id < $3
 order by r.run_id limit $5;
 
 -- name: drop_runs
 -- Deletes finished runs with all that belongs to them.
 with gone as (
-  delete from run r using unnest($2::uuid[]) as u(run_id)
-  where r.org_id = $1 and r.run_id = u.run_id and r.outcome is not null
-  returning r.run_id
+  delete from run r using (select $1::bigint as org_id, run_id from unnest($2::uuid[]) as u(run_id) offset 0) u
+  where r.org_id = any(array[u.org_id]) and r.run_id = any(array[u.run_id]) and r.outcome is not null
+  returning r.org_id, r.run_id
 ),
-steps as (delete from step s using gone g where s.org_id = $1 and s.run_id = g.run_id),
-used as (delete from run_use u using gone g where u.org_id = $1 and u.run_id = g.run_id),
-events as (delete from event e using gone g where e.org_id = $1 and e.run_id = g.run_id),
-texts as (delete from delta d using gone g where d.org_id = $1 and d.run_id = g.run_id),
-bodies as (delete from payload p using gone g where p.org_id = $1 and p.run_id = g.run_id),
-signals as (delete from signal s using gone g where s.org_id = $1 and s.run_id = g.run_id),
-questions as (delete from input_request q using gone g where q.org_id = $1 and q.run_id = g.run_id)
+steps as (delete from step s using gone g where s.org_id = any(array[g.org_id]) and s.run_id = any(array[g.run_id])),
+used as (delete from run_use u using gone g where u.org_id = any(array[g.org_id]) and u.run_id = any(array[g.run_id])),
+events as (delete from event e using gone g where e.org_id = any(array[g.org_id]) and e.run_id = any(array[g.run_id])),
+texts as (delete from delta d using gone g where d.org_id = any(array[g.org_id]) and d.run_id = any(array[g.run_id])),
+bodies as (delete from payload p using gone g where p.org_id = any(array[g.org_id]) and p.run_id = any(array[g.run_id])),
+signals as (delete from signal s using gone g where s.org_id = any(array[g.org_id]) and s.run_id = any(array[g.run_id])),
+questions as (
+  delete from input_request q
+  using (
+    select g.org_id, p.request_id from gone g
+    cross join lateral (select p.request_id from input_request p where p.org_id = g.org_id and p.run_id = g.run_id offset 0) p
+    offset 0
+  ) p
+  where q.org_id = any(array[p.org_id]) and q.request_id = any(array[p.request_id])
+)
 select count(*) from gone;
 
 -- name: drop_keys
@@ -60,7 +68,8 @@ with old as materialized (
 ),
 gone as (
   delete from idempotency i using old o
-  where i.org_id = o.org_id and i.subject = o.subject and i.route = o.route and i.key = o.key
+  where i.org_id = any(array[o.org_id]) and i.subject = any(array[o.subject]) and i.route = any(array[o.route])
+    and i.key = any(array[o.key])
   returning 1
 )
 select count(*) from gone;
@@ -68,11 +77,12 @@ select count(*) from gone;
 -- name: drop_inbound
 -- Deletes the oldest received events of before a time, of one org or of all ($2 null).
 with old as materialized (
-  select org_id, event_id from inbound_event
+  select org_id, event_id, received_at from inbound_event
   where received_at < to_timestamp($1) and ($2::bigint is null or org_id = $2) order by received_at limit $3
 ),
 gone as (
-  delete from inbound_event i using old o where i.org_id = o.org_id and i.event_id = o.event_id returning 1
+  delete from inbound_event i using old o where i.org_id = any(array[o.org_id])
+    and i.event_id = any(array[o.event_id]) returning 1
 )
 select count(*) from gone;
 

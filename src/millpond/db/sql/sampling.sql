@@ -42,13 +42,14 @@ from q, a;
 -- Leases by lane, and tries of their steps (a step's keys after an empty one), with what they count on.
 select h.org_id, h.lane_id, l.queue, l.capability, l.keys, h.n
 from (select e.org_id, e.lane_id, count(*) as n from lease e group by e.org_id, e.lane_id) h
-join lane l on l.org_id = h.org_id and l.lane_id = h.lane_id
+join lane l on l.org_id = any(array[h.org_id]) and l.lane_id = any(array[h.lane_id])
 union all
 select h.org_id, h.lane_id, l.queue, l.capability, l.keys || array[''] || h.keys, h.n
 from (select e.org_id, e.lane_id, s.keys, count(*) as n
-      from step_lease s join lease e on e.org_id = s.org_id and e.item_id = s.item_id and e.token = s.token
+      from step_lease s join lease e on e.org_id = any(array[s.org_id]) and e.item_id = any(array[s.item_id])
+        and e.token = s.token
       where s.since_us is null group by e.org_id, e.lane_id, s.keys) h
-join lane l on l.org_id = h.org_id and l.lane_id = h.lane_id;
+join lane l on l.org_id = any(array[h.org_id]) and l.lane_id = any(array[h.lane_id]);
 
 -- name: spent
 -- Rates whose meters are ahead of the time.

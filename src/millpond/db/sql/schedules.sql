@@ -77,8 +77,8 @@ for update of s skip locked;
 
 -- name: known_runs
 -- Finds those of the runs that exist already.
-select org_id, run_id from run
-where (org_id, run_id) in (select * from unnest($1::bigint[], $2::uuid[]));
+select distinct u.org_id, u.run_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
+cross join lateral (select from run r where r.org_id = u.org_id and r.run_id = u.run_id offset 0) r;
 
 -- name: ask_cancels
 -- Has runs cancelled in a transaction of its own.
@@ -93,7 +93,7 @@ set next_due_at = u.next_due_at, last_due_at = coalesce(u.last_due_at, s.last_du
     last_run_id = coalesce(u.last_run_id, s.last_run_id), last_error = u.last_error
 from unnest($1::bigint[], $2::uuid[], $3::timestamptz[], $4::timestamptz[], $5::uuid[], $6::text[])
   as u(org_id, schedule_id, next_due_at, last_due_at, last_run_id, last_error)
-where s.org_id = u.org_id and s.schedule_id = u.schedule_id;
+where s.org_id = any(array[u.org_id]) and s.schedule_id = any(array[u.schedule_id]);
 
 -- name: due_ids
 -- Names schedules whose time has come, earliest first.

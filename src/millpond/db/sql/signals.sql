@@ -24,7 +24,7 @@ picked as (
   order by created_at, signal_id limit case when $5::bool then null else 1 end
 )
 update signal s set step_key = $3 from picked p
-where s.org_id = $1 and s.run_id = $2 and s.signal_id = p.signal_id
+where s.org_id = $1 and s.run_id = $2 and s.signal_id = any(array[p.signal_id])
 returning s.name, s.data, s.sent_by, s.created_at;
 
 -- name: waits

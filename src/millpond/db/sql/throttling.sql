@@ -7,8 +7,8 @@ select pg_advisory_xact_lock(7741003);
 -- name: carried
 -- Which keys a leased work item counts on, and which its run's flow declares.
 select l.keys, coalesce(v.keys, '{}') as declared
-from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
-join run r on r.org_id = e.org_id and r.run_id = e.run_id
+from lease e join lane l on l.org_id = any(array[e.org_id]) and l.lane_id = any(array[e.lane_id])
+join run r on r.org_id = any(array[e.org_id]) and r.run_id = any(array[e.run_id])
 left join flow_version v on v.flow = r.flow and v.version = r.version
 where e.org_id = $1 and e.item_id = $2 and e.token = $3;
 
@@ -20,8 +20,8 @@ select exists (select from lease where org_id = $1 and item_id = $2 and token = 
 -- Breakers that a step of this name, which counts on $5 and declares $6 of it, has opened, and that a success in this work item, on no other such key, closes; the time.
 select b.owner, b.key, b.until_us, b.factor, b.in_use, b.hits, b.opened_us, b.step, b.reason,
        (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us
-from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
-join run r on r.org_id = e.org_id and r.run_id = e.run_id
+from lease e join lane l on l.org_id = any(array[e.org_id]) and l.lane_id = any(array[e.lane_id])
+join run r on r.org_id = any(array[e.org_id]) and r.run_id = any(array[e.run_id])
 left join flow_version v on v.flow = r.flow and v.version = r.version
 join brake b on b.opened_us is not null and b.step = $4
   and (b.owner = 0 and (b.key = any(v.keys) or b.key = any($6::text[]))
@@ -33,9 +33,10 @@ where e.org_id = $1 and e.item_id = $2 and e.token = $3;
 -- The brake on a key as it is (none: no key), the time, how much is under way on the key, and how many brakes the owner has.
 select b.key, b.until_us, b.factor, b.in_use, b.hits, b.opened_us, b.step, b.reason,
        (extract(epoch from clock_timestamp()) * 1000000)::bigint as now_us,
-       ((select count(*) from lease e join lane l on l.org_id = e.org_id and l.lane_id = e.lane_id
+       ((select count(*) from lease e join lane l on l.org_id = any(array[e.org_id]) and l.lane_id = any(array[e.lane_id])
          where $2::text = any(l.keys) and $1::bigint in (0, e.org_id))
-        + (select count(*) from step_lease s join lease e on e.org_id = s.org_id and e.item_id = s.item_id and e.token = s.token
+        + (select count(*) from step_lease s join lease e on e.org_id = any(array[s.org_id])
+          and e.item_id = any(array[s.item_id]) and e.token = s.token
            where s.since_us is null and $2::text = any(s.keys) and $2::text <> all(e.keys) and $1::bigint in (0, e.org_id)))::int as under_way,
        (select count(*) from brake o where o.owner = $1)::int as brakes
 from (select) n left join brake b on b.owner = $1 and b.key = $2;

@@ -25,7 +25,7 @@ select exists (
   where s.org_id = $1 and s.run_id = $2 and s.step_key = any($3::text[])
     and (s.state in ('done', 'failed')
          or s.state = 'retrying' and not exists (
-           select from timer t where t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key)));
+           select from timer t where t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key offset 0)));
 
 -- name: unlease
 -- Gives the lease back, and stores what was used under it; the caller holds it locked.
@@ -35,7 +35,7 @@ with gone as (
 )
 insert into usage_part (orgs, flows, runs, worker_s)
 select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
-from gone l join run r on r.org_id = l.org_id and r.run_id = l.run_id
+from gone l cross join lateral (select r.org_id, r.flow from run r where r.org_id = l.org_id and r.run_id = l.run_id offset 0) r
 having count(*) > 0;
 
 -- name: rest
@@ -64,7 +64,7 @@ n as (
       event_no = i.event_no + case when u.event_kind is null then 0 else 1 end
   from t, unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::int[])
     with ordinality as u(org_id, item_id, event_kind, event_data, deaths, ord)
-  where i.org_id = u.org_id and i.item_id = u.item_id and i.state <> 'queued' and i.blocked is null
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.state <> 'queued' and i.blocked is null
   returning i.org_id, i.item_id, i.run_id, i.lane_id, i.rank, i.event_no, i.queue, i.capability, i.keys, u.event_kind,
             u.event_data
 ),
@@ -81,10 +81,11 @@ arrived as (
          coalesce(n.capability, r.flow || '@' || r.version) || case when n.lane_id & 2 = 2 then $9 else '' end,
          coalesce(n.keys, r.keys),
          -r.priority * $6::bigint - case when n.lane_id & 1 = 1 then $7::bigint else 0 end - (r.urgency is not null)::int, min(n.rank)
-  from n join run r on r.org_id = n.org_id and r.run_id = n.run_id
+  from n join run r on r.org_id = any(array[n.org_id]) and r.run_id = any(array[n.run_id])
   group by 1, 2, 3, 4, 5, 6
 )
-select n.org_id, n.run_id, coalesce(n.queue, r.queue) from n join run r on r.org_id = n.org_id and r.run_id = n.run_id;
+select n.org_id, n.run_id, coalesce(n.queue, r.queue) from n join run r on r.org_id = any(array[n.org_id])
+  and r.run_id = any(array[n.run_id]);
 
 -- name: due
 -- Finds timers whose time has come, earliest first; deadlines are seen to elsewhere.
@@ -105,21 +106,23 @@ cross join lateral (select i.state from item i where i.org_id = u.org_id and i.i
 -- name: take_timers
 -- Removes due timers of locked runs; only those returned take effect.
 delete from timer t using unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
-where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = u.step_key and t.due_at <= clock_timestamp()
+where t.org_id = any(array[u.org_id]) and t.run_id = any(array[u.run_id]) and t.step_key = any(array[u.step_key])
+  and t.due_at <= clock_timestamp()
 returning t.org_id, t.run_id, t.step_key, t.kind;
 
 -- name: sweep_timers
 -- Removes due timers whose run is no more.
 delete from timer t using unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
-where t.org_id = u.org_id and t.run_id = u.run_id and t.step_key = u.step_key
-  and not exists (select from item i where i.org_id = t.org_id and i.item_id = t.run_id);
+where t.org_id = any(array[u.org_id]) and t.run_id = any(array[u.run_id]) and t.step_key = any(array[u.step_key])
+  and not exists (select from item i where i.org_id = t.org_id and i.item_id = t.run_id offset 0);
 
 -- name: end_sleeps
 -- Records sleeps as over, each with its event.
 with s as (
   update step s set state = 'done', finished_at = clock_timestamp()
   from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
-  where s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.state = 'waiting'
+  where s.org_id = any(array[u.org_id]) and s.run_id = any(array[u.run_id]) and s.step_key = any(array[u.step_key])
+    and s.state = 'waiting'
   returning s.org_id, s.run_id, s.step_key, s.name
 ),
 c as materialized (
@@ -128,7 +131,7 @@ c as materialized (
 ),
 i as (
   update item i set event_no = i.event_no + c.many from c
-  where c.nth = 1 and i.org_id = c.org_id and i.item_id = c.run_id
+  where c.nth = 1 and i.org_id = any(array[c.org_id]) and i.item_id = any(array[c.run_id])
   returning i.org_id, i.item_id, i.event_no - c.many as base
 )
 insert into event (org_id, run_id, event_no, kind, step_key, data)
@@ -142,7 +145,8 @@ with s as (
     error = json_build_object('class', 'SignalTimedOut', 'code', 'signal_timed_out',
                               'message', 'no signal came in time')
   from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, run_id, step_key)
-  where s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = u.step_key and s.state = 'waiting'
+  where s.org_id = any(array[u.org_id]) and s.run_id = any(array[u.run_id]) and s.step_key = any(array[u.step_key])
+    and s.state = 'waiting'
   returning s.org_id, s.run_id, s.step_key, s.input
 ),
 c as materialized (
@@ -151,7 +155,7 @@ c as materialized (
 ),
 i as (
   update item i set event_no = i.event_no + c.many from c
-  where c.nth = 1 and i.org_id = c.org_id and i.item_id = c.run_id
+  where c.nth = 1 and i.org_id = any(array[c.org_id]) and i.item_id = any(array[c.run_id])
   returning i.org_id, i.item_id, i.event_no - c.many as base
 )
 insert into event (org_id, run_id, event_no, kind, step_key, data)
@@ -195,10 +199,12 @@ select s.org_id, s.run_id, s.step_key, s.kind, s.state, coalesce(s.output, p.bod
        extract(epoch from clock_timestamp() - s.started_at)::float8 as age_s,
        t.due_at is not null as has_timer
 from unnest($1::bigint[], $2::uuid[]) as u(org_id, run_id)
-join step s on s.org_id = u.org_id and s.run_id = u.run_id
-left join timer t on t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key
-left join payload p on s.output is null and s.state = 'done' and p.org_id = s.org_id and p.run_id = s.run_id
-  and p.slot = 'step:' || s.step_key;
+join step s on s.org_id = any(array[u.org_id]) and s.run_id = any(array[u.run_id])
+left join timer t on t.org_id = any(array[s.org_id]) and t.run_id = any(array[s.run_id])
+  and t.step_key = any(array[s.step_key])
+left join payload p on s.output is null and s.state = 'done' and p.org_id = any(array[s.org_id])
+  and p.run_id = any(array[s.run_id])
+  and p.slot = any(array['step:' || s.step_key]);
 
 -- name: is_own_run
 -- Whether the same person stands behind a run and behind $3, by themselves, a key or a program, and the org forbids that.

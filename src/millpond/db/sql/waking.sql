@@ -12,7 +12,8 @@ cross join lateral (
   select s.* from step s where s.org_id = u.org_id and s.run_id = i.run_id and s.step_key = u.step_key
     and (s.state in ('done', 'failed')
          or s.state = 'retrying' and not exists (
-           select from timer t where t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key)) limit 1
+           select from timer t where t.org_id = s.org_id and t.run_id = s.run_id
+             and t.step_key = s.step_key offset 0)) limit 1
 ) s
 left join lateral (
   select p.body from payload p where s.output is null and s.state = 'done' and p.org_id = s.org_id and p.run_id = s.run_id
