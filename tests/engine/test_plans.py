@@ -50,7 +50,7 @@ HOT = {
 }
 # Those that read an index in its order, and stop early.
 BY_ORDER = {("waits", "due"), ("waits", "next_due"), ("deadlines", "due")}
-BY_ORDER |= {("retention", "page"), ("retention", "drop_keys"), ("retention", "drop_inbound")}
+BY_ORDER |= {("retention", "page")}
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}
 TABLES = {"run", "item", "ready", "lease", "lane", "share", "step", "event", "timer", "arrival"}

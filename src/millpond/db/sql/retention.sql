@@ -81,8 +81,9 @@ with old as materialized (
   where received_at < to_timestamp($1) and ($2::bigint is null or org_id = $2) order by received_at limit $3
 ),
 gone as (
-  delete from inbound_event i using old o where i.org_id = any(array[o.org_id])
-    and i.event_id = any(array[o.event_id]) returning 1
+  delete from inbound_event i using old o
+  where i.org_id = any(array[o.org_id]) and i.event_id = any(array[o.event_id]) and i.received_at = any(array[o.received_at])
+  returning 1
 )
 select count(*) from gone;
 
