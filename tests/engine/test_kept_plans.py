@@ -62,7 +62,7 @@ def _cases(rows: list[Any], ready: list[Any], worker_id: uuid.UUID, able: str) -
     return {
         "commit.record": (
             *text, *map(_joined, (many("b"), many("b"), many("step"), many("done"), many("1"), many(""), many(1),
-            many(0.1), many("step.done"), many("{}"), many(1), many(True))),
+            many(0.1), many("step.done"), many("{}"), many(1), [True] * len(rows))),
         ),
         "commit.finish": (*text, *map(_joined, map(many, ("succeeded", "null", "", "{}")))),
         "waits.ready": (orgs, ids, many(None), many(None), many(0), 1, 1, 3, "!"),
@@ -89,7 +89,8 @@ def _cases(rows: list[Any], ready: list[Any], worker_id: uuid.UUID, able: str) -
         ),
         "claim.take": (
             *map(_joined, (owners, lanes, [row["n"] for row in ready], items)), worker_id, uuid.uuid4(),
-            owners, lanes, many(1), many(False), owners, queues_now, many(1.0), many(True), queues_now, many(1.0),
+            owners, lanes, many(1), [False] * len(rows),
+            owners, queues_now, many(1.0), [True] * len(rows), queues_now, many(1.0),
         ),
         "sampling.queues": (),
     }  # fmt: skip

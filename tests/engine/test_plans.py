@@ -14,10 +14,11 @@ from tests.engine.conftest import Pond
 
 from millpond.db.queries import queries
 
-# By room. Left out: those of the claim and the submit, whose functions test_kept_plans.py follows; reads of the API and what
-# people change, which come with few rows or are planned for their parameters; what reads on purpose whole what is small
-# (all leases, workers, limits, brakes), or indexes in their order (rooms, crossings, lanes that wait); and those that go by
-# another index of the org's as well as by their key where the table is empty (received events, schedules, triggers).
+# By room. Left out: those of the claim and the submit, whose functions test_kept_plans.py follows; reads of the API and
+# what people change, which come with few rows or are planned for their parameters; what reads on purpose whole what is
+# small (all leases, workers, limits, brakes), or indexes in their order (rooms, crossings, lanes that wait); and those
+# that go by another index of the org's as well as by their key where a table is empty
+# (received events, schedules, triggers).
 HOT = {
     (room, name)
     for room, names in {
