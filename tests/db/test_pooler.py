@@ -33,7 +33,9 @@ CARRIES = (1, 21)
 
 
 def _binary() -> str:
-    found = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
+    built = str(Path(__file__).resolve().parents[2] / "build" / "pooler")
+    path = os.pathsep.join((built, os.environ.get("PATH", ""), "/usr/sbin"))
+    found = shutil.which("pgbouncer", path=path)
     if found is None and os.environ.get("CI"):
         pytest.fail("pgbouncer is missing, which CI installs")
     if found is None:
