@@ -39,8 +39,8 @@ bench: setup-dev ## Measure beside DBOS, PgQueuer, Celery and BullMQ; prints rat
 bench-quick: setup-dev ## Measure submit, drain, three steps and idle dispatch in under 3 minutes
 	@$(BIN)/python -m benchmarks.quick
 
-bench-long: setup-dev ## Measure features, row-level security, waiting runs, a deep backlog and steadiness (about an hour)
-	@$(BIN)/python -m benchmarks.compare --only features,rls,waiting,backlog,steadiness
+bench-long: setup-dev ## Measure features, row-level security, waiting runs, a deep backlog, retention and steadiness (over an hour)
+	@$(BIN)/python -m benchmarks.compare --only features,rls,waiting,backlog,retention,steadiness
 
 soak: setup-dev ## Kill and stop workers for a quarter of an hour: nothing lost, nothing repeated, no limit passed (MILLPOND_SOAK_S, MILLPOND_FLOOD_S)
 	@$(BIN)/python -m pytest -m soak --timeout 3600 -s tests/soak tests/property tests/engine

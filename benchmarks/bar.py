@@ -70,6 +70,8 @@ NOISY_GAP = "long against short runs, difference over bound"
 AT_ONCE = "most at once over the limit, four processes"
 BLOCKED_RATE = "drain beside blocked lanes over drain without"
 BLOCKED_CLAIM = "claim p99, beside blocked lanes over without"
+RETENTION_RATE = "drain beside retention over drain without"
+RETENTION_CLAIM = "claim p99, beside retention over without"
 BARE = "bare endpoint"
 ACCEPT = "accept over HTTP"
 ACCEPT_BESIDE = "accept over HTTP beside a drain"
@@ -100,6 +102,8 @@ BARS = (
     Bar(suite="steadiness", figure="last over first", bound=0.9),
     Bar(suite="steadiness", figure="last over first, beside an open transaction", bound=0.7),
     Bar(suite="waiting", figure="drain beside waiting runs over drain without", bound=0.95),
+    Bar(suite="retention", figure=RETENTION_RATE, bound=0.9),
+    Bar(suite="retention", figure=RETENTION_CLAIM, bound=2.0, side="most"),
     Bar(suite="rls", figure="with row-level security over without", bound=0.9),
     Bar(suite="scale", figure="two processes over one", bound=1.5),
     Bar(suite="scale", figure=AT_ONCE, bound=1.0, side="most"),

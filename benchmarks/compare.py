@@ -24,6 +24,7 @@ from benchmarks.suites import (
     limits,
     noisy,
     pairs,
+    retention,
     rls,
     scale,
     steadiness,
@@ -46,6 +47,7 @@ OWN: Mapping[str, Suite] = {
     "rls": rls.measure,
     "waiting": waiting.measure,
     "backlog": backlog.measure,
+    "retention": retention.measure,
     "steadiness": steadiness.measure,
 }
 SUITES = tuple(dict.fromkeys((*pairs.SUITES, *OWN)))

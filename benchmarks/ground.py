@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import orjson
@@ -28,6 +29,7 @@ from millpond.db.pool import Database, EngineDatabase
 from millpond.engine import ceilings
 from millpond.engine.hints import Hints
 from millpond.engine.registry import Flow
+from millpond.engine.retention import Keep
 from millpond.engine.rules import Rule
 from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
@@ -59,6 +61,24 @@ class Server:
         try:
             for statement in statements:
                 await con.execute(statement)
+        finally:
+            await con.close()
+
+    async def change(self, *statements: tuple[Any, ...]) -> None:
+        """Execute statements with what they are given, as the superuser in one transaction."""
+        con = await asyncpg.connect(self.admin_url)
+        try:
+            async with con.transaction():
+                for statement, *given in statements:
+                    await con.execute(statement, *given)
+        finally:
+            await con.close()
+
+    async def ask(self, question: str) -> Any:
+        """Return one value, asked as the superuser."""
+        con = await asyncpg.connect(self.admin_url)
+        try:
+            return await con.fetchval(question)
         finally:
             await con.close()
 
@@ -177,8 +197,13 @@ class Ground:
                 await asyncio.sleep(0.01)
 
     @asynccontextmanager
-    async def worker(self, flows: Sequence[Flow], slots: int) -> AsyncIterator[Worker]:
-        """Run a worker with its heartbeat in this process; its steps get the application's pool."""
+    async def worker(
+        self, flows: Sequence[Flow], slots: int, keep: Keep | None = None
+    ) -> AsyncIterator[Worker]:
+        """Run a worker with its heartbeat in this process; its steps get the application's pool.
+
+        It prunes what is older than it keeps, and nothing if that is not said.
+        """
         worker = Worker(
             database=self.engine_db,
             engine_url=self.urls.engine,
@@ -186,6 +211,7 @@ class Ground:
             flows=flows,
             slots={"default": slots},
             resources={Database: self.db},
+            keep=keep,
         )
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))

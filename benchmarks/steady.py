@@ -1,7 +1,7 @@
 """A steady drain: runs are added as fast as they are drained, for a given time.
 
-Called by the suites `backlog`, `steadiness` and `waiting`; `blocked` uses its clock of claims. Invariant: the
-producer is a process of its own, and what it could not keep up with is told.
+Called by the suites `backlog`, `retention`, `steadiness` and `waiting`; `blocked` uses its clock of claims. Invariant:
+the producer is a process of its own, and what it could not keep up with is told.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from benchmarks.ground import Ground
 from benchmarks.measures import SLOTS
 from millpond.engine.claim import Claimer
 from millpond.engine.registry import Flow
+from millpond.engine.retention import Keep
 
 TICK_S = 0.02
 # Slots fill and statements are prepared before the clock runs.
@@ -47,14 +48,19 @@ class Steady:
         return max(1, last - first) / max(TICK_S, last_at - first_at)
 
 
-async def drain_steadily(at: Ground, org_id: int, *, seconds: float, flow: Flow = noop) -> Steady:
-    """Drain for `seconds` what waits in an org, runs of one flow, and have as much put back all the time."""
+async def drain_steadily(
+    at: Ground, org_id: int, *, seconds: float, flow: Flow = noop, keep: Keep | None = None
+) -> Steady:
+    """Drain for `seconds` what waits in an org, runs of one flow, and have as much put back all the time.
+
+    With `keep` the worker prunes what is older meanwhile.
+    """
     found = Steady()
     SEEN.forget()
     warm_s = min(WARM_S, seconds / 4)
     async with feeder(at.urls, org_id, flow) as fed:
         with claims_timed(found.claims_s):
-            async with at.worker([flow], SLOTS):
+            async with at.worker([flow], SLOTS, keep):
                 while not SEEN.starts:
                     await asyncio.sleep(0.001)
                 began = time.perf_counter() + warm_s

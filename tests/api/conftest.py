@@ -18,6 +18,7 @@ import httpx2
 import orjson
 import pytest
 from fastapi import FastAPI
+from tests.pooler import direct
 
 from millpond.api.app import create_app
 from millpond.api.server import ApiServer
@@ -162,7 +163,7 @@ class Front:
         worker = Worker(
             database=self.engine_db,
             engine_url=self.urls.engine,
-            listen_url=self.urls.engine,
+            listen_url=direct(self.urls).engine,
             flows=list(self.registry.flows.values()),
             steps=list(self.registry.steps.values()),
             slots=slots or {"default": 10},
@@ -253,7 +254,7 @@ async def opened(
 ) -> AsyncIterator[FastAPI]:
     """Make an app with everything it needs."""
     hints = await Hints.connect(urls.app)
-    feed = await Feed.connect(urls.app)
+    feed = await Feed.connect(direct(urls).app)
     ring = KeyRing(Seal(bytes(KEY_BYTES)))
     keyring = await Keyring.open(db, ring)
     reader = KeyReader(db)

@@ -17,6 +17,21 @@ def hold(step: StepContext, gate: str) -> str:
     return "held"
 
 
+@step("process.stick")
+async def stick(step: StepContext, seen: str) -> str:
+    """Block the loop for minutes the first time."""
+    if not Path(seen).exists():
+        Path(seen).touch()
+        time.sleep(300)
+    return "came through"
+
+
+@flow("process.stuck", permission="runs:start")
+async def stuck(ctx: Context, seen: str) -> str:
+    """Block the loop in a step of one second; the next attempt does not."""
+    return await ctx.step(stick, seen, timeout_s=1.0)
+
+
 @flow("process.threaded", permission="runs:start")
 async def threaded(ctx: Context, gate: str) -> str:
     """Stay in a thread."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 import asyncpg
 import orjson
 import psutil
+import pytest
 from tests.cli.conftest import FLOWS, ROOT, Up, clean_environment
 
 from millpond.db.embedded import Urls
@@ -42,7 +43,12 @@ async def until(what: str, holds: Callable[[], Any]) -> Any:
 
 @contextmanager
 def supervised(
-    urls: Urls, log: Path, *options: str, flows: str = FLOWS, **settings: str
+    urls: Urls,
+    log: Path,
+    *options: str,
+    flows: str = FLOWS,
+    before: Sequence[str] = (),
+    **settings: str,
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Run `millpond worker` with these options until the block ends."""
     environment = clean_environment(
@@ -53,7 +59,7 @@ def supervised(
         MILLPOND_DATA_DIR=str(log.parent),
         **settings,
     )
-    command = [sys.executable, "-m", "millpond.cli", "worker", "--flows", flows, *options]
+    command = [*before, sys.executable, "-m", "millpond.cli", "worker", "--flows", flows, *options]
     with log.open("wb") as stderr:
         process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=stderr)
     try:
@@ -235,3 +241,20 @@ def test_up_runs_as_many_workers_as_the_setting_says(
     assert not any(one.is_running() for one in psutil.wait_procs(below, timeout=30)[1])
     log = up.log.read_text()
     assert log.index("Shutting down") < log.index("worker.draining")
+
+
+@pytest.mark.slow
+async def test_a_containers_first_process_does_not_keep_a_worker_that_is_stuck(
+    urls: Urls, db: Database, org: int, folder: Path
+) -> None:
+    """Nothing in a container can kill its process 1; the worker below it can be ended by its heartbeat."""
+    apart = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    if subprocess.run([*apart, "true"], capture_output=True).returncode != 0:
+        pytest.skip("namespaces of processes cannot be made here")
+    seen = folder / "seen"
+    options = ("--queues", "default:2")
+    with supervised(urls, folder / "log", *options, flows=OWN_FLOWS, before=apart):
+        run_id = await start(db, org, "process.stuck", str(seen))
+        assert await until("the run ends", lambda: outcome(db, org, run_id)) == "succeeded"
+    ended = [line for line in log_lines(folder / "log") if line["event"] == "child_ended"]
+    assert [line["exit_code"] for line in ended] == [-signal.SIGKILL]

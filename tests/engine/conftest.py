@@ -11,6 +11,7 @@ from typing import Any
 
 import orjson
 import pytest
+from tests.pooler import direct
 
 from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
@@ -138,7 +139,7 @@ class Pond:
         worker = Worker(
             database=self.engine_db,
             engine_url=self.urls.engine,
-            listen_url=self.urls.engine,
+            listen_url=direct(self.urls).engine,
             flows=list(known.flows.values()) if flows is None else flows,
             slots=slots or {"default": 20},
             steps=list(known.steps.values()),
@@ -166,7 +167,7 @@ async def pond(
 ) -> AsyncIterator[Pond]:
     """A database with hints and a feed, and no worker yet."""
     hints = await Hints.connect(urls.engine)
-    feed = await Feed.connect(urls.engine)
+    feed = await Feed.connect(direct(urls).engine)
     yield Pond(urls, db, engine_db, org, hints, feed)
     await feed.close()
     await hints.close()

@@ -1,4 +1,4 @@
-"""`millpond worker`: one worker process, or several under a supervisor.
+"""`millpond worker`: one worker process, or several (in a container also one) under a supervisor.
 
 Called by `main`, and started by `millpond up`. Invariants: step code gets the application's pool and
 what is in `resources`, never the engine's pool; SIGTERM drains, a second signal ends at once.
@@ -7,6 +7,7 @@ what is in `resources`, never the engine's pool; SIGTERM drains, a second signal
 from __future__ import annotations
 
 import contextlib
+import os
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -81,7 +82,9 @@ def worker(
     )
     configure_logging(settings.log_level, process=name)
     end_with_parent(parent_fd, grace_s=settings.drain_s + _CLOSE_S)
-    if settings.processes > 1 and not alone:
+    # Linux shields the first process of a container from signals of those below it: its heartbeat could not end it.
+    is_first = os.getpid() == 1
+    if (settings.processes > 1 or is_first) and not alone:
         run_supervised(settings)
     else:
         run_loop(_work(settings, name, alone=alone))
