@@ -17,7 +17,7 @@ def hold(step: StepContext, gate: str) -> str:
     return "held"
 
 
-@step("process.stick")
+@step("process.stick", timeout_s=1.0)
 async def stick(step: StepContext, seen: str) -> str:
     """Block the loop for minutes the first time."""
     if not Path(seen).exists():
@@ -29,7 +29,7 @@ async def stick(step: StepContext, seen: str) -> str:
 @flow("process.stuck", permission="runs:start")
 async def stuck(ctx: Context, seen: str) -> str:
     """Block the loop in a step of one second; the next attempt does not."""
-    return await ctx.step(stick, seen, timeout_s=1.0)
+    return await ctx.step(stick, seen)
 
 
 @flow("process.threaded", permission="runs:start")

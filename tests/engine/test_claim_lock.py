@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 
+import asyncpg
 from tests.engine.conftest import DEADLINE_S, Pond
 from tests.engine.parking import Hand, send
 
@@ -57,3 +58,20 @@ async def test_a_session_that_is_at_work_under_the_claims_lock_is_left(pond: Pon
                 await asyncio.sleep(0.01)
         assert await Maintenance(pond.engine_db, lease_s=2.0).free_claim(0.0) == 0
         await at_work
+
+
+async def test_a_session_whose_client_stops_in_the_middle_of_an_exchange_does_not_keep_its_locks(
+    pond: Pond,
+) -> None:
+    """It has prepared a statement and executes it no more, as on a host that is gone: no limit of Postgres ends it."""
+    silent = await asyncpg.connect(pond.urls.engine)
+    await silent.execute("begin; select pg_advisory_xact_lock(7741002)")
+    await silent.prepare("select 1")
+    maintenance = Maintenance(pond.engine_db, lease_s=2.0)
+    try:
+        assert await maintenance.free_claim() == 0, "it may go on"
+        assert await maintenance.free_claim(silent_s=0.0) == 1
+        async with pond.engine_db.duty("test") as con, asyncio.timeout(DEADLINE_S):
+            await con.fetch("select pg_advisory_xact_lock(7741002)")
+    finally:
+        silent.terminate()

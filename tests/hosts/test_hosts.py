@@ -149,9 +149,9 @@ async def test_a_host_that_was_cut_off_writes_nothing_when_it_comes_back(
     await until("the other host has taken the run over", lambda: reached(other))
     other.path("/tmp/gate").touch()
     assert await output(db, org, run_id) == other.name
+    con = await asyncpg.connect(site.url("boss"))
     for one in more:
         await output(db, org, one)
-    con = await asyncpg.connect(site.url("boss"))
     ended = await record(con, run_id)
     assert any("run.rescued" in event for event in ended[2])
 
@@ -178,6 +178,29 @@ async def test_a_host_that_was_cut_off_writes_nothing_when_it_comes_back(
     await con.close()
 
 
+async def test_a_session_of_a_host_that_is_gone_ends_with_its_locks(site: Site) -> None:
+    """Its client stopped in the middle of an exchange, where no time limit of Postgres holds; only TCP can tell."""
+    lost = site.hosts[0]
+    held = lost.start([sys.executable, "-c", _HOLDS, site.url("millpond_app", lost)], {})
+    assert held.stdout is not None
+    assert await asyncio.to_thread(held.stdout.readline) == b"held\n", lost.said()
+    lost.cut_off()
+    con = await asyncpg.connect(site.url("boss"))
+    async with asyncio.timeout(DEADLINE_S):
+        await con.fetch("select pg_advisory_lock(4711)")
+    await con.close()
+
+
+_HOLDS = """
+import asyncio, sys, asyncpg
+async def hold():
+    con = await asyncpg.connect(sys.argv[1])
+    await con.execute("begin; select pg_advisory_xact_lock(4711)")
+    await con.prepare("select 1")
+    print("held", flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(hold())
+"""
 _CALLS = """
 import json, sys, time, urllib.request
 url, token = sys.argv[1:]

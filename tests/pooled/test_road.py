@@ -1,3 +1,3 @@
-"""The road of a run behind the pooler, by the tests that it has without one."""
+"""The road of a run, behind the pooler: the tests that there are without one."""
 
 from tests.engine.test_road import *  # noqa: F403

@@ -37,6 +37,14 @@ SCHEMA = "millpond"
 APP_ROLE = "millpond_app"
 ENGINE_ROLE = "millpond_engine"
 SEARCH_PATH = "millpond, public"
+# A host that lost its network says nothing more, and a session that waits for it in the middle of an exchange, where no
+# other time limit holds, would keep its locks for hours: so it is asked whether it is there, and given up after 8 s.
+_HOST_IS_GONE = {
+    "tcp_keepalives_idle": "4",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "2",
+    "tcp_user_timeout": "8s",
+}
 # Kept with the roles, not the database, so that they hold for copies and restored dumps.
 ROLE_SETTINGS: dict[str, dict[str, str]] = {
     APP_ROLE: {
@@ -44,6 +52,7 @@ ROLE_SETTINGS: dict[str, dict[str, str]] = {
         "idle_in_transaction_session_timeout": "60s",
         # Requests and steps wait for no lock and no search longer than this.
         "statement_timeout": "60s",
+        **_HOST_IS_GONE,
     },
     ENGINE_ROLE: {
         "search_path": SEARCH_PATH,
@@ -51,6 +60,7 @@ ROLE_SETTINGS: dict[str, dict[str, str]] = {
         "idle_in_transaction_session_timeout": "3s",
         # As long as the engine itself waits for an answer, also where it was stopped meanwhile.
         "statement_timeout": "30s",
+        **_HOST_IS_GONE,
         # The engine's statements are few and go by keys. Their plans are made once, when tables may
         # be nearly empty; these costs make touching a row dear and finding one by its key cheap, so
         # that such a plan holds at any size.

@@ -29,6 +29,8 @@ _log = structlog.get_logger("millpond.maintenance")
 _BATCH = 500
 # A claim takes milliseconds.
 _HELD_S = 10.0
+# As long as Postgres lets the engine's sessions be idle in a transaction.
+_SILENT_S = 3.0
 
 
 class Maintenance:
@@ -93,14 +95,15 @@ class Maintenance:
             return set()
         return {row["token"] for row in lost if not row["was_draining"]}
 
-    async def free_claim(self, held_s: float = _HELD_S) -> int:
-        """End sessions that keep the claim's lock, and with it every other claim; returns how many.
+    async def free_claim(self, held_s: float = _HELD_S, silent_s: float = _SILENT_S) -> int:
+        """End sessions that keep locks, the claim's above all, and whose clients are silent; returns how many.
 
-        A time limit does not end a statement whose process was stopped before it took the answer, since what waits to
-        be sent listens to nothing but the session's own end.
+        Postgres's own limits do not end a statement whose process was stopped before it took the answer, since what
+        waits to be sent listens to nothing but the session's own end; nor a session whose client stopped in the middle
+        of an exchange, between preparing a statement and executing it: to Postgres that is neither idle nor at work.
         """
         async with self._database.statement("free_claim") as con:
-            ended: int = await con.fetchval(_SQL["free_claim"], held_s)
+            ended: int = await con.fetchval(_SQL["free_claim"], held_s, silent_s)
         if ended:
             _log.error("claim.lock_freed", sessions=ended)
         return ended

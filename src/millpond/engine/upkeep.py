@@ -31,6 +31,7 @@ _CHORE_S = 0.25
 _PRUNE_S = 5.0
 _COUNT_S = 1.0
 _FORGET_S = 5.0
+_FREE_S = 2.5
 _METERS_S = 5.0
 # It takes the claim's lock.
 _CROSSINGS_S = 60.0
@@ -66,7 +67,6 @@ class Upkeep:
                     await meters.sweep()
                     await drop_over(self._database)
                     await drop_unlimited(self._database)
-                    await maintenance.free_claim()
                     await riding.sweep(self._database)
                     meters_at = time.monotonic() + _METERS_S
                 if time.monotonic() >= crossings_at:
@@ -80,6 +80,16 @@ class Upkeep:
             except MillpondError as error:
                 _log.warning("maintenance.failed", error=error.code)
             await asyncio.sleep(pause_s)
+
+    async def free(self) -> None:
+        """End sessions that keep locks for clients that are gone; beside all that may wait for these locks."""
+        maintenance = Maintenance(self._database, lease_s=self._lease_s)
+        while True:
+            try:
+                await maintenance.free_claim()
+            except MillpondError as error:
+                _log.warning("freeing.failed", error=error.code)
+            await asyncio.sleep(_FREE_S)
 
     async def carry_out(self) -> None:
         """Do to runs what the ends of others asked for, apart from timers, which do not wait."""

@@ -265,6 +265,7 @@ class Worker:
         if not self._is_alone:
             upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
             loops.append(asyncio.create_task(upkeep.maintain(), name="maintain"))
+            loops.append(asyncio.create_task(upkeep.free(), name="free"))
             loops.append(asyncio.create_task(upkeep.carry_out(), name="carry out"))
             loops.append(asyncio.create_task(upkeep.count(), name="count"))
             loops.append(asyncio.create_task(upkeep.sample(), name="sample"))

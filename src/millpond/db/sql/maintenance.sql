@@ -103,11 +103,13 @@ select exists (select from schedule where not is_paused and next_due_at <= clock
        exists (select from trigger_group where due_at <= clock_timestamp()) as groups;
 
 -- name: free_claim
--- Ends sessions that hold the claim's lock, began more than $1 seconds ago and wait for their clients, which take no answer.
+-- Ends sessions that wait for clients: for $2 seconds in the middle of an exchange, or under the claim's lock since $1 seconds ago.
 select count(*) from (
-  select pg_terminate_backend(a.pid) as is_ended from pg_locks l join pg_stat_activity a on a.pid = l.pid
-  where l.locktype = 'advisory' and l.granted and l.classid = 0 and l.objid = 7741001 and l.objsubid = 1
-    and l.database = (select d.oid from pg_database d where d.datname = current_database())
-    and a.usename = current_user and a.wait_event_type = 'Client'
-    and a.xact_start < clock_timestamp() - $1::float8 * interval '1 second'
+  select pg_terminate_backend(a.pid) as is_ended from pg_stat_activity a
+  where a.datname = current_database() and a.usename = current_user and a.wait_event_type = 'Client'
+    and (a.state = 'active' and a.wait_event = 'ClientRead'
+           and a.state_change < clock_timestamp() - $2::float8 * interval '1 second'
+         or a.xact_start < clock_timestamp() - $1::float8 * interval '1 second'
+           and exists (select from pg_locks l where l.pid = a.pid and l.locktype = 'advisory' and l.granted
+                       and l.classid = 0 and l.objid = 7741001 and l.objsubid = 1))
 ) e where e.is_ended;
