@@ -1,4 +1,4 @@
-"""A Postgres in a network of its own, and two hosts that reach it over TCP, by password and TLS, and nothing else."""
+"""A Postgres in a network of its own, and two hosts that reach it over TCP, by password, and nothing else."""
 
 from __future__ import annotations
 
