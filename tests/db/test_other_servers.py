@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.resources import files
@@ -62,10 +62,13 @@ class Server:
 
     folder: Path
     password: str
+    port: int = 5432
 
     def url(self, role: str, database: str = "millpond") -> str:
         """Return the address of a role."""
-        return f"postgresql://{role}:{self.password}@/{database}?host={self.folder}"
+        return (
+            f"postgresql://{role}:{self.password}@/{database}?host={self.folder}&port={self.port}"
+        )
 
     @property
     def urls(self) -> Urls:
@@ -87,8 +90,15 @@ def folder() -> Iterator[Path]:
 
 
 @asynccontextmanager
-async def _server(binaries: Path, folder: Path) -> AsyncIterator[Server]:
-    server = Server(folder, secrets.token_hex(16))
+async def _server(
+    binaries: Path,
+    folder: Path,
+    *,
+    options: Sequence[str] = ("listen_addresses=",),
+    rules: str | None = None,
+    port: int = 5432,
+) -> AsyncIterator[Server]:
+    server = Server(folder, secrets.token_hex(16), port)
     user = "nobody" if os.geteuid() == 0 else None
     if user:
         shutil.chown(folder, user)
@@ -100,16 +110,21 @@ async def _server(binaries: Path, folder: Path) -> AsyncIterator[Server]:
             binaries = folder / "wheel" / package.name / "pginstall" / "bin"
     (folder / "password").write_text(server.password)
     if user:
-        shutil.chown(folder / "password", user)
+        for path in (folder / "password", *folder.glob("*.pem")):
+            shutil.chown(path, user)
+            path.chmod(0o600)
     environment = {**os.environ, "LC_ALL": "C.UTF-8"}
     subprocess.run(
         [binaries / "initdb", "-D", folder / "data", "-U", "boss", "--auth=scram-sha-256",
          "--encoding=UTF8", f"--pwfile={folder / 'password'}", "--no-sync"],
         check=True, capture_output=True, user=user, env=environment, cwd=folder,
     )  # fmt: skip
+    if rules is not None:
+        (folder / "data" / "pg_hba.conf").write_text(rules)
+    settings = [word for option in options for word in ("-c", option)]
     process = await asyncio.create_subprocess_exec(
-        binaries / "postgres", "-D", folder / "data", "-k", folder, "-c", "listen_addresses=",
-        "-c", "fsync=off", stderr=subprocess.DEVNULL, user=user, env=environment, cwd=folder,
+        binaries / "postgres", "-D", folder / "data", "-k", folder, *settings, "-c", "fsync=off",
+        stderr=subprocess.DEVNULL, user=user, env=environment, cwd=folder,
     )  # fmt: skip
     try:
         async with asyncio.timeout(30):

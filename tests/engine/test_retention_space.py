@@ -16,7 +16,9 @@ ALLOWED = 1.1
 async def test_tables_stay_bounded_over_repeated_cycles(pond: Pond, admin_url: str) -> None:
     """Each cycle's runs are younger than those before, as time goes on, so that indexes grow at one end only."""
     names = ", ".join(f"'millpond.{name}'" for name in BELONGINGS)
-    tables = f"select sum(pg_total_relation_size(t::regclass))::bigint from unnest(array[{names}]) t"
+    tables = (
+        f"select sum(pg_total_relation_size(t::regclass))::bigint from unnest(array[{names}]) t"
+    )
     admin = await asyncpg.connect(admin_url)
     sizes = []
     for cycle in range(CYCLES):

@@ -22,6 +22,7 @@ from millpond.identity.seal import Seal
 from millpond.identity.tokens import Keyring
 from millpond.types import Principal
 
+pytestmark = pytest.mark.slow
 DEADLINE_S = 60.0
 # Far more than any lease, timer or token of a test lasts.
 AHEAD_S = 7200
