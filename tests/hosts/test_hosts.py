@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 import orjson
+import pytest
 from tests.cli.test_processes import outcome, start
 from tests.hosts.conftest import Site
 from tests.hosts.machines import UPTIME_S, Host
