@@ -11,12 +11,16 @@ from pathlib import Path
 import asyncpg
 import pytest
 from tests import pooler
-from tests.pooler import CARRIES, pooled, version
+from tests.engine.conftest import Pond
+from tests.pooler import CARRIES, need_statements_carried, pooled, version
 
 from millpond.cli.checks import check_pooler
 from millpond.db.embedded import Urls
+from millpond.db.pool import Database, EngineDatabase
 from millpond.db.pooler import pooler_before
-from millpond.engine.hints import WAKE, connect, send
+from millpond.engine.context import Context
+from millpond.engine.events import Feed
+from millpond.engine.hints import WAKE, Hints, connect, send
 
 
 @pytest.fixture
@@ -61,3 +65,35 @@ async def test_hints_leave_the_commits_of_others_durable(urls: Urls, place: Path
         async with other.transaction():
             assert await other.fetchval("show synchronous_commit") == "on"
         await other.close()
+
+
+async def test_runs_go_their_way_behind_a_pooler_that_carries_statements(
+    urls: Urls, place: Path, org: int
+) -> None:
+    need_statements_carried()
+
+    async def road(ctx: Context, n: int) -> int:
+        async def double(value: int) -> int:
+            return 2 * value
+
+        await ctx.sleep(1.1)
+        return await ctx.step("double", double, n)
+
+    with pooled(urls, place) as behind:
+        db, engine_db = (
+            await Database.connect(behind.app),
+            await EngineDatabase.connect(behind.engine),
+        )
+        hints, feed = await Hints.connect(behind.engine), await Feed.connect(urls.engine)
+        pond = Pond(behind, db, engine_db, org, hints, feed)
+        pond.flow(road)
+        try:
+            async with pond.worker():
+                ids = [await pond.submit("road", n) for n in range(20)]
+                outputs = [(await pond.ended(run_id))["output"] for run_id in ids]
+        finally:
+            await feed.close()
+            await hints.close()
+            await engine_db.close()
+            await db.close()
+    assert outputs == [2 * n for n in range(20)]
