@@ -58,6 +58,7 @@ ENGINE = [
     "calling",
     "performing",
     "seating",
+    "strays",
     "opening",
     "once",
     "scope",

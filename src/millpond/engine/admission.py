@@ -44,15 +44,27 @@ class Room:
         return self.left >= cost + self.kept
 
 
+def _need_in(room: Room, need: int, needs: Mapping[str, int] | None) -> int:
+    return need if needs is None else needs.get(room.name, need)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """A lane whose head has been passed over for longer than the set time, and the rooms that it needs."""
+    """A lane whose head has been passed over for longer than the set time, and the rooms that it needs.
+
+    `need` and `needs` are as of a lane.
+    """
 
     org_id: int
     lane_id: int
     since_us: int
     rooms: Sequence[Room]
     need: int = 1
+    needs: Mapping[str, int] | None = None
+
+    def cost(self, room: Room) -> int:
+        """Return how many its head takes of a room."""
+        return room.cost(_need_in(room, self.need, self.needs))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -60,9 +72,10 @@ class Lane:
     """The head of one lane as read: `ranks` and `items` side by side, in order.
 
     `is_whole` says that nothing ready stands behind what was read; `estimate_s` is the expected
-    service of one item, in worker-seconds. Each item takes one of each of `rooms`, or `need` where
-    these are weighed; `full` is the room for want of which the lane's next item cannot go, `was_full`
-    whether that was ever so in this claim. Somebody waits for work that `is_urgent`: of the class interactive.
+    service of one item, in worker-seconds. Each item takes one of each of `rooms`; where these are weighed
+    `need`, or what `needs` has by the room's name, which is what a step in line takes itself. `full` is the
+    room for want of which the lane's next item cannot go, `was_full` whether that was ever so in this claim.
+    Somebody waits for work that `is_urgent`: of the class interactive.
     """
 
     lane_id: int
@@ -77,6 +90,11 @@ class Lane:
     was_full: bool = False
     is_urgent: bool = False
     need: int = 1
+    needs: Mapping[str, int] | None = None
+
+    def cost(self, room: Room) -> int:
+        """Return how many each item takes of a room."""
+        return room.cost(_need_in(room, self.need, self.needs))
 
     @property
     def is_spent(self) -> bool:
@@ -197,8 +215,8 @@ def pass_over(shares: Sequence[Share], missed: Sequence[Pick], *, again: bool) -
                 lane.taken -= lost
                 share.virtual_s -= lost * lane.estimate_s / share.weight
                 for room in lane.rooms:
-                    room.left += lost * room.cost(lane.need)
-                    room.went -= lost * room.cost(lane.need)
+                    room.left += lost * lane.cost(room)
+                    room.went -= lost * lane.cost(room)
     if gone and again:
         for share in shares:
             for lane in share.lanes:
@@ -218,7 +236,7 @@ def keep_rooms(waiting: Sequence[Waiting]) -> None:
         own = [room for room in one.rooms if room.org_id == one.org_id]
         shared = [room for room in one.rooms if room.org_id != one.org_id]
         is_kept = _keep(own, one, needed)
-        if is_kept and all(room.left >= room.cost(one.need) for room in own):
+        if is_kept and all(room.left >= one.cost(room) for room in own):
             _keep(shared, one, needed)
 
 
@@ -228,7 +246,7 @@ def _keep(rooms: Sequence[Room], one: Waiting, needed: set[int]) -> bool:
     is_free = needed.isdisjoint(ids)
     if is_free:
         for room in rooms:
-            room.kept_for, room.kept = (one.org_id, one.lane_id), room.cost(one.need)
+            room.kept_for, room.kept = (one.org_id, one.lane_id), one.cost(room)
     needed |= ids
     return is_free
 
@@ -351,11 +369,11 @@ def enter(org_id: int, lane: Lane) -> bool:
     """Take one of each room of a lane, or note which of them is full and take none."""
     place = (org_id, lane.lane_id)
     for room in lane.rooms:
-        if not room.has_for(place, lane.need if room.is_weighed else 1):
+        if not room.has_for(place, lane.cost(room) if room.is_weighed else 1):
             lane.full, lane.was_full = room, True
             return False
     for room in lane.rooms:
-        cost = lane.need if room.is_weighed else 1
+        cost = lane.cost(room) if room.is_weighed else 1
         room.left -= cost
         room.went += cost
         if room.kept_for == place:

@@ -18,9 +18,12 @@ from millpond.engine.admission import Pick
 from millpond.engine.counting import PATIENCE_S
 from millpond.engine.lanes import ALONE, KEY_SEPARATOR, PRIORITY_STEP_US, RESUME_LEAD_US
 from millpond.engine.limiting import Limiter
-from millpond.engine.needs import APART, Answer, Ask, needed
+from millpond.engine.needs import APART, Answer, Ask, name_of, needed
+from millpond.engine.reservations import Needing, Taken
 from millpond.engine.rules import Place
-from millpond.engine.seats import Want, seat
+from millpond.engine.seats import Want, give_back, seat
+from millpond.engine.tokens import above_limit
+from millpond.errors import InvalidInput
 
 _SQL = queries("needs")
 # What a rate let go begins so soon after, or is admitted anew: so that its call is at the other end within 250 ms.
@@ -39,10 +42,39 @@ class _Seat(NamedTuple):
     keys: str
 
 
+class _Trying(NamedTuple):
+    """A step that asks, the places that its try needs, and what that takes of limits on tokens."""
+
+    ask: Ask
+    places: tuple[Place, ...]
+    needing: Needing | None
+
+    def refusal(self) -> InvalidInput | None:
+        """Return why there is never room for it; None where there is sometimes."""
+        if self.needing is None or not self.needing.need.is_declared:
+            return None
+        need = self.needing.need.tokens
+        rules = [place.rule for place in self.places if place.rule.is_of_tokens]
+        small = next((rule for rule in rules if rule.at_once < need), None)
+        if small is None:
+            return None
+        return above_limit(f"step {name_of(self.ask.step_key)}", need, small.key, small.at_once)
+
+    def taken(self) -> list[Taken]:
+        """Return what it takes of limits on tokens."""
+        if self.needing is None:
+            return []
+        need, *names = self.needing
+        of = self.ask.org_id, self.ask.item_id, self.ask.step_key
+        rooms = [place.room.text for place in self.places if place.rule.is_of_tokens]
+        return [Taken(*of, room, need.tokens, *names) for room in rooms]
+
+
 class Boarding:
     """The asks of one claim and their `answers`.
 
-    `called` are the steps for whose sake it took runs, by run; `run_of` names the run by the step's id in line.
+    `called` are the steps for whose sake it took runs, by run; `run_of` and `step_of` name the run and the step by the
+    step's id in line.
     """
 
     def __init__(self, limits: Limiter, worker_id: uuid.UUID) -> None:
@@ -53,13 +85,14 @@ class Boarding:
         self.answers: dict[Ask, Answer] = {}
         self.called: dict[_Id, list[tuple[str, str]]] = {}
         self.run_of: dict[_Id, _Id] = {}
+        self.step_of: dict[_Id, str] = {}
 
     def begin(self, asks: Sequence[Ask]) -> None:
         """Make ready for a claim."""
         self.asks = asks
         self.answers = {}
         self.called = {}
-        self.run_of = {}
+        self.run_of, self.step_of = {}, {}
         self._lines = set()
 
     # Steps of runs under leases
@@ -94,7 +127,7 @@ class Boarding:
         now_us = self._limits.now_us
         # One whose lease is gone is not among the rows: its attempt will hear of that.
         answers = dict.fromkeys(asks, Answer(is_seated=False, now_us=now_us))
-        wanted: list[tuple[Ask, tuple[Place, ...]]] = []
+        wanted: list[_Trying] = []
         for row in rows:
             ask = asks[row["ord"] - 1]
             if row["has_room"]:  # of a claim whose answer was lost
@@ -103,10 +136,14 @@ class Boarding:
             able = row["capability"].rstrip(ALONE)
             rules = self._limits.rules
             places = needed(rules, ask.org_id, row["queue"], able, row["keys"], ask.keys)
-            if places:
-                wanted.append((ask, places))
-            else:
+            needing = self._limits.reservations.of_try(able, row["keys"], ask.keys, places)
+            trying = _Trying(ask, places, needing)
+            if not places:
                 answers[ask] = Answer(is_seated=True, now_us=now_us)
+            elif refusal := trying.refusal():
+                answers[ask] = Answer(is_seated=False, now_us=now_us, refusal=refusal)
+            else:
+                wanted.append(trying)
         if wanted:
             answers |= await self._decide(con, wanted, idle)
         self.answers |= answers
@@ -114,31 +151,30 @@ class Boarding:
     async def _decide(
         self,
         con: Connection,
-        wanted: Sequence[tuple[Ask, tuple[Place, ...]]],
+        wanted: Sequence[_Trying],
         idle: Sequence[str] | None,
     ) -> dict[Ask, Answer]:
         """Let those begin for whom there is room; `idle` is None for those that go before work in line."""
         limits = self._limits
-        await limits.meter(con, [place for _, places in wanted for place in places])
+        await limits.meter(con, [place for one in wanted for place in one.places])
         wants = [
             Want(
                 rooms=[limits.room(one) for one in places],
+                need=1 if needing is None else needing.need.tokens,
                 place=limits.place_of(ask.item_id, ask.step_key),
             )
-            for ask, places in wanted
+            for ask, places, needing in wanted
         ]
-        names = {room.name for want in wants for room in want.rooms if room.left > 0}
-        ahead: dict[str, int] = {}
-        if names and idle is not None and limits.has_rooms:
-            rows = await con.fetch(_SQL["ahead"], list(names), self._worker_id, idle)
-            ahead = {row["room"]: row["lanes"] for row in rows}
+        ahead = {} if idle is None else await self._ahead(con, wants, idle)
         seat(wants, ahead)
         answers: dict[Ask, Answer] = {}
         seats: list[Ask] = []
+        tries: list[tuple[_Trying, Want]] = []
         asking: list[Ask] = []
-        for (ask, places), want in zip(wanted, wants, strict=True):
+        for one, want in zip(wanted, wants, strict=True):
+            ask, places, needing = one
             if want.full is not None:
-                limits.put_off(want.full)
+                limits.put_off(want.full, None if needing is None else needing.need)
                 if idle is None and want.place is None:
                     asking.append(ask)
                 answers[ask] = Answer(is_seated=False, now_us=limits.now_us)
@@ -149,16 +185,37 @@ class Boarding:
                 is_seated=True, has_row=True, begin_by=begin_by, now_us=limits.now_us
             )
             seats.append(ask)
+            tries.append((one, want))
         seated = await _seat(con, [_seat_of(ask) for ask in seats])
-        for nth, ask in enumerate(seats, 1):
+        for nth, (ask, (_, want)) in enumerate(zip(seats, tries, strict=True), 1):
             if nth not in seated:
+                give_back(want)
                 answers[ask] = Answer(is_seated=False, now_us=limits.now_us)
+        taken = [one.taken() for nth, (one, _) in enumerate(tries, 1) if nth in seated]
+        await limits.reservations.reserve(con, [one for ones in taken for one in ones])
         if asking:
             kept = [_seat_of(ask) for ask in asking]
             columns = [[one[nth] for one in kept] for nth in range(5)]
             await con.execute(_SQL["ask"], *columns, [ask.since_us for ask in asking])
         await limits.spend(con)
         return answers
+
+    async def _ahead(
+        self, con: Connection, wants: Sequence[Want], idle: Sequence[str]
+    ) -> dict[str, int]:
+        """Return how much work in line could take of these rooms now, by room."""
+        left = {one.name: one for want in wants for one in want.rooms if one.left > 0}
+        ahead: dict[str, int] = {}
+        if not left or not self._limits.has_rooms:
+            return ahead
+        if names := [name for name, room in left.items() if not room.is_weighed]:
+            rows = await con.fetch(_SQL["ahead"], names, self._worker_id, idle)
+            ahead |= {row["room"]: row["lanes"] for row in rows}
+        if weighed := [room for room in left.values() if room.is_weighed]:
+            columns = [room.name for room in weighed], [room.left for room in weighed]
+            rows = await con.fetch(_SQL["ahead_of_tokens"], *columns, self._worker_id, idle)
+            ahead |= {row["room"]: row["tokens"] for row in rows}
+        return ahead
 
     # Steps of waiting runs
 
@@ -190,7 +247,7 @@ class Boarding:
             run, need = (row["org_id"], row["run_id"]), (row["org_id"], row["need_id"])
             runs.setdefault(run, Pick(run[0], row["lane_id"], row["rank"], run[1], helpers[need]))
             self.called.setdefault(run, []).append((row["step_key"], row["keys"]))
-            self.run_of[need] = run
+            self.run_of[need], self.step_of[need] = run, row["step_key"]
         whole = [one for one in picks if (one.org_id, one.lane_id) not in self._lines]
         return [*whole, *runs.values()]
 

@@ -18,6 +18,7 @@ from millpond.engine.registry import Step, meets, once_elsewhere, place_of
 from millpond.engine.remote import Sent, send
 from millpond.engine.scope import Scope
 from millpond.engine.step_context import StepContext, StepFacts, Teller
+from millpond.engine.tokens import ABOVE_LIMIT
 from millpond.errors import InvalidInput
 
 
@@ -52,22 +53,30 @@ class Caller:
     async def send(
         self,
         step: Step[..., Any],
-        key: str,
+        plan: Plan,
         queue: str,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> None:
-        """Let another worker execute a step; raises InvalidInput for arguments that are no JSON."""
+        """Let another worker execute a step; raises InvalidInput for arguments that are no JSON.
+
+        One that needs more tokens than there ever are fails: raises StepFailed.
+        """
         sent = Sent(
-            step_key=key,
+            step_key=plan.key,
             name=step.name,
             queue=queue,
             capability=step.capability,
-            seq=self._branches.place(key),
+            seq=self._branches.place(plan.key),
             keys=step.keys,
             arguments=arguments_of(step.name, step.function).written(args, kwargs),
         )
-        await self._performer.persist(lambda: send(self._scope.database, self._lease, sent))
+        try:
+            await self._performer.persist(lambda: send(self._scope.database, self._lease, sent))
+        except InvalidInput as error:
+            if error.code != ABOVE_LIMIT:
+                raise
+            await self._performer.refuse(plan, error)
         self._scope.hints.wake([queue])
         self._scope.hints.changed([self._lease.run_id])
 

@@ -8,7 +8,7 @@ above what is declared; a change is read by the next claim; reading takes no loc
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -18,7 +18,7 @@ from millpond.db.queries import queries
 from millpond.engine.easing import at_us, list_brakes
 from millpond.engine.keying import PAIR, parse_key
 from millpond.engine.lanes import ALONE
-from millpond.engine.needs import lined, needed, parted
+from millpond.engine.needs import APART, needed, of_step, parted
 from millpond.engine.pacing import allowed, meter_us, next_at_us, repaced
 from millpond.engine.rules import MAX_SPAN_S, Kind, Place, RoomId, Rule, Rules
 from millpond.engine.tokens import need_of
@@ -179,12 +179,12 @@ async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
     places = _places(rules, org_id, lane)
     if not places:
         return []
+    need_in = _needs(rules, org_id, lane)
     use = await use_of(con, [one.room.text for one in places])
     held = await _held(con, org_id, rules)
     now_us = use[places[0].room.text]["now_us"]
     places = tuple(Place(room, rules.rule_at(room, rule, now_us)) for room, rule in places)
-    need = need_of(lane["keys"])
-    found = [_full(place, use[place.room.text], held, need) for place in places]
+    found = [_full(place, use[place.room.text], held, need_in(place.room)) for place in places]
     full = [one for one in found if one is not None]
     if full or lane["parked_on"] is None:
         return full
@@ -268,8 +268,8 @@ async def _held(con: Connection, org_id: int, rules: Rules) -> _Held:
 
 def held_by(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
     """Return the rooms in which a lease, or the try of a step under one, has a place."""
-    run_keys, step_keys = parted(row["keys"])
-    if step_keys:
+    if APART in row["keys"]:
+        run_keys, step_keys = parted(row["keys"])
         able = row["capability"].rstrip(ALONE)
         return needed(rules, org_id, row["queue"], able, run_keys, step_keys)
     return _places(rules, org_id, row)
@@ -277,7 +277,16 @@ def held_by(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
 
 def _places(rules: Rules, org_id: int, row: Record) -> tuple[Place, ...]:
     able = row["capability"].rstrip(ALONE)
-    return lined(rules, org_id, row["queue"], able, row["keys"])
+    return rules.places(org_id, row["queue"], able, row["keys"])
+
+
+def _needs(rules: Rules, org_id: int, lane: Record) -> Callable[[RoomId], int | None]:
+    """Return what tells how many tokens a lane's items declare to need in a room: a run's, or its step's in line."""
+    run_keys, step_keys = parted(lane["keys"])
+    able = lane["capability"].rstrip(ALONE)
+    places = of_step(rules, org_id, lane["queue"], able, lane["keys"])
+    rooms = {place.room for place in places}
+    return lambda room: need_of(step_keys if room in rooms else run_keys)
 
 
 def check_rule(rule: Rule) -> Rule:

@@ -263,7 +263,7 @@ class Claimer:
                 await _step_back(con, missed)
             if limits.is_on:
                 run_of = self._boarding.run_of
-                await limits.close(con, shares, run_of)
+                await limits.close(con, shares, run_of, self._boarding.step_of)
                 paced = {run_of.get(one, one) for one in limits.paced(shares)}
                 claimed = _timed(claimed, paced, limits.began + LATE_S)
                 claimed = _crossing(claimed, shares, limits.crossings, run_of)
@@ -332,6 +332,7 @@ class Claimer:
                     rooms=self.limits.rooms(row) if self.limits.is_on else (),
                     is_urgent=has_urgent and is_urgent(offset_us),
                     need=self.limits.need(row) if self.limits.is_on else 1,
+                    needs=self.limits.needs(row) if self.limits.is_on else None,
                 )
             )
         return list(shares.values())

@@ -32,7 +32,7 @@ from millpond.engine.needs import Ask
 from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
-from millpond.engine.registry import Step
+from millpond.engine.registry import Step, keys_of_step
 from millpond.engine.rights import right_of
 from millpond.engine.scope import Scope
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
@@ -143,6 +143,7 @@ class Context(Fanning, Signals, Continuing, Values):
         output: Any = ...,
         undo: Step[[R], Any] | None = ...,
         keys: Sequence[str] = ...,
+        tokens: int = ...,
     ) -> R: ...
 
     @overload
@@ -156,6 +157,7 @@ class Context(Fanning, Signals, Continuing, Values):
         timeout_s: float | None = ...,
         output: Any = ...,
         keys: Sequence[str] = ...,
+        tokens: int = ...,
     ) -> R: ...
 
     async def step(self, step: Any, /, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +167,8 @@ class Context(Fanning, Signals, Continuing, Values):
         called with `args`. With `queue`, or one of its own, a registered step executes there: its
         arguments go as JSON. Raises StepFailed when its last try failed. `undo` is a registered step
         that is performed with the result if the run finally fails or is cancelled. With `keys`, such as
-        `provider:openai`, or those of a registered step, each try waits for room under their limits.
+        `provider:openai`, or those of a registered step, each try waits for room under their limits; `tokens` is about
+        how many of them it uses.
         """
         branch = self._branches.here()
         undo: Step[Any, Any] | None = kwargs.pop("undo", None)
@@ -201,7 +204,7 @@ class Context(Fanning, Signals, Continuing, Values):
                 kwargs.get("timeout_s"),
                 _adapter(kwargs.get("output"), function),
                 undo=undo,
-                keys=check_keys(kwargs["keys"]) if "keys" in kwargs else (),
+                keys=keys_of_step(step, kwargs.get("keys", ()), kwargs.get("tokens")),
             )
 
             def call(try_number: int) -> Awaitable[Any]:
@@ -218,7 +221,7 @@ class Context(Fanning, Signals, Continuing, Values):
             if recorded.state == "waiting" or not recorded.is_due:
                 recorded = await self._branches.park(branch, key, is_human=False)
         if elsewhere is not None and (recorded is None or recorded.state == "retrying"):
-            await self._caller.send(step, key, elsewhere, args, kwargs)
+            await self._caller.send(step, plan, elsewhere, args, kwargs)
             recorded = await self._branches.park(branch, key, is_human=False)
         return await self._performer.perform(branch, plan, call, recorded)
 

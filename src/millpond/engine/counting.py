@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
@@ -135,21 +135,29 @@ class Counts:
         self._lanes[lane] = (capability, places)
         return [self.state(place.room, place.rule).room for place in places]
 
-    def can_wait(self, lane: tuple[int, int], need: int = 1) -> bool:
+    def can_wait(
+        self, lane: tuple[int, int], need: int = 1, needs: Mapping[str, int] | None = None
+    ) -> bool:
         """Whether room may be kept for a lane's head: it needs more than one place, and nothing of it is closed."""
         _, places = self._lanes[lane]
         is_much = len(places) > 1 or any(place.rule.is_of_tokens for place in places)
-        return is_much and not self.is_closed(places, need)
+        return is_much and not self.is_closed(places, need, needs)
 
-    def is_closed(self, places: Iterable[Place], need: int = 1) -> bool:
+    def is_closed(
+        self, places: Iterable[Place], need: int = 1, needs: Mapping[str, int] | None = None
+    ) -> bool:
         """Whether no end of other work lets an item go that needs these: one of them is closed, or cools down.
 
         So is one on tokens of which it needs more than there ever are at once.
         """
-        rules = [self.rules.rule_at(*place, self.now_us) for place in places]
-        return any(
-            rule.maximum < 1 or (rule.is_of_tokens and need > rule.at_once) for rule in rules
-        )
+        for place in places:
+            rule = self.rules.rule_at(*place, self.now_us)
+            if rule.maximum < 1:
+                return True
+            most = need if needs is None else needs.get(place.room.text, need)
+            if rule.is_of_tokens and most > rule.at_once:
+                return True
+        return False
 
     def meters(self) -> list[tuple[str, int, float | None]]:
         """Return the meters of rates to store: those under which something went, and those that were cut.
@@ -219,7 +227,7 @@ def keep(waiting: Sequence[tuple[Waiting, bool]]) -> list[tuple[int, int]]:
 
 def _can_go(one: Waiting) -> bool:
     place = (one.org_id, one.lane_id)
-    return all(room.left >= room.cost(one.need) and room.kept_for == place for room in one.rooms)
+    return all(room.left >= one.cost(room) and room.kept_for == place for room in one.rooms)
 
 
 def most_awake(state: State | None, need: Need | None = None) -> int:

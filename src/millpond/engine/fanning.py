@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from millpond.engine.branches import Branch, Branches, Parked, Unwind
 from millpond.engine.checkpoints import Checkpoints
-from millpond.engine.performing import raise_stray
+from millpond.engine.strays import raise_stray
 from millpond.errors import InvalidInput
 
 T = TypeVar("T")

@@ -1,18 +1,18 @@
-"""Fitting: refuses runs that need more tokens than a limit ever has at once, so that none of them waits for ever.
+"""Fitting: refuses work that needs more tokens than a limit ever has at once, so that none of it waits for ever.
 
-Called by the API as it accepts runs and by `children`, in a transaction of the org. Invariant: for runs that declare no
-need the database is asked nothing.
+Called by the API as it accepts runs, by `children` and, for steps in other queues, by `remote`, in their transactions.
+Invariant: for work that declares no need the database is asked nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
 from millpond.engine.registry import capability
-from millpond.engine.rules import Rule, Rules
-from millpond.engine.tokens import need_of
+from millpond.engine.rules import Place, Rule, Rules
+from millpond.engine.tokens import above_limit, need_of
 from millpond.errors import InvalidInput
 from millpond.types import Intent
 
@@ -37,8 +37,30 @@ async def misfits(
     needing = [(nth, one) for nth, one in enumerate(intents) if has_need(one)]
     if not needing:
         return []
+    rules = await _rules(con, org_id)
+    found = []
+    for nth, one in needing:
+        able, need = capability(one.flow, one.version), need_of(one.keys) or 0
+        rule = _too_small(rules.places(org_id, one.queue, able, tuple(one.keys)), need)
+        if rule is not None:
+            found.append((nth, above_limit(one.flow, need, rule.key, rule.at_once)))
+    return found
+
+
+async def check_step_fits(
+    con: Connection, org_id: int, name: str, queue: str, able: str, keys: Sequence[str]
+) -> None:
+    """Raise InvalidInput for a step in another queue that could never go there; `keys` are all that it has there."""
+    need, rules = need_of(keys) or 0, await _rules(con, org_id)
+    rule = _too_small(rules.places(org_id, queue, able, keys), need)
+    if rule is not None:
+        raise above_limit(f"step {name}", need, rule.key, rule.at_once)
+
+
+async def _rules(con: Connection, org_id: int) -> Rules:
+    """Return the limits on tokens that hold for an org."""
     rows = await con.fetch(_SQL["of_tokens"], org_id)
-    rules = Rules.of(
+    return Rules.of(
         Rule(
             owner=row["owner"],
             key=row["key"],
@@ -50,26 +72,7 @@ async def misfits(
         )
         for row in rows
     )
-    found = []
-    for nth, one in needing:
-        rule = _too_small(rules, org_id, one)
-        if rule is not None:
-            found.append((nth, _refusal(rule, one)))
-    return found
 
 
-def _too_small(rules: Rules, org_id: int, intent: Intent) -> Rule | None:
-    able, need = capability(intent.flow, intent.version), need_of(intent.keys) or 0
-    places = rules.places(org_id, intent.queue, able, tuple(intent.keys))
+def _too_small(places: Iterable[Place], need: int) -> Rule | None:
     return next((place.rule for place in places if place.rule.at_once < need), None)
-
-
-def _refusal(rule: Rule, intent: Intent) -> InvalidInput:
-    need = need_of(intent.keys) or 0
-    return InvalidInput(
-        f"{intent.flow} needs {need:,} tokens, and {rule.key} never has more than {rule.at_once:,} at once",
-        code="tokens_above_limit",
-        param="tokens",
-        advice="let it need fewer tokens, or have the limit raised",
-        details={"key": rule.key, "tokens": need, "at_once": rule.at_once},
-    )

@@ -32,9 +32,11 @@ from millpond.engine.counting import (
 )
 from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE
+from millpond.engine.needs import APART, parted
 from millpond.engine.reservations import Reservations
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId, Rules
+from millpond.engine.tokens import Need
 from millpond.types import NO_ORG
 
 _SQL = queries("limiting")
@@ -74,7 +76,7 @@ class Limiter:
         # Whoever executes work alone is started for lanes that are active, so that others wake these.
         self._able = [*capabilities, *(f"{able}{ALONE}" for able in capabilities)]
         self._book = RuleBook()
-        self._reservations = Reservations()
+        self.reservations = Reservations()
         self._seen = Counts()
         self._crowded: list[_Key] = []
         self._is_whole = True
@@ -129,13 +131,13 @@ class Limiter:
         """Return as whose room is kept for a step under a lease; None where none is to be."""
         return self._asked.get(f"{item_id} {step_key}")
 
-    def put_off(self, room: Room) -> None:
+    def put_off(self, room: Room, need: Need | None) -> None:
         """Note that a step waits for a room that is full: for the end of other work, or for a time."""
         state = self._seen.states()[room.name]
         if state.is_counted:
             self._seen.awaited.add(room.name)
             self.awaited = self._seen.holders()
-        self._sooner([state.plan_us(self._seen.now_us)])
+        self._sooner([state.plan_us(self._seen.now_us, need)])
 
     def poll_s(self, poll_s: float, parked_s: float) -> float:
         """Return after how long to claim again: sooner while lanes wait for work to end, or for a time."""
@@ -171,7 +173,7 @@ class Limiter:
         names = list(slots)
         after = [self._after.get(name, _FIRST) for name in names]
         if self._book.rules.has_tokens:
-            await self._reservations.settle(con, self._seen)
+            await self.reservations.settle(con, self._seen)
         began = time.monotonic()
         now, *rows = await con.fetch(
             _SQL["rooms"],
@@ -238,17 +240,25 @@ class Limiter:
         """Return how many tokens every item of a lane takes where these are limited."""
         if not self._book.rules.has_tokens:
             return 1
-        return self._reservations.need(row, self._book.places(row))
+        of_step = self._book.of_step(row) if APART in row["keys"] else ()
+        return self.reservations.need(row, self._book.places(row), of_step)
+
+    def needs(self, row: Record) -> Mapping[str, int] | None:
+        """Return what a step in line takes itself of limits on tokens, by room; None where it does not."""
+        if not self._book.rules.has_tokens:
+            return None
+        return self.reservations.needs((row["org_id"], row["lane_id"]))
 
     async def close(
         self,
         con: Connection,
         shares: Sequence[Share],
         run_of: Mapping[tuple[int, uuid.UUID], tuple[int, uuid.UUID]],
+        step_of: Mapping[tuple[int, uuid.UUID], str],
     ) -> None:
         """Store what was spent and where the lanes that were looked at stand.
 
-        `run_of` names the runs that were taken for steps in line.
+        `run_of` names the runs that were taken for steps in line, `step_of` these steps.
         """
         seen = self._seen
         await self.spend(con)
@@ -267,7 +277,7 @@ class Limiter:
         if lanes:
             await self._park(con, lanes)
             await self.crossings.close(con, lanes)
-            await self._reservations.store(con, lanes, run_of)
+            await self.reservations.store(con, lanes, run_of, step_of)
         seen.add_taken(lanes)
         self.awaited = seen.holders()
 
@@ -301,7 +311,10 @@ class Limiter:
             [lane.lane_id for _, lane in lanes],
             stands,
             [share.virtual_s for share, _ in lanes],
-            [self._seen.can_wait((share.org_id, lane.lane_id), lane.need) for share, lane in lanes],
+            [
+                self._seen.can_wait((share.org_id, lane.lane_id), lane.need, lane.needs)
+                for share, lane in lanes
+            ],
             [lane.taken > 0 for _, lane in lanes],
             list(full),
             due,
@@ -371,7 +384,8 @@ class Limiter:
         """Name where a lane stands that found a room full; None where it did not."""
         if lane.full is None:
             return None
-        return stand_of(lane.full, self._reservations.needs.get((share.org_id, lane.lane_id)))
+        need = self.reservations.need_in((share.org_id, lane.lane_id), lane.full.name)
+        return stand_of(lane.full, need)
 
     async def _keep(
         self, con: Connection, rows: Sequence[Record], asked: Sequence[Record]
@@ -381,8 +395,8 @@ class Limiter:
         waiting = await self._steps(con, asked)
         closed: list[tuple[int, int]] = []
         for row in rows:
-            need = self.need(row)
-            if self._seen.is_closed(self._book.places(row), need):
+            need, needs = self.need(row), self.needs(row)
+            if self._seen.is_closed(self._book.places(row), need, needs):
                 closed.append((row["org_id"], row["lane_id"]))
                 continue
             one = Waiting(
@@ -391,6 +405,7 @@ class Limiter:
                 since_us=row["us"],
                 rooms=self.rooms(row),
                 need=need,
+                needs=needs,
             )
             waiting.append((one, bool(row["n"])))
         if closed:
@@ -406,9 +421,14 @@ class Limiter:
         found: list[tuple[Waiting, bool]] = []
         for nth, (row, places) in enumerate(needs, 1):
             self._asked[row["room"]] = (row["org_id"], -nth)
-            if places and not self._seen.is_closed(places, 1):
+            able = row["capability"].rstrip(ALONE)
+            needing = self.reservations.of_try(able, *parted(row["keys"]), places)
+            need = 1 if needing is None else needing.need.tokens
+            if places and not self._seen.is_closed(places, need):
                 rooms = [self.room(place) for place in places]
-                one = Waiting(org_id=row["org_id"], lane_id=-nth, since_us=row["us"], rooms=rooms)
+                one = Waiting(
+                    org_id=row["org_id"], lane_id=-nth, since_us=row["us"], rooms=rooms, need=need
+                )
                 found.append((one, False))
         return found
 

@@ -30,12 +30,17 @@ _MOST = 2**31 - 1
 
 @dataclass(frozen=True, slots=True)
 class Spent:
-    """What one call of a model used, in tokens; of one that `is_cut` off nobody knows."""
+    """What one call of a model used, in tokens; of one that `is_cut` off nobody knows.
+
+    `step_key` is that of a step with keys of its own which called it, `carried` the providers and models among these.
+    """
 
     model: str
     input_tokens: int
     output_tokens: int
     is_cut: bool = False
+    step_key: str = ""
+    carried: Sequence[str] = ()
 
     def check(self) -> None:
         """Raise InvalidInput for what cannot be counted."""
@@ -62,6 +67,8 @@ async def store(con: Connection, spent: Sequence[tuple[Lease, Spent]]) -> None:
         [lease.token for lease, _ in spent],
         [KEY_SEPARATOR.join(used_keys(one.model)) for _, one in spent],
         [one.is_cut for _, one in spent],
+        [one.step_key for _, one in spent],
+        [KEY_SEPARATOR.join(one.carried) for _, one in spent],
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from millpond.engine.rules import Place, Rules
+from millpond.errors import InvalidInput
 
 # Between the keys of a run and those of its step, where a lane has both: no key is empty.
 APART = ""
@@ -35,13 +36,14 @@ class Ask:
 class Answer(NamedTuple):
     """What a claim made of an ask: whether the try may begin, by when (of the process's clock), and the claim's time.
 
-    `has_row` tells whether its room is to be given back.
+    `has_row` tells whether its room is to be given back, `refusal` why there will never be room.
     """
 
     is_seated: bool
     has_row: bool = False
     begin_by: float | None = None
     now_us: int = 0
+    refusal: InvalidInput | None = None
 
 
 def joined(run_keys: Iterable[str], step_keys: Iterable[str]) -> list[str]:
@@ -63,8 +65,8 @@ def needed(
     """Return the rooms in which a try of a step with `keys` takes a place while its run is under a lease.
 
     Those are the rooms that there are for the keys of both and not for the run's without the step's, but those that
-    the run holds; a rate that both have counts the claim of the run and each try of the step. Tokens are reserved by
-    work items alone.
+    the run holds; a rate that both have counts the claim of the run and each try of the step. Tokens that both count on
+    are those that the run has reserved.
     """
     if not rules or not keys:
         return ()
@@ -74,22 +76,17 @@ def needed(
     return tuple(
         place
         for place in rules.places(org_id, queue, able, [*rest, *keys])
-        if place.room not in others
-        and not place.rule.is_of_tokens
-        and (place.rule.kind == "rate" or place.room not in held)
+        if place.room not in others and (place.rule.kind == "rate" or place.room not in held)
     )
 
 
-def lined(
+def of_step(
     rules: Rules, org_id: int, queue: str, able: str, keys: Sequence[str]
 ) -> tuple[Place, ...]:
-    """Return the rooms of a lane; where a step stands in line there, tokens are those that its run needs."""
-    places = rules.places(org_id, queue, able, keys)
+    """Return in which limits on tokens a step that stands in line in a lane takes what it needs itself, not its run."""
     run_keys, step_keys = parted(keys)
-    if not step_keys or not any(place.rule.is_of_tokens for place in places):
-        return places
-    own = {place.room for place in rules.places(org_id, queue, able, run_keys)}
-    return tuple(place for place in places if not place.rule.is_of_tokens or place.room in own)
+    places = needed(rules, org_id, queue, able, run_keys, step_keys)
+    return tuple(place for place in places if place.rule.is_of_tokens)
 
 
 def concerns(rules: Rules, org_id: int, keys: Sequence[str]) -> bool:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import orjson
 
@@ -28,7 +28,8 @@ from millpond.engine.plans import Plan, failure
 from millpond.engine.rights import Right
 from millpond.engine.scope import Scope, UnderWay
 from millpond.engine.seating import Seating
-from millpond.errors import Forbidden, LeaseLost, NotDone, Transient, Unavailable
+from millpond.engine.strays import raise_stray
+from millpond.errors import Forbidden, InvalidInput, LeaseLost, NotDone, Transient, Unavailable
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
 from millpond.veil import Veil
@@ -108,7 +109,10 @@ class Performer:
                 if not self._leasehold.is_sure:
                     await self.own(self._leasehold.until_sure())
                 if plan.keys:
-                    began += await self._seating.take(branch, plan, self.own)
+                    try:
+                        began += await self._seating.take(branch, plan, self.own)
+                    except InvalidInput as error:  # it needs more than there ever is
+                        await self._failed_try(plan, error, tries + 1, now() - began)
                 tries += 1
                 try_began = now()
                 spent: Sequence[Spent] = ()
@@ -332,6 +336,10 @@ class Performer:
             raise failure(plan.name, described) from error
         return delay_s
 
+    async def refuse(self, plan: Plan, error: Exception) -> None:
+        """Record that a step failed which could never begin; raises StepFailed."""
+        await self._failed_try(plan, error, 1, 0.0)
+
     async def _back_off(self, plan: Plan, delay_s: float) -> None:
         await self.persist(
             lambda: waits.record_backoff(
@@ -478,21 +486,3 @@ class Performer:
 def is_away(error: BaseException | None) -> bool:
     """Whether the database is there, and something else that is needed is not."""
     return isinstance(error, Transient) and not isinstance(error, Unavailable)
-
-
-def is_asked_for(error: BaseException) -> bool:
-    """Whether somebody asked the current task to be cancelled, such as a time limit around it."""
-    task = asyncio.current_task()
-    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
-
-
-def raise_stray(error: BaseException, what: str) -> NoReturn:
-    """Turn a cancellation or exit that came from inside into an ordinary error.
-
-    One that somebody asked this task for, such as a time limit around it, goes on as it is.
-    """
-    if is_asked_for(error):
-        raise error
-    raise Transient(
-        f"{what} was ended by a {type(error).__name__} from inside", code="stray_exit"
-    ) from error

@@ -7,7 +7,7 @@ exception that it was.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -18,6 +18,7 @@ from millpond.engine.encoding import read_back
 from millpond.engine.history import Recorded
 from millpond.engine.metering import Spent
 from millpond.engine.registry import ASK_ROLE, Step
+from millpond.engine.tokens import carried
 from millpond.retry import Retry
 from millpond.types import Json
 
@@ -73,6 +74,8 @@ class Plan:
         """Note what a try used; it is stored with the record of that try."""
         if self.spent is None:
             self.spent = []
+        if self.keys:
+            spent = replace(spent, step_key=self.key, carried=carried(self.keys))
         self.spent.append(spent)
 
     def take_spent(self) -> Sequence[Spent]:

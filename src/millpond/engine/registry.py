@@ -250,6 +250,7 @@ def step(
     needs: Mapping[str, str] | None = None,
     permission: str | None = None,
     keys: Sequence[str] = (),
+    tokens: int | None = None,
     registry: Registry = REGISTRY,
 ) -> Register:
     """Register a function `(step: StepContext, …)` as a step for any flow to use.
@@ -264,6 +265,7 @@ def step(
     Before each try of a step that is not `pure`, whoever the run acts for is looked up again: they need what
     starting the run took, and `permission` (`noun:verb`) where given. `keys`, such as `provider:openai`, are what each
     try counts on under limits: it waits for room on all of them, without a slot where nothing else of its run goes on.
+    `tokens` is about how many a try uses, where those of its keys are limited; left out, it is learned.
     """
 
     def register(function: Callable[..., Any]) -> Step[Any, Any]:
@@ -282,7 +284,7 @@ def step(
             queue=queue,
             needs=dict(needs or {}),
             permission=permission,
-            keys=check_keys(keys),
+            keys=keys_of_step(name, keys, tokens),
         )
         registry.add_step(made)
         return made
@@ -312,6 +314,17 @@ def _check_step(
         )
     if is_sent:
         arguments_of(name, function)
+
+
+def keys_of_step(name: str, keys: Sequence[str], tokens: int | None) -> tuple[str, ...]:
+    """Return what each try of a step counts on, with what it needs of tokens; raises InvalidInput."""
+    if tokens is not None and not keys:
+        raise InvalidInput(
+            f"step {name}: tokens are of its keys, and it has none",
+            param="tokens",
+            advice="name the provider or the model in `keys`, or declare the tokens of the flow",
+        )
+    return check_keys(keys, tokens=tokens) if keys else ()
 
 
 def once_elsewhere(name: str, param: str) -> InvalidInput:

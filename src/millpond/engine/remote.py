@@ -22,6 +22,7 @@ from millpond.engine import metering, payloads
 from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
+from millpond.engine.fitting import check_step_fits
 from millpond.engine.lanes import (
     ALONE,
     RESUME_LEAD_US,
@@ -33,6 +34,7 @@ from millpond.engine.lanes import (
 )
 from millpond.engine.metering import Spent
 from millpond.engine.payloads import Payload
+from millpond.engine.tokens import need_of, without_need
 from millpond.engine.waits import Readied, Wake, ready
 from millpond.errors import LeaseLost
 
@@ -101,7 +103,9 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
         run = await con.fetchrow(_SQL["hold_run"], org_id, lease.item_id, lease.token)
         if run is None:
             raise LeaseLost("the lease is gone")
-        keys = sorted({*run["keys"], *sent.keys}) if sent.keys else run["keys"]
+        keys = _keys_of(run["keys"], sent.keys)
+        if need_of(sent.keys) is not None:
+            await check_step_fits(con, org_id, sent.name, sent.queue, sent.capability, keys)
         # What was begun goes before what was not: the lane of resumed work from the start.
         lane = (
             (SUSPECT if run["is_careful"] else 0)
@@ -139,6 +143,13 @@ async def send(database: EngineDatabase, lease: Lease, sent: Sent) -> None:
         if is_sent and payloads.is_big(sent.arguments):
             slot = payloads.slot_of_arguments(sent.step_key)
             await payloads.keep(con, [Payload(org_id, run_id, slot, sent.arguments)])
+
+
+def _keys_of(run_keys: Sequence[str], keys: Sequence[str]) -> Sequence[str]:
+    """Return what a step counts on in another queue: a need of its own takes the place of its run's."""
+    if not keys:
+        return run_keys
+    return sorted({*(run_keys if need_of(keys) is None else without_need(run_keys)), *keys})
 
 
 async def orders(database: EngineDatabase, leases: Sequence[Lease]) -> dict[Lease, Order]:

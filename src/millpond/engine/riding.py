@@ -131,19 +131,21 @@ class Riding:
         """Tell that steps of a run stand in line now: there may be room for them by now."""
         self._wake()
 
-    def leave(self, ask: Ask) -> asyncio.Task[None]:
-        """Give back the room of a try of which nothing was recorded."""
-        task = asyncio.create_task(self._leave(ask), name="leave")
+    def leave(self, ask: Ask, *, is_told: bool = True) -> asyncio.Task[None]:
+        """Give back the room of a try of which nothing was recorded.
+
+        Where what it used of models is not told yet, the end of its attempt tells it, and settles it then.
+        """
+        task = asyncio.create_task(self._leave(ask, is_told), name="leave")
         self._leaving.add(task)
         task.add_done_callback(self._leaving.discard)
         return task
 
-    async def _leave(self, ask: Ask) -> None:
+    async def _leave(self, ask: Ask, is_told: bool) -> None:
         try:
             async with self._database.duty("step_leave") as con:
-                await con.execute(
-                    _SQL["leave"], [ask.org_id], [ask.item_id], [ask.token], [ask.step_key]
-                )
+                own = ask.org_id, ask.item_id, ask.token, ask.step_key
+                await con.execute(_SQL["give_up"], *own, not is_told)
         except MillpondError as error:  # the end of the lease gives it back
             _log.warning("riding.not_left", error=error.code)
         self.freed()

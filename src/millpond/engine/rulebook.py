@@ -12,7 +12,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.brakes import Brake
 from millpond.engine.lanes import ALONE
-from millpond.engine.needs import lined, needed, parted
+from millpond.engine.needs import needed, of_step, parted
 from millpond.engine.rules import BRAKE, Place, Rule, Rules
 from millpond.types import NO_ORG
 
@@ -42,7 +42,7 @@ class RuleBook:
                 self._forget()
                 of_org = self._places.setdefault(org_id, {})
             able = row["capability"].rstrip(ALONE)
-            places = lined(self.rules, org_id, row["queue"], able, row["keys"])
+            places = self.rules.places(org_id, row["queue"], able, row["keys"])
             of_org[lane_id] = places
             self._known += 1
         return places
@@ -51,6 +51,11 @@ class RuleBook:
         """Return the rooms of a step's try beside those of its run; `keys` of the row are those of both."""
         able = row["capability"].rstrip(ALONE)
         return needed(self.rules, row["org_id"], row["queue"], able, *parted(row["keys"]))
+
+    def of_step(self, row: Record) -> tuple[Place, ...]:
+        """Return the limits on tokens in which a step in line takes what it needs itself; `row` is its lane's."""
+        able = row["capability"].rstrip(ALONE)
+        return of_step(self.rules, row["org_id"], row["queue"], able, row["keys"])
 
     async def catch_up(self, con: Connection, version: int) -> bool:
         """Read the changes up to `version` within a claim; False leaves them to `learn`: they are too many."""

@@ -38,7 +38,10 @@ class Seating:
         self._seats = dict.fromkeys(seats, begin_by)
 
     async def take(self, branch: Branch, plan: Plan, own: Own) -> float:
-        """Have room for one try; returns for how many seconds that was waited for here."""
+        """Have room for one try; returns for how many seconds that was waited for here.
+
+        Raises InvalidInput where there never is any.
+        """
         if plan.key in self._seats:
             begin_by = self._seats.pop(plan.key)
             plan.is_seated = True
@@ -61,6 +64,8 @@ class Seating:
         rider = self._riding.ask(self._ask(plan), self._branches)
         try:
             answer: Answer = await own(rider.told)
+            if answer.refusal is not None:
+                raise answer.refusal
             while not answer.is_seated:
                 if rider.answer is not None and rider.answer.is_seated:
                     return rider.answer
@@ -70,7 +75,8 @@ class Seating:
             return answer
         finally:
             self._riding.forget(rider)
-            is_over = rider.answer is None or rider.answer.is_seated
+            last = rider.answer
+            is_over = last is None or last.is_seated or last.refusal is not None
             if not is_over and self._branches.closed is None:
                 self._riding.leave(rider.ask)  # a place may be kept for it
             if rider.answer is not None and rider.answer.has_row and not plan.is_seated:
@@ -81,7 +87,7 @@ class Seating:
         if plan.is_seated:
             plan.is_seated = False
             if self._branches.closed is None:
-                self._riding.leave(self._ask(plan))
+                self._riding.leave(self._ask(plan), is_told=not plan.spent)
 
     def recorded(self, plan: Plan) -> None:
         """Note that a record has given back the room of its try."""

@@ -24,13 +24,14 @@ from millpond.engine.deltas import Growing
 from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
-from millpond.engine.performing import AGAIN_S, HOLD_S, is_away, raise_stray
+from millpond.engine.performing import AGAIN_S, HOLD_S, is_away
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
 from millpond.engine.rights import ENDINGS, right_of
 from millpond.engine.scope import ANNOUNCE_S, Scope
 from millpond.engine.slots import Slot
 from millpond.engine.step_context import StepContext, StepFacts, Teller
+from millpond.engine.strays import raise_stray
 from millpond.engine.waits import Readied
 from millpond.errors import Forbidden, LeaseLost, MillpondError, NotFound, Transient
 from millpond.retry import DEFAULT_RETRY, Retry, backoff_s, classify, retry_after_s

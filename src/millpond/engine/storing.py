@@ -45,7 +45,9 @@ async def record(con: Connection, layer: Steps) -> dict[int, bool]:
     )
     await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
     await _meter(con, writes, rows)
-    await _leave(con, [write for write in writes if write.has_room])
+    # A write that was refused gives nothing back: where its lease is gone, what it had reserved stands.
+    if any(write.has_room for write in writes):
+        await _leave(con, [one for row in rows if (one := writes[row[0] - 1]).has_room])
     return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
 
 
@@ -100,7 +102,7 @@ async def _meter(con: Connection, writes: Sequence[W], rows: Sequence[Record]) -
 
 
 async def _leave(con: Connection, writes: Sequence[StepWrite]) -> None:
-    """Give back the room of recorded tries; where a lease is gone there is none."""
+    """Give back the room of recorded tries."""
     if writes:
         await con.execute(
             _NEEDS["leave"],

@@ -14,9 +14,13 @@ from millpond.errors import InvalidInput
 
 NOUN = "tokens"
 MOST_TOKENS = 10**9
+# What work is told that needs more than there ever is.
+ABOVE_LIMIT = "tokens_above_limit"
 # What an item needs of which nobody said anything and nothing was learned yet.
 FIRST_GUESS = 1000
 _WEIGHT_OF_NEWEST = 0.1
+# Averages of so many kinds of work are known at most: keys of steps may come from anybody's input.
+_MOST_KNOWN = 10_000
 _DIGITS = 2
 _STAND = re.compile(r"tokens([:~])([0-9]{1,10}) ")
 # Keys by which it is told where tokens were used.
@@ -87,6 +91,22 @@ def carried(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if key.startswith(_OF_MODELS)]
 
 
+def tried_by(capability: str, keys: Iterable[str]) -> str:
+    """Name the tries of steps with these keys in a flow, by which it is learned what one of them uses."""
+    return " ".join([capability, *without_need(keys)])
+
+
+def above_limit(what: str, need: int, key: str, at_once: int) -> InvalidInput:
+    """Return the refusal of work that needs more tokens than a limit on a key ever has at once."""
+    return InvalidInput(
+        f"{what} needs {need:,} tokens, and {key} never has more than {at_once:,} at once",
+        code=ABOVE_LIMIT,
+        param="tokens",
+        advice="let it need fewer tokens, or have the limit raised",
+        details={"key": key, "tokens": need, "at_once": at_once},
+    )
+
+
 def used_keys(model: str) -> list[str]:
     """Return the keys that a model's name stands for: `openai:gpt-mini`, or a name alone."""
     provider, _, name = model.partition(":")
@@ -123,9 +143,11 @@ class Needs:
         self._averages: dict[str, float] = {}
 
     def learn(self, capability: str, used: int) -> None:
-        """Learn from what was used under one lease."""
-        before = self._averages.get(capability, float(used))
+        """Learn from what was used under one lease, or by one try."""
+        before = self._averages.pop(capability, float(used))  # so that it stands last
         self._averages[capability] = before + _WEIGHT_OF_NEWEST * (used - before)
+        if len(self._averages) > _MOST_KNOWN:
+            del self._averages[next(iter(self._averages))]
 
     def need(self, capability: str, keys: Sequence[str]) -> Need:
         """Return what an item of a lane needs."""

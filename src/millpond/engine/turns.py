@@ -278,7 +278,7 @@ class _Turns:
     def _waits(self, org_id: int, lane: Lane) -> bool:
         """Set a lane aside that has place in all of its rooms, and whose turn it is not in one of them."""
         place = (org_id, lane.lane_id)
-        if any(not room.has_for(place, room.cost(lane.need)) for room in lane.rooms):
+        if any(not room.has_for(place, lane.cost(room)) for room in lane.rooms):
             return False
         for contest in self._met(lane):
             if contest.is_contended and contest.first() != org_id:

@@ -19,6 +19,7 @@ from millpond.engine.easing import at_us
 from millpond.engine.needs import name_of
 from millpond.engine.ordering import Basis, Estimate, all_of, any_of
 from millpond.engine.registry import capability
+from millpond.engine.tokens import need_of, without_need
 from millpond.engine.why_queued import (
     MAX_AHEAD,
     Place,
@@ -208,14 +209,16 @@ async def _room(con: Connection, org_id: int, row: Record) -> Reason:
     inner = await queued(con, org_id, place)
     estimates = [one.estimate for one in inner if one.estimate is not None]
     name = name_of(row["step_key"])
-    text = f"Step {name} waits for room on {', '.join(row['keys'])}."
+    keys = without_need(row["keys"])
+    text = f"Step {name} waits for room on {', '.join(keys)}."
     return Reason(
         kind="room",
         text=" ".join([text, *(reason.text for reason in inner)]),
         facts={
             "step": row["step_key"],
             "name": name,
-            "keys": list(row["keys"]),
+            "keys": keys,
+            "tokens": need_of(row["keys"]),
             "since": at_us(row["rank"]),
         },
         inner=inner,

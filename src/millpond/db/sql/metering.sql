@@ -1,10 +1,11 @@
 -- name: spend
 -- Stores what runs spent on models, at today's prices (none: it costs nothing), for replays, and for the next claim where tokens are reserved.
 with told as (
-  insert into lease_use (org_id, item_id, token, keys, tokens, is_lost)
-  select u.org_id, u.item_id, u.token, string_to_array(u.keys, chr(31)), u.input_tokens + u.output_tokens, u.is_cut
-  from unnest($2::bigint[], $5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::bool[])
-    as u(org_id, input_tokens, output_tokens, item_id, token, keys, is_cut)
+  insert into lease_use (org_id, item_id, token, keys, tokens, is_lost, step_key, carried)
+  select u.org_id, u.item_id, u.token, string_to_array(u.keys, chr(31)), u.input_tokens + u.output_tokens, u.is_cut,
+         u.step_key, string_to_array(u.carried, chr(31))
+  from unnest($2::bigint[], $5::bigint[], $6::bigint[], $7::uuid[], $8::uuid[], $9::text[], $10::bool[], $11::text[], $12::text[])
+    as u(org_id, input_tokens, output_tokens, item_id, token, keys, is_cut, step_key, carried)
   where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token offset 0)
 ),
 kept as (

@@ -4,7 +4,7 @@
 -- Which steps ask under leases that hold, what their runs count on, and whether a step has its room already.
 select u.ord, n.queue, n.capability, n.keys,
        exists (select from step_lease s where s.org_id = u.org_id and s.item_id = u.item_id and s.step_key = u.step_key
-                                          and s.token = u.token and s.since_us is null offset 0) as has_room
+                                          and s.token = u.token and s.since_us is null and s.keys <> '{}' offset 0) as has_room
 from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) with ordinality as u(org_id, item_id, token, step_key, ord)
 join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.token = u.token
 join lane n on n.org_id = any(array[l.org_id]) and n.lane_id = any(array[l.lane_id])
@@ -22,6 +22,29 @@ cross join lateral (
 where exists (select from worker k
               where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
                 and case when k.worker_id = $2 then l.queue = any($3::text[])
+                         else (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0) end)
+  and not exists (select from queue_pause z where z.queue = l.queue)
+  and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
+                                        and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')))
+group by u.room;
+
+-- name: ahead_of_tokens
+-- How many tokens lanes need that a live worker with a free slot could let go, where so many are left; looks at the first 64 of each need.
+select u.room, sum(x.need)::bigint as tokens
+from unnest($1::text[], $2::bigint[]) as u(room, tokens_left)
+cross join lateral (
+  select distinct x.room as stand, substring(x.room from '^tokens[:~]([0-9]+) ')::bigint as need from room x
+  where room_base(x.room) = u.room and x.room like 'tokens%'
+) x
+cross join lateral (
+  (select a.org_id, a.queue, a.capability from lane a where a.parked_on = x.stand and a.active limit 64)
+  union all
+  (select p.org_id, p.queue, p.capability from lane p where p.parked_on = x.stand and not p.active limit 64)
+) l
+where x.need <= u.tokens_left
+  and exists (select from worker k
+              where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
+                and case when k.worker_id = $3 then l.queue = any($4::text[])
                          else (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0) end)
   and not exists (select from queue_pause z where z.queue = l.queue)
   and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
@@ -171,6 +194,16 @@ delete from step_lease s using unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::
 where s.org_id = any(array[u.org_id]) and s.item_id = any(array[u.item_id]) and s.token = u.token
   and s.step_key = any(array[u.step_key]);
 
+-- name: give_up
+-- Gives back the room of a try of which nothing was recorded, under a lease that holds; where it used what was not told yet ($5), what it has reserved stays until the lease ends.
+with l as materialized (select from lease where org_id = $1 and item_id = $2 and token = $3 for key share),
+gone as (
+  delete from step_lease s using l
+  where s.org_id = $1 and s.item_id = $2 and s.token = $3 and s.step_key = $4 and not $5::bool
+)
+update step_lease s set keys = '{}' from l
+where s.org_id = $1 and s.item_id = $2 and s.token = $3 and s.step_key = $4 and $5::bool;
+
 -- name: end_lines
 -- Takes the steps of ended runs out of their lines.
 with n as (
@@ -193,10 +226,12 @@ with n as (
 delete from ready r using n where r.org_id = n.org_id and r.lane_id = n.lane_id and r.rank = n.rank and r.item_id = n.need_id;
 
 -- name: sweep
--- Deletes room that counts no more, since its lease is gone.
+-- Deletes room that counts no more, since its lease is gone; a claim settles what it has reserved of tokens before that.
 delete from step_lease where (org_id, item_id, step_key) in (
   select s.org_id, s.item_id, s.step_key from step_lease s
   where not exists (select from lease e where e.org_id = s.org_id and e.item_id = s.item_id and e.token = s.token)
+    and not exists (select from reservation r where r.org_id = s.org_id and r.item_id = s.item_id and r.token = s.token
+                                                and r.step_key = s.step_key)
   limit 1000 for update skip locked);
 
 -- name: waiting

@@ -5,13 +5,14 @@
 select room, capability, delta, used from claim_tokens();
 
 -- name: reserve
--- Stores how many tokens leases that were just made have of limits.
-insert into reservation (org_id, item_id, token, room, tokens, capability, carried, parts)
-select l.org_id, l.item_id, l.token, u.room, u.tokens, u.capability, string_to_array(u.carried, chr(31)),
+-- Stores how many tokens leases have of limits, and tries of steps under them.
+insert into reservation as r (org_id, item_id, token, step_key, room, tokens, capability, carried, parts)
+select l.org_id, l.item_id, l.token, u.step_key, u.room, u.tokens, u.capability, string_to_array(u.carried, chr(31)),
        string_to_array(u.parts, chr(31))
-from unnest($1::bigint[], $2::uuid[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::text[])
-  as u(org_id, item_id, room, tokens, capability, carried, parts)
-join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]);
+from unnest($1::bigint[], $2::uuid[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[])
+  as u(org_id, item_id, step_key, room, tokens, capability, carried, parts)
+join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id])
+on conflict (org_id, item_id, token, room, step_key) do update set tokens = r.tokens + excluded.tokens;
 
 -- name: drop_unlimited
 -- Deletes what is left of limits on tokens where there are none any more.
