@@ -269,3 +269,21 @@ async def needs_room(ctx: Context, _: Any) -> list[int]:
         ctx.step(keyed, ctx.attempt, "keyed left"), ctx.step(keyed, ctx.attempt, "keyed right")
     )
     return [*both, await ctx.step(keyed, ctx.attempt, "keyed last")]
+
+
+@step("crash.metered", retry=QUICK, keys=["provider:metered"], tokens=400, registry=REGISTRY)
+async def metered(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect, and use a few tokens of what the try has reserved."""
+    number = await effect_of(step_ctx, attempt, effect)
+    step_ctx.spend("metered:m", input_tokens=10, output_tokens=0)
+    return number
+
+
+@flow("crash.needs_tokens", registry=REGISTRY)
+async def needs_tokens(ctx: Context, _: Any) -> list[int]:
+    """Ask for tokens in two branches, and once more after them."""
+    both = await ctx.parallel(
+        ctx.step(metered, ctx.attempt, "metered left"),
+        ctx.step(metered, ctx.attempt, "metered right"),
+    )
+    return [*both, await ctx.step(metered, ctx.attempt, "metered last")]

@@ -9,10 +9,13 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
 
+import pytest
 from tests.engine.conftest import Pond
 from tests.engine.test_limits import limit, over
 from tests.engine.test_limits_processes import begin
-from tests.engine.tokens_process import NEED, asks
+from tests.engine.tokens_process import NEED, asks, steps_ask
+
+from millpond.engine.registry import Flow
 
 SLOTS = 6
 RATE, BURST, MOST_USED = 1500, 600, 180
@@ -103,13 +106,14 @@ async def told(pond: Pond) -> int:
     return int(total)
 
 
+@pytest.mark.parametrize("flow", [asks, steps_ask], ids=["run", "step"])
 async def test_a_providers_count_and_ours_agree_within_the_debt_over_processes_and_kills(
-    pond: Pond,
+    pond: Pond, flow: Flow
 ) -> None:
     async with counting() as counter:
         await limit(pond.db, "provider:counter", RATE, kind="tokens", period_s=1.0, burst=BURST)
         for _ in range(90):
-            await pond.submit(asks, {"port": counter.port})
+            await pond.submit(flow, {"port": counter.port})
         began = time.monotonic()
         async with processes(pond, 2) as workers:
             for nth in (0, 1):
@@ -118,7 +122,7 @@ async def test_a_providers_count_and_ours_agree_within_the_debt_over_processes_a
                 workers[nth].kill()
                 await workers[nth].wait()
                 workers[nth] = await begin(pond, "tests.engine.tokens_process", SLOTS)
-            await over(pond, asks, 90, within_s=60.0)
+            await over(pond, flow, 90, within_s=60.0)
         took_s = time.monotonic() - began
     total = sum(used for _, used in counter.given)
     # Two workers at a time, and those that a killed one had reserved.

@@ -22,9 +22,7 @@ REGISTRY = Registry()
 NEED = 100
 
 
-@step("tests.ask", registry=REGISTRY)
-async def ask(step: StepContext, port: int) -> int:
-    """Ask the provider, and tell what it says that this used."""
+async def _ask(step: StepContext, port: int) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         used = int(await reader.readline())
@@ -34,10 +32,28 @@ async def ask(step: StepContext, port: int) -> int:
     return used
 
 
+@step("tests.ask", registry=REGISTRY)
+async def ask(step: StepContext, port: int) -> int:
+    """Ask the provider, and tell what it says that this used."""
+    return await _ask(step, port)
+
+
+@step("tests.ask_keyed", keys=["provider:counter"], tokens=NEED, registry=REGISTRY)
+async def ask_keyed(step: StepContext, port: int) -> int:
+    """Do the same, under the step's own key."""
+    return await _ask(step, port)
+
+
 @flow("tests.asks", keys=["provider:counter"], tokens=NEED, registry=REGISTRY)
 async def asks(ctx: Context, data: dict[str, Any]) -> int:
     """Ask once."""
     return await ctx.step(ask, data["port"])
+
+
+@flow("tests.steps_ask", registry=REGISTRY)
+async def steps_ask(ctx: Context, data: dict[str, Any]) -> int:
+    """Ask in a step that has the key itself."""
+    return await ctx.step(ask_keyed, data["port"])
 
 
 async def main() -> None:

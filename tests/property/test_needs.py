@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 from tests.property.test_limits import NAMES, Ground, grounds
 
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms
-from millpond.engine.needs import concerns, joined, needed, parted
-from millpond.engine.rules import Rule, Rules
+from millpond.engine.needs import concerns, joined, needed, of_step, parted
+from millpond.engine.registry import keys_of_step
+from millpond.engine.reservations import Reservations
+from millpond.engine.rules import KINDS, Rule, Rules, check_keys
 from millpond.engine.seats import Want, seat
+from millpond.engine.tokens import rounded
 
 KEYS = [f"{noun}:{name}" for noun in ("model", "provider") for name in ("a", "b")]
 PATTERNS = [
@@ -33,21 +36,22 @@ PATTERNS = [
 
 @st.composite
 def books(draw: st.DrawFn) -> Rules:
-    """Limits of the platform and of an org, of both kinds."""
+    """Limits of the platform and of an org, of all kinds."""
     rules = []
     for owner in (0, 1):
         for key in draw(st.lists(st.sampled_from(PATTERNS), unique=True, max_size=6)):
             if owner and key.startswith("org:"):
                 continue
-            is_rate = draw(st.booleans())
+            kind = draw(st.sampled_from(KINDS))
+            is_metered = kind != "concurrency"
             rules.append(
                 Rule(
                     owner=owner,
                     key=key,
-                    kind="rate" if is_rate else "concurrency",
+                    kind=kind,
                     maximum=draw(st.integers(0, 3)),
-                    period_s=1.0 if is_rate else None,
-                    burst=1 if is_rate else None,
+                    period_s=1.0 if is_metered else None,
+                    burst=5000 if kind == "tokens" else 1 if is_metered else None,
                 )
             )
     return Rules.of(rules)
@@ -88,6 +92,53 @@ def test_who_may_need_room_is_told_that_limits_concern_it(
 def test_keys_of_run_and_step_are_told_apart(run_keys: Sequence[str], keys: Sequence[str]) -> None:
     assert [list(one) for one in parted(joined(run_keys, keys))] == [run_keys, keys]
     assert parted(run_keys) == (run_keys, ())
+
+
+@given(
+    books(),
+    some_keys,
+    some_keys,
+    st.none() | st.integers(1, 5000),
+    st.none() | st.integers(1, 5000),
+)
+def test_each_limit_on_tokens_is_reserved_by_a_run_or_by_its_step_in_line_and_never_by_both(
+    rules: Rules,
+    run_keys: Sequence[str],
+    keys: Sequence[str],
+    run_need: int | None,
+    need: int | None,
+) -> None:
+    run_keys = check_keys(run_keys, tokens=run_need)
+    step_keys = keys_of_step("ask", keys, need if keys else None)
+    row = {
+        "org_id": 1,
+        "lane_id": 7,
+        "queue": "default",
+        "capability": "one@1",
+        "keys": joined(run_keys, step_keys) if step_keys else run_keys,
+    }
+    lane = rules.places(1, "default", "one@1", row["keys"])
+    mine = of_step(rules, 1, "default", "one@1", row["keys"])
+    own = {one.room for one in rules.places(1, "default", "one@1", run_keys)}
+    weighed = {one.room for one in lane if one.rule.is_of_tokens}
+    assert own & weighed | {one.room for one in mine} == weighed
+    assert own.isdisjoint(one.room for one in mine)
+    known = Reservations()
+    made = known.need(row, lane, mine)  # type: ignore[arg-type]
+    needs = known.needs((1, 7)) or {}
+    assert set(needs) == {one.room.text for one in mine}
+    for room in weighed:
+        takes = needs.get(room.text, made)
+        asked = need if room.text in needs else run_need
+        assert takes == (1000 if asked is None else rounded(asked))
+        found = known.need_in((1, 7), room.text)
+        assert found is not None
+        assert found.tokens == takes
+    # What the step takes in line it would take beside its run, too.
+    places = needed(rules, 1, "default", "one@1", run_keys, step_keys)
+    beside = known.of_try("one@1", run_keys, step_keys, places)
+    assert [one.room for one in places if one.rule.is_of_tokens] == [one.room for one in mine]
+    assert ({} if beside is None else {one.room.text: beside.need.tokens for one in mine}) == needs
 
 
 @st.composite

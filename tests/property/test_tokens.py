@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
 from millpond.engine.keying import check_keys
 from millpond.engine.pacing import allowed, corrected, meter_us, next_at_us, repaced, spent
+from millpond.engine.keying import check_keys
 from millpond.engine.rules import MAX_SPAN_S, RoomId, Rule, Rules
+from millpond.engine.seats import Want, give_back, seat
 from millpond.engine.tokens import Need, need_at, need_of, rounded, stand
 
 T0 = 1_000_000_000_000
@@ -135,7 +137,7 @@ NAMES = "abc"
 
 @st.composite
 def grounds(draw: st.DrawFn) -> tuple[dict[str, Room], list[Share], int]:
-    """Rooms, some of them weighed, and lanes of several orgs with needs of their own."""
+    """Rooms, some of them weighed, and lanes of several orgs with needs of their own, some of them of steps in line."""
     rooms = {
         name: Room(
             left=draw(st.integers(-5, 60 if draw(st.booleans()) else 4)),
@@ -149,6 +151,7 @@ def grounds(draw: st.DrawFn) -> tuple[dict[str, Room], list[Share], int]:
         lanes = []
         for lane_id in range(draw(st.integers(1, 3))):
             mine = sorted(draw(st.frozensets(st.sampled_from(NAMES), max_size=3)))
+            needs = draw(st.none() | st.dictionaries(st.sampled_from(NAMES), st.integers(1, 20)))
             count = draw(st.integers(0, 5))
             lanes.append(
                 Lane(
@@ -162,6 +165,7 @@ def grounds(draw: st.DrawFn) -> tuple[dict[str, Room], list[Share], int]:
                     estimate_s=1.0,
                     rooms=[rooms[name] for name in mine],
                     need=draw(st.integers(1, 20)),
+                    needs=needs,
                 )
             )
         shares.append(Share(queue="default", org_id=org_id, weight=1.0, virtual_s=0.0, lanes=lanes))
@@ -173,6 +177,7 @@ def grounds(draw: st.DrawFn) -> tuple[dict[str, Room], list[Share], int]:
                 since_us=draw(st.integers(0, 3)),
                 rooms=lane.rooms,
                 need=lane.need,
+                needs=lane.needs,
             )
             for share in shares
             for lane in share.lanes
@@ -184,7 +189,7 @@ def grounds(draw: st.DrawFn) -> tuple[dict[str, Room], list[Share], int]:
 
 def taken_of(room: Room, shares: list[Share]) -> int:
     return sum(
-        lane.taken * room.cost(lane.need)
+        lane.taken * lane.cost(room)
         for share in shares
         for lane in share.lanes
         if any(one is room for one in lane.rooms)
@@ -218,14 +223,51 @@ def test_what_is_left_goes_but_for_what_is_kept(
         for lane in share.lanes:
             if not lane.is_spent:
                 place = (share.org_id, lane.lane_id)
-                short = [
-                    room for room in lane.rooms if not room.has_for(place, room.cost(lane.need))
-                ]
+                short = [room for room in lane.rooms if not room.has_for(place, lane.cost(room))]
                 assert short
                 assert all(
-                    room.left < room.cost(lane.need) or room.kept_for not in (None, place)
+                    room.left < lane.cost(room) or room.kept_for not in (None, place)
                     for room in short
                 )
+
+
+@given(
+    grounds(),
+    st.lists(
+        st.tuples(st.frozensets(st.sampled_from(NAMES), min_size=1), st.integers(1, 20)), max_size=8
+    ),
+    st.dictionaries(st.sampled_from(NAMES), st.integers(0, 20)),
+    st.sets(st.integers(0, 7)),
+)
+def test_tries_take_what_they_need_of_what_lines_leave_or_nothing_and_give_it_back(
+    at: tuple[dict[str, Room], list[Share], int],
+    asked: list[tuple[frozenset[str], int]],
+    ahead: dict[str, int],
+    lost: set[int],
+) -> None:
+    rooms, shares, slots = at
+    admit(shares, {"default": slots})
+    before = {name: room.left for name, room in rooms.items()}
+    went = {name: room.went for name, room in rooms.items()}
+    wants = [Want(rooms=[rooms[name] for name in sorted(one)], need=need) for one, need in asked]
+    seat(wants, ahead)
+
+    def check(seated: list[Want]) -> None:
+        for name, room in rooms.items():
+            took = sum(room.cost(one.need) for one in seated if room in one.rooms)
+            assert took == before[name] - room.left == room.went - went[name]
+            kept = 0 if room.kept_for is None else room.kept
+            assert took == 0 or room.left >= kept + ahead.get(name, 0), "theirs to take now"
+
+    seated = [one for one in wants if one.full is None]
+    check(seated)
+    for want in wants:
+        if (room := want.full) is not None:
+            kept = 0 if room.kept_for is None else room.kept
+            assert room.left - kept - ahead.get(room.name, 0) < room.cost(want.need)
+    for want in (gone := [one for nth, one in enumerate(seated) if nth in lost]):
+        give_back(want)
+    check([one for one in seated if one not in gone])
 
 
 @settings(max_examples=50)
