@@ -50,8 +50,12 @@ begin
              or (coalesce(t.is_gone, false) and (r.step_key = '' or h.token is not null)) as is_unknown
     from reservation r
     left join lease l on l.org_id = r.org_id and l.item_id = r.item_id and l.token = r.token
-    left join step_lease h on h.org_id = r.org_id and h.item_id = r.item_id and h.token = r.token
-                          and h.step_key = r.step_key and h.since_us is null
+    -- By key, whatever the planner takes the table for: it is most often empty.
+    left join lateral (
+      select h.token from step_lease h
+      where r.step_key <> '' and h.org_id = r.org_id and h.item_id = any(array[r.item_id])
+        and h.step_key = any(array[r.step_key]) and h.token = r.token and h.since_us is null offset 0
+    ) h on true
     left join t on t.org_id = r.org_id and t.item_id = r.item_id and t.token = r.token and t.room = r.room
                and t.step_key = r.step_key
   ),
