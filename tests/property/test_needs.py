@@ -125,7 +125,7 @@ def test_each_limit_on_tokens_is_reserved_by_a_run_or_by_its_step_in_line_and_ne
     assert own.isdisjoint(one.room for one in mine)
     known = Reservations()
     made = known.need(row, lane, mine)  # type: ignore[arg-type]
-    needs = known.needs((1, 7)) or {}
+    needs = known.needs(row) or {}  # type: ignore[arg-type]
     assert set(needs) == {one.room.text for one in mine}
     for room in weighed:
         takes = needs.get(room.text, made)

@@ -168,7 +168,6 @@ class Boarding:
         ahead = {} if idle is None else await self._ahead(con, wants, idle)
         seat(wants, ahead)
         answers: dict[Ask, Answer] = {}
-        seats: list[Ask] = []
         tries: list[tuple[_Trying, Want]] = []
         asking: list[Ask] = []
         for one, want in zip(wanted, wants, strict=True):
@@ -184,15 +183,16 @@ class Boarding:
             answers[ask] = Answer(
                 is_seated=True, has_row=True, begin_by=begin_by, now_us=limits.now_us
             )
-            seats.append(ask)
             tries.append((one, want))
-        seated = await _seat(con, [_seat_of(ask) for ask in seats])
-        for nth, (ask, (_, want)) in enumerate(zip(seats, tries, strict=True), 1):
-            if nth not in seated:
+        seated = await _seat(con, [_seat_of(one.ask) for one, _ in tries])
+        taken: list[Taken] = []
+        for nth, (one, want) in enumerate(tries, 1):
+            if nth in seated:
+                taken += one.taken()
+            else:
                 give_back(want)
-                answers[ask] = Answer(is_seated=False, now_us=limits.now_us)
-        taken = [one.taken() for nth, (one, _) in enumerate(tries, 1) if nth in seated]
-        await limits.reservations.reserve(con, [one for ones in taken for one in ones])
+                answers[one.ask] = Answer(is_seated=False, now_us=limits.now_us)
+        await limits.reservations.reserve(con, taken)
         if asking:
             kept = [_seat_of(ask) for ask in asking]
             columns = [[one[nth] for one in kept] for nth in range(5)]

@@ -332,7 +332,7 @@ class Claimer:
                     rooms=self.limits.rooms(row) if self.limits.is_on else (),
                     is_urgent=has_urgent and is_urgent(offset_us),
                     need=self.limits.need(row) if self.limits.is_on else 1,
-                    needs=self.limits.needs(row) if self.limits.is_on else None,
+                    needs=self.limits.reservations.needs(row) if self.limits.is_on else None,
                 )
             )
         return list(shares.values())

@@ -32,7 +32,6 @@ from millpond.engine.counting import (
 )
 from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE
-from millpond.engine.needs import APART, parted
 from millpond.engine.reservations import Reservations
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId, Rules
@@ -240,14 +239,7 @@ class Limiter:
         """Return how many tokens every item of a lane takes where these are limited."""
         if not self._book.rules.has_tokens:
             return 1
-        of_step = self._book.of_step(row) if APART in row["keys"] else ()
-        return self.reservations.need(row, self._book.places(row), of_step)
-
-    def needs(self, row: Record) -> Mapping[str, int] | None:
-        """Return what a step in line takes itself of limits on tokens, by room; None where it does not."""
-        if not self._book.rules.has_tokens:
-            return None
-        return self.reservations.needs((row["org_id"], row["lane_id"]))
+        return self.reservations.need(row, self._book.places(row), self._book.of_step(row))
 
     async def close(
         self,
@@ -395,7 +387,7 @@ class Limiter:
         waiting = await self._steps(con, asked)
         closed: list[tuple[int, int]] = []
         for row in rows:
-            need, needs = self.need(row), self.needs(row)
+            need, needs = self.need(row), self.reservations.needs(row)
             if self._seen.is_closed(self._book.places(row), need, needs):
                 closed.append((row["org_id"], row["lane_id"]))
                 continue
@@ -421,9 +413,7 @@ class Limiter:
         found: list[tuple[Waiting, bool]] = []
         for nth, (row, places) in enumerate(needs, 1):
             self._asked[row["room"]] = (row["org_id"], -nth)
-            able = row["capability"].rstrip(ALONE)
-            needing = self.reservations.of_try(able, *parted(row["keys"]), places)
-            need = 1 if needing is None else needing.need.tokens
+            need = self.reservations.need_of_try(row, places)
             if places and not self._seen.is_closed(places, need):
                 rooms = [self.room(place) for place in places]
                 one = Waiting(

@@ -93,9 +93,15 @@ class Reservations:
         self._lanes[lane] = Needing(need, able, KEY_SEPARATOR.join(carried(run_keys)))
         return need.tokens
 
-    def needs(self, lane: _LaneId) -> Mapping[str, int] | None:
+    def needs(self, row: Record) -> Mapping[str, int] | None:
         """Return what a step in line in a lane needs itself, by limit; None where there is nothing of that."""
-        return self._needs.get(lane)
+        return self._needs.get((row["org_id"], row["lane_id"]))
+
+    def need_of_try(self, row: Record, places: Sequence[Place]) -> int:
+        """Return how many tokens the try of a step takes that asks beside its run; 1 where none are limited."""
+        able = row["capability"].rstrip(ALONE)
+        needing = self.of_try(able, *parted(row["keys"]), places)
+        return 1 if needing is None else needing.need.tokens
 
     def need_in(self, lane: _LaneId, room: str) -> Need | None:
         """Return what a lane that was read needs in a limit on tokens."""

@@ -12,7 +12,7 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.brakes import Brake
 from millpond.engine.lanes import ALONE
-from millpond.engine.needs import needed, of_step, parted
+from millpond.engine.needs import APART, needed, of_step, parted
 from millpond.engine.rules import BRAKE, Place, Rule, Rules
 from millpond.types import NO_ORG
 
@@ -54,6 +54,8 @@ class RuleBook:
 
     def of_step(self, row: Record) -> tuple[Place, ...]:
         """Return the limits on tokens in which a step in line takes what it needs itself; `row` is its lane's."""
+        if APART not in row["keys"]:
+            return ()
         able = row["capability"].rstrip(ALONE)
         return of_step(self.rules, row["org_id"], row["queue"], able, row["keys"])
 
