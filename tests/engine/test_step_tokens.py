@@ -9,7 +9,7 @@ import pytest
 from tests.engine.conftest import Pond
 from tests.engine.parking import KEY, Hand, end, rooms
 from tests.engine.test_limits import limit, over, submit_many
-from tests.engine.test_step_keys import Gate, in_line, nothing_left, until
+from tests.engine.test_step_keys import Gate, in_line, nothing_left, staying, until
 from tests.engine.test_tokens import METER, left, need
 from tests.engine.test_tokens import tokens as limit_tokens
 
@@ -624,32 +624,36 @@ async def test_what_a_flows_own_time_limit_cut_short_is_settled_as_its_attempt_e
     pond: Pond,
 ) -> None:
     """Its place is free at once; what it used and could not tell belongs to its reservation all the same."""
-    gate = Gate()
+    gate, limits = Gate(), []
 
     async def ask(step: StepContext) -> None:
         step.spend("one:m", input_tokens=500, output_tokens=0)
+        limits[-1].reschedule(asyncio.get_running_loop().time())
         await gate.stay("slow")
 
     asked = pond.step(ask, keys=[KEY, OTHER], tokens=300)
 
     async def answer(ctx: Context, _: Any) -> str:
         try:
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(None) as limit:
+                limits.append(limit)
                 await ctx.step(asked)
         except TimeoutError:
-            return await ctx.step("then", gate.stay, "then", keys=[OTHER])
+            return await ctx.step("then", gate.stay, "then")
         return "never"
 
-    flow = pond.flow(answer)
+    flow, others = pond.flow(answer), staying(pond, gate, OTHER)
     await tokens(pond, 1000)
     await limit(pond.db, OTHER, 1)
     async with pond.worker():
         run_id = await pond.submit(flow)
         await gate.reached("then")
-        pond.hints.wake(["default"])
-        assert (METER, "ask:0", 300, 0) in await reserved(pond)
-        gate.open("then")
+        other = await pond.submit(others, "beside")
+        await gate.reached("beside")
+        assert await reserved(pond) == [(METER, "ask:0", 300, 0)]
+        gate.open("then", "beside")
         assert (await pond.ended(run_id))["output"] == "then"
+        assert (await pond.ended(other))["output"] == "beside"
         await settled(pond)
     assert await left(pond, 1000) == 500
 

@@ -265,9 +265,9 @@ def test_tries_take_what_they_need_of_what_lines_leave_or_nothing_and_give_it_ba
         if (room := want.full) is not None:
             kept = 0 if room.kept_for is None else room.kept
             assert room.left - kept - ahead.get(room.name, 0) < room.cost(want.need)
-    for want in (gone := [one for nth, one in enumerate(seated) if nth in lost]):
-        give_back(want)
-    check([one for one in seated if one not in gone])
+    for nth in lost & set(range(len(seated))):
+        give_back(seated[nth])
+    check([one for nth, one in enumerate(seated) if nth not in lost])
 
 
 @settings(max_examples=50)
