@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
 from millpond.engine.keying import check_keys
 from millpond.engine.pacing import allowed, corrected, meter_us, next_at_us, repaced, spent
-from millpond.engine.keying import check_keys
 from millpond.engine.rules import MAX_SPAN_S, RoomId, Rule, Rules
 from millpond.engine.seats import Want, give_back, seat
 from millpond.engine.tokens import Need, need_at, need_of, rounded, stand

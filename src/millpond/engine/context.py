@@ -26,7 +26,6 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, output_of, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
-from millpond.engine.keying import check_keys
 from millpond.engine.metering import Spent
 from millpond.engine.needs import Ask
 from millpond.engine.opening import Opening
