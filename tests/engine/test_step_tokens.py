@@ -18,12 +18,12 @@ from millpond.engine import metering, riding, why
 from millpond.engine.batches import StepWrite
 from millpond.engine.claim import Claimed
 from millpond.engine.context import Context, StepContext, StepFailed
+from millpond.engine.keying import check_keys
 from millpond.engine.limiting import NEVER
 from millpond.engine.metering import Spent
 from millpond.engine.needs import Ask
 from millpond.engine.operations import cancel
 from millpond.engine.registry import step
-from millpond.engine.rules import check_keys
 from millpond.engine.storing import record
 from millpond.errors import InvalidInput, Transient
 from millpond.retry import Retry

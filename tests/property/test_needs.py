@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tests.property.test_limits import NAMES, Ground, grounds
 
 from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms
+from millpond.engine.keying import check_keys
 from millpond.engine.needs import concerns, joined, needed, of_step, parted
 from millpond.engine.registry import keys_of_step
 from millpond.engine.reservations import Reservations
-from millpond.engine.rules import KINDS, Rule, Rules, check_keys
+from millpond.engine.rules import KINDS, Rule, Rules
 from millpond.engine.seats import Want, seat
 from millpond.engine.tokens import rounded
 

@@ -29,8 +29,9 @@ _MAX_TOLD = 50
 # A claim for no more slots than these is not parted, where work takes less than so long.
 _HALVED = 32
 _LONG_S = 0.01
-# Where it takes longer, a claim is for so large a part of the slots at most.
+# Where it takes longer, a claim is for so large a part of the slots at most, but for so many.
 _PARTS = 4
+_FEW = 4
 # How much of what is known of a queue's work the last attempt tells.
 _NEWS = 1 / 32
 
@@ -158,7 +159,7 @@ class Slots:
     def _most(self, queue: str) -> int:
         total = self.total[queue]
         if self._takes_s[queue] >= _LONG_S:
-            return -(-total // _PARTS)
+            return max(_FEW, -(-total // _PARTS))
         return max(_HALVED, -(-total // 2))
 
     def terms(self, wanted: Mapping[str, int]) -> Terms:
