@@ -271,6 +271,23 @@ async def needs_room(ctx: Context, _: Any) -> list[int]:
     return [*both, await ctx.step(keyed, ctx.attempt, "keyed last")]
 
 
+@step("crash.works", retry=QUICK, registry=REGISTRY)
+async def works(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect, and work on for a while."""
+    number = await effect_of(step_ctx, attempt, effect)
+    await asyncio.sleep(0.4)
+    return number
+
+
+@flow("crash.waits_beside", registry=REGISTRY)
+async def waits_beside(ctx: Context, _: Any) -> list[int]:
+    """Ask for room beside a branch that works for a while."""
+    both = await ctx.parallel(
+        ctx.step(works, ctx.attempt, "works"), ctx.step(keyed, ctx.attempt, "keyed beside")
+    )
+    return list(both)
+
+
 @step("crash.metered", retry=QUICK, keys=["provider:metered"], tokens=400, registry=REGISTRY)
 async def metered(step_ctx: StepContext, attempt: int, effect: str) -> int:
     """Take an effect, and use a few tokens of what the try has reserved."""

@@ -29,7 +29,8 @@ async def test_a_worker_killed_there_loses_no_step_that_asks(
     pond: Pond, people: People, sink: Sink, scenario: str
 ) -> None:
     await limit(pond.db, "provider:keyed", 2)
-    await people.submit([intent(people.org_id, "crash.needs_room") for _ in range(RUNS)])
+    flows = ("crash.needs_room", "crash.waits_beside")
+    await people.submit([intent(people.org_id, flow) for _ in range(RUNS) for flow in flows])
     async with worker_process(pond.urls.engine, sink, crash=scenario, slots=4) as victim:
         assert await asyncio.wait_for(victim.wait(), END_S) == -signal.SIGKILL
     await expire(pond)
@@ -40,4 +41,4 @@ async def test_a_worker_killed_there_loses_no_step_that_asks(
             while await pond.count("step_lease") or await pond.count("step_need"):
                 await asyncio.sleep(0.05)
     await check(pond.engine_db, sink, people.accepted)
-    assert await pond.count("run", "outcome = 'succeeded'") == RUNS
+    assert await pond.count("run", "outcome = 'succeeded'") == RUNS * len(flows)

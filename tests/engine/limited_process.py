@@ -37,10 +37,28 @@ async def limited_steps(ctx: Context, data: dict[str, Any]) -> None:
     await ctx.step("call last", call, data, keys=keys)
 
 
+@flow("tests.limited_beside", registry=REGISTRY)
+async def limited_beside(ctx: Context, data: dict[str, Any]) -> None:
+    """Do so in a step that has the key, beside one that works until a door is opened."""
+    await ctx.parallel(
+        ctx.step("work", stay, data), ctx.step("call", call, data, keys=["provider:sink"])
+    )
+
+
+async def stay(data: dict[str, Any]) -> None:
+    """Stand before the door."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", data["door"])
+    try:
+        await reader.read()
+    finally:
+        writer.close()
+
+
 async def call(data: dict[str, Any]) -> None:
-    """Hold one connection."""
+    """Hold one connection, and say who it is."""
     _, writer = await asyncio.open_connection("127.0.0.1", data["port"])
     try:
+        writer.write(data.get("name", "").encode())
         await asyncio.sleep(data["for_s"])
     finally:
         writer.close()

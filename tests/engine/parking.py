@@ -23,9 +23,10 @@ ROOM = f"concurrency 0 0 {KEY}"
 class Hand:
     """Claims by hand, as a worker of some queues that has some flows."""
 
-    def __init__(self, pond: Pond, claimer: Claimer) -> None:
+    def __init__(self, pond: Pond, claimer: Claimer, worker_id: uuid.UUID) -> None:
         self.pond = pond
         self.claimer = claimer
+        self.worker_id = worker_id
         self.has_more = False
 
     @classmethod
@@ -46,6 +47,7 @@ class Hand:
         return cls(
             pond,
             Claimer(pond.engine_db, worker_id=worker_id, capabilities=names, estimate_s=estimate_s),
+            worker_id,
         )
 
     async def claim(self, free: Mapping[str, int] | None = None) -> list[Claimed]:

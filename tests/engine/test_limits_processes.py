@@ -19,12 +19,13 @@ SLOTS = 10
 
 @dataclass
 class Sink:
-    """Counts open connections, and when each was opened."""
+    """Counts open connections, when each was opened, and who had them, in the order of their ends."""
 
     port: int = 0
     now: int = 0
     most: int = 0
     opened: list[float] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
 
     async def busy(self) -> None:
         """Wait until somebody is connected."""
@@ -38,7 +39,7 @@ class Sink:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
-            await reader.read()
+            self.names.append((await reader.read()).decode())
         except ConnectionError:
             pass
         finally:
@@ -58,7 +59,10 @@ async def listening() -> AsyncIterator[Sink]:
 
 
 async def begin(
-    pond: Pond, module: str = "tests.engine.limited_process", slots: int = SLOTS
+    pond: Pond,
+    module: str = "tests.engine.limited_process",
+    slots: int = SLOTS,
+    lease_s: float = 2.0,
 ) -> asyncio.subprocess.Process:
     """Start a worker process."""
     process = await asyncio.create_subprocess_exec(
@@ -70,7 +74,7 @@ async def begin(
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert process.stdin is not None
-    orders = {"engine": pond.urls.engine, "lease_s": 2.0, "slots": slots}
+    orders = {"engine": pond.urls.engine, "lease_s": lease_s, "slots": slots}
     process.stdin.write(orjson.dumps(orders) + b"\n")
     await process.stdin.drain()
     return process

@@ -118,6 +118,7 @@ ENGINE = [
     "crossings",
     "reservations",
     "rulebook",
+    "waiters",
     "seats",
     "counting",
     "spilling",

@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.property.test_limits import NAMES, Ground, grounds
 
-from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms
+from millpond.engine.admission import Decision, Lane, Room, Share, Waiting, admit, keep_rooms
 from millpond.engine.keying import check_keys
 from millpond.engine.needs import concerns, joined, needed, of_step, parted
 from millpond.engine.registry import keys_of_step
 from millpond.engine.reservations import Reservations
 from millpond.engine.rules import KINDS, Rule, Rules
-from millpond.engine.seats import Want, seat
+from millpond.engine.seats import Elder, Line, Want
 from millpond.engine.tokens import rounded
 
 KEYS = [f"{noun}:{name}" for noun in ("model", "provider") for name in ("a", "b")]
@@ -142,74 +142,226 @@ def test_each_limit_on_tokens_is_reserved_by_a_run_or_by_its_step_in_line_and_ne
     assert ({} if beside is None else {one.room.text: beside.need.tokens for one in mine}) == needs
 
 
+@dataclass
+class Asked:
+    """What tries want of a claim beside its lanes, and what stands elsewhere under the rooms."""
+
+    ground: Ground
+    wants: list[Want]
+    elders: list[Elder]
+
+
 @st.composite
-def asked(draw: st.DrawFn) -> tuple[Ground, list[Want], dict[str, int]]:
-    """Rooms and lanes of one claim, steps that ask, and how many lanes of others stand under rooms."""
+def asked(draw: st.DrawFn, *, only_org: bool = False) -> Asked:
+    """Rooms and lanes of one claim, steps that ask or wait, here and elsewhere, and lanes that others could let go."""
     ground = draw(grounds())
+    if only_org:
+        del ground.shares[1:]
+    ranks = iter(draw(st.permutations(range(200))))
+    for share in ground.shares:
+        share.virtual_s = draw(st.sampled_from([0.0, 1.5, 3.0]))
+        for lane in share.lanes:
+            lane.ranks = sorted(next(ranks) for _ in lane.items)
     names = st.frozensets(st.sampled_from(NAMES), min_size=1, max_size=3)
-    wants = [
-        Want(rooms=[ground.rooms[name] for name in sorted(one)])
-        for one in draw(st.lists(names, max_size=8))
+    wants = []
+    for one in draw(st.lists(names, max_size=8)):
+        is_here = draw(st.booleans())
+        wants.append(
+            Want(
+                rooms=[ground.rooms[name] for name in sorted(one)],
+                org_id=1 if only_org else draw(st.integers(1, 5)),
+                queue=draw(st.sampled_from(["default", "other"])),
+                since_us=None if is_here and draw(st.booleans()) else next(ranks),
+                virtual_s=draw(st.sampled_from([0.0, 1.5, 3.0])),
+                is_here=is_here,
+            )
+        )
+    elders = [
+        Elder(
+            room=draw(st.sampled_from(NAMES)),
+            org_id=draw(st.integers(1, 5)),
+            lane_id=90 + nth,
+            queue="elsewhere",
+            offset_us=0,
+            virtual_s=0.0,
+            slots=draw(st.integers(0, 2)),
+            ranks=sorted(next(ranks) for _ in range(draw(st.integers(0, 2)))),
+        )
+        for nth in range(0 if only_org else draw(st.integers(0, 3)))
     ]
-    ahead = draw(st.dictionaries(st.sampled_from(NAMES), st.integers(0, 3)))
-    return ground, wants, ahead
+    return Asked(ground, wants, elders)
+
+
+def claim_with(at: Asked) -> Decision:
+    """Decide a claim as `claim` does."""
+    free = {"default": at.ground.slots}
+    line = Line(at.wants, at.elders, at.ground.shares, free)
+    line.begin()
+    decision = admit(at.ground.shares, free)
+    line.finish()
+    return decision
 
 
 @given(asked())
-def test_tries_take_all_their_rooms_or_none_and_never_more_than_is_left(
-    at: tuple[Ground, list[Want], dict[str, int]],
-) -> None:
-    ground, wants, ahead = at
-    admit(ground.shares, {"default": ground.slots})
-    before = {name: room.left for name, room in ground.rooms.items()}
-    seat(wants, ahead)
-    went = Counter(room.name for one in wants if one.full is None for room in one.rooms)
-    for name, room in ground.rooms.items():
-        assert room.left == before[name] - went[name]
-        assert went[name] <= max(0, before[name] - ahead.get(name, 0))
-        if room.kept_for is not None and went[name]:
-            assert room.left > ahead.get(name, 0), "what is kept stays"
+def test_tries_take_all_their_rooms_or_none_and_never_more_than_is_left(at: Asked) -> None:
+    decision = claim_with(at)
+    assert len(decision.picks) <= at.ground.slots, "a try needs no slot"
+    went = at.ground.picked()
+    for want in at.wants:
+        assert want.has_gone == (want.full is None)
+        if want.has_gone:
+            went.update(room.name for room in want.rooms)
+    for name, room in at.ground.rooms.items():
+        assert room.left == at.ground.before[name] - went[name]
+        assert went[name] <= max(0, at.ground.before[name])
+        assert room.went + room.spared == went[name]
+        if room.kept_for is not None and went[name] > at.ground.picked()[name]:
+            assert room.left >= room.kept, "what is kept stays"
 
 
 @given(asked())
-def test_no_try_takes_what_a_head_in_line_could_have_taken(
-    at: tuple[Ground, list[Want], dict[str, int]],
-) -> None:
-    """With a slot left, every head that stays behind wants for a room without what tries take, too."""
-    ground, wants, ahead = at
-    decision = admit(ground.shares, {"default": ground.slots})
-    behind = [
-        ((share.org_id, lane.lane_id), lane)
-        for share in ground.shares
-        for lane in share.lanes
-        if not lane.is_spent
-    ]
-    could_go = [place for place, lane in behind if all(room.has_for(place) for room in lane.rooms)]
-    assert not could_go or len(decision.picks) == ground.slots
+def test_what_is_only_left_for_steps_of_other_workers_is_not_spent(at: Asked) -> None:
+    claim_with(at)
+    for name, room in at.ground.rooms.items():
+        others = [one for one in at.wants if one.has_gone and not one.is_here]
+        assert room.spared == sum(room in one.rooms for one in others), name
+
+
+@given(asked())
+def test_no_try_passes_an_earlier_head_that_could_have_gone(at: Asked) -> None:
+    """With a slot left, a head that stays behind lacks room also without what tries take that came after it."""
+    decision = claim_with(at)
+    if len(decision.picks) == at.ground.slots:
+        return
+    for share in at.ground.shares:
+        for lane in share.lanes:
+            if lane.is_spent:
+                continue
+            rank, place = lane.ranks[lane.taken], (share.org_id, lane.lane_id)
+            later = [one for one in at.wants if one.has_gone and (one.since_us or rank + 1) > rank]
+            for room in lane.rooms:
+                room.left += sum(any(own is room for own in one.rooms) for one in later)
+            could = all(room.has_for(place) for room in lane.rooms)
+            for room in lane.rooms:
+                room.left -= sum(any(own is room for own in one.rooms) for one in later)
+            assert not could, "passed"
+
+
+@given(asked())
+def test_no_try_takes_what_work_elsewhere_that_stands_before_it_could_take_now(at: Asked) -> None:
+    claim_with(at)
+    for want in at.wants:
+        for room in want.rooms if want.has_gone else ():
+            before = [
+                one
+                for one in at.elders
+                if one.room == room.name
+                for rank in one.ranks
+                if want.since_us is None or rank < want.since_us
+            ]
+            slots = max((one.slots for one in at.elders if one.room == room.name), default=0)
+            after = [
+                one
+                for one in at.wants
+                if one.has_gone and room in one.rooms and _is_later(one, want)
+            ]
+            picked = at.ground.picked()[room.name]
+            # As it went there was so much left; of that later tries and items may have taken some.
+            assert room.left + len(after) + picked >= min(len(before), slots)
+
+
+def _is_later(one: Want, other: Want) -> bool:
+    return (one.since_us is None, one.since_us or 0) > (other.since_us is None, other.since_us or 0)
+
+
+@given(asked(only_org=True))
+def test_work_and_tries_of_one_org_go_in_the_order_in_which_they_came(at: Asked) -> None:
+    """As if they stood in one line: whoever has its turn takes all it needs, or is passed for want of room alone."""
+    ground = at.ground
     left = {name: room.left for name, room in ground.rooms.items()}
-    seat(wants, ahead)
-    for name, lanes in ahead.items():
-        assert ground.rooms[name].left >= min(left[name], lanes), "theirs to take now"
+    kept = {name: room.kept_for for name, room in ground.rooms.items() if room.kept_for is not None}
+    (share,) = ground.shares
+    line: list[tuple[float, int, object]] = [
+        (rank, nth, lane) for nth, lane in enumerate(share.lanes) for rank in lane.ranks
+    ]
+    fresh = 1000.0
+    for nth, want in enumerate(at.wants):
+        line.append((fresh + nth if want.since_us is None else want.since_us, nth, want))
+    taken: Counter[int] = Counter()
+    begun: list[Want] = []
+    stuck: set[int] = set()
+    slots = ground.slots
+    for _, nth, one in sorted(line, key=lambda at: at[0]):
+        if isinstance(one, Want):
+            if all(left[room.name] - (room.name in kept) > 0 for room in one.rooms):
+                begun.append(one)
+                for room in one.rooms:
+                    left[room.name] -= 1
+            continue
+        assert isinstance(one, Lane)
+        place = (share.org_id, one.lane_id)
+        if nth in stuck or slots == 0:
+            continue
+        if all(left[r.name] - (kept.get(r.name, place) != place) > 0 for r in one.rooms):
+            taken[nth] += 1
+            slots -= 1
+            for room in one.rooms:
+                left[room.name] -= 1
+                if kept.get(room.name) == place:
+                    del kept[room.name]
+        else:
+            stuck.add(nth)
+    claim_with(at)
+    assert [lane.taken for lane in share.lanes] == [taken[nth] for nth in range(len(share.lanes))]
+    assert [one for one in at.wants if one.has_gone] == [one for one in at.wants if one in begun]
+
+
+class Watching(Line):
+    """Notes at each item that goes which tries stand before it that do not go first, and why."""
+
+    def __init__(self, at: Asked) -> None:
+        super().__init__(at.wants, at.elders, at.ground.shares, {"default": at.ground.slots})
+        self.at = at
+
+    def let_before(self, share: Share, lane: Lane) -> None:
+        super().let_before(share, lane)
+        rank = lane.ranks[lane.taken]
+        for want in self.at.wants:
+            if want.has_gone or want.since_us is None or not _precedes(self.at, want, share, rank):
+                continue
+            lacks = any(
+                room.left - (room.kept_for is not None) < 1
+                or room.left <= sum(one.slots for one in self.at.elders if one.room == room.name)
+                for room in want.rooms
+            )
+            older = any(
+                not other.is_spent
+                and other.full is None
+                and not _precedes(self.at, want, of, other.ranks[other.taken])
+                and any(own is room for own in want.rooms for room in other.rooms)
+                for of in self.at.ground.shares
+                for other in of.lanes
+            )
+            assert lacks or older, "work that came later passes a try that could begin"
+
+
+def _precedes(at: Asked, want: Want, share: Share, rank: int) -> bool:
+    """Whether a try stands before an item: of its org by time, of others unless these have had less of the queue."""
+    if want.since_us is None or want.since_us > rank:
+        return False
+    if want.org_id == share.org_id or want.queue != share.queue:
+        return True
+    own = [one.virtual_s for one in at.ground.shares if one.org_id == want.org_id]
+    return (own[0] if own else want.virtual_s) <= share.virtual_s
 
 
 @given(asked())
-def test_what_has_room_begins_and_an_earlier_one_goes_first(
-    at: tuple[Ground, list[Want], dict[str, int]],
-) -> None:
-    ground, wants, ahead = at
-    admit(ground.shares, {"default": ground.slots})
-    seat(wants, ahead)
-    for one in wants:
-        if one.full is not None:
-            room = one.full
-            kept = room.kept_for is not None
-            assert room.left - kept - ahead.get(room.name, 0) <= 0
-    for nth, one in enumerate(wants):
-        for later in wants[nth + 1 :]:
-            if {room.name for room in later.rooms} >= {room.name for room in one.rooms}:
-                assert one.full is None or later.full is not None, (
-                    "passed by one that needs the same"
-                )
+def test_no_later_work_passes_a_waiting_try_that_could_begin(at: Asked) -> None:
+    """Whether its run is in this worker or in another."""
+    line = Watching(at)
+    line.begin()
+    admit(at.ground.shares, {"default": at.ground.slots})
+    line.finish()
 
 
 # Over time: runs whose steps need keys, in slots, beside runs that have the keys themselves.
@@ -217,7 +369,10 @@ def test_what_has_room_begins_and_an_earlier_one_goes_first(
 
 @dataclass
 class Run:
-    """A run: its org, the rooms it has, and the rooms of each of its steps to come."""
+    """A run: its org, the rooms it has, and the rooms of each of its steps to come.
+
+    Its steps wait `is_beside` working branches, or else park; `asked` is since when the next one waits there.
+    """
 
     nth: int
     org: int
@@ -225,6 +380,8 @@ class Run:
     steps: deque[frozenset[str]]
     since: float = 0.0
     step: frozenset[str] | None = None
+    is_beside: bool = False
+    asked: float | None = None
 
 
 @dataclass
@@ -283,8 +440,19 @@ class Pool:
                     rooms=[rooms[name] for name in sorted(names)],
                 )
             )
+        old = [
+            Waiting(
+                org_id=run.org,
+                lane_id=-1 - run.nth,
+                since_us=round(run.asked * 1e6),
+                rooms=[rooms[name] for name in sorted(run.step or ())],
+            )
+            for run in self.asking
+            if run.asked is not None and self.now - run.asked >= self.patience_s
+        ]
         keep_rooms(
-            [
+            old
+            + [
                 Waiting(
                     org_id=org,
                     lane_id=places[org, names],
@@ -295,6 +463,19 @@ class Pool:
                 if self.lines[org, names] and self.now - since >= self.patience_s and len(names) > 1
             ]
         )
+        wants = [
+            Want(
+                rooms=[rooms[name] for name in sorted(run.step or ())],
+                org_id=run.org,
+                queue="default",
+                since_us=None if run.asked is None else round(run.asked * 1e6) + run.nth,
+                virtual_s=self.virtual.get(run.org, 0.0),
+                place=(run.org, -1 - run.nth),
+            )
+            for run in self.asking
+        ]
+        line = Line(wants, (), list(shares.values()), {"default": self.free})
+        line.begin()
         admit(list(shares.values()), {"default": self.free})
         keys = list(self.lines)
         for share in shares.values():
@@ -311,19 +492,21 @@ class Pool:
                     self.take(names)
                     self.free -= 1
                     self.begin(run, took_s)
-        wants = [
-            Want(rooms=[rooms[name] for name in sorted(run.step or ())]) for run in self.asking
-        ]
-        seat(wants, {})
+        line.finish()
+        still = []
         for run, want in zip(self.asking, wants, strict=True):
-            if want.full is None:
+            if want.has_gone:
                 self.take(run.step or frozenset())
                 self.begin(run, took_s)
+                run.asked = None
+            elif run.is_beside:
+                still.append(run)
+                run.asked = self.now if run.asked is None else run.asked
             else:  # its branch parks: the slot goes back, and it stands in line for all its keys
                 self.in_use.subtract(run.rooms)
                 self.free += 1
                 self.line(run, run.rooms | (run.step or frozenset()))
-        self.asking.clear()
+        self.asking = still
 
     def end_next(self) -> None:
         """Let the next step be over: its run asks for the one after it, or ends."""
@@ -350,10 +533,16 @@ def test_over_time_no_limit_is_passed_and_everybody_gets_done(
         steps = data.draw(
             st.lists(st.frozensets(st.sampled_from(NAMES), min_size=1, max_size=3), max_size=3)
         )
-        run = Run(nth, 1 + nth % 3, data.draw(names), deque(steps))
+        run = Run(
+            nth, 1 + nth % 3, data.draw(names), deque(steps), is_beside=data.draw(st.booleans())
+        )
         pool.line(run, run.rooms)
     for _ in range(20 * count):
         pool.claim(1.0)
+        if not pool.busy:
+            for run in pool.asking:  # what worked beside them ends some time
+                run.is_beside = False
+            pool.claim(1.0)
         if not pool.busy:
             pool.claim(1.0)  # for those that have just parked
         if not pool.busy:
@@ -365,9 +554,9 @@ def test_over_time_no_limit_is_passed_and_everybody_gets_done(
 
 
 @settings(max_examples=20, deadline=None)
-@given(st.integers(2, 4), st.integers(1, 2))
-def test_a_parked_step_with_many_keys_is_not_starved_by_asks_and_lanes(
-    many: int, size: int
+@given(st.integers(2, 4), st.integers(1, 2), st.booleans())
+def test_a_step_with_many_keys_is_not_starved_by_asks_and_lanes(
+    many: int, size: int, is_beside: bool
 ) -> None:
     """Each key is kept busy by runs that have it, and by steps that ask for it; one step needs all of them."""
     names = NAMES[:many]
@@ -381,12 +570,14 @@ def test_a_parked_step_with_many_keys_is_not_starved_by_asks_and_lanes(
             nth += 1
             asks = Run(nth, 1 + NAMES.index(name), frozenset(), deque([frozenset({name})] * 3))
             pool.line(asks, asks.rooms)
-    one = Run(10_000, 9, frozenset(), deque([frozenset(names)]))
+    one = Run(10_000, 9, frozenset(), deque([frozenset(names)]), is_beside=is_beside)
     pool.line(one, one.rooms)
-    while one.steps or one.step is None or any(one in runs for runs in pool.lines.values()):
+    while True:
         pool.claim(1.0)
         if not pool.busy:
             pool.claim(1.0)
+        if any(run is one and run.step is not None for _, _, run in pool.busy):
+            break
         assert pool.busy, "all stand still"
         pool.end_next()
         assert pool.now < 2.0 + 6.0 * many + 20.0, "starved"

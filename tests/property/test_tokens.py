@@ -11,7 +11,7 @@ from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_ro
 from millpond.engine.keying import check_keys
 from millpond.engine.pacing import allowed, corrected, meter_us, next_at_us, repaced, spent
 from millpond.engine.rules import MAX_SPAN_S, RoomId, Rule, Rules
-from millpond.engine.seats import Want, give_back, seat
+from millpond.engine.seats import Elder, Line, Want, give_back
 from millpond.engine.tokens import Need, need_at, need_of, rounded, stand
 
 T0 = 1_000_000_000_000
@@ -249,7 +249,9 @@ def test_tries_take_what_they_need_of_what_lines_leave_or_nothing_and_give_it_ba
     before = {name: room.left for name, room in rooms.items()}
     went = {name: room.went for name, room in rooms.items()}
     wants = [Want(rooms=[rooms[name] for name in sorted(one)], need=need) for one, need in asked]
-    seat(wants, ahead)
+    # Of each room somebody else could take so much, who has a slot for it.
+    elders = [Elder(name, 9, 1, f"of {name}", 0, 0.0, 1, [0], cost) for name, cost in ahead.items()]
+    Line(wants, elders).finish()
 
     def check(seated: list[Want]) -> None:
         for name, room in rooms.items():

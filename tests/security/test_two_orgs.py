@@ -20,7 +20,7 @@ from tests.security.canaries import Marked, client_of, found_in, founded_org, le
 from tests.security.test_matrix import DOCUMENT, PLACES
 
 from millpond.cli.running import find_running
-from millpond.engine.hints import CANCELLED, CHANGED, WAKE
+from millpond.engine.hints import CANCELLED, CHANGED, SUMMONED, WAKE
 
 # What the API takes and gives back to nobody, or to its maker alone.
 UNREAD = {"misfit", "dedup", "eventid"}
@@ -149,7 +149,7 @@ async def heard(up: Up) -> AsyncIterator[list[str]]:
     con = await asyncpg.connect(running.databases.app)
     payloads: list[str] = []
     try:
-        for channel in (WAKE, CHANGED, CANCELLED):
+        for channel in (WAKE, CHANGED, CANCELLED, SUMMONED):
             await con.add_listener(channel, lambda *said: payloads.append(str(said[-1])))
         yield payloads
     finally:

@@ -14,7 +14,14 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
+
+
+class Line(Protocol):
+    """Those that wait for room beside the lanes and need no slot (`seats`)."""
+
+    def let_before(self, share: Share, lane: Lane) -> None:
+        """Let those take their places that the next item of a lane may not pass, as it is about to go."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -22,7 +29,8 @@ class Room:
     """How many more may go under one limit; one of them is kept for the head of a lane that waited long.
 
     `org_id` is the org whose work alone takes places here, 0 where others' does too. Where it `is_weighed`, an item
-    takes as many as its lane needs, and as many are `kept` as the head does.
+    takes as many as its lane needs, and as many are `kept` as the head does. In `line` wait tries of steps; `spared`
+    places are left for those of other workers.
     """
 
     left: int
@@ -32,6 +40,8 @@ class Room:
     went: int = 0
     is_weighed: bool = False
     kept: int = 1
+    line: Line | None = None
+    spared: int = 0
 
     def cost(self, need: int) -> int:
         """Return how many an item takes whose lane needs so many where it is weighed."""
@@ -76,6 +86,7 @@ class Lane:
     `need`, or what `needs` has by the room's name, which is what a step in line takes itself. `full` is the
     room for want of which the lane's next item cannot go, `was_full` whether that was ever so in this claim.
     Somebody waits for work that `is_urgent`: of the class interactive.
+    Of those taken so many went `together` with others, as steps of one run.
     """
 
     lane_id: int
@@ -91,6 +102,7 @@ class Lane:
     is_urgent: bool = False
     need: int = 1
     needs: Mapping[str, int] | None = None
+    together: int = 0
 
     def cost(self, room: Room) -> int:
         """Return how many each item takes of a room."""
@@ -343,7 +355,7 @@ def _serve(
             break
         start, org_id, share = heapq.heappop(heap)
         lane = next_lane(share)
-        if lane.rooms and not enter(org_id, lane):
+        if lane.rooms and not enter(share, lane):
             if has_head(share):
                 heapq.heappush(heap, (start, org_id, share))
             continue
@@ -365,13 +377,21 @@ def _serve(
     return taken
 
 
-def enter(org_id: int, lane: Lane) -> bool:
-    """Take one of each room of a lane, or note which of them is full and take none."""
-    place = (org_id, lane.lane_id)
-    for room in lane.rooms:
-        if not room.has_for(place, lane.cost(room) if room.is_weighed else 1):
-            lane.full, lane.was_full = room, True
-            return False
+def enter(share: Share, lane: Lane) -> bool:
+    """Take one of each room of a lane, or note which of them is full and take none.
+
+    Whoever waits in these rooms and is not to be passed takes its places first.
+    """
+    full = _full(share, lane)
+    if full is None:
+        line = next((room.line for room in lane.rooms if room.line is not None), None)
+        if line is not None:
+            line.let_before(share, lane)
+            full = _full(share, lane)
+    if full is not None:
+        lane.full, lane.was_full = full, True
+        return False
+    place = (share.org_id, lane.lane_id)
     for room in lane.rooms:
         cost = lane.cost(room) if room.is_weighed else 1
         room.left -= cost
@@ -379,6 +399,15 @@ def enter(org_id: int, lane: Lane) -> bool:
         if room.kept_for == place:
             room.kept_for = None
     return True
+
+
+def _full(share: Share, lane: Lane) -> Room | None:
+    """Return a room of a lane that has no place for its next item."""
+    place = (share.org_id, lane.lane_id)
+    for room in lane.rooms:
+        if not room.has_for(place, lane.cost(room) if room.is_weighed else 1):
+            return room
+    return None
 
 
 def next_lane(share: Share) -> Lane:

@@ -1,28 +1,29 @@
 """Boarding: what a claim reads and writes of steps that need room beside their runs.
 
-Called by `claim`, within its transaction. Invariants: a step gets room in a claim alone, in all its rooms at once,
-and its row is on disk before it begins; one that asks takes what is left after the work in line, and not what others
-could take of it now, unless it has been passed over for long; a picked step of a waiting run readies that run, which
-the same claim takes.
+Called by `claim`, within its transaction. Invariants: a step gets room in a claim of its worker alone, in all its rooms
+at once, and its row is on disk before it begins; one that has just come takes what is left after the work in line, and
+not what others could take of it now; one that waits stands in line in the sight of every claim, which leaves its places
+to it (`seats`); a picked step of a waiting run readies that run, which the same claim takes.
 """
 
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine.admission import Pick
-from millpond.engine.counting import PATIENCE_S
+from millpond.engine.admission import Pick, Room, Share
 from millpond.engine.lanes import ALONE, KEY_SEPARATOR, PRIORITY_STEP_US, RESUME_LEAD_US
 from millpond.engine.limiting import Limiter
 from millpond.engine.needs import APART, Answer, Ask, name_of, needed
 from millpond.engine.reservations import Needing, Taken
 from millpond.engine.rules import Place
-from millpond.engine.seats import Want, give_back, seat
+from millpond.engine.seats import Line, Want, give_back
 from millpond.engine.tokens import above_limit
+from millpond.engine.waiters import Asked, elders, holders, who_is
 from millpond.errors import InvalidInput
 
 _SQL = queries("needs")
@@ -40,6 +41,14 @@ class _Seat(NamedTuple):
     token: uuid.UUID
     step_key: str
     keys: str
+
+
+class Called(NamedTuple):
+    """A step for whose sake a waiting run was taken, with its place in line until then; `keys` is one text."""
+
+    step_key: str
+    keys: str
+    since_us: int
 
 
 class _Trying(NamedTuple):
@@ -71,7 +80,7 @@ class _Trying(NamedTuple):
 
 
 class Boarding:
-    """The asks of one claim and their `answers`.
+    """The asks of one claim and their `answers`; `summons` are workers that have steps for which room was left.
 
     `called` are the steps for whose sake it took runs, by run; `run_of` and `step_of` name the run and the step by the
     step's id in line.
@@ -80,43 +89,59 @@ class Boarding:
     def __init__(self, limits: Limiter, worker_id: uuid.UUID) -> None:
         self._limits = limits
         self._worker_id = worker_id
-        self._lines: set[tuple[int, int]] = set()
-        self.asks: Sequence[Ask] = ()
-        self.answers: dict[Ask, Answer] = {}
-        self.called: dict[_Id, list[tuple[str, str]]] = {}
-        self.run_of: dict[_Id, _Id] = {}
-        self.step_of: dict[_Id, str] = {}
+        self.begin(())
 
     def begin(self, asks: Sequence[Ask]) -> None:
         """Make ready for a claim."""
         self.asks = asks
-        self.answers = {}
-        self.called = {}
-        self.run_of, self.step_of = {}, {}
-        self._lines = set()
+        self.answers: dict[Ask, Answer] = {}
+        self.summons: set[uuid.UUID] = set()
+        self.called: dict[_Id, list[Called]] = {}
+        self.run_of: dict[_Id, _Id] = {}
+        self.step_of: dict[_Id, str] = {}
+        self._lines: set[tuple[int, int]] = set()
+        self._together: Counter[tuple[int, int]] = Counter()
+        self._line: Line | None = None
+        self._wanted: dict[Ask, Want] = {}
+        self._tries: dict[Ask, _Trying] = {}
+        self._seen: set[Ask] = set()
+        self._elsewhere: list[tuple[Want, Asked]] = []
 
     # Steps of runs under leases
 
-    async def let_on_old(self, con: Connection) -> None:
-        """Let steps begin that were passed over for long, before any work in line, or let places be kept for them."""
-        now_us = self._limits.now_us
-        old = [
-            one
-            for one in self.asks
-            if one.since_us is not None and now_us - one.since_us >= PATIENCE_S * 1e6
-        ]
-        if old:
-            await self._let_on(con, old, None)
-
-    async def let_on(self, con: Connection, idle: Mapping[str, int]) -> None:
-        """Let the others begin, with what is left; `idle` are slots of this worker that nothing took, by queue."""
-        left = [one for one in self.asks if one not in self.answers]
-        if left:
-            await self._let_on(con, left, [queue for queue, slots in idle.items() if slots > 0])
-
-    async def _let_on(
-        self, con: Connection, asks: Sequence[Ask], idle: Sequence[str] | None
+    async def look(
+        self, con: Connection, free: Mapping[str, int], shares: Sequence[Share] = ()
     ) -> None:
+        """See which steps want room in this claim, before its slots are given out: nothing passes those that wait."""
+        if self.asks:
+            await self._read(con)
+        mine = {who_is(ask.item_id, ask.step_key) for ask in self.asks}
+        self._elsewhere = [
+            (one.want, one) for one in self._limits.asked if one.rooms and one.who not in mine
+        ]
+        wants = [*self._wanted.values(), *(want for want, _ in self._elsewhere)]
+        if not wants:
+            return
+        queues = [queue for queue, slots in free.items() if slots > 0]
+        old = await elders(con, wants, self._worker_id, queues) if self._limits.has_rooms else ()
+        self._line = Line(wants, old, shares, free)
+        self._line.begin()
+
+    async def let_on(self, con: Connection) -> None:
+        """Let the others begin with what is left, once slots are given out, and answer all that asked.
+
+        What this spends of rates is to be stored after it.
+        """
+        if self._line is None:
+            return
+        self._line.finish()
+        self.summons = await holders(con, [one for want, one in self._elsewhere if want.has_gone])
+        if self._wanted:
+            self.answers |= await self._answer(con)
+
+    async def _read(self, con: Connection) -> None:
+        """Read where the steps of this worker stand; those that no limit concerns have room."""
+        limits, asks = self._limits, self.asks
         rows = await con.fetch(
             _SQL["riders"],
             [one.org_id for one in asks],
@@ -124,98 +149,67 @@ class Boarding:
             [one.token for one in asks],
             [one.step_key for one in asks],
         )
-        now_us = self._limits.now_us
         # One whose lease is gone is not among the rows: its attempt will hear of that.
-        answers = dict.fromkeys(asks, Answer(is_seated=False, now_us=now_us))
-        wanted: list[_Trying] = []
+        self.answers = {ask: Answer(is_seated=False, since_us=ask.since_us) for ask in asks}
+        wanted: list[tuple[Record, _Trying]] = []
         for row in rows:
             ask = asks[row["ord"] - 1]
             if row["has_room"]:  # of a claim whose answer was lost
-                answers[ask] = Answer(is_seated=True, has_row=True, now_us=now_us)
+                self.answers[ask] = Answer(is_seated=True, has_row=True)
                 continue
             able = row["capability"].rstrip(ALONE)
-            rules = self._limits.rules
-            places = needed(rules, ask.org_id, row["queue"], able, row["keys"], ask.keys)
-            needing = self._limits.reservations.of_try(able, row["keys"], ask.keys, places)
+            places = needed(limits.rules, ask.org_id, row["queue"], able, row["keys"], ask.keys)
+            needing = limits.reservations.of_try(able, row["keys"], ask.keys, places)
             trying = _Trying(ask, places, needing)
-            if not places:
-                answers[ask] = Answer(is_seated=True, now_us=now_us)
-            elif refusal := trying.refusal():
-                answers[ask] = Answer(is_seated=False, now_us=now_us, refusal=refusal)
+            if refusal := trying.refusal():
+                seen = row["is_seen"]
+                self.answers[ask] = Answer(is_seated=False, has_row=seen, refusal=refusal)
+            elif places or row["is_seen"]:  # who stands in line leaves it
+                wanted.append((row, trying))
             else:
-                wanted.append(trying)
-        if wanted:
-            answers |= await self._decide(con, wanted, idle)
-        self.answers |= answers
+                self.answers[ask] = Answer(is_seated=True)
+        await limits.meter(con, [place for _, one in wanted for place in one.places])
+        known = {one.who: one.place for one in limits.asked}
+        for row, one in wanted:
+            ask = one.ask
+            self._tries[ask] = one
+            if row["is_seen"]:
+                self._seen.add(ask)
+            place = known.get(who_is(ask.item_id, ask.step_key))
+            self._wanted[ask] = _want(one, row, [limits.room(at) for at in one.places], place)
 
-    async def _decide(
-        self,
-        con: Connection,
-        wanted: Sequence[_Trying],
-        idle: Sequence[str] | None,
-    ) -> dict[Ask, Answer]:
-        """Let those begin for whom there is room; `idle` is None for those that go before work in line."""
+    async def _answer(self, con: Connection) -> dict[Ask, Answer]:
+        """Write what became of the steps of this worker: room for those that begin, and who stands in line."""
         limits = self._limits
-        await limits.meter(con, [place for one in wanted for place in one.places])
-        wants = [
-            Want(
-                rooms=[limits.room(one) for one in places],
-                need=1 if needing is None else needing.need.tokens,
-                place=limits.place_of(ask.item_id, ask.step_key),
-            )
-            for ask, places, needing in wanted
-        ]
-        ahead = {} if idle is None else await self._ahead(con, wants, idle)
-        seat(wants, ahead)
         answers: dict[Ask, Answer] = {}
-        tries: list[tuple[_Trying, Want]] = []
-        asking: list[Ask] = []
-        for one, want in zip(wanted, wants, strict=True):
-            ask, places, needing = one
-            if want.full is not None:
-                limits.put_off(want.full, None if needing is None else needing.need)
-                if idle is None and want.place is None:
-                    asking.append(ask)
-                answers[ask] = Answer(is_seated=False, now_us=limits.now_us)
+        gone = [ask for ask, want in self._wanted.items() if want.has_gone]
+        seated = await _seat(con, [_seat_of(ask) for ask in gone])
+        begin = {ask for nth, ask in enumerate(gone, 1) if nth in seated}
+        unseen: list[tuple[Ask, int]] = []
+        for ask, want in self._wanted.items():
+            if ask in begin:
+                is_paced = any(place.rule.kind == "rate" for place in self._tries[ask].places)
+                begin_by = limits.began + LATE_S if is_paced else None
+                answers[ask] = Answer(is_seated=True, has_row=True, begin_by=begin_by)
                 continue
-            is_paced = any(place.rule.kind == "rate" for place in places)
-            begin_by = limits.began + LATE_S if is_paced else None
-            answers[ask] = Answer(
-                is_seated=True, has_row=True, begin_by=begin_by, now_us=limits.now_us
-            )
-            tries.append((one, want))
-        seated = await _seat(con, [_seat_of(one.ask) for one, _ in tries])
-        taken: list[Taken] = []
-        for nth, (one, want) in enumerate(tries, 1):
-            if nth in seated:
-                taken += one.taken()
-            else:
+            if want.full is not None:
+                needing = self._tries[ask].needing
+                limits.put_off(want.full, None if needing is None else needing.need)
+            else:  # its lease is just being given back
                 give_back(want)
-                answers[one.ask] = Answer(is_seated=False, now_us=limits.now_us)
+            since_us = limits.now_us if want.since_us is None else want.since_us
+            is_seen = ask in self._seen
+            if not is_seen and (ask.is_beside or ask.since_us is not None):
+                unseen.append((ask, since_us))
+                is_seen = True
+            answers[ask] = Answer(is_seated=False, has_row=is_seen, since_us=since_us)
+        taken = [one for ask in begin for one in self._tries[ask].taken()]
         await limits.reservations.reserve(con, taken)
-        if asking:
-            kept = [_seat_of(ask) for ask in asking]
-            columns = [[one[nth] for one in kept] for nth in range(5)]
-            await con.execute(_SQL["ask"], *columns, [ask.since_us for ask in asking])
-        await limits.spend(con)
+        if unseen:
+            rows = [_seat_of(ask) for ask, _ in unseen]
+            columns = [[one[nth] for one in rows] for nth in range(5)]
+            await con.execute(_SQL["ask"], *columns, [since_us for _, since_us in unseen])
         return answers
-
-    async def _ahead(
-        self, con: Connection, wants: Sequence[Want], idle: Sequence[str]
-    ) -> dict[str, int]:
-        """Return how much work in line could take of these rooms now, by room."""
-        left = {one.name: one for want in wants for one in want.rooms if one.left > 0}
-        ahead: dict[str, int] = {}
-        if not left or not self._limits.has_rooms:
-            return ahead
-        if names := [name for name, room in left.items() if not room.is_weighed]:
-            rows = await con.fetch(_SQL["ahead"], names, self._worker_id, idle)
-            ahead |= {row["room"]: row["lanes"] for row in rows}
-        if weighed := [room for room in left.values() if room.is_weighed]:
-            columns = [room.name for room in weighed], [room.left for room in weighed]
-            rows = await con.fetch(_SQL["ahead_of_tokens"], *columns, self._worker_id, idle)
-            ahead |= {row["room"]: row["tokens"] for row in rows}
-        return ahead
 
     # Steps of waiting runs
 
@@ -245,22 +239,51 @@ class Boarding:
         runs: dict[tuple[int, uuid.UUID], Pick] = {}
         for row in rows:
             run, need = (row["org_id"], row["run_id"]), (row["org_id"], row["need_id"])
+            if run in runs:
+                self._together[run[0], steps[row["ord"] - 1].lane_id] += 1
             runs.setdefault(run, Pick(run[0], row["lane_id"], row["rank"], run[1], helpers[need]))
-            self.called.setdefault(run, []).append((row["step_key"], row["keys"]))
+            step = Called(row["step_key"], row["keys"], row["since_us"])
+            self.called.setdefault(run, []).append(step)
             self.run_of[need], self.step_of[need] = run, row["step_key"]
         whole = [one for one in picks if (one.org_id, one.lane_id) not in self._lines]
         return [*whole, *runs.values()]
+
+    def charge_once(self, shares: Sequence[Share]) -> None:
+        """Take back what orgs were charged for a run beyond the first of the steps that it was taken for."""
+        for share in shares if self._together else ():
+            for lane in share.lanes:
+                count = self._together.pop((share.org_id, lane.lane_id), 0)
+                lane.together += count
+                share.virtual_s -= count * lane.estimate_s / share.weight
 
     async def seat_called(
         self, con: Connection, leases: Sequence[tuple[int, uuid.UUID, uuid.UUID]]
     ) -> None:
         """Give the steps for which runs were taken their room, under the new leases (org, item, token)."""
         seats = [
-            _Seat(org_id, item_id, token, *step)
+            _Seat(org_id, item_id, token, step.step_key, step.keys)
             for org_id, item_id, token in leases
             for step in self.called.get((org_id, item_id), ())
         ]
         await _seat(con, seats)
+
+
+def _want(one: _Trying, row: Record, rooms: Sequence[Room], place: tuple[int, int] | None) -> Want:
+    """Return what a step of this worker wants; what was kept for it while its run waited is its own too."""
+    ask, heads = one.ask, row["heads"]
+    if heads is not None and any(room.kept_for == (ask.org_id, heads) for room in rooms):
+        place = (ask.org_id, heads)
+    since = [at for at in (ask.since_us, row["rank"]) if at is not None]
+    return Want(
+        rooms=rooms,
+        org_id=ask.org_id,
+        queue=row["queue"],
+        since_us=min(since, default=None),
+        offset_us=row["offset_us"],
+        virtual_s=row["virtual_s"],
+        need=1 if one.needing is None else one.needing.need.tokens,
+        place=place,
+    )
 
 
 def _seat_of(ask: Ask) -> _Seat:

@@ -207,6 +207,13 @@ class Branches:
         if branch.parent is not None:
             self.go(branch.parent)
 
+    def goes_beside(self, branch: Branch) -> bool:
+        """Whether another strand goes on beside this one, so that the attempt does not park with it."""
+        above: Branch | None = branch
+        while above is not None and above.going <= 1:
+            above = above.parent
+        return above is not None
+
     def leave(self, task: asyncio.Task[Any] | None = None) -> None:
         """Forget a task's strand, the current one's where none is given."""
         left = task or asyncio.current_task(self._loop)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import AS_EVER, Decision, Lane, Pick, Share, Terms, pass_over
-from millpond.engine.boarding import LATE_S, Boarding
+from millpond.engine.boarding import LATE_S, Boarding, Called
 from millpond.engine.columns import plain
 from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import is_urgent
@@ -99,7 +99,7 @@ class Claimed(NamedTuple):
     begin_by: float | None = None
     helper: str | None = None
     crossings: tuple[str, ...] = ()
-    seats: tuple[str, ...] = ()
+    seats: tuple[tuple[str, int], ...] = ()
 
     @property
     def backing(self) -> Backing | None:
@@ -178,6 +178,11 @@ class Claimer:
         return claimed, has_more
 
     @property
+    def summons(self) -> AbstractSet[uuid.UUID]:
+        """The workers for whose waiting steps the last claim left room: they shall claim soon."""
+        return self._boarding.summons
+
+    @property
     def answers(self) -> Mapping[Ask, Answer]:
         """What the last claim made of steps that asked for room; those that are not there ask again."""
         return self._boarding.answers
@@ -244,14 +249,17 @@ class Claimer:
             if not limits.note(consumed):
                 return None
             rows, urgency = self._urgencies.of(rows)
-            await self._boarding.let_on_old(con)
+            boarding = self._boarding
             if not rows:
-                await self._boarding.let_on(con, free)
+                await boarding.look(con, free)
+                await boarding.let_on(con)
+                await limits.spend(con)
                 return [], arrivals >= _MAX_ARRIVALS or limits.has_more
-            self._boarding.note(rows)
+            boarding.note(rows)
             if limits.is_on:
                 await limits.read(con, rows)
             shares = self._shares(rows, has_urgent=urgency is not None)
+            await boarding.look(con, most, shares)
             if terms.helps or terms.reserved:
                 terms = replace(
                     terms,
@@ -261,18 +269,16 @@ class Claimer:
             decision, claimed, missed = await self._admit(con, shares, free, terms, urgency)
             if missed:
                 await _step_back(con, missed)
+            await boarding.let_on(con)
             if limits.is_on:
-                run_of = self._boarding.run_of
-                await limits.close(con, shares, run_of, self._boarding.step_of)
+                run_of = boarding.run_of
+                await limits.close(con, shares, run_of, boarding.step_of)
                 paced = {run_of.get(one, one) for one in limits.paced(shares)}
                 claimed = _timed(claimed, paced, limits.began + LATE_S)
                 claimed = _crossing(claimed, shares, limits.crossings, run_of)
-            if self._boarding.asks:
-                used = Counter([one.helper or one.queue for one in claimed])
-                idle = {queue: slots - used[queue] for queue, slots in free.items()}
-                await self._boarding.let_on(con, idle)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
-        is_idle = not (decision.picks or missed or decision.is_held_back)
+        # Where room was left for steps of other workers, these claim next.
+        is_idle = not (decision.picks or missed or decision.is_held_back or boarding.summons)
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
         return claimed, has_more or limits.has_more
 
@@ -350,6 +356,7 @@ class Claimer:
         """Lease what was picked, and store where that leaves lanes and shares."""
         boarding = self._boarding
         picks = await boarding.call(con, decision.picks)
+        boarding.charge_once(shares)
         rows = await con.fetch(
             _SQL["take"],
             plain([pick.org_id for pick in picks]),
@@ -392,12 +399,11 @@ def _claimed(rows: Sequence[Record]) -> list[Claimed]:
     return [Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows]
 
 
-def _seated(
-    one: Claimed, called: Mapping[tuple[int, uuid.UUID], Sequence[tuple[str, str]]]
-) -> Claimed:
+def _seated(one: Claimed, called: Mapping[tuple[int, uuid.UUID], Sequence[Called]]) -> Claimed:
     """Set which steps have room, for whose sake a run was taken."""
     steps = called.get((one.lease.org_id, one.lease.item_id), ())
-    return one._replace(seats=tuple(key for key, _ in steps)) if steps else one
+    seats = tuple((step.step_key, step.since_us) for step in steps)
+    return one._replace(seats=seats) if seats else one
 
 
 def _helped(claimed: list[Claimed], picks: Sequence[Pick]) -> list[Claimed]:

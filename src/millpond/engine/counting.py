@@ -66,7 +66,9 @@ class State:
             return AT_ONCE
         if count > self.rule.at_once:
             return NEVER
-        return next_at_us(self.rule, self.meter_us(now_us), count)
+        # What is left for others is as good as gone.
+        gone = self.room.went + self.room.spared
+        return next_at_us(self.rule, spent(self.rule, self.tat_us, now_us, gone), count)
 
     def cost(self, need: Need | None) -> int:
         """Return how many an item takes here; what was only learned is never more than all that there is."""

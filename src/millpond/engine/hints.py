@@ -17,6 +17,7 @@ import structlog
 WAKE = "millpond_wake"  # payload: queue names, separated by commas
 CHANGED = "millpond_changed"  # payload: tails of run ids, separated by commas, or `*`
 CANCELLED = "millpond_cancelled"  # payload: run ids, separated by commas
+SUMMONED = "millpond_summoned"  # payload: worker ids, separated by commas
 
 # A transaction that only notifies writes a commit record; nobody needs it on disk. The setting ends with the
 # statement: behind a transaction pooler, the next one on this connection may be anybody's.
@@ -39,7 +40,8 @@ class Hints:
     def __init__(self, url: str, *, pause_s: float = 0.01) -> None:
         self._url = url
         self._pause_s = pause_s
-        self._pending: dict[str, set[str]] = {WAKE: set(), CHANGED: set(), CANCELLED: set()}
+        channels = (WAKE, CHANGED, CANCELLED, SUMMONED)
+        self._pending: dict[str, set[str]] = {channel: set() for channel in channels}
         self._kick = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
 
@@ -61,6 +63,10 @@ class Hints:
     def cancelled(self, run_ids: Iterable[uuid.UUID]) -> None:
         """Tell workers that runs shall stop."""
         self._add(CANCELLED, map(str, run_ids))
+
+    def summon(self, worker_ids: Iterable[uuid.UUID]) -> None:
+        """Tell workers that there is room for steps of theirs."""
+        self._add(SUMMONED, map(str, worker_ids))
 
     async def close(self) -> None:
         """Stop sending; hints not yet sent are dropped."""

@@ -36,6 +36,7 @@ from millpond.engine.reservations import Reservations
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId, Rules
 from millpond.engine.tokens import Need
+from millpond.engine.waiters import Asked
 from millpond.types import NO_ORG
 
 _SQL = queries("limiting")
@@ -90,7 +91,7 @@ class Limiter:
         self.has_more = False
         self.awaited: frozenset[str] = frozenset()
         self.began = 0.0
-        self._asked: dict[str, tuple[int, int]] = {}
+        self.asked: list[Asked] = []
 
     @property
     def is_on(self) -> bool:
@@ -126,10 +127,6 @@ class Limiter:
         """Return a room as this claim has left it; its meter has been read."""
         return self._seen.state(*place).room
 
-    def place_of(self, item_id: uuid.UUID, step_key: str) -> tuple[int, int] | None:
-        """Return as whose room is kept for a step under a lease; None where none is to be."""
-        return self._asked.get(f"{item_id} {step_key}")
-
     def put_off(self, room: Room, need: Need | None) -> None:
         """Note that a step waits for a room that is full: for the end of other work, or for a time."""
         state = self._seen.states()[room.name]
@@ -158,7 +155,7 @@ class Limiter:
         self.crossings.begin()
         self.awaited = frozenset()
         self.began = 0.0
-        self._asked = {}
+        self.asked = []
         if self._is_behind:
             await self._book.learn(database)
             self._is_behind = False
@@ -406,20 +403,18 @@ class Limiter:
             )
         return keep(waiting)
 
-    async def _steps(self, con: Connection, asked: Sequence[Record]) -> list[tuple[Waiting, bool]]:
-        """Return the steps for which room is to be kept; the worker of each lets it go."""
-        needs = [(row, self._book.needed(row)) for row in asked]
+    async def _steps(self, con: Connection, rows: Sequence[Record]) -> list[tuple[Waiting, bool]]:
+        """Note the steps that wait beside working branches, and return those for which room is to be kept."""
+        needs = [(row, self._book.needed(row)) for row in rows]
         await self.meter(con, [place for _, places in needs for place in places])
         found: list[tuple[Waiting, bool]] = []
         for nth, (row, places) in enumerate(needs, 1):
-            self._asked[row["room"]] = (row["org_id"], -nth)
             need = self.reservations.need_of_try(row, places)
-            if places and not self._seen.is_closed(places, need):
-                rooms = [self.room(place) for place in places]
-                one = Waiting(
-                    org_id=row["org_id"], lane_id=-nth, since_us=row["us"], rooms=rooms, need=need
-                )
-                found.append((one, False))
+            one = Asked.of(row, [self.room(place) for place in places], nth, need)
+            self.asked.append(one)
+            is_old = self._seen.now_us - one.since_us >= PATIENCE_S * 1e6
+            if is_old and places and not self._seen.is_closed(places, need):
+                found.append((one.waiting, False))
         return found
 
     async def _wake(

@@ -22,7 +22,8 @@ APART = ""
 class Ask:
     """A step that asks for room for its next try, under the lease (`item_id`, `token`) of its run.
 
-    `since_us` is the database's time of the first claim that had none for it; None before that.
+    `since_us` is its place in line: the database's time of the first claim that had no room for it; None before that.
+    While branches of its run work `beside` it, it stands in line under its run's lease, else its run goes to wait.
     """
 
     org_id: int
@@ -31,18 +32,19 @@ class Ask:
     step_key: str
     keys: tuple[str, ...]
     since_us: int | None = None
+    is_beside: bool = False
 
 
 class Answer(NamedTuple):
-    """What a claim made of an ask: whether the try may begin, by when (of the process's clock), and the claim's time.
+    """What a claim made of an ask: whether the try may begin, by when (of the process's clock), and its place in line.
 
-    `has_row` tells whether its room is to be given back, `refusal` why there will never be room.
+    `has_row` tells whether its room, or its place, is to be given back, `refusal` why there will never be room.
     """
 
     is_seated: bool
     has_row: bool = False
     begin_by: float | None = None
-    now_us: int = 0
+    since_us: int | None = None
     refusal: InvalidInput | None = None
 
 

@@ -53,7 +53,7 @@ class Performer:
         *,
         is_obliged: bool = False,
         right: Right | None = None,
-        seats: Sequence[str] = (),
+        seats: Sequence[tuple[str, int]] = (),
         begin_by: float | None = None,
     ) -> None:
         self._lease = lease

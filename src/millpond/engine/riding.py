@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+import uuid
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import structlog
@@ -42,7 +43,10 @@ class Rider:
 
 
 class Riding:
-    """Who asks; `wake` lets the worker claim soon, `on_freed` tells that a step gave back its room."""
+    """Who asks; `wake` lets the worker claim soon, `on_freed` tells that a step gave back its room.
+
+    `summon` lets other workers claim soon, for whose steps room was left.
+    """
 
     def __init__(
         self,
@@ -50,10 +54,12 @@ class Riding:
         *,
         wake: Callable[[], None] = lambda: None,
         on_freed: Callable[[], None] = lambda: None,
+        summon: Callable[[Iterable[uuid.UUID]], None] = lambda _: None,
     ) -> None:
         self._database = database
         self._wake = wake
         self._on_freed = on_freed
+        self._summon = summon
         self._claimer: Claimer | None = None
         self._riders: dict[Ask, Rider] = {}
         self._some = asyncio.Event()
@@ -103,9 +109,11 @@ class Riding:
         """Wait until somebody rides."""
         await self._some.wait()
 
-    def tell(self, answers: Mapping[Ask, Answer]) -> None:
-        """Tell those that rode in a claim what became of it."""
-        for ask, answer in answers.items():
+    def tell(self, claimer: Claimer) -> None:
+        """Tell those that rode in a claim what became of it, and workers for whose steps it left room."""
+        if claimer.summons:
+            self._summon(claimer.summons)
+        for ask, answer in claimer.answers.items():
             rider = self._riders.get(ask)
             if rider is None:
                 if answer.has_row:
@@ -114,8 +122,8 @@ class Riding:
             rider.answer = answer
             if answer.is_seated:
                 self.forget(rider)
-            elif ask.since_us is None:
-                ask.since_us = answer.now_us or None
+            else:
+                ask.since_us = answer.since_us
             if not rider.told.done():
                 rider.told.set_result(answer)
             elif answer.is_seated:
@@ -156,7 +164,7 @@ class Riding:
             await self.some()
             try:
                 await self._claimer.claim({}, asks=self.asks())
-                self.tell(self._claimer.answers)
+                self.tell(self._claimer)
             except LeaseLost:
                 return  # the watch finds out
             except MillpondError as error:

@@ -1,52 +1,256 @@
-"""Seats: which tries of steps may begin with the room that a claim has left. Pure: no I/O, no clock.
+"""Seats: which tries of steps begin with the room of a claim, and that nothing passes those that wait. Pure.
 
-Called by `boarding`. Invariants: a try takes what it needs in all its rooms or in none; it takes none that
-somebody needs who stood in line for it and could go, nor one that is kept; one that is refused holds up nobody.
+Called by `boarding`, and by `admission` before anything in line goes on. Invariants: a try takes a place in all the
+rooms it needs or in none; it takes none that somebody needs who stood in line before it and could go, nor one that is
+kept; what stands behind it in line takes none that it could have, whichever worker's claim this is; one that is refused
+holds up nobody. No I/O, no clock.
+
+Behind a try that waits stands what came later: of its own org also by priority, of another org in the same queue only
+where that one has not had less of the queue.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from millpond.engine.admission import Room
+from millpond.engine.admission import Lane, Room, Share
+
+# Of so many that wait each claim sees to it that nobody passes them; the others go after the work in line.
+_MOST = 128
+
+_At = tuple[int, str, int, float]  # org, queue, offset, virtual time
+_Like = tuple[str, int, tuple[int, str, int] | None]  # room, need, whose of those that wait
+_Head = tuple[str, _At, Sequence[int], int]  # queue, where it stands, ranks, what an item takes
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class Want:
-    """A try that needs a place in each of `rooms`; `full` is the one for want of which it cannot begin.
+    """A try that needs a place in each of `rooms`, or `need` where one is weighed; `full` is the one that has too few.
 
-    Where a room is weighed, it needs `need` there. Places that are kept for `place` are its own.
+    `since_us` is its place in line, None where it has just come; `offset_us` that of its run's priority, `virtual_s`
+    where its org stands in its queue. Places that are kept for `place` are its own. What is not `is_here` waits in
+    another worker: where it `has_gone`, its places are only left for it, until that worker claims.
     """
 
     rooms: Sequence[Room]
+    org_id: int = 0
+    queue: str = ""
+    since_us: int | None = None
+    offset_us: int = 0
+    virtual_s: float = 0.0
     need: int = 1
     place: tuple[int, int] | None = None
+    is_here: bool = True
     full: Room | None = None
+    has_gone: bool = False
 
 
-def seat(wants: Sequence[Want], ahead: Mapping[str, int]) -> None:
-    """Let those begin, in order, that have room in all their rooms beside what those `ahead` need, by room name."""
-    for want in wants:
-        want.full = next((room for room in want.rooms if not _has_place(room, want, ahead)), None)
-        if want.full is None:
+class Elder(NamedTuple):
+    """A lane under a room, with the ranks of its first items; other workers have so many free `slots` for these.
+
+    Each takes `cost` of the room.
+    """
+
+    room: str
+    org_id: int
+    lane_id: int
+    queue: str
+    offset_us: int
+    virtual_s: float
+    slots: int
+    ranks: Sequence[int]
+    cost: int = 1
+
+
+class Line:
+    """The tries that want room in one claim, beside the lanes that it looks at and the `elders`, which it may not.
+
+    `free` are the claim's own slots by queue.
+    """
+
+    def __init__(
+        self,
+        wants: Sequence[Want],
+        elders: Sequence[Elder] = (),
+        shares: Sequence[Share] = (),
+        free: Mapping[str, int] | None = None,
+    ) -> None:
+        self._waiting = sorted(
+            (one for one in wants if one.since_us is not None), key=lambda one: one.since_us or 0
+        )
+        self._fresh = [one for one in wants if one.since_us is None]
+        self._shares = {(one.queue, one.org_id): one for one in shares}
+        self._free = dict(free or {})
+        self._left: dict[str, int] = {}
+        self._elders: dict[str, list[_Head]] = {}
+        self._lanes: dict[str, list[tuple[Share, Lane]]] = {}
+        read = {(share.org_id, lane.lane_id) for share in shares for lane in share.lanes}
+        wanted = {room.name for one in wants for room in one.rooms}
+        self._slots: dict[str, dict[str, int]] = {}
+        # By room: lanes as they are just now, and where no more is left beside what stands before some tries.
+        self._heads: dict[str, list[_Head]] = {}
+        self._crowded: set[_Like] = set()
+        for one in elders:
+            slots = self._slots.setdefault(one.room, {})
+            slots[one.queue] = max(slots.get(one.queue, 0), one.slots)
+            if (one.org_id, one.lane_id) not in read:
+                at = one.org_id, one.queue, one.offset_us, one.virtual_s
+                head = one.queue, at, one.ranks, one.cost
+                self._elders.setdefault(one.room, []).append(head)
+        for share in shares:
+            for lane in share.lanes:
+                for room in lane.rooms:
+                    if room.name in wanted:
+                        self._lanes.setdefault(room.name, []).append((share, lane))
+        self._guarded = self._waiting[:_MOST]
+
+    def begin(self) -> None:
+        """Let those begin for which all places are kept; from now on nothing passes those that wait."""
+        self._look()
+        for want in self._waiting:
+            if want.place is not None and all(one.kept_for == want.place for one in want.rooms):
+                self._let_on(want)
+        for want in self._guarded:
             for room in want.rooms:
-                room.left -= room.cost(want.need)
-                room.went += room.cost(want.need)
-                if room.kept_for == want.place:
-                    room.kept_for = None
+                room.line = self
+
+    def let_before(self, share: Share, lane: Lane) -> None:
+        """Let those begin that the next item of a lane may not pass, since it is about to go."""
+        self._look()
+        rank, at = lane.ranks[lane.taken], _at(share, lane)
+        for want in self._guarded:
+            if not want.has_gone and self._is_before(want, rank, *at):
+                self._let_on(want)
+
+    def finish(self) -> None:
+        """Let the others begin with what is left, those that have just come last; the claim's slots are given out."""
+        self._left = {}
+        self._forget()
+        for want in [*self._waiting, *self._fresh]:
+            if not want.has_gone:
+                self._let_on(want)
+
+    def _let_on(self, want: Want) -> None:
+        """Let one begin that has a place in all its rooms."""
+        want.full = next((room for room in want.rooms if not self._has_place(room, want)), None)
+        if want.full is not None:
+            return
+        want.has_gone = True
+        self._forget()
+        for room in want.rooms:
+            cost = room.cost(want.need)
+            room.left -= cost
+            if want.is_here:
+                room.went += cost
+            else:
+                room.spared += cost
+            if room.kept_for == want.place:
+                room.kept_for = None
+
+    def _has_place(self, room: Room, want: Want) -> bool:
+        cost = room.cost(want.need)
+        if room.kept_for is not None and room.kept_for == want.place:
+            return room.left >= cost
+        spare = room.left - cost - (0 if room.kept_for is None else room.kept)
+        return spare >= 0 and not self._is_preceded(want, room, spare)
+
+    def _is_preceded(self, want: Want, room: Room, spare: int) -> bool:
+        """Whether what stands before a try in a room needs what it would take: in this claim, or in others now.
+
+        Then it does so for all tries like it that came later: these are not looked at until something has changed.
+        """
+        like: _Like = (room.name, want.need, None)
+        if want.since_us is not None:
+            like = (room.name, want.need, (want.org_id, want.queue, want.offset_us))
+        if like not in self._crowded:
+            if not (self._is_behind(want, room) or self._is_outdone(want, room, spare)):
+                return False
+            self._crowded.add(like)
+        return True
+
+    def _is_behind(self, want: Want, room: Room) -> bool:
+        """Whether an item of the lanes of this claim stands before a try in a room, and could go next."""
+        return any(
+            self._left.get(queue, 0) > 0 and not self._is_before(want, ranks[0], *at)
+            for queue, at, ranks, _ in self._able(room)
+        )
+
+    def _is_outdone(self, want: Want, room: Room, spare: int) -> bool:
+        """Whether those take more than is to spare that stand before a try and that other claims could let go now."""
+        slots = {
+            queue: count + self._left.get(queue, 0)
+            for queue, count in self._slots.get(room.name, {}).items()
+        }
+        for queue, at, ranks, cost in (*self._elders.get(room.name, ()), *self._able(room)):
+            for rank in ranks:
+                if slots.get(queue, 0) < 1:
+                    break
+                if not self._is_before(want, rank, *at):
+                    slots[queue] -= 1
+                    spare -= cost
+                    if spare < 0:
+                        return True
+        return False
+
+    def _able(self, room: Room) -> list[_Head]:
+        """Return the lanes of this claim under a room whose next item has place in all its rooms."""
+        found = self._heads.get(room.name)
+        if found is None:
+            found = self._heads[room.name] = [
+                (share.queue, _at(share, lane), lane.ranks[lane.taken :], lane.cost(room))
+                for share, lane in self._lanes.get(room.name, ())
+                if _can_go(share, lane)
+            ]
+        return found
+
+    def _forget(self) -> None:
+        """Look at lanes anew: places were taken."""
+        self._heads.clear()
+        self._crowded.clear()
+
+    def _look(self) -> None:
+        """See how many slots of its own the claim has left by queue, and look at lanes anew."""
+        self._forget()
+        taken: Counter[str] = Counter()
+        for (queue, _), share in self._shares.items():
+            taken[queue] += sum(lane.taken for lane in share.lanes)
+        self._left = {queue: slots - taken[queue] for queue, slots in self._free.items()}
+
+    def _is_before(
+        self, want: Want, rank: int, org_id: int, queue: str, offset_us: int, virtual_s: float
+    ) -> bool:
+        """Whether a try stands in line before an item of a lane."""
+        if want.since_us is None:
+            return False
+        if org_id == want.org_id:
+            return want.since_us + want.offset_us < rank + offset_us
+        if queue == want.queue:
+            mine_s = self._reached(queue, want.org_id, want.virtual_s)
+            if mine_s > self._reached(queue, org_id, virtual_s):
+                return False
+        return want.since_us < rank
+
+    def _reached(self, queue: str, org_id: int, virtual_s: float) -> float:
+        """Return where an org stands in a queue by now."""
+        share = self._shares.get((queue, org_id))
+        return virtual_s if share is None else share.virtual_s
 
 
 def give_back(want: Want) -> None:
-    """Take back what a try was given that cannot begin after all."""
+    """Take back what a try of this claim was given that cannot begin after all."""
     for room in want.rooms:
         room.left += room.cost(want.need)
         room.went -= room.cost(want.need)
 
 
-def _has_place(room: Room, want: Want, ahead: Mapping[str, int]) -> bool:
-    cost = room.cost(want.need)
-    if room.kept_for is not None and room.kept_for == want.place:
-        return room.left >= cost
-    kept = 0 if room.kept_for is None else room.kept
-    return room.left - kept - ahead.get(room.name, 0) >= cost
+def _at(share: Share, lane: Lane) -> _At:
+    return share.org_id, share.queue, lane.offset_us, share.virtual_s
+
+
+def _can_go(share: Share, lane: Lane) -> bool:
+    """Whether the next item of a lane has place in all its rooms."""
+    place = (share.org_id, lane.lane_id)
+    return lane.can_go and all(one.has_for(place, lane.cost(one)) for one in lane.rooms)

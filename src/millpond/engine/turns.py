@@ -64,7 +64,7 @@ class Crossing:
         for share in shares:
             for lane in share.lanes:
                 if lane.taken and any(room is self.room for room in lane.rooms):
-                    cost_s = lane.taken * lane.estimate_s / share.weight
+                    cost_s = (lane.taken - lane.together) * lane.estimate_s / share.weight
                     used[share.org_id] = used.get(share.org_id, 0.0) + cost_s
         return {org_id: self.began_s(org_id) + used_s for org_id, used_s in used.items()}
 
@@ -293,7 +293,7 @@ class _Turns:
         """Let the next item of a lane go, unless a room is full; the queue's clock is then at least at `clock_s`."""
         order, decision = line.order, self._decision
         met = self._met(lane)
-        if lane.rooms and not enter(share.org_id, lane):
+        if lane.rooms and not enter(share, lane):
             order.push(share)
         else:
             cost_s = lane.estimate_s / share.weight

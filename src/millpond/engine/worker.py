@@ -30,7 +30,7 @@ from millpond.engine.claim import Claimer, Lease
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
 from millpond.engine.executor import execute
-from millpond.engine.hints import CANCELLED, WAKE, Hints, Listener
+from millpond.engine.hints import CANCELLED, SUMMONED, WAKE, Hints, Listener
 from millpond.engine.launching import Launcher
 from millpond.engine.leasehold import Leasehold, cut_connections
 from millpond.engine.placing import Placing
@@ -213,11 +213,21 @@ class Worker:
             gather_s=self._gather_s,
         )
         committer.start()
-        listener = Listener(self._listen_url, {WAKE: self._hear_wake, CANCELLED: self._hear_cancel})
+        heard = {
+            WAKE: self._hear_wake,
+            CANCELLED: self._hear_cancel,
+            SUMMONED: self._hear_summons,
+        }
+        listener = Listener(self._listen_url, heard)
         await listener.start()
         settler = Settler(self._database, hints)
         deltas = Deltas(self._database, hints)
-        riding = Riding(self._database, wake=self._slots.wake, on_freed=self._slots.free_room)
+        riding = Riding(
+            self._database,
+            wake=self._slots.wake,
+            on_freed=self._slots.free_room,
+            summon=hints.summon,
+        )
         scope = Scope(
             database=self._database,
             committer=committer,
@@ -366,7 +376,7 @@ class Worker:
                     continue
                 if claimed:
                     launcher.launch(claimed, claimer.expected)
-                riding.tell(claimer.answers)
+                riding.tell(claimer)
                 self._slots.note_claim(wanted, claimed, terms)
                 self._slots.note_awaited(claimer.limits.awaited)
                 self._throttling.watch(claimer.limits.opened)
@@ -442,6 +452,10 @@ class Worker:
 
     def _hear_wake(self, payload: str) -> None:
         if payload == "*" or not self._slots.served.keys().isdisjoint(payload.split(",")):
+            self._slots.wake()
+
+    def _hear_summons(self, payload: str) -> None:
+        if payload == "*" or str(self.worker_id) in payload:
             self._slots.wake()
 
     def _hear_cancel(self, _payload: str) -> None:

@@ -1,55 +1,85 @@
 -- Steps that need keys: room for their tries, and their lines.
 
 -- name: riders
--- Which steps ask under leases that hold, what their runs count on, and whether a step has its room already.
-select u.ord, n.queue, n.capability, n.keys,
-       exists (select from step_lease s where s.org_id = u.org_id and s.item_id = u.item_id and s.step_key = u.step_key
-                                          and s.token = u.token and s.since_us is null and s.keys <> '{}' offset 0) as has_room
+-- Which steps ask under leases that hold, what their runs count on, and how they stand: with room, in everybody's sight, in line before.
+select u.ord, n.queue, n.capability, n.keys, n.offset_us, greatest(h.virtual_s, c.virtual_s, 0) as virtual_s,
+       s.token is not null and s.since_us is null and s.keys <> '{}' as has_room, s.since_us is not null as is_seen, x.rank,
+       case when x.rank is not null and not exists (
+         select from lane m
+         cross join lateral (select r.rank from ready r where r.org_id = m.org_id and r.lane_id = m.lane_id and r.rank >= m.cursor_rank offset 0) r
+         where m.org_id = x.org_id and m.lane_id = x.lane_id and r.rank < x.rank offset 0) then x.lane_id end as heads
 from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) with ordinality as u(org_id, item_id, token, step_key, ord)
 join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.token = u.token
 join lane n on n.org_id = any(array[l.org_id]) and n.lane_id = any(array[l.lane_id])
+left join share h on h.org_id = any(array[n.org_id]) and h.queue = any(array[n.queue])
+left join fair_clock c on c.queue = n.queue
+left join step_lease s on s.org_id = any(array[u.org_id]) and s.item_id = any(array[u.item_id]) and s.step_key = any(array[u.step_key])
+  and s.token = u.token
+left join step_need x on x.org_id = any(array[u.org_id]) and x.run_id = any(array[u.item_id]) and x.step_key = any(array[u.step_key])
 order by u.ord;
 
--- name: ahead
--- How many lanes stand under rooms that a live worker with a free slot could let go; looks at the first 64 of each room.
-select u.room, count(*) as lanes
+-- name: elders
+-- Lanes under rooms that a live worker with a free slot could let go, with their first items and others' slots; the first 64 of each room.
+select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, c.virtual_s, 0) as virtual_s, w.slots,
+       array(select r.rank from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
+             order by r.rank limit $4) as ranks
 from unnest($1::text[]) as u(room)
 cross join lateral (
-  (select a.org_id, a.queue, a.capability from lane a where a.parked_on = u.room and a.active limit 64)
+  (select u.room, a.org_id, a.lane_id, a.queue, a.capability, a.offset_us, a.cursor_rank from lane a
+   where a.parked_on = u.room and a.active limit 64)
   union all
-  (select p.org_id, p.queue, p.capability from lane p where p.parked_on = u.room and not p.active limit 64)
+  (select u.room, p.org_id, p.lane_id, p.queue, p.capability, p.offset_us, p.cursor_rank from lane p
+   where p.parked_on = u.room and not p.active limit 64)
 ) l
-where exists (select from worker k
-              where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
-                and case when k.worker_id = $2 then l.queue = any($3::text[])
-                         else (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0) end)
+cross join lateral (
+  select coalesce(sum((k.queues->>l.queue)::int - coalesce((k.in_use->>l.queue)::int, 0))
+                  filter (where k.worker_id <> $2 and (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0)), 0) as slots,
+         coalesce(bool_or(k.worker_id = $2), false) and l.queue = any($3::text[]) as is_mine
+  from worker k
+  where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
+) w
+left join share h on h.org_id = l.org_id and h.queue = l.queue
+left join fair_clock c on c.queue = l.queue
+where (w.slots > 0 or w.is_mine)
   and not exists (select from queue_pause z where z.queue = l.queue)
   and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
-                                        and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')))
-group by u.room;
+                                        and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')));
 
--- name: ahead_of_tokens
--- How many tokens lanes need that a live worker with a free slot could let go, where so many are left; looks at the first 64 of each need.
-select u.room, sum(x.need)::bigint as tokens
-from unnest($1::text[], $2::bigint[]) as u(room, tokens_left)
+-- name: holders
+-- The workers that have these runs.
+select distinct l.worker_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
+join lease l on l.org_id = u.org_id and l.item_id = u.item_id;
+
+-- name: elders_of_tokens
+-- As `elders`, under limits on tokens: those whose need is left there, and what each of their items takes; the first 64 of each need.
+select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, c.virtual_s, 0) as virtual_s, w.slots,
+       array(select r.rank from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
+             order by r.rank limit $4) as ranks, l.need
+from unnest($1::text[], $5::bigint[]) as u(room, tokens_left)
 cross join lateral (
   select distinct x.room as stand, substring(x.room from '^tokens[:~]([0-9]+) ')::bigint as need from room x
   where room_base(x.room) = u.room and x.room like 'tokens%'
 ) x
 cross join lateral (
-  (select a.org_id, a.queue, a.capability from lane a where a.parked_on = x.stand and a.active limit 64)
+  (select u.room, x.need, a.org_id, a.lane_id, a.queue, a.capability, a.offset_us, a.cursor_rank from lane a
+   where a.parked_on = x.stand and a.active limit 64)
   union all
-  (select p.org_id, p.queue, p.capability from lane p where p.parked_on = x.stand and not p.active limit 64)
+  (select u.room, x.need, p.org_id, p.lane_id, p.queue, p.capability, p.offset_us, p.cursor_rank from lane p
+   where p.parked_on = x.stand and not p.active limit 64)
 ) l
-where x.need <= u.tokens_left
-  and exists (select from worker k
-              where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
-                and case when k.worker_id = $3 then l.queue = any($4::text[])
-                         else (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0) end)
+cross join lateral (
+  select coalesce(sum((k.queues->>l.queue)::int - coalesce((k.in_use->>l.queue)::int, 0))
+                  filter (where k.worker_id <> $2 and (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0)), 0) as slots,
+         coalesce(bool_or(k.worker_id = $2), false) and l.queue = any($3::text[]) as is_mine
+  from worker k
+  where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
+) w
+left join share h on h.org_id = l.org_id and h.queue = l.queue
+left join fair_clock c on c.queue = l.queue
+where x.need <= u.tokens_left and (w.slots > 0 or w.is_mine)
   and not exists (select from queue_pause z where z.queue = l.queue)
   and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
-                                        and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')))
-group by u.room;
+                                        and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')));
 
 -- name: seat
 -- Gives steps room for a try under leases that hold, on disk before it begins, and takes them out of their lines; tells which.
@@ -86,12 +116,13 @@ unlined as (
 select ord from u;
 
 -- name: ask
--- Lets places be kept for steps that wait beside other branches of their runs, under leases that hold.
+-- Lets every claim see steps that wait beside other branches of their runs, under leases that hold: they stand in line from then on.
 insert into step_lease (org_id, item_id, step_key, token, keys, since_us)
 select u.org_id, u.item_id, u.step_key, u.token, string_to_array(u.keys, chr(31)), u.since_us
 from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::bigint[]) as u(org_id, item_id, token, step_key, keys, since_us)
 on conflict (org_id, item_id, step_key) do update
-  set token = excluded.token, keys = excluded.keys, since_us = excluded.since_us where step_lease.token <> excluded.token;
+  set token = excluded.token, keys = excluded.keys, since_us = excluded.since_us
+  where step_lease.token <> excluded.token or step_lease.keys = '{}';
 
 -- name: call
 -- Readies waiting runs in their own lanes for picked steps of theirs; a step that waits no more leaves its line. Locked runs are left.
@@ -150,7 +181,7 @@ lanes as (
   from i join run r on r.org_id = any(array[i.org_id]) and r.run_id = any(array[i.item_id])
   on conflict (org_id, lane_id) do nothing
 )
-select n.ord, n.org_id, n.run_id, n.need_id, n.step_key, array_to_string(n.keys, chr(31)) as keys, i.lane_id, i.rank
+select n.ord, n.org_id, n.run_id, n.need_id, n.step_key, array_to_string(n.keys, chr(31)) as keys, n.rank as since_us, i.lane_id, i.rank
 from n join i on i.org_id = n.org_id and i.item_id = n.run_id order by n.ord;
 
 -- name: run
@@ -173,6 +204,10 @@ unlined as (
   delete from ready r using old
   where r.org_id = any(array[old.org_id]) and r.lane_id = any(array[old.lane_id]) and r.rank = any(array[old.rank])
     and r.item_id = any(array[old.need_id])
+),
+unseen as (
+  -- Under its lease, which is given back, they stood beside working branches.
+  delete from step_lease y where y.org_id = $1 and y.item_id = $2 and y.since_us is not null
 ),
 s as (
   insert into step_need as s (org_id, run_id, step_key, need_id, lane_id, rank, keys)
