@@ -6,8 +6,10 @@ select u.ord, n.queue, n.capability, n.keys, n.offset_us, greatest(h.virtual_s, 
        s.token is not null and s.since_us is null and s.keys <> '{}' as has_room, s.since_us is not null as is_seen, x.rank,
        case when x.rank is not null and not exists (
          select from lane m
-         cross join lateral (select r.rank from ready r where r.org_id = m.org_id and r.lane_id = m.lane_id and r.rank >= m.cursor_rank offset 0) r
-         where m.org_id = x.org_id and m.lane_id = x.lane_id and r.rank < x.rank offset 0) then x.lane_id end as heads
+         cross join lateral (
+           select from ready r
+           where r.org_id = m.org_id and r.lane_id = m.lane_id and r.rank >= m.cursor_rank and r.rank < x.rank limit 1) r
+         where m.org_id = x.org_id and m.lane_id = x.lane_id offset 0) then x.lane_id end as heads
 from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) with ordinality as u(org_id, item_id, token, step_key, ord)
 join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.token = u.token
 join lane n on n.org_id = any(array[l.org_id]) and n.lane_id = any(array[l.lane_id])
