@@ -25,6 +25,8 @@ STATE = {
     "event": "select org_id, run_id, event_no, kind, data::text from event order by 1, 2, 3",
 }
 COSTS = {"short@1": 0.02, "long@1": 1.5}
+# Of this session; the difference of two is what was done in between.
+_LANES_WRITTEN = "select n_tup_ins + n_tup_upd from pg_stat_xact_user_tables where relname = 'lane'"
 
 
 class _UndoneError(Exception):
@@ -99,6 +101,95 @@ async def test_it_leaves_what_a_decision_leaves(pond: Pond, seed: int) -> None:
         assert at_once == decided
         assert {row["item_id"] for row in rows} == {one.lease.item_id for one in claimed}
         assert (told["attempt"], has_more) == (1, False)
+
+
+async def _both_ways(
+    pond: Pond, worker_id: uuid.UUID
+) -> tuple[list[dict[str, list[tuple[Any, ...]]]], int]:
+    """Return the state after a claim at once that is undone and after a decided one, and how many lanes the former wrote."""
+    claimer = _Decided(
+        pond.engine_db, worker_id=worker_id, capabilities=list(COSTS), estimate_s=COSTS.__getitem__
+    )
+    with pytest.raises(_UndoneError):
+        async with pond.engine_db.duty("look") as con:
+            before = await con.fetchval(_LANES_WRITTEN)
+            await con.fetch(
+                queries("claim")["at_once"],
+                100, worker_id, uuid.uuid4(), ["default", "llm"], [4, 4], [4, 4],
+                list(COSTS), list(COSTS.values()), 64,
+            )  # fmt: skip
+            at_once = await _state(con)
+            written = await con.fetchval(_LANES_WRITTEN) - before
+            raise _UndoneError
+    await claimer.claim({"default": 4, "llm": 4})
+    async with pond.engine_db.duty("test") as con:
+        return [at_once, await _state(con)], written
+
+
+async def test_one_that_came_alone_leaves_what_a_decision_leaves(pond: Pond) -> None:
+    worker_id = await _register(pond)
+    for nth, (flow, queue, org_id) in enumerate(
+        [
+            ("short", "default", pond.org_id),
+            ("short", "default", pond.org_id),
+            ("long", "default", pond.org_id),
+            ("short", "default", 7001),
+            ("short", "llm", 7001),
+            ("short", "default", pond.org_id),
+        ]
+    ):
+        async with pond.db.org(org_id) as con:
+            await submit(con, [pond.intent(flow, nth, org_id=org_id, queue=queue)])
+        async with pond.engine_db.duty("test") as con:
+            await con.execute("update share set weight = 1 + org_id % 3")
+        (at_once, decided), written = await _both_ways(pond, worker_id)
+        assert at_once == decided
+        # The short way: a lane is made where there was none, and never made active for a moment.
+        assert written == (0 if nth in (1, 5) else 1)
+
+
+@pytest.mark.parametrize("other", ["two", "org", "pause", "queue", "flow"])
+async def test_what_did_not_come_alone_goes_the_long_way(pond: Pond, other: str) -> None:
+    worker_id = await _register(pond)
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [pond.intent("short", 0)])
+    await _both_ways(pond, worker_id)
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [pond.intent("short", 1)])
+        if other == "two":
+            await submit(con, [pond.intent("short", 2)])
+        elif other == "flow":
+            await submit(con, [pond.intent("long", 2)])
+    if other == "pause":
+        async with pond.db.org(pond.org_id) as con:
+            await con.execute(
+                "insert into pause (org_id, queue, flow, paused_by) values ($1, 'llm', '', 'user:x')",
+                pond.org_id,
+            )
+    if other == "queue":
+        async with pond.db.globals() as con:
+            await con.execute("insert into queue_pause (queue, paused_by) values ('llm', 'user:x')")
+    if other == "org":
+        async with pond.db.org(7001) as con:
+            await submit(con, [pond.intent("short", 2, org_id=7001)])
+    (at_once, decided), written = await _both_ways(pond, worker_id)
+    assert at_once == decided
+    assert written > 0
+
+
+async def test_one_that_somebody_holds_locked_stays_as_it_came(pond: Pond) -> None:
+    worker_id = await _register(pond)
+    claimer = Claimer(
+        pond.engine_db, worker_id=worker_id, capabilities=list(COSTS), estimate_s=COSTS.__getitem__
+    )
+    async with pond.db.org(pond.org_id) as con:
+        (held,) = await submit(con, [pond.intent("short", 0)])
+    async with pond.engine_db.duty("holder") as con:
+        await con.execute("select from item where item_id = $1 for update", held)
+        claimed, _ = await claimer.claim({"default": 4})
+        assert not claimed
+    claimed, _ = await claimer.claim({"default": 4})
+    assert [one.lease.run_id for one in claimed] == [held]
 
 
 async def test_nothing_is_taken_where_not_all_has_room(pond: Pond) -> None:
