@@ -58,6 +58,8 @@ class Veil:
         in_texts = {*hidden, *map(_escaped, hidden)}
         self._in_texts = sorted(in_texts, key=len, reverse=True)
         self._hidden = sorted(hidden.items(), key=lambda one: len(one[0]), reverse=True)
+        with _lock:
+            _live.add(self)
 
     def text(self, text: str) -> str:
         """Hide the values in plain text."""
@@ -157,16 +159,17 @@ def current() -> Veil | None:
 
 
 def live() -> list[Veil]:
-    """Return the veils of all runs that this process works for, for what belongs to none that is known."""
+    """Return the veils of all runs that this process works for, for what belongs to none that is known.
+
+    Those that hide nothing are left out.
+    """
     with _lock:
-        return [veil for veil in _live if veil]
+        return list(_live)
 
 
 def begin() -> Veil:
     """Let the current task, and those that it begins, work under a new veil."""
     veil = Veil()
-    with _lock:
-        _live.add(veil)
     _current.set(veil)
     return veil
 

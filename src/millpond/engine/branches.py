@@ -127,8 +127,11 @@ def refuse_secret(key: str) -> None:
     """
     if key.startswith("!undo/"):
         return
-    drawn, name = veil.current(), key.rpartition("/")[2]
-    if drawn and drawn.text(name) != name:
+    drawn = veil.current()
+    if not drawn:
+        return
+    name = key.rpartition("/")[2]
+    if drawn.text(name) != name:
         raise InvalidInput("the name of a step shows a secret", param="name", code="secret_in_name")
 
 

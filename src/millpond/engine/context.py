@@ -85,7 +85,7 @@ class Context(Fanning, Signals, Continuing, Values):
         self._claimed = claimed
         self._lease = claimed.lease
         self._history = history
-        self._places = Places(history)
+        self._places = Places(history) if history else None
         self._heeds_cancel = heeds_cancel
         self.mismatch: Mismatch | None = None
         self._scope = scope
@@ -406,7 +406,7 @@ class Context(Fanning, Signals, Continuing, Values):
         Raises Permanent where one more than a run may have would be recorded, InvalidInput where its name shows a
         secret; what was recorded before that secret was opened is given out.
         """
-        if self._history:
+        if self._places is not None:
             place = self._branches.here().places.get(key)
             self.mismatch = self._places.mismatch(key, kind, place)
             if self.mismatch is not None:

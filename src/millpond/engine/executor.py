@@ -58,7 +58,7 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
     try:
         if claimed.cancel_requested and not (attempt.is_ending or context.is_obliged):
             return await _stopped(attempt, scope)  # nothing is executed: no secret is needed
-        veils = claimed.duties & Duty.SECRETS
+        veils = claimed.duties and claimed.duties & Duty.SECRETS
         if veils and not await insist(lambda: draw_again(claimed, scope, claimed.duties)):
             return await _unwound(attempt, scope, "away", began)
         if claimed.cancel_requested or attempt.is_ending:

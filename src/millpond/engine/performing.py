@@ -106,9 +106,9 @@ class Performer:
         began = now() - (recorded.age_s if recorded else 0.0)
         try:
             while recorded is None or recorded.state not in ("done", "failed"):
-                if not self._leasehold.is_sure:
-                    await self.own(self._leasehold.until_sure())
                 if plan.keys:
+                    if not self._leasehold.is_sure:
+                        await self.own(self._leasehold.until_sure())
                     try:
                         began += await self._seating.take(branch, plan, self.own)
                     except InvalidInput as error:  # it needs more than there ever is
@@ -139,7 +139,8 @@ class Performer:
                         branch, plan, text, tries, *took_s, spent=spent, is_new=is_new
                     )
                     await self._kept(plan, self.own(done))
-                    self._seating.recorded(plan)
+                    if plan.is_seated:
+                        self._seating.recorded(plan)
                 except Exception as error:
                     plan.keep_spent(spent)
                     told = self._throttling.failed(
