@@ -82,19 +82,6 @@ class Performer:
         recorded: Recorded | None,
     ) -> Any:
         """Try until there is a result, waiting between tries; raises StepFailed."""
-        try:
-            return await self._perform(branch, plan, call, recorded)
-        finally:
-            # Whatever cut it short, such as a time limit of the flow's own: no record tells of this.
-            self._unrecorded += plan.take_spent()
-
-    async def _perform(
-        self,
-        branch: Branch,
-        plan: Plan,
-        call: Callable[[int], Awaitable[Any]],
-        recorded: Recorded | None,
-    ) -> Any:
         if recorded is not None and recorded.state in once.IN_DOUBT:
             recorded = await self._doubt(
                 branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
@@ -168,6 +155,8 @@ class Performer:
         finally:
             if plan.is_seated:
                 self._seating.leave(plan)
+            # Whatever cut it short, such as a time limit of the flow's own: no record tells of this.
+            self._unrecorded += plan.take_spent()
         return plan.result_of(recorded)
 
     async def refusal(self, key: str, name: str, permission: str | None = None) -> Forbidden | None:
