@@ -106,7 +106,7 @@ async def test_it_leaves_what_a_decision_leaves(pond: Pond, seed: int) -> None:
 async def _both_ways(
     pond: Pond, worker_id: uuid.UUID
 ) -> tuple[list[dict[str, list[tuple[Any, ...]]]], int]:
-    """Return the state after a claim at once that is undone and after a decided one, and how many lanes the former wrote."""
+    """Return the state after a claim at once, undone, and after a decided one; and how many lanes the former wrote."""
     claimer = _Decided(
         pond.engine_db, worker_id=worker_id, capabilities=list(COSTS), estimate_s=COSTS.__getitem__
     )

@@ -189,7 +189,9 @@ async def test_a_claim_at_once_moves_all_by_key_or_reads_little_in_vain(
     scans = {row["relname"]: row["seq_scan"] for row in read}
     tables = ("lane", "share", "ready", "worker", "item", "lease", "run")
     assert not {table for table in tables if scans.get(table)}
-    assert sum(row["rows"] for row in read if row["relname"] == "ready") <= 2 * 60 + 2  # two by the short way, in vain
+    assert (
+        sum(row["rows"] for row in read if row["relname"] == "ready") <= 2 * 60 + 2
+    )  # two by the short way, in vain
 
 
 async def test_runs_that_end_together_stay_on_their_pages(pond: Pond) -> None:
