@@ -104,6 +104,12 @@ class Transient(MillpondError):
         self.limit_keys = tuple(limit_keys)
 
 
+class BlockGone(Transient):
+    """A block that should pay was taken back meanwhile, or its period is over: nothing is stored, take another."""
+
+    code = "quota_block_gone"
+
+
 class Unavailable(Transient):
     """The database or a needed service cannot be reached right now."""
 

@@ -15,10 +15,10 @@ from millpond.db.embedded import Urls
 from millpond.db.pool import Database, EngineDatabase
 from millpond.engine import firing, quotas, reserving
 from millpond.engine.quota_plans import Plans
-from millpond.engine.quotas import BlockGone, QuotaBusy, Ticket
+from millpond.engine.quotas import QuotaBusy, Ticket
 from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit
-from millpond.errors import MillpondError, OverQuota, Permanent
+from millpond.errors import BlockGone, MillpondError, OverQuota, Permanent
 from millpond.types import Intent
 
 from .conftest import Pond

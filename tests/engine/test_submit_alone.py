@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Pond
 
-from millpond.engine.quotas import BlockGone, Ticket
+from millpond.engine.quotas import Ticket
 from millpond.engine.submit import submit_alone
-from millpond.errors import InvalidInput, Unauthenticated
+from millpond.errors import BlockGone, InvalidInput, Unauthenticated
 from millpond.types import Standing
 
 

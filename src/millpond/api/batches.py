@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
 from millpond.engine import dedup
-from millpond.engine.quotas import BlockGone, Ticket
+from millpond.engine.quotas import Ticket
 from millpond.engine.reserving import Reserver
 from millpond.engine.submit import submit, submit_alone
-from millpond.errors import MillpondError, Transient, Unavailable
+from millpond.errors import BlockGone, MillpondError, Transient, Unavailable
 from millpond.types import Intent, Standing
 
 _SQL = queries("accept")

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import asyncpg
 
 from millpond.errors import (
+    BlockGone,
     Conflict,
     Forbidden,
     InvalidInput,
@@ -56,8 +57,12 @@ def _suspended() -> MillpondError:
     )
 
 
-# Raised by `refuse_stale` (migration 0004).
-_REFUSED = {"MP401": _stale, "MP403": _suspended}
+def _unpaid() -> MillpondError:
+    return BlockGone("What should pay for the run was taken back.")
+
+
+# Raised by `refuse_stale` (migration 0004) and `open_submit` (migration 0041).
+_REFUSED = {"MP401": _stale, "MP402": _unpaid, "MP403": _suspended}
 
 
 def translate(error: Exception) -> MillpondError | None:

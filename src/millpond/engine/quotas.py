@@ -32,12 +32,6 @@ Limits = Mapping[str, float]
 USED_UP = "quota_exceeded: a quota of the organization is used up"
 
 
-class BlockGone(Transient):
-    """A block that should pay was taken back meanwhile, or its period is over: nothing is stored, take another."""
-
-    code = "quota_block_gone"
-
-
 class QuotaBusy(Transient):
     """Others spend of the last blocks at this moment: what is left is known when their transactions are over."""
 

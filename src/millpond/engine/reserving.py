@@ -22,8 +22,8 @@ import structlog
 from millpond.db.pool import Database
 from millpond.engine import quotas
 from millpond.engine.quota_plans import Plans
-from millpond.engine.quotas import RUNS, SPENT, BlockGone, QuotaBusy, Ticket, TooFew
-from millpond.errors import MillpondError, OverQuota, Transient
+from millpond.engine.quotas import RUNS, SPENT, QuotaBusy, Ticket, TooFew
+from millpond.errors import BlockGone, MillpondError, OverQuota, Transient
 
 R = TypeVar("R")
 _log = structlog.get_logger("millpond.quotas")

@@ -17,13 +17,32 @@ from millpond.db.queries import queries
 from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.lanes import KEY_SEPARATOR, lane_id, offset_us
 from millpond.engine.payloads import INLINE_BYTES, INPUT, Payload, check_size, keep
-from millpond.engine.quotas import BlockGone, Ticket
+from millpond.engine.quotas import Ticket
 from millpond.engine.registry import capability
-from millpond.errors import InvalidInput
+from millpond.errors import BlockGone, InvalidInput
 from millpond.types import STANDARD, Backing, Intent, Json, Standing, Urgency
 
 _SQL = queries("submit")
 _MAX_DELAY_S = 10 * 366 * 86_400.0
+# Parameters of the statement `submit_one` that are null for most runs, in their order.
+_MORE = (
+    "duties",
+    "dedup_key",
+    "parent_id",
+    "parent_key",
+    "close_policy",
+    "rerun_of",
+    "rerun_from",
+    "continued_from",
+    "stamp",
+    "permission",
+    "lent",
+    "granted_by",
+    "behind",
+    "urgency",
+)
+_NO_MORE = (None,) * len(_MORE)
+_NOBODY = (None,) * 4
 
 
 @lru_cache(maxsize=8192)
@@ -127,13 +146,62 @@ async def _insert(
     ticket: Ticket | None,
     callers: Sequence[tuple[str, Standing]] | None = None,
 ) -> None:
-    """Insert all but big inputs; with `callers` as a transaction by itself, in which the statement enters the org."""
-    org_id = intents[0].org_id
+    """Insert all but big inputs; with `callers` as a transaction by itself, in which the statement enters the org.
+
+    One run that starts at once is stored as it would be among many, by a statement with less to set up.
+    """
+    first = intents[0]
+    is_plain = first.delay_s == 0 and first.deadline_s is None
+    if is_plain and len(intents) == 1 and len(callers or ()) <= 1:
+        await _insert_one(con, first, ticket, callers)
+    else:
+        await _insert_many(con, intents, ticket, callers)
+    if ticket is not None:
+        ticket.spent = len(intents)
+
+
+async def _insert_one(
+    con: Connection,
+    intent: Intent,
+    ticket: Ticket | None,
+    callers: Sequence[tuple[str, Standing]] | None,
+) -> None:
+    keys = tuple(sorted(intent.keys))
+    more = _more(intent)
+    await con.execute(
+        _SQL["submit_one"],
+        intent.org_id,
+        intent.run_id,
+        intent.flow,
+        intent.version,
+        intent.queue,
+        intent.subject,
+        intent.priority,
+        KEY_SEPARATOR.join(keys),
+        intent.timeout_s,
+        intent.traceparent,
+        _labels(intent),
+        None if _is_big(intent) else intent.input.decode(),
+        _lane_of(intent, keys),
+        offset_us(intent.priority, intent.urgency),
+        *([more.get(name) for name in _MORE] if more else _NO_MORE),
+        callers is not None,
+        *(_of(*callers[0]) if callers else _NOBODY),
+        None if ticket is None else ticket.blocks,
+    )
+
+
+async def _insert_many(
+    con: Connection,
+    intents: Sequence[Intent],
+    ticket: Ticket | None,
+    callers: Sequence[tuple[str, Standing]] | None,
+) -> None:
     standings = [] if callers is None else [standing for _, standing in callers]
     keys = [tuple(sorted(intent.keys)) for intent in intents]
     status = await con.execute(
         _SQL["submit"],
-        org_id,
+        intents[0].org_id,
         [intent.run_id for intent in intents],
         [intent.flow for intent in intents],
         [intent.version for intent in intents],
@@ -143,29 +211,37 @@ async def _insert(
         [KEY_SEPARATOR.join(key) for key in keys],
         [intent.timeout_s for intent in intents],
         [intent.traceparent for intent in intents],
-        [orjson.dumps(dict(intent.labels)).decode() for intent in intents],
+        [_labels(intent) for intent in intents],
         [None if _is_big(intent) else intent.input.decode() for intent in intents],
-        [
-            _lane(i.queue, org_id, capability(i.flow, i.version), key, i.priority, i.urgency)
-            for i, key in zip(intents, keys, strict=True)
-        ],
+        [_lane_of(intent, key) for intent, key in zip(intents, keys, strict=True)],
         [offset_us(intent.priority, intent.urgency) for intent in intents],
         [intent.delay_s for intent in intents],
-        [_more(intent) for intent in intents],
+        [orjson.dumps(more).decode() if (more := _more(intent)) else None for intent in intents],
         None if ticket is None else ticket.blocks,
         None if callers is None else [subject for subject, _ in callers],
         [standing.stamp for standing in standings],
         [standing.session_id for standing in standings],
         [standing.grant_id for standing in standings],
     )
-    if ticket is not None:
-        if ticket.blocks is not None and status != f"INSERT 0 {len(intents)}":
-            raise BlockGone("what should pay for the runs was taken back")
-        ticket.spent = len(intents)
+    if ticket is not None and ticket.blocks is not None and status != f"INSERT 0 {len(intents)}":
+        raise BlockGone("what should pay for the runs was taken back")
 
 
-def _more(intent: Intent) -> str | None:
-    """Return what few runs have, as JSON text; None for most."""
+def _of(subject: str, standing: Standing) -> tuple[str, int, uuid.UUID | None, uuid.UUID | None]:
+    return subject, standing.stamp, standing.session_id, standing.grant_id
+
+
+def _labels(intent: Intent) -> str:
+    return orjson.dumps(dict(intent.labels)).decode() if intent.labels else "{}"
+
+
+def _lane_of(intent: Intent, keys: tuple[str, ...]) -> int:
+    able = capability(intent.flow, intent.version)
+    return _lane(intent.queue, intent.org_id, able, keys, intent.priority, intent.urgency)
+
+
+def _more(intent: Intent) -> dict[str, Json]:
+    """Return what few runs have; nothing for most."""
     more: dict[str, Json] = {}
     duties = Duty(intent.duties) | (Duty.WAITS if intent.delay_s > 0 else NO_DUTY)
     if intent.deadline_s is not None:
@@ -175,16 +251,16 @@ def _more(intent: Intent) -> str | None:
         more["dedup_key"] = intent.dedup_key
         duties |= Duty.KEY
     if intent.parent is not None:
-        more["parent_id"] = str(intent.parent.run_id)
+        more["parent_id"] = intent.parent.run_id
         more["parent_key"] = intent.parent.step_key
         more["close_policy"] = intent.parent.close_policy
         duties |= Duty.PARENT
     if intent.origin is not None:
         if intent.origin.kind == "rerun":
-            more["rerun_of"] = str(intent.origin.run_id)
+            more["rerun_of"] = intent.origin.run_id
             more["rerun_from"] = intent.origin.from_step
         else:
-            more["continued_from"] = str(intent.origin.run_id)
+            more["continued_from"] = intent.origin.run_id
     if intent.behind:
         more["behind"] = list(intent.behind)
     if intent.urgency != STANDARD:
@@ -193,11 +269,11 @@ def _more(intent: Intent) -> str | None:
         more |= _backing(intent.backing)
     if duties:
         more["duties"] = int(duties)
-    return orjson.dumps(more).decode() if more else None
+    return more
 
 
 def _backing(backing: Backing) -> dict[str, Json]:
     more: dict[str, Json] = {"stamp": backing.stamp, "permission": backing.permission}
     if backing.lent is not None:
-        more |= {"lent": str(backing.lent), "granted_by": backing.granted_by}
+        more |= {"lent": backing.lent, "granted_by": backing.granted_by}
     return more
