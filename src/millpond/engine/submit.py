@@ -188,6 +188,7 @@ async def _insert_one(
         callers is not None,
         *(_of(*callers[0]) if callers else _NOBODY),
         None if ticket is None else ticket.blocks,
+        _told(intent),
     )
 
 
@@ -222,6 +223,7 @@ async def _insert_many(
         [standing.stamp for standing in standings],
         [standing.session_id for standing in standings],
         [standing.grant_id for standing in standings],
+        [_told(intent) for intent in intents],
     )
     if ticket is not None and ticket.blocks is not None and status != f"INSERT 0 {len(intents)}":
         raise BlockGone("what should pay for the runs was taken back")
@@ -229,6 +231,22 @@ async def _insert_many(
 
 def _of(subject: str, standing: Standing) -> tuple[str, int, uuid.UUID | None, uuid.UUID | None]:
     return subject, standing.stamp, standing.session_id, standing.grant_id
+
+
+@lru_cache(maxsize=8192)
+def _told_of(flow: str, queue: str) -> str:
+    return orjson.dumps({"flow": flow, "queue": queue}).decode()
+
+
+def _told(intent: Intent) -> str:
+    """Return what a run's first event tells, as JSON text."""
+    origin = intent.origin
+    if origin is None or origin.kind != "rerun":
+        return _told_of(intent.flow, intent.queue)
+    told = {"flow": intent.flow, "queue": intent.queue, "rerun_of": str(origin.run_id)}
+    if origin.from_step is not None:
+        told["rerun_from"] = origin.from_step
+    return orjson.dumps(told).decode()
 
 
 def _labels(intent: Intent) -> str:

@@ -4,7 +4,7 @@ with runs as (
   insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, created_at,
                    dedup_key, parent_id, parent_key, close_policy, rerun_of, rerun_from, continued_from, stamp, permission, lent,
                    granted_by, behind, urgency)
-  values ($1::bigint, $2::uuid, $3::text, $4::int, $5::text, $6::text, $7::int, string_to_array($8::text, chr(31)), $9::float8,
+  values ($1::bigint, $2::uuid, $3::text, $4::int, $5::text, $6::text, $7::int, string_to_array($8::text, E'\x1f'), $9::float8,
           $10::text, $11::json, $12::json, statement_timestamp(), $16::text, $17::uuid, $18::text, $19::text, $20::uuid, $21::text,
           $22::uuid, $23::int, $24::text, $25::uuid, $26::text, $27::text[], $28::text)
 ),
@@ -19,7 +19,7 @@ queued as (
 ),
 arrived as (
   insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
-  values ($1, $13, $5, $3 || '@' || $4, string_to_array($8, chr(31)), $14::bigint,
+  values ($1, $13, $5, $3 || '@' || $4, string_to_array($8, E'\x1f'), $14::bigint,
           (extract(epoch from statement_timestamp()) * 1000000)::bigint)
 )
 -- Executed before what stands above it, so that the org is entered by then: else nothing would be stored, but an error raised.
@@ -27,10 +27,7 @@ insert into event (org_id, run_id, event_no, kind, data, at)
 values (case when $30::text is not null or $34::uuid[] is not null then open_submit($1, $29::boolean, $30, $31::int, $32::uuid, $33::uuid, $34)
              when $29 then set_config('millpond.org', $1::text, true)::bigint
              else $1 end,
-        $2, 1, 'run.queued',
-        case when $20 is null then json_build_object('flow', $3, 'queue', $5)
-             else json_strip_nulls(json_build_object('flow', $3, 'queue', $5, 'rerun_of', $20, 'rerun_from', $21)) end,
-        statement_timestamp());
+        $2, 1, 'run.queued', $35::json, statement_timestamp());
 
 -- name: submit
 -- Inserts runs, live rows, first events, ready rows or timers, arrivals; nothing if a block that pays ($17) is gone. By itself it enters the org ($18 to $21).
@@ -50,13 +47,14 @@ paying as materialized (
 ),
 w as materialized (
   select u.run_id, u.flow, u.version, u.queue, u.subject, u.priority, string_to_array(u.keys, chr(31)) as keys,
-         u.timeout_s, u.traceparent, u.labels, u.input, u.lane_id, u.offset_us, u.delay_s, t.at,
+         u.timeout_s, u.traceparent, u.labels, u.input, u.lane_id, u.offset_us, u.delay_s, u.told, t.at,
          t.us + u.ord - 1 as rank, coalesce((u.more->>'duties')::smallint, 0::smallint) as duties,
          t.at + (u.more->>'deadline_s')::float8 * interval '1 second' as deadline_at, u.more
   from t, unnest($2::uuid[], $3::text[], $4::int[], $5::text[], $6::text[], $7::int[], $8::text[], $9::float8[],
-                 $10::text[], $11::json[], $12::json[], $13::bigint[], $14::bigint[], $15::float8[], $16::json[])
+                 $10::text[], $11::json[], $12::json[], $13::bigint[], $14::bigint[], $15::float8[], $16::json[],
+                 $22::json[])
     with ordinality as u(run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input,
-                         lane_id, offset_us, delay_s, more, ord)
+                         lane_id, offset_us, delay_s, more, told, ord)
   where $17::uuid[] is null or (select count(*) from paying) = cardinality($17::uuid[])
 ),
 spent as (
@@ -96,7 +94,5 @@ timers as (
 )
 insert into event (org_id, run_id, event_no, kind, data, at)
 select $1, run_id, 1, case when delay_s > 0 then 'run.scheduled' else 'run.queued' end,
-       case when more->>'rerun_of' is null then json_build_object('flow', flow, 'queue', queue)
-            else json_strip_nulls(json_build_object('flow', flow, 'queue', queue, 'rerun_of', more->'rerun_of',
-                                                    'rerun_from', more->'rerun_from')) end, at
+       told, at
 from w;
