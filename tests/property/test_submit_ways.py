@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 import pytest
+from asyncpg.pgproto.pgproto import UUID as DriverUUID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.property.conftest import Ground
@@ -24,15 +25,15 @@ _BACKINGS = [
     Backing(stamp=-1),
     Backing(stamp=2, permission=None, lent=uuid.UUID(int=7), granted_by="user:owner"),
 ]
+# Ids come from the database, too, where the driver has a class of its own for them.
+_IDS = st.uuids().map(lambda one: DriverUUID(str(one)))
 _ORIGINS = st.one_of(
-    st.builds(Origin, run_id=st.uuids(), kind=st.just("continued")),
-    st.builds(
-        Origin, run_id=st.uuids(), kind=st.just("rerun"), from_step=st.sampled_from([None, "s#1"])
-    ),
+    st.builds(Origin, run_id=_IDS, kind=st.just("continued")),
+    st.builds(Origin, run_id=_IDS, kind=st.just("rerun"), from_step=st.sampled_from([None, "s#1"])),
 )
 _PARENTS = st.builds(
     Parent,
-    run_id=st.uuids(),
+    run_id=_IDS,
     step_key=st.just("main:child:1"),
     close_policy=st.sampled_from(["cancel", "abandon", "wait"]),
 )

@@ -9,6 +9,7 @@ others wait for a hint. An attempt counts in the queue whose slot it has, its ti
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -298,10 +299,9 @@ class Slots:
         """Wait for a reason to claim, at most so long."""
         if self._kick.is_set():  # at once: the loop may have much to do before it comes back here
             return
-        try:
-            await asyncio.wait_for(self._kick.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):  # no task of its own, as `wait_for` makes one
+                await self._kick.wait()
 
     async def room(self) -> dict[str, int]:
         """Return free slots by queue, as soon as there are any; hints do not end this wait."""

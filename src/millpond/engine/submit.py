@@ -217,7 +217,7 @@ async def _insert_many(
         [_lane_of(intent, key) for intent, key in zip(intents, keys, strict=True)],
         [offset_us(intent.priority, intent.urgency) for intent in intents],
         [intent.delay_s for intent in intents],
-        [orjson.dumps(more).decode() if (more := _more(intent)) else None for intent in intents],
+        [_text(more) if (more := _more(intent)) else None for intent in intents],
         None if ticket is None else ticket.blocks,
         None if callers is None else [subject for subject, _ in callers],
         [standing.stamp for standing in standings],
@@ -288,6 +288,11 @@ def _more(intent: Intent) -> dict[str, Json]:
     if duties:
         more["duties"] = int(duties)
     return more
+
+
+def _text(more: dict[str, Json]) -> str:
+    # The driver's ids are of a class of its own.
+    return orjson.dumps(more, default=str).decode()
 
 
 def _backing(backing: Backing) -> dict[str, Json]:
