@@ -1,5 +1,5 @@
 -- name: submit_one
--- Stores one run that starts at once as `submit` stores each of many. By itself ($29) it enters the org; it asks again about a caller ($30 to $33) and takes the price from blocks ($34).
+-- Stores one run that starts at once as `submit` stores each of many. By itself ($29) it enters the org; it asks again about a caller ($30 to $33) and takes the price from blocks ($34); $35 is what its first event tells.
 with runs as (
   insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, created_at,
                    dedup_key, parent_id, parent_key, close_policy, rerun_of, rerun_from, continued_from, stamp, permission, lent,
