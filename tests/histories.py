@@ -14,8 +14,8 @@ from typing import Any
 
 from millpond.db.pool import EngineDatabase
 from millpond.engine.checking import Comparison, compare
-from millpond.engine.claim import Claimed, Lease
 from millpond.engine.history import Recorded
+from millpond.engine.leases import Claimed, Lease
 from millpond.engine.registry import Flow
 
 FOLDER = Path(__file__).parent / "golden" / "histories"

@@ -11,7 +11,8 @@ from tests.engine.conftest import Pond
 
 from millpond.db.queries import queries
 from millpond.engine import ceilings
-from millpond.engine.claim import Claimed, Claimer
+from millpond.engine.claim import Claimer
+from millpond.engine.leases import Claimed
 from millpond.engine.pauses import Scope, pause
 from millpond.engine.submit import submit
 from millpond.types import NO_ORG

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from millpond.engine.batches import MAX_BYTES, MAX_WRITES, Batch, FinishWrite, Pending, StepWrite
-from millpond.engine.claim import Lease
+from millpond.engine.leases import Lease
 from millpond.types import new_id
 
 

@@ -17,8 +17,8 @@ from tests.models.test_providers import ERROR, OPENAI
 
 from millpond.engine import easing, why
 from millpond.engine.brakes import TRIPS_AFTER, Brake
-from millpond.engine.claim import Claimed, Lease
 from millpond.engine.context import Context, StepContext
+from millpond.engine.leases import Claimed, Lease
 from millpond.engine.throttling import Throttling, drop_over
 from millpond.errors import Permanent, Transient
 from millpond.models import TextModel, open_text_model

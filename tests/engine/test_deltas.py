@@ -13,11 +13,11 @@ from tests.engine.conftest import DEADLINE_S, Pond
 
 from millpond import veil
 from millpond.engine import deltas
-from millpond.engine.claim import Lease
 from millpond.engine.context import Context, StepContext
 from millpond.engine.deltas import MAX_BYTES, Deltas
 from millpond.engine.events import Event, tail_with_text
 from millpond.engine.growing import Delta, Reader
+from millpond.engine.leases import Lease
 from millpond.engine.registry import Registry
 from millpond.errors import Transient
 from millpond.retry import Retry

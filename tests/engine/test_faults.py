@@ -18,11 +18,12 @@ import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 
 from millpond.db.queries import queries
-from millpond.engine.claim import Claimer, Lease
+from millpond.engine.claim import Claimer
 from millpond.engine.commit import Committer, FinishWrite, StepWrite
 from millpond.engine.context import Context
 from millpond.engine.duties import Duty
 from millpond.engine.heartbeat import SILENT_S
+from millpond.engine.leases import Lease
 from millpond.engine.operations import cancel
 from millpond.engine.waits import back_off, fire, park, release
 from millpond.errors import InvalidInput, LeaseLost, MillpondError

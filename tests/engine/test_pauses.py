@@ -11,8 +11,9 @@ import pytest
 from tests.engine.conftest import Pond
 
 from millpond.db.queries import queries
-from millpond.engine.claim import Claimed, Claimer
+from millpond.engine.claim import Claimer
 from millpond.engine.context import Context
+from millpond.engine.leases import Claimed
 from millpond.engine.pauses import Scope, list_pauses, pause, resume
 from millpond.engine.submit import submit
 from millpond.errors import NotFound

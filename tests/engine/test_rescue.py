@@ -17,7 +17,8 @@ from millpond.db.migrate import migrate
 from millpond.db.pool import Database, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import maintenance as maintenance_room
-from millpond.engine.claim import Claimer, Lease
+from millpond.engine.claim import Claimer
+from millpond.engine.leases import Lease
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.submit import submit
 from millpond.types import Intent

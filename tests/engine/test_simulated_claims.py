@@ -13,9 +13,9 @@ from tests.engine.test_tokens import need, tokens, use
 
 from millpond.engine.charges import EVERY_S, Charges
 from millpond.engine.charging import settle
-from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
 from millpond.engine.keying import parse_key
+from millpond.engine.leases import Claimed
 from millpond.engine.loads import Load, Work
 from millpond.engine.rules import Rule, Rules
 from millpond.engine.simulating import simulate

@@ -10,9 +10,9 @@ import pytest
 from tests.engine.conftest import Pond
 
 from millpond.engine import inputs, storing
-from millpond.engine.claim import Claimed, Lease
 from millpond.engine.context import Context
 from millpond.engine.launching import Launcher
+from millpond.engine.leases import Claimed, Lease
 from millpond.engine.slots import Slots
 from millpond.errors import Transient
 

@@ -13,8 +13,9 @@ from tests.engine.test_slots import _claimed
 from tests.engine.test_why import only, register
 
 from millpond.engine.admission import Terms
-from millpond.engine.claim import Claimed, Claimer
+from millpond.engine.claim import Claimer
 from millpond.engine.context import Context
+from millpond.engine.leases import Claimed
 from millpond.engine.pauses import Scope, pause
 from millpond.engine.queues import list_queues, list_workers
 from millpond.engine.registry import Flow

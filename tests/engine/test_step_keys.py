@@ -17,8 +17,8 @@ from tests.engine.test_brakes import brakes, let_pass, too_much
 from tests.engine.test_limits import Gauge, limit, over, second_org, submit_many
 
 from millpond.engine import riding, waits, why
-from millpond.engine.claim import Claimed
 from millpond.engine.context import Context, StepContext
+from millpond.engine.leases import Claimed
 from millpond.engine.needs import Ask
 from millpond.engine.operations import cancel
 from millpond.engine.pauses import Scope, pause, resume

@@ -16,9 +16,9 @@ from tests.engine.test_tokens import tokens as limit_tokens
 from millpond.db.queries import queries
 from millpond.engine import metering, riding, why
 from millpond.engine.batches import StepWrite
-from millpond.engine.claim import Claimed
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.keying import check_keys
+from millpond.engine.leases import Claimed
 from millpond.engine.limiting import NEVER
 from millpond.engine.metering import Spent
 from millpond.engine.needs import Ask

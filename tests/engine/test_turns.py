@@ -13,7 +13,7 @@ from tests.engine.test_limits import limit, second_org
 
 from millpond.engine import crossings
 from millpond.engine.charging import settle_crossings
-from millpond.engine.claim import Claimed
+from millpond.engine.leases import Claimed
 from millpond.engine.submit import submit
 
 QUEUES = ("llm", "sql")

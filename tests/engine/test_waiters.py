@@ -13,8 +13,8 @@ from tests.engine.test_limits import limit, second_org
 from tests.engine.test_step_keys import OTHER, Gate, nothing_left, until
 
 from millpond.engine import waits
-from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
+from millpond.engine.leases import Claimed
 from millpond.engine.needs import Ask
 from millpond.engine.submit import submit
 

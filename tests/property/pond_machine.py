@@ -26,8 +26,9 @@ from tests.property.pond_model import SLOTS, Model, ModelRun, ModelWorker
 
 from millpond.db.queries import queries
 from millpond.engine import waits
-from millpond.engine.claim import Claimer, Lease
+from millpond.engine.claim import Claimer
 from millpond.engine.commit import FinishWrite, StepWrite
+from millpond.engine.leases import Lease
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.operations import cancel
 from millpond.engine.submit import submit

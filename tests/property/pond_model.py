@@ -8,8 +8,8 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 
-from millpond.engine.claim import Lease
 from millpond.engine.lanes import SUSPECT_DEATHS
+from millpond.engine.leases import Lease
 
 SLOTS = 3
 

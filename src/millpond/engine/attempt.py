@@ -15,9 +15,9 @@ from pydantic import ValidationError
 
 from millpond.engine import metering
 from millpond.engine.branches import Unwind
-from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
+from millpond.engine.leases import Claimed
 from millpond.engine.metering import Spent
 from millpond.engine.performing import AGAIN_S
 from millpond.engine.registry import Flow

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from millpond.engine.claim import Lease
+from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.payloads import is_big
 

@@ -16,8 +16,8 @@ import orjson
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import waits
-from millpond.engine.claim import Lease, hold
 from millpond.engine.events import Fact, append
+from millpond.engine.leases import Lease, hold
 from millpond.engine.waits import Readied, Wake
 from millpond.errors import Conflict, LeaseLost, NotFound
 from millpond.types import Json

@@ -11,7 +11,7 @@ from typing import Any
 
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches
-from millpond.engine.claim import Claimed
+from millpond.engine.leases import Claimed
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan
 from millpond.engine.registry import Step, meets, once_elsewhere, place_of

@@ -16,9 +16,9 @@ import orjson
 from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import history
-from millpond.engine.claim import Claimed, Lease
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History, Mismatch
+from millpond.engine.leases import Claimed, Lease
 from millpond.engine.plans import StepFailed
 from millpond.engine.registry import Flow
 from millpond.engine.replaying import Rehearsal

@@ -11,8 +11,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 from millpond.engine.branches import Branches
-from millpond.engine.claim import Claimed, Lease
 from millpond.engine.history import History, Recorded
+from millpond.engine.leases import Claimed, Lease
 from millpond.engine.performing import Performer
 from millpond.engine.scope import Scope
 from millpond.errors import Permanent

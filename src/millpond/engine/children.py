@@ -21,7 +21,6 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import endings
 from millpond.engine.checkpoints import Checkpoints
-from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.encoding import dump, dump_error, load, veiled
 from millpond.engine.events import Fact, append
@@ -29,6 +28,7 @@ from millpond.engine.fanning import fan
 from millpond.engine.fitting import check_fits
 from millpond.engine.history import Recorded, just
 from millpond.engine.keying import check_keys
+from millpond.engine.leases import Lease, hold
 from millpond.engine.plans import StepFailed, failure
 from millpond.engine.registry import Flow
 from millpond.engine.rights import ENDINGS, backing_of

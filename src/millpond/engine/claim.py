@@ -14,30 +14,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from datetime import datetime
-from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
+from millpond.engine import moved
 from millpond.engine.admission import AS_EVER, Decision, Lane, Pick, Share, Terms, pass_over
-from millpond.engine.boarding import LATE_S, Boarding, Called
+from millpond.engine.boarding import LATE_S, Boarding
 from millpond.engine.columns import plain
-from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import is_urgent
+from millpond.engine.leases import Claimed
 from millpond.engine.limiting import Limiter
 from millpond.engine.needs import Answer, Ask
 from millpond.engine.turns import decide
 from millpond.engine.urgencies import Urgencies
 from millpond.engine.urgency import LEAD_S, Urgency
 from millpond.errors import LeaseLost
-from millpond.types import Backing
 
 _SQL = queries("claim")
-_COMMIT = queries("commit")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
-# So many lanes of an org are read in one claim: `claim_heads` of the migrations.
-_MAX_LANES = 64
 _ROUNDS = 3
 _FIRST_DEPTH = 16
 _DEEPEST = 512
@@ -47,74 +42,8 @@ _READ = 512
 # that waits for it so long, between two of them until its session is ended.
 _LIMIT_S = 3.0
 _IDLE_S = 1.0
-_END = 2**62
 # How a claim at once went: `claim_at_once` of the migrations.
 _GONE, _TOO_MUCH, _TAKEN = -1, 0, 1
-
-
-class Lease(NamedTuple):
-    """The right of this worker to one work item; `token` fences every write under it."""
-
-    org_id: int
-    item_id: uuid.UUID
-    run_id: uuid.UUID
-    attempt: int
-    token: uuid.UUID
-
-    @property
-    def is_of_step(self) -> bool:
-        """Whether the work item is a step of a run, and not the run itself."""
-        return self.item_id != self.run_id
-
-
-class Claimed(NamedTuple):
-    """A leased work item with what the executor needs to run it; `input` is JSON text.
-
-    A big input is None here and read apart. `queue` is the one it was claimed from; `step_key` is set for a step
-    that executes in another queue than its run. `is_rerun`: it may have recorded steps before its first attempt.
-    `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate. `helper` is
-    the queue whose slot it has, where that is not its own; `crossings` are the rooms that several queues need in which
-    its org is charged for it. `seats` are the keys of its steps that have room for a try already.
-    """
-
-    lease: Lease
-    deaths: int
-    tries: int
-    cancel_requested: bool
-    flow: str
-    version: int
-    queue: str
-    input: str | None
-    subject: str
-    timeout_s: float | None
-    deadline_at: datetime | None = None
-    is_rerun: bool = False
-    duties: int = 0
-    kind: str = "run"
-    step_key: str | None = None
-    stamp: int | None = None
-    permission: str | None = None
-    lent: uuid.UUID | None = None
-    granted_by: str | None = None
-    begin_by: float | None = None
-    helper: str | None = None
-    crossings: tuple[str, ...] = ()
-    seats: tuple[tuple[str, int], ...] = ()
-
-    @property
-    def backing(self) -> Backing | None:
-        """What the run's rights stand on; None where nothing is to be asked."""
-        if self.stamp is None:
-            return None
-        return Backing(self.stamp, self.permission, self.lent, self.granted_by)
-
-
-async def hold(con: Connection, lease: Lease) -> bool:
-    """Lock the live row; returns whether cancel was asked, raises LeaseLost without a lease."""
-    row = await con.fetchrow(_COMMIT["hold"], lease.org_id, lease.item_id, lease.token)
-    if row is None:
-        raise LeaseLost("the lease is gone")
-    return bool(row["cancel_requested"])
 
 
 class Claimer:
@@ -219,7 +148,7 @@ class Claimer:
             raise LeaseLost("this worker's session is gone")
         has_more = outcome != _TAKEN or arrivals >= _MAX_ARRIVALS
         self._is_calm = not has_more
-        return None if outcome == _TOO_MUCH else (_claimed(rows), has_more)
+        return None if outcome == _TOO_MUCH else (moved.claimed(rows), has_more)
 
     async def _claim(
         self, free: Mapping[str, int], terms: Terms
@@ -264,7 +193,7 @@ class Claimer:
                 terms = replace(
                     terms,
                     clocks=await self._clocks(con, terms),
-                    unread=_unread(shares, orgs) if arrivals < _MAX_ARRIVALS else orgs.keys(),
+                    unread=moved.unread(shares, orgs) if arrivals < _MAX_ARRIVALS else orgs.keys(),
                 )
             decision, claimed, missed = await self._admit(con, shares, free, terms, urgency)
             if missed:
@@ -274,8 +203,8 @@ class Claimer:
                 run_of = boarding.run_of
                 await limits.close(con, shares, run_of, boarding.step_of)
                 paced = {run_of.get(one, one) for one in limits.paced(shares)}
-                claimed = _timed(claimed, paced, limits.began + LATE_S)
-                claimed = _crossing(claimed, shares, limits.crossings, run_of)
+                claimed = moved.timed(claimed, paced, limits.began + LATE_S)
+                claimed = moved.crossing(claimed, shares, limits.crossings, run_of)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
         # Where room was left for steps of other workers, these claim next.
         is_idle = not (decision.picks or missed or decision.is_held_back or boarding.summons)
@@ -365,16 +294,16 @@ class Claimer:
             plain([pick.item_id for pick in picks]),
             self._worker_id,
             uuid.uuid4(),
-            *_settled(shares, decision),
+            *moved.settled(shares, decision),
         )
-        claimed = _claimed(rows)
+        claimed = moved.claimed(rows)
         if boarding.called:
             leases = [one.lease for one in claimed]
             await boarding.seat_called(
                 con, [(one.org_id, one.item_id, one.token) for one in leases]
             )
-            claimed = [_seated(one, boarding.called) for one in claimed]
-        return _helped(claimed, picks)
+            claimed = [moved.seated(one, boarding.called) for one in claimed]
+        return moved.helped(claimed, picks)
 
     def _reach(self, slots: int) -> None:
         """Read as much of each lane as one org alone might be due, where that is not too much of all of them.
@@ -392,110 +321,6 @@ class Claimer:
         expected = min(slots + 1, 2 * -(-slots // max(1, lanes)))
         self._depth = max(2, min(_DEEPEST, 2 * self._depth if is_short else expected))
         self._lanes = max(1, lanes)
-
-
-def _claimed(rows: Sequence[Record]) -> list[Claimed]:
-    # One token object for all of them: the driver's ids keep their text once it was asked for.
-    return [Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows]
-
-
-def _seated(one: Claimed, called: Mapping[tuple[int, uuid.UUID], Sequence[Called]]) -> Claimed:
-    """Set which steps have room, for whose sake a run was taken."""
-    steps = called.get((one.lease.org_id, one.lease.item_id), ())
-    seats = tuple((step.step_key, step.since_us) for step in steps)
-    return one._replace(seats=seats) if seats else one
-
-
-def _helped(claimed: list[Claimed], picks: Sequence[Pick]) -> list[Claimed]:
-    """Set whose slot each has that other queues help."""
-    helpers = {(one.org_id, one.item_id): one.helper for one in picks if one.helper}
-    if not helpers:
-        return claimed
-    return [
-        one._replace(helper=helpers.get((one.lease.org_id, one.lease.item_id))) for one in claimed
-    ]
-
-
-def _unread(shares: Sequence[Share], orgs: Mapping[str, int]) -> set[str]:
-    """Return the queues of which more may be ready than orgs and lanes were read."""
-    counts = Counter([share.queue for share in shares])
-    cut = {share.queue for share in shares if len(share.lanes) >= _MAX_LANES}
-    return cut | {queue for queue, most in orgs.items() if counts[queue] >= most}
-
-
-def _settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
-    """Return what a claim writes of lanes, shares and clocks, as columns."""
-    moved: list[tuple[int, Lane]] = []
-    changed: list[tuple[Share, bool]] = []
-    for share in shares:
-        lanes = [
-            one
-            for one in share.lanes
-            if one.taken or one.was_full or (one.is_spent and one.is_whole)
-        ]
-        if lanes:
-            moved += [(share.org_id, lane) for lane in lanes]
-            changed.append((share, any(not _goes_on(lane) for lane in lanes)))
-    return [
-        [org_id for org_id, _ in moved],
-        [lane.lane_id for _, lane in moved],
-        [_cursor(lane) for _, lane in moved],
-        [_goes_on(lane) for _, lane in moved],
-        [share.org_id for share, _ in changed],
-        [share.queue for share, _ in changed],
-        [share.virtual_s for share, _ in changed],
-        [maybe_empty for _, maybe_empty in changed],
-        list(decision.clocks),
-        list(decision.clocks.values()),
-    ]
-
-
-def _timed(
-    claimed: list[Claimed], paced: AbstractSet[tuple[int, uuid.UUID]], begin_by: float
-) -> list[Claimed]:
-    """Set by when work begins that a rate let go."""
-    if not paced:
-        return claimed
-    return [
-        one._replace(begin_by=begin_by) if (one.lease.org_id, one.lease.item_id) in paced else one
-        for one in claimed
-    ]
-
-
-def _crossing(
-    claimed: list[Claimed],
-    shares: Sequence[Share],
-    crossings: Crossings,
-    run_of: Mapping[tuple[int, uuid.UUID], tuple[int, uuid.UUID]],
-) -> list[Claimed]:
-    """Set through which crossings each goes."""
-    if not crossings.met:
-        return claimed
-    names = {
-        run_of.get((share.org_id, item), (share.org_id, item)): crossings.names(lane)
-        for share in shares
-        for lane in share.lanes
-        for item in lane.items[: lane.taken]
-    }
-    return [
-        one._replace(crossings=names.get((one.lease.org_id, one.lease.item_id), ()))
-        for one in claimed
-    ]
-
-
-def _goes_on(lane: Lane) -> bool:
-    """Whether a lane stays in the active order: it may have more work, and room for it."""
-    return lane.full is None and not (lane.is_spent and lane.is_whole)
-
-
-def _cursor(lane: Lane) -> int:
-    """Return the rank from which the lane is read next; everything before it is gone.
-
-    An empty lane gets the highest one, since its next arrival brings its own.
-    """
-    if not lane.is_spent:
-        return lane.ranks[lane.taken]
-    return _END if lane.is_whole or not lane.ranks else lane.ranks[-1]
 
 
 async def _step_back(con: Connection, left: Sequence[Pick]) -> None:

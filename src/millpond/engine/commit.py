@@ -23,9 +23,9 @@ from millpond.engine.batches import (
     StepWrite,
     settle,
 )
-from millpond.engine.claim import Lease
 from millpond.engine.endings import apart
 from millpond.engine.hints import Hints
+from millpond.engine.leases import Lease
 from millpond.errors import LeaseLost, Transient
 
 __all__ = ["Committer", "FinishWrite", "StepWrite"]

@@ -20,12 +20,12 @@ from millpond.engine.branches import Branches, Unwind, refuse_secret
 from millpond.engine.calling import Caller, unregistered
 from millpond.engine.checkpoints import check_room
 from millpond.engine.children import Child, ChildFailed
-from millpond.engine.claim import Claimed
 from millpond.engine.continuing import Continuing
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, output_of, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
+from millpond.engine.leases import Claimed
 from millpond.engine.metering import Spent
 from millpond.engine.needs import Ask
 from millpond.engine.opening import Opening

@@ -15,10 +15,10 @@ import orjson
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump_error
 from millpond.engine.endings import Ended, see_to
+from millpond.engine.leases import Lease
 from millpond.engine.waits import Readied, Wake, ready
 from millpond.errors import LeaseLost, Permanent
 from millpond.types import Json, RunState

@@ -16,8 +16,8 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine.claim import Lease
 from millpond.engine.hints import Hints
+from millpond.engine.leases import Lease
 from millpond.errors import MillpondError, Transient
 from millpond.veil import Stream, Veil
 

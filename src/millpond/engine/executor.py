@@ -18,7 +18,6 @@ from millpond.engine import deadlines, endgame, waits
 from millpond.engine.attempt import Attempt, insist, keep_spent, read_input, strand
 from millpond.engine.blocking import block
 from millpond.engine.branches import Unwind
-from millpond.engine.claim import Claimed
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, Scope, StepFailed
 from millpond.engine.continuing import hand_over
@@ -26,6 +25,7 @@ from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, readable
 from millpond.engine.endgame import Failure
 from millpond.engine.history import History
+from millpond.engine.leases import Claimed
 from millpond.engine.opening import draw_again
 from millpond.engine.registry import Flow
 from millpond.engine.waits import Readied

@@ -13,7 +13,7 @@ from datetime import datetime
 
 from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.claim import Lease
+from millpond.engine.leases import Lease
 from millpond.types import Json
 
 _SQL = queries("waits")

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from millpond.db.pool import EngineDatabase
 from millpond.engine import payloads
-from millpond.engine.claim import Claimed
+from millpond.engine.leases import Claimed
 from millpond.engine.payloads import INPUT
 
 

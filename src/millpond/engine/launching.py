@@ -17,8 +17,8 @@ import structlog
 
 from millpond.engine import history, inputs, remote, waits
 from millpond.engine.attempt import Attempt
-from millpond.engine.claim import Claimed, Lease
 from millpond.engine.executor import prepare
+from millpond.engine.leases import Claimed, Lease
 from millpond.engine.registry import Flow, Step
 from millpond.engine.scope import Scope
 from millpond.engine.slots import Slot, Slots

@@ -16,8 +16,8 @@ import structlog
 
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine.claim import Lease, hold
 from millpond.engine.lanes import KEY_SEPARATOR
+from millpond.engine.leases import Lease, hold
 from millpond.engine.tokens import used_keys
 from millpond.errors import InvalidInput
 from millpond.types import new_id

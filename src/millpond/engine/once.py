@@ -21,10 +21,10 @@ from millpond.db.queries import queries
 from millpond.engine import waits
 from millpond.engine.answers import outcome_form
 from millpond.engine.branches import Branches
-from millpond.engine.claim import Lease, hold
 from millpond.engine.commit import StepWrite
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
+from millpond.engine.leases import Lease, hold
 from millpond.engine.registry import ASK_ROLE
 from millpond.types import Json, new_id
 

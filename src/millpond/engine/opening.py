@@ -14,9 +14,9 @@ import structlog
 
 from millpond import veil
 from millpond.db.queries import queries
-from millpond.engine.claim import Claimed
 from millpond.engine.duties import Duty
 from millpond.engine.history import History
+from millpond.engine.leases import Claimed
 from millpond.engine.rights import Right, right_of
 from millpond.engine.scope import Scope
 from millpond.engine.vault import Opened

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
-from millpond.engine.claim import Lease
 from millpond.engine.lanes import KEY_SEPARATOR, RESUME_LEAD_US, RESUMED, lane_id, offset_us
+from millpond.engine.leases import Lease
 from millpond.engine.needs import Ask, joined, need_id
 from millpond.engine.registry import capability
 

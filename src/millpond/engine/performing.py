@@ -18,11 +18,11 @@ import orjson
 
 from millpond.engine import once, waits
 from millpond.engine.branches import Branch, Branches, Unwind
-from millpond.engine.claim import Lease
 from millpond.engine.commit import StepWrite
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.history import Recorded
+from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
 from millpond.engine.rights import Right

@@ -14,9 +14,9 @@ import structlog
 
 from millpond.engine import blocking, metering
 from millpond.engine.attempt import insist
-from millpond.engine.claim import Claimed
 from millpond.engine.encoding import dump, dump_error
 from millpond.engine.events import Fact
+from millpond.engine.leases import Claimed
 from millpond.engine.metering import Spent
 from millpond.engine.remote import RemoteWrite
 from millpond.engine.scope import Scope

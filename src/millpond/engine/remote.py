@@ -19,7 +19,6 @@ import orjson
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import metering, payloads
-from millpond.engine.claim import Lease
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
 from millpond.engine.fitting import check_step_fits
@@ -32,6 +31,7 @@ from millpond.engine.lanes import (
     lane_id,
     offset_us,
 )
+from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.payloads import Payload
 from millpond.engine.tokens import need_of, without_need

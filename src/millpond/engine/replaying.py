@@ -16,9 +16,9 @@ from typing import Any, Literal, NoReturn, TypeVar
 from millpond.engine import once
 from millpond.engine.attempt import read_input, strand
 from millpond.engine.branches import Branch, Unwind, forked_from
-from millpond.engine.claim import Claimed
 from millpond.engine.context import Context
 from millpond.engine.history import History, Mismatch, Places, Recorded, unmet
+from millpond.engine.leases import Claimed
 from millpond.engine.opening import named
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan

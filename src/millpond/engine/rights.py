@@ -18,7 +18,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.claim import Claimed, hold
+from millpond.engine.leases import Claimed, hold
 from millpond.errors import Forbidden, Transient
 from millpond.types import Backing
 

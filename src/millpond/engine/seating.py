@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from millpond.engine.branches import Branch, Branches
-from millpond.engine.claim import Lease
+from millpond.engine.leases import Lease
 from millpond.engine.needs import Answer, Ask
 from millpond.engine.plans import Plan
 from millpond.engine.riding import Riding

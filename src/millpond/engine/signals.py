@@ -20,11 +20,11 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import waits
 from millpond.engine.checkpoints import Checkpoints
-from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump_error
 from millpond.engine.events import Fact, append
 from millpond.engine.history import Recorded, just
+from millpond.engine.leases import Lease, hold
 from millpond.engine.plans import StepFailed
 from millpond.engine.waits import Readied
 from millpond.errors import Conflict, InvalidInput, NotFound, Permanent

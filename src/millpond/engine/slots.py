@@ -16,8 +16,8 @@ from collections.abc import Mapping, Sequence
 
 from millpond.engine.admission import AS_EVER, Terms
 from millpond.engine.charges import Charges, Use
-from millpond.engine.claim import Claimed
 from millpond.engine.estimates import Estimates
+from millpond.engine.leases import Claimed
 from millpond.engine.spilling import Spill, served_slots
 
 # Freed slots gather for this long, so that one claim fills many of them; up to so many times while they are fewer

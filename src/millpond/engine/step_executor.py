@@ -19,9 +19,9 @@ import structlog
 from millpond.engine import metering, refusals, remote
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Unwind
-from millpond.engine.claim import Claimed
 from millpond.engine.deltas import Growing
 from millpond.engine.encoding import dump, dump_error, read_back
+from millpond.engine.leases import Claimed
 from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
 from millpond.engine.performing import AGAIN_S, HOLD_S, is_away

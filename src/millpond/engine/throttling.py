@@ -19,8 +19,8 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import brakes
 from millpond.engine.brakes import MOST_S, ROW_S, TRIPS_AFTER, Brake
-from millpond.engine.claim import Lease
 from millpond.engine.keying import is_key, noun_of
+from millpond.engine.leases import Lease
 from millpond.errors import MillpondError
 from millpond.retry import Trouble, is_answer, retry_after_s, trouble_of
 from millpond.types import NO_ORG

@@ -21,10 +21,10 @@ import orjson
 from millpond.db.pool import Connection, EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import answers, parking
-from millpond.engine.claim import Lease, hold
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
 from millpond.engine.lanes import ALONE, PRIORITY_STEP_US, RESUME_LEAD_US, SUSPECT_DEATHS
+from millpond.engine.leases import Lease, hold
 from millpond.engine.needs import Ask
 from millpond.errors import Conflict, Forbidden, InvalidInput, NotFound
 from millpond.types import Json, Principal, new_id

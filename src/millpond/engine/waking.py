@@ -16,8 +16,8 @@ import structlog
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.branches import Branches, Parked
-from millpond.engine.claim import Lease
 from millpond.engine.history import Recorded, read
+from millpond.engine.leases import Lease
 from millpond.errors import MillpondError
 
 _SQL = queries("waking")

@@ -19,8 +19,8 @@ from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine import heartbeat, remote, waits
 from millpond.engine.attempt import Attempt
-from millpond.engine.claim import Lease
 from millpond.engine.hints import Hints
+from millpond.engine.leases import Lease
 from millpond.engine.scope import Scope, announce
 from millpond.engine.slots import Slots
 from millpond.engine.step_executor import StepAttempt

@@ -26,13 +26,14 @@ from millpond.db.queries import queries
 from millpond.engine import heartbeat, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.charging import settle_all
-from millpond.engine.claim import Claimer, Lease
+from millpond.engine.claim import Claimer
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
 from millpond.engine.executor import execute
 from millpond.engine.hints import CANCELLED, SUMMONED, WAKE, Hints, Listener
 from millpond.engine.launching import Launcher
 from millpond.engine.leasehold import Leasehold, cut_connections
+from millpond.engine.leases import Lease
 from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets

@@ -1,0 +1,126 @@
+"""Moved: what a claim writes of lanes, shares and clocks, and what it tells of each work item that it took. Pure.
+
+Called by `claim`. Invariant: a lane's cursor never passes what is still ready there.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
+
+from millpond.db.pool import Record
+from millpond.engine.admission import Decision, Lane, Pick, Share
+from millpond.engine.boarding import Called
+from millpond.engine.crossings import Crossings
+from millpond.engine.leases import Claimed, Lease
+
+# So many lanes of an org are read in one claim: `claim_heads` of the migrations.
+MAX_LANES = 64
+_END = 2**62
+
+
+def claimed(rows: Sequence[Record]) -> list[Claimed]:
+    """Return what the claim's statements leased."""
+    # One token object for all of them: the driver's ids keep their text once it was asked for.
+    return [Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows]
+
+
+def seated(one: Claimed, called: Mapping[tuple[int, uuid.UUID], Sequence[Called]]) -> Claimed:
+    """Set which steps have room, for whose sake a run was taken."""
+    steps = called.get((one.lease.org_id, one.lease.item_id), ())
+    seats = tuple((step.step_key, step.since_us) for step in steps)
+    return one._replace(seats=seats) if seats else one
+
+
+def helped(claimed: list[Claimed], picks: Sequence[Pick]) -> list[Claimed]:
+    """Set whose slot each has that other queues help."""
+    helpers = {(one.org_id, one.item_id): one.helper for one in picks if one.helper}
+    if not helpers:
+        return claimed
+    return [
+        one._replace(helper=helpers.get((one.lease.org_id, one.lease.item_id))) for one in claimed
+    ]
+
+
+def unread(shares: Sequence[Share], orgs: Mapping[str, int]) -> set[str]:
+    """Return the queues of which more may be ready than orgs and lanes were read."""
+    counts = Counter([share.queue for share in shares])
+    cut = {share.queue for share in shares if len(share.lanes) >= MAX_LANES}
+    return cut | {queue for queue, most in orgs.items() if counts[queue] >= most}
+
+
+def settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
+    """Return what a claim writes of lanes, shares and clocks, as columns."""
+    moved: list[tuple[int, Lane]] = []
+    changed: list[tuple[Share, bool]] = []
+    for share in shares:
+        lanes = [
+            one
+            for one in share.lanes
+            if one.taken or one.was_full or (one.is_spent and one.is_whole)
+        ]
+        if lanes:
+            moved += [(share.org_id, lane) for lane in lanes]
+            changed.append((share, any(not _goes_on(lane) for lane in lanes)))
+    return [
+        [org_id for org_id, _ in moved],
+        [lane.lane_id for _, lane in moved],
+        [_cursor(lane) for _, lane in moved],
+        [_goes_on(lane) for _, lane in moved],
+        [share.org_id for share, _ in changed],
+        [share.queue for share, _ in changed],
+        [share.virtual_s for share, _ in changed],
+        [maybe_empty for _, maybe_empty in changed],
+        list(decision.clocks),
+        list(decision.clocks.values()),
+    ]
+
+
+def timed(
+    claimed: list[Claimed], paced: AbstractSet[tuple[int, uuid.UUID]], begin_by: float
+) -> list[Claimed]:
+    """Set by when work begins that a rate let go."""
+    if not paced:
+        return claimed
+    return [
+        one._replace(begin_by=begin_by) if (one.lease.org_id, one.lease.item_id) in paced else one
+        for one in claimed
+    ]
+
+
+def crossing(
+    claimed: list[Claimed],
+    shares: Sequence[Share],
+    crossings: Crossings,
+    run_of: Mapping[tuple[int, uuid.UUID], tuple[int, uuid.UUID]],
+) -> list[Claimed]:
+    """Set through which crossings each goes."""
+    if not crossings.met:
+        return claimed
+    names = {
+        run_of.get((share.org_id, item), (share.org_id, item)): crossings.names(lane)
+        for share in shares
+        for lane in share.lanes
+        for item in lane.items[: lane.taken]
+    }
+    return [
+        one._replace(crossings=names.get((one.lease.org_id, one.lease.item_id), ()))
+        for one in claimed
+    ]
+
+
+def _goes_on(lane: Lane) -> bool:
+    """Whether a lane stays in the active order: it may have more work, and room for it."""
+    return lane.full is None and not (lane.is_spent and lane.is_whole)
+
+
+def _cursor(lane: Lane) -> int:
+    """Return the rank from which the lane is read next; everything before it is gone.
+
+    An empty lane gets the highest one, since its next arrival brings its own.
+    """
+    if not lane.is_spent:
+        return lane.ranks[lane.taken]
+    return _END if lane.is_whole or not lane.ranks else lane.ranks[-1]
