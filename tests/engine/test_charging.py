@@ -48,7 +48,7 @@ def test_what_is_owed_may_be_left_until_it_is_much() -> None:
     charges = Charges()
     charges.end(charges.begin(1, "q", 1.0, began=0.0), 1.5)
     charges.end(charges.begin(2, "q", 1.0, began=0.0), 0.1)
-    assert charges.take(2.0, 0.6) == {(2, "q"): pytest.approx(-0.9)}
+    assert charges.take_ended(0.6) == {(2, "q"): pytest.approx(-0.9)}
     assert charges.take(2.0) == {(1, "q"): pytest.approx(0.5)}
 
 

@@ -44,9 +44,10 @@ async def _leave_as_it_is(_: object) -> None:
 
 async def _learn_types(con: asyncpg.Connection[asyncpg.Record]) -> None:
     """Learn of arrays while nobody waits for an answer: the driver asks for them once per connection, slowly."""
-    await con.prepare(
-        "select $1::bigint[], $2::text[], $3::uuid[], $4::bool[], $5::float8[], $6::int[], $7::timestamptz[]"
-    )
+    async with con.transaction():  # in which the driver sets and unsets something for its question
+        await con.prepare(
+            "select $1::bigint[], $2::text[], $3::uuid[], $4::bool[], $5::float8[], $6::int[], $7::timestamptz[]"
+        )
 
 
 async def open_pool(

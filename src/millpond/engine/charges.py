@@ -70,11 +70,15 @@ class Charges:
             self._crossed[use.org_id, use.queue, room] += used_s - use.charged_s
         use.charged_s = used_s
 
-    def take(self, now: float, least_s: float = LEAST_S) -> dict[tuple[int, str], float]:
-        """Return what is to be settled now, where it is `least_s` or more, and count it as settled."""
+    def take(self, now: float) -> dict[tuple[int, str], float]:
+        """Return what is to be settled now, also of attempts that are under way, and count it as settled."""
         for use in self._live:
             if now - use.began > use.charged_s:
                 self._owe(use, now - use.began)
+        return self.take_ended(LEAST_S)
+
+    def take_ended(self, least_s: float) -> dict[tuple[int, str], float]:
+        """Return what is owed of attempts that are over, where it is so much, and count it as settled."""
         due = {key: owed for key, owed in self._owed.items() if abs(owed) >= least_s}
         for key in due:
             del self._owed[key]

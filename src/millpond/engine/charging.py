@@ -35,7 +35,8 @@ async def settle_all(charges: Charges, database: EngineDatabase, *, slots: int) 
         await asyncio.sleep(_SOON_S)
         turn = (turn + 1) % turns
         is_whole = turn == 0
-        due = charges.take(time.monotonic(), LEAST_S if is_whole else slots * _SOON_OWED_S)
+        soon_s = max(LEAST_S, slots * _SOON_OWED_S)
+        due = charges.take(time.monotonic()) if is_whole else charges.take_ended(soon_s)
         crossed = charges.take_crossed() if is_whole else {}
         try:
             if due:

@@ -6,14 +6,14 @@ clock.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
 from millpond.engine.admission import Terms
 from millpond.engine.charges import Charges
-from millpond.engine.estimates import Estimates
+from millpond.engine.estimates import Estimates, Pace
 from millpond.engine.spilling import Spill
 from millpond.engine.tokens import Needs
 
@@ -35,6 +35,7 @@ class Hand:
     spill: Spill
     backlogged: set[str] = field(default_factory=set)
     estimates: Estimates = field(default_factory=Estimates)
+    paces: defaultdict[str, Pace] = field(default_factory=lambda: defaultdict(Pace))
     charges: Charges = field(default_factory=Charges)
     needs: Needs = field(default_factory=Needs)
     owed: set[str] = field(default_factory=set)
@@ -57,7 +58,7 @@ class Hand:
 
     def wanted(self) -> dict[str, int]:
         """Return how many work items a claim now may bring, by queue, as `slots` does."""
-        most = {queue: max(_MANY, -(-total // 2)) for queue, total in self.total.items()}
+        most = {queue: self.paces[queue].most(total) for queue, total in self.total.items()}
         return {queue: min(free, most[queue]) for queue, free in self.free.items() if free > 0}
 
     def freed(self, queue: str, now_s: float) -> None:

@@ -208,6 +208,7 @@ class _Simulation:
         use, had = self._uses.pop(run)
         worker.charges.end(use, self._load.service_s[run])
         worker.estimates.learn(line.capability, self._load.service_s[run])
+        worker.paces[queue].learn(self._load.service_s[run])
         self._out.until_s = self._now_s
         self._standing.leave(line, self._now_s, had, self._load.used.get(run))
         worker.freed(queue, self._now_s)

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from millpond.engine.admission import AS_EVER, Terms
 from millpond.engine.charges import Charges, Use
-from millpond.engine.estimates import Estimates
+from millpond.engine.estimates import Estimates, Pace
 from millpond.engine.leases import Claimed
 from millpond.engine.spilling import Spill, served_slots
 
@@ -27,14 +27,6 @@ _PATIENCE = 5
 _MANY = 32
 # Of so many capabilities others are told how long they take.
 _MAX_TOLD = 50
-# A claim for no more slots than these is not parted, where work takes less than so long.
-_HALVED = 32
-_LONG_S = 0.01
-# Where it takes longer, a claim is for so large a part of the slots at most, but for so many.
-_PARTS = 4
-_FEW = 4
-# How much of what is known of a queue's work the last attempt tells.
-_NEWS = 1 / 32
 
 
 class Slot:
@@ -135,7 +127,7 @@ class Slots:
         self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
         self._estimates = Estimates()
-        self._takes_s = dict.fromkeys(self.total, 0.0)
+        self._paces = {queue: Pace() for queue in self.total}
         self._went: Counter[str] = Counter()
         self._kick = asyncio.Event()
         self._given = asyncio.Event()
@@ -149,19 +141,11 @@ class Slots:
         return {queue: free for queue in self.total if (free := self._free(queue)) > 0}
 
     def wanted(self) -> dict[str, int]:
-        """Return how many work items the next claim may bring, by queue, queues without room left out.
-
-        Not more than half of many slots: while the database moves those, the other half executes. Where work takes
-        longer than a claim, not more than a quarter: slots that are filled together are free together, and whoever
-        comes just after that waits until then.
-        """
-        return {queue: min(slots, self._most(queue)) for queue, slots in self.free().items()}
-
-    def _most(self, queue: str) -> int:
-        total = self.total[queue]
-        if self._takes_s[queue] >= _LONG_S:
-            return max(_FEW, -(-total // _PARTS))
-        return max(_HALVED, -(-total // 2))
+        """Return how many work items the next claim may bring, by queue, queues without room left out."""
+        return {
+            queue: min(slots, self._paces[queue].most(self.total[queue]))
+            for queue, slots in self.free().items()
+        }
 
     def terms(self, wanted: Mapping[str, int]) -> Terms:
         """Return on what terms a claim for so many may fill them."""
@@ -219,8 +203,7 @@ class Slots:
         """Count an attempt out and learn from how long it took."""
         (self._ending if is_handed_over else self._taken)[queue] -= 1
         self._estimates.learn(capability, used_s)
-        known_s = self._takes_s[queue]
-        self._takes_s[queue] = known_s + (used_s - known_s) * _NEWS if known_s else used_s
+        self._paces[queue].learn(used_s)
         self._freed(queue)
         if capability in self._awaited:
             self._is_awaited = True

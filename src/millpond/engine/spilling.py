@@ -44,7 +44,12 @@ class Spill:
             return Terms()
         beyond = {queue: free[queue] - slots for queue, slots in wanted.items()}
         return Terms(
-            helps={queue: helped for queue, helped in self.helps.items() if queue in wanted},
+            # A queue with slots left of its own is not asked for all that it could do: it gets no help before it is.
+            helps={
+                queue: [one for one in helped if beyond.get(one, 0) <= 0]
+                for queue, helped in self.helps.items()
+                if queue in wanted
+            },
             kept={queue: max(0, self.kept(queue) - more) for queue, more in beyond.items()},
             reserved={
                 queue: slots - beyond[queue]

@@ -1,5 +1,8 @@
 -- Charges of crossings and what is found by its key go by key whatever the planner thought of tables (0044).
 
+-- At first the strongest lock that is needed below: who waits for it gives way after seconds, before anything is built.
+lock table run, step_need, live_key, input_request in access exclusive mode;
+
 create or replace function charge_crossings(orgs bigint[], queues text[], rooms text[], seconds float8[]) returns void
   language plpgsql volatile
   set search_path = millpond, pg_temp
