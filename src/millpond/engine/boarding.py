@@ -23,7 +23,7 @@ from millpond.engine.reservations import Needing, Taken
 from millpond.engine.rules import Place
 from millpond.engine.seats import Line, Want, give_back
 from millpond.engine.tokens import above_limit
-from millpond.engine.waiters import Asked, elders, holders, who_is
+from millpond.engine.waiters import Asked, drop_ghosts, elders, holders, who_is
 from millpond.errors import InvalidInput
 
 _SQL = queries("needs")
@@ -135,7 +135,12 @@ class Boarding:
         if self._line is None:
             return
         self._line.finish()
-        self.summons = await holders(con, [one for want, one in self._elsewhere if want.has_gone])
+        waits = [one for want, one in self._elsewhere if want.has_gone]
+        self.summons = await holders(con, waits)
+        if self._worker_id in self.summons:
+            # Of its own steps those wait that ride in this claim: nobody is left who waits for these.
+            await drop_ghosts(con, waits, self._worker_id)
+            self.summons.discard(self._worker_id)
         if self._wanted:
             self.answers |= await self._answer(con)
 

@@ -58,9 +58,9 @@ class Pace:
     def most(self, total: int) -> int:
         """Return how many of so many slots one claim may fill.
 
-        Not more than half of many: while the database moves those, the other half executes. Where work takes longer than
-        a claim, not more than a quarter: slots that are filled together are free together, and whoever comes just after
-        that waits until then.
+        Not more than half of many: while the database moves those, the other half executes. Where work takes longer
+        than a claim, not more than a quarter: slots that are filled together are free together, and whoever comes just
+        after that waits until then.
         """
         if self._takes_s >= _LONG_S:
             return max(_FEW, -(-total // _PARTS))

@@ -29,6 +29,9 @@ _log = structlog.get_logger("millpond.riding")
 _FRESH_S = 1.5
 _PAUSE_S = 0.1
 _MAX_KNOWN = 10_000
+# How often giving back is tried where the database does not answer: until then others wait for what nobody uses.
+_LEAVES = 30
+_LEAVE_AGAIN_S = 1.0
 _GRANTED = just("room", "granted", None, None)
 
 
@@ -66,6 +69,7 @@ class Riding:
         self._known: dict[tuple[int, tuple[str, ...]], bool] = {}
         self._version = 0
         self._leaving: set[asyncio.Task[None]] = set()
+        self._is_closing = False
 
     def attach(self, claimer: Claimer) -> None:
         """Know what a claimer knows of limits from now on."""
@@ -126,7 +130,7 @@ class Riding:
                 ask.since_us = answer.since_us
             if not rider.told.done():
                 rider.told.set_result(answer)
-            elif answer.is_seated:
+            elif answer.is_seated or answer.refusal is not None:
                 _go_on(rider)
 
     def freed(self) -> None:
@@ -150,12 +154,17 @@ class Riding:
         return task
 
     async def _leave(self, ask: Ask, is_told: bool) -> None:
-        try:
-            async with self._database.duty("step_leave") as con:
-                own = ask.org_id, ask.item_id, ask.token, ask.step_key
-                await con.execute(_SQL["give_up"], *own, not is_told)
-        except MillpondError as error:  # the end of the lease gives it back
-            _log.warning("riding.not_left", error=error.code)
+        for nth in range(1, _LEAVES + 1):
+            try:
+                async with self._database.duty("step_leave") as con:
+                    own = ask.org_id, ask.item_id, ask.token, ask.step_key
+                    await con.execute(_SQL["give_up"], *own, not is_told)
+                break
+            except MillpondError as error:  # at last the end of the lease gives it back
+                _log.warning("riding.not_left", error=error.code)
+                if self._is_closing or nth == _LEAVES:
+                    break
+                await asyncio.sleep(_LEAVE_AGAIN_S)
         self.freed()
 
     async def serve(self) -> None:
@@ -173,6 +182,7 @@ class Riding:
 
     async def close(self) -> None:
         """Wait for what is being given back."""
+        self._is_closing = True
         if self._leaving:
             await asyncio.wait(self._leaving)
 

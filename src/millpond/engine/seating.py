@@ -18,6 +18,9 @@ from millpond.engine.plans import Plan
 from millpond.engine.riding import Riding
 
 Own = Callable[[Awaitable[Any]], Awaitable[Any]]
+# Of an attempt that is closed so, what its steps have and wait for goes with its lease, or into their lines. Else the
+# attempt goes on under its lease: it undoes what was done, or waits for its threads.
+_GOES_BY_ITSELF = ("parked", "lost")
 
 
 class Seating:
@@ -74,21 +77,30 @@ class Seating:
                 await self._branches.park(branch, plan.key, is_human=False, ask=ask)
                 assert rider.answer is not None
                 answer = rider.answer
+                if answer.refusal is not None:  # the limit was lowered meanwhile
+                    raise answer.refusal
             return answer
         finally:
             self._riding.forget(rider)
-            last = rider.answer
-            is_over = last is None or last.is_seated or last.refusal is not None
-            if not is_over and self._branches.closed is None:
-                self._riding.leave(ask)  # it may stand in line
-            elif is_over and rider.answer is not None and rider.answer.has_row:
-                plan.is_seated = self._branches.closed is None
+            if (last := rider.answer) is not None:
+                has_room = last.is_seated and last.has_row
+                plan.is_seated = has_room and self._branches.closed is None
+                # It has room that it does not use, or may stand in line.
+                has_place = has_room or (
+                    not last.is_seated and (last.refusal is None or last.has_row)
+                )
+                if has_place and not plan.is_seated and not self._goes_by_itself:
+                    self._riding.leave(ask)
+
+    @property
+    def _goes_by_itself(self) -> bool:
+        return self._branches.closed in _GOES_BY_ITSELF
 
     def leave(self, plan: Plan) -> None:
         """Give back the room of a try of which nothing was recorded; the end of a lease does so by itself."""
         if plan.is_seated:
             plan.is_seated = False
-            if self._branches.closed is None:
+            if not self._goes_by_itself:
                 self._riding.leave(self._ask(plan), is_told=not plan.spent)
 
     def recorded(self, plan: Plan) -> None:

@@ -186,13 +186,13 @@ class Line:
         }
         for queue, at, ranks, cost in (*self._elders.get(room.name, ()), *self._able(room)):
             for rank in ranks:
-                if slots.get(queue, 0) < 1:
+                # What stands behind the first that the try stands before does so too: no more is looked at.
+                if slots.get(queue, 0) < 1 or self._is_before(want, rank, *at):
                     break
-                if not self._is_before(want, rank, *at):
-                    slots[queue] -= 1
-                    spare -= cost
-                    if spare < 0:
-                        return True
+                slots[queue] -= 1
+                spare -= cost
+                if spare < 0:
+                    return True
         return False
 
     def _able(self, room: Room) -> list[_Head]:

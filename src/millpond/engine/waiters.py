@@ -115,6 +115,17 @@ async def elders(
     return found
 
 
+async def drop_ghosts(con: Connection, asked: Sequence[Asked], worker_id: uuid.UUID) -> None:
+    """Take those of these steps out of the line for which nobody waits in this worker, which has their runs."""
+    await con.execute(
+        _SQL["drop_ghosts"],
+        [one.org_id for one in asked],
+        [one.item_id for one in asked],
+        [one.who.partition(" ")[2] for one in asked],
+        worker_id,
+    )
+
+
 async def holders(con: Connection, asked: Sequence[Asked]) -> set[uuid.UUID]:
     """Return the workers that have the runs of these steps."""
     if not asked:

@@ -241,6 +241,21 @@ gone as (
 update step_lease s set keys = '{}' from l
 where s.org_id = $1 and s.item_id = $2 and s.token = $3 and s.step_key = $4 and $5::bool;
 
+-- name: drop_ghosts
+-- Takes steps out of the line for which nobody waits any more, under leases of this worker; rows that somebody holds are left.
+with g as materialized (
+  select s.org_id, s.item_id, s.step_key
+  from unnest($1::bigint[], $2::uuid[], $3::text[]) as u(org_id, item_id, step_key)
+  join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.worker_id = $4
+  cross join lateral (
+    select s.org_id, s.item_id, s.step_key from step_lease s
+    where s.org_id = u.org_id and s.item_id = u.item_id and s.step_key = u.step_key and s.token = l.token
+      and s.since_us is not null
+    for update skip locked) s
+)
+delete from step_lease s using g
+where s.org_id = any(array[g.org_id]) and s.item_id = any(array[g.item_id]) and s.step_key = any(array[g.step_key]);
+
 -- name: end_lines
 -- Takes the steps of ended runs out of their lines.
 with n as (
