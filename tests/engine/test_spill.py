@@ -293,6 +293,18 @@ async def test_a_worker_does_not_claim_in_a_hurry_for_slots_that_stay_free() -> 
             await slots.wait(10)
 
 
+def test_a_queue_with_slots_left_that_a_claim_does_not_fill_gets_no_help() -> None:
+    slots = Slots({"default": 100, "sql": 20}, Spill(helps={"default": ["sql"]}))
+    slots.take("sql")
+    slots.give("sql", "f@1", 5.0)
+    wanted = slots.wanted()
+    assert wanted["sql"] == 5
+    assert slots.terms(wanted).helps == {"default": []}
+    for _ in range(16):
+        slots.take("sql")
+    assert slots.terms(slots.wanted()).helps == {"default": ["sql"]}, "that is all it has"
+
+
 async def test_the_end_of_what_a_slot_was_lent_for_is_a_reason_to_claim_while_more_may_wait() -> (
     None
 ):

@@ -16,6 +16,9 @@ from millpond.engine import waits
 from millpond.engine.context import Context
 from millpond.engine.leases import Claimed
 from millpond.engine.needs import Ask
+from millpond.engine.operations import cancel
+from millpond.engine.registry import Registry, step
+from millpond.engine.step_context import StepContext
 from millpond.engine.submit import submit
 
 
@@ -397,3 +400,54 @@ async def test_over_two_workers_a_waiting_step_goes_before_what_came_after_it(po
             assert (await pond.ended(run_id))["outcome"] == "succeeded"
         await nothing_left(pond)
     assert order == ["first", "a", "b", *(f"later {nth}" for nth in range(4))]
+
+
+async def test_a_place_in_line_of_nobody_is_taken_out_by_its_worker(pond: Pond) -> None:
+    """Its step was given up and the database did not hear of that; the run goes on."""
+    await limit(pond.db, KEY, 1)
+    mine, others = await Hand.register(pond), await Hand.register(pond)
+    (run,) = await begun(pond, mine)
+    held = await holding(pond, others)
+    assert await rides(mine, ask_of(run)) == [False]
+    await send(pond, 1)
+    await end(pond, held)
+    assert await others.soon() == []
+    assert others.claimer.summons == {mine.worker_id}
+    assert await mine.claim({"default": 1}) == []
+    assert not mine.claimer.summons, "it has heard of it itself"
+    assert await pond.count("step_lease") == 0
+    assert len(await others.soon()) == 1
+
+
+async def test_a_step_that_was_cancelled_keeps_no_place_while_its_run_undoes_what_it_did(
+    pond: Pond,
+) -> None:
+    gate = Gate()
+
+    @step("act", registry=Registry())
+    async def act(step_ctx: StepContext, what: str) -> str:
+        return what
+
+    @step("undo", registry=Registry())
+    async def undo(step_ctx: StepContext, what: str) -> None:
+        await gate.stay(what)
+
+    async def both(ctx: Context, _: Any) -> None:
+        await ctx.step(act, "act", undo=undo)
+        await ctx.parallel(
+            ctx.step("work", gate.stay, "work"), ctx.step("ask", gate.stay, "ask", keys=[OTHER])
+        )
+
+    flow = pond.flow(both)
+    await limit(pond.db, OTHER, 0)
+    async with pond.worker({"default": 2}):
+        run_id = await pond.submit(flow)
+        await until(pond, "step_lease", "since_us is not null")
+        async with pond.db.org(pond.org_id) as con:
+            await cancel(con, pond.org_id, run_id, "user:test")
+        pond.hints.cancelled([run_id])
+        await gate.reached("act")
+        await until(pond, "step_lease", "true", 0)
+        assert await pond.count("lease") == 1
+        gate.open("act")
+        assert (await pond.ended(run_id))["outcome"] == "cancelled"
