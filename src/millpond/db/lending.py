@@ -30,6 +30,8 @@ _KEPT_S = 60.0
 _WORN = 5_000_000
 # What keeps a connection of its own, where there are enough: its plans are large, and it is never to be late.
 _APART = frozenset(("claim", "claim_at_once"))
+# It goes back to the driver's pool once in so many times.
+_APART_RETURNS = 60
 _DRIVER_ERRORS = (
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -79,6 +81,7 @@ class Lending:
         self._kept: list[tuple[str, Lent]] = []
         self._waiting = 0
         self._is_closed = False
+        self._returns = 0
         self._returning: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -163,7 +166,17 @@ class Lending:
     async def _return_later(self) -> None:
         await asyncio.sleep(_KEPT_S)
         self._returning = None
-        await self._return_kept()
+        self._returns += 1
+        if self._returns % _APART_RETURNS == 0:
+            return await self._return_kept()
+        apart = [one for one in self._kept if one[0] in _APART]
+        others = [con for name, con in self._kept if name not in _APART]
+        self._kept = apart
+        for con in others:
+            await self._release(con)
+        if apart and self._returning is None:
+            self._returning = asyncio.create_task(self._return_later(), name="connections")
+        return None
 
     async def _return_kept(self) -> None:
         while self._kept:
