@@ -137,6 +137,27 @@ async def test_a_recorded_try_is_settled_by_what_it_used_while_its_run_goes_on(p
     assert await pond.count("lease_use") == 0
 
 
+async def test_of_many_needs_the_smallest_are_looked_at_for_who_stands_before(pond: Pond) -> None:
+    """So many distinct needs bound what a claim reads, however many an org has."""
+    await tokens(pond, 1000)
+    hand = await Hand.register(pond)
+    run = await begun(pond, hand)
+    holding = asks(run, "holding:0", needs=990)
+    assert await ride(hand, holding) == [True]
+    for count in range(20, 60):
+        await need(pond, count)
+    assert await hand.soon() == []
+    async with pond.engine_db.duty("test") as con:
+        names = "select count(distinct parked_on) from lane where parked_on like 'tokens%'"
+        assert await con.fetchval(names) == 40
+        statement = queries("needs")["elders_of_tokens"]
+        rows = await con.fetch(statement, [METER], hand.worker_id, ["default"], 8, [58])
+        assert sorted(row["need"] for row in rows) == list(range(20, 52))
+        assert all(len(row["ranks"]) == 1 for row in rows)
+        rows = await con.fetch(statement, [METER], hand.worker_id, ["default"], 8, [30])
+        assert sorted(row["need"] for row in rows) == list(range(20, 31))
+
+
 async def test_all_keys_of_all_kinds_or_none(pond: Pond) -> None:
     await tokens(pond, 1000)
     await limit(pond.db, OTHER, 1)

@@ -22,28 +22,36 @@ order by u.ord;
 
 -- name: elders
 -- Lanes under rooms that a live worker with a free slot could let go, with their first items and others' slots; the first 64 of each room.
+with l as materialized (
+  select l.* from unnest($1::text[]) as u(room)
+  cross join lateral (
+    (select u.room, a.org_id, a.lane_id, a.queue, a.capability, a.offset_us, a.cursor_rank from lane a
+     where a.parked_on = u.room and a.active limit 64)
+    union all
+    (select u.room, p.org_id, p.lane_id, p.queue, p.capability, p.offset_us, p.cursor_rank from lane p
+     where p.parked_on = u.room and not p.active limit 64)
+  ) l
+),
+w as materialized (
+  -- Once for all lanes of a queue that the same workers can take.
+  select o.queue, o.capability, w.slots
+  from (select distinct l.queue, l.capability from l) o
+  cross join lateral (
+    select coalesce(sum((k.queues->>o.queue)::int - coalesce((k.in_use->>o.queue)::int, 0))
+                    filter (where k.worker_id <> $2 and (k.queues->>o.queue)::int > coalesce((k.in_use->>o.queue)::int, 0)), 0) as slots,
+           coalesce(bool_or(k.worker_id = $2), false) and o.queue = any($3::text[]) as is_mine
+    from worker k
+    where k.expires_at > clock_timestamp() and not k.draining and rtrim(o.capability, '!') = any(k.capabilities)
+  ) w
+  where w.slots > 0 or w.is_mine
+)
 select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, c.virtual_s, 0) as virtual_s, w.slots,
        array(select r.rank from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
              order by r.rank limit $4) as ranks
-from unnest($1::text[]) as u(room)
-cross join lateral (
-  (select u.room, a.org_id, a.lane_id, a.queue, a.capability, a.offset_us, a.cursor_rank from lane a
-   where a.parked_on = u.room and a.active limit 64)
-  union all
-  (select u.room, p.org_id, p.lane_id, p.queue, p.capability, p.offset_us, p.cursor_rank from lane p
-   where p.parked_on = u.room and not p.active limit 64)
-) l
-cross join lateral (
-  select coalesce(sum((k.queues->>l.queue)::int - coalesce((k.in_use->>l.queue)::int, 0))
-                  filter (where k.worker_id <> $2 and (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0)), 0) as slots,
-         coalesce(bool_or(k.worker_id = $2), false) and l.queue = any($3::text[]) as is_mine
-  from worker k
-  where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
-) w
+from l join w on w.queue = l.queue and w.capability = l.capability
 left join share h on h.org_id = l.org_id and h.queue = l.queue
 left join fair_clock c on c.queue = l.queue
-where (w.slots > 0 or w.is_mine)
-  and not exists (select from queue_pause z where z.queue = l.queue)
+where not exists (select from queue_pause z where z.queue = l.queue)
   and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')));
 
@@ -53,33 +61,43 @@ select distinct l.worker_id from unnest($1::bigint[], $2::uuid[]) as u(org_id, i
 join lease l on l.org_id = u.org_id and l.item_id = u.item_id;
 
 -- name: elders_of_tokens
--- As `elders`, under limits on tokens: those whose need is left there, and what each of their items takes; the first 64 of each need.
+-- As `elders`, under limits on tokens: those whose need is left there, and what each of their items takes; the first 64 of each of the 32 smallest needs.
+with l as materialized (
+  select l.* from unnest($1::text[], $5::bigint[]) as u(room, tokens_left)
+  cross join lateral (
+    select distinct x.room as stand, n.need
+    from room x cross join lateral (select substring(x.room from '^tokens[:~]([0-9]+) ')::bigint as need) n
+    where room_base(x.room) = u.room and x.room like 'tokens%' and n.need <= u.tokens_left
+    order by n.need, x.room limit 32
+  ) x
+  cross join lateral (
+    (select u.room, x.need, a.org_id, a.lane_id, a.queue, a.capability, a.offset_us, a.cursor_rank from lane a
+     where a.parked_on = x.stand and a.active limit 64)
+    union all
+    (select u.room, x.need, p.org_id, p.lane_id, p.queue, p.capability, p.offset_us, p.cursor_rank from lane p
+     where p.parked_on = x.stand and not p.active limit 64)
+  ) l
+),
+w as materialized (
+  -- Once for all lanes of a queue that the same workers can take.
+  select o.queue, o.capability, w.slots
+  from (select distinct l.queue, l.capability from l) o
+  cross join lateral (
+    select coalesce(sum((k.queues->>o.queue)::int - coalesce((k.in_use->>o.queue)::int, 0))
+                    filter (where k.worker_id <> $2 and (k.queues->>o.queue)::int > coalesce((k.in_use->>o.queue)::int, 0)), 0) as slots,
+           coalesce(bool_or(k.worker_id = $2), false) and o.queue = any($3::text[]) as is_mine
+    from worker k
+    where k.expires_at > clock_timestamp() and not k.draining and rtrim(o.capability, '!') = any(k.capabilities)
+  ) w
+  where w.slots > 0 or w.is_mine
+)
 select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, c.virtual_s, 0) as virtual_s, w.slots,
        array(select r.rank from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
              order by r.rank limit $4) as ranks, l.need
-from unnest($1::text[], $5::bigint[]) as u(room, tokens_left)
-cross join lateral (
-  select distinct x.room as stand, substring(x.room from '^tokens[:~]([0-9]+) ')::bigint as need from room x
-  where room_base(x.room) = u.room and x.room like 'tokens%'
-) x
-cross join lateral (
-  (select u.room, x.need, a.org_id, a.lane_id, a.queue, a.capability, a.offset_us, a.cursor_rank from lane a
-   where a.parked_on = x.stand and a.active limit 64)
-  union all
-  (select u.room, x.need, p.org_id, p.lane_id, p.queue, p.capability, p.offset_us, p.cursor_rank from lane p
-   where p.parked_on = x.stand and not p.active limit 64)
-) l
-cross join lateral (
-  select coalesce(sum((k.queues->>l.queue)::int - coalesce((k.in_use->>l.queue)::int, 0))
-                  filter (where k.worker_id <> $2 and (k.queues->>l.queue)::int > coalesce((k.in_use->>l.queue)::int, 0)), 0) as slots,
-         coalesce(bool_or(k.worker_id = $2), false) and l.queue = any($3::text[]) as is_mine
-  from worker k
-  where k.expires_at > clock_timestamp() and not k.draining and rtrim(l.capability, '!') = any(k.capabilities)
-) w
+from l join w on w.queue = l.queue and w.capability = l.capability
 left join share h on h.org_id = l.org_id and h.queue = l.queue
 left join fair_clock c on c.queue = l.queue
-where x.need <= u.tokens_left and (w.slots > 0 or w.is_mine)
-  and not exists (select from queue_pause z where z.queue = l.queue)
+where not exists (select from queue_pause z where z.queue = l.queue)
   and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')));
 
