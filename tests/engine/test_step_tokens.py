@@ -91,6 +91,13 @@ async def recorded(pond: Pond, claimed: Claimed, ask: Ask, *told: Spent) -> None
         )
 
 
+async def given_up(pond: Pond, ask: Ask, *, is_untold: bool) -> None:
+    """Let a try be over of which nothing is recorded."""
+    async with pond.engine_db.duty("test") as con:
+        own = ask.org_id, ask.item_id, ask.token, ask.step_key
+        await con.execute(queries("needs")["give_up"], *own, is_untold)
+
+
 async def rescued(pond: Pond, *claimed: Claimed) -> None:
     async with pond.engine_db.duty("test") as con:
         await con.execute(
@@ -677,6 +684,51 @@ async def test_what_a_flows_own_time_limit_cut_short_is_settled_as_its_attempt_e
         assert (await pond.ended(other))["output"] == "beside"
         await settled(pond)
     assert await left(pond, 1000) == 500
+
+
+async def test_what_a_given_up_try_has_reserved_stays_while_its_step_waits_again(pond: Pond) -> None:
+    """Until its use is told: also when it stands in everybody's sight, and when it stands there no more."""
+    await tokens(pond, 1000)
+    hand = await Hand.register(pond)
+    run = await begun(pond, hand)
+    first, other = asks(run), asks(run, "other:0", needs=600)
+    assert await ride(hand, first, other) == [True, True]
+    await given_up(pond, first, is_untold=True)
+    again = asks(run, since=1)
+    assert await ride(hand, again) == [False]
+    async with pond.engine_db.duty("test") as con:
+        since = "select since_us from step_lease where step_key = $1"
+        assert await con.fetchval(since, first.step_key) == 1
+    await hand.soon()
+    assert await left(pond, 1000) == 100
+    await given_up(pond, again, is_untold=False)
+    await hand.soon()
+    assert (METER, "ask:0", 300, 0) in await reserved(pond)
+    async with pond.engine_db.duty("test") as con:
+        await metering.store(con, [(run.lease, spent(first, 250))])
+    await end(pond, [run])
+    await hand.soon()
+    assert (await left(pond, 1000), await reserved(pond)) == (750, [])
+
+
+async def test_a_claim_does_not_wait_for_the_lock_of_who_gives_up_a_try(pond: Pond) -> None:
+    await tokens(pond, 1000)
+    hand = await Hand.register(pond)
+    run = await begun(pond, hand)
+    first, other = asks(run), asks(run, "other:0", needs=600)
+    assert await ride(hand, first, other) == [True, True]
+    await given_up(pond, first, is_untold=True)
+    again = asks(run, since=1)
+    since = "select since_us from step_lease where step_key = $1"
+    async with pond.engine_db.duty("test") as con:
+        own = again.org_id, again.item_id, again.token, again.step_key
+        await con.execute(queries("needs")["give_up"], *own, True)
+        # With that transaction open: its claims end all the same.
+        assert await ride(hand, again) == [False]
+        assert await con.fetchval(since, again.step_key) is None
+    assert await ride(hand, again) == [False]
+    async with pond.engine_db.duty("test") as con:
+        assert await con.fetchval(since, again.step_key) == 1
 
 
 async def test_tokens_of_a_step_are_of_its_keys(pond: Pond) -> None:

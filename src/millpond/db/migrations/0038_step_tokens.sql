@@ -10,6 +10,9 @@ alter table reservation add primary key (org_id, item_id, token, room, step_key)
 -- the providers and models among the step's keys.
 alter table lease_use add column step_key text, add column carried text[] not null default '{}';
 
+-- A try under this lease was given up that used what is not told yet: its reservation stays, also while its step waits again.
+alter table step_lease add column is_untold boolean not null default false;
+
 -- As before, also for steps: what one with keys of its own used belongs to its own reservation of a limit, and where it has none
 -- there, to that of its run.
 create or replace function claim_tokens()
@@ -54,7 +57,7 @@ begin
     left join lateral (
       select h.token from step_lease h
       where r.step_key <> '' and h.org_id = r.org_id and h.item_id = any(array[r.item_id])
-        and h.step_key = any(array[r.step_key]) and h.token = r.token and h.since_us is null offset 0
+        and h.step_key = any(array[r.step_key]) and h.token = r.token and (h.since_us is null or h.is_untold) offset 0
     ) h on true
     left join t on t.org_id = r.org_id and t.item_id = r.item_id and t.token = r.token and t.room = r.room
                and t.step_key = r.step_key

@@ -116,7 +116,8 @@ s as (
   insert into step_lease (org_id, item_id, step_key, token, keys)
   select org_id, item_id, step_key, token, string_to_array(keys, chr(31)) from u
   on conflict (org_id, item_id, step_key) do update
-    set token = excluded.token, keys = excluded.keys, since_us = null, taken_at = clock_timestamp()
+    set token = excluded.token, keys = excluded.keys, since_us = null, taken_at = clock_timestamp(),
+        is_untold = step_lease.is_untold and step_lease.token = excluded.token
 ),
 n as materialized (
   select n.* from u cross join lateral (
@@ -140,8 +141,13 @@ select ord from u;
 insert into step_lease (org_id, item_id, step_key, token, keys, since_us)
 select u.org_id, u.item_id, u.step_key, u.token, string_to_array(u.keys, chr(31)), u.since_us
 from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[], $5::text[], $6::bigint[]) as u(org_id, item_id, token, step_key, keys, since_us)
+cross join lateral (
+  -- As for `seat`: who holds it has locked it, and the next claim asks again.
+  select from lease l where l.org_id = u.org_id and l.item_id = u.item_id and l.token = u.token for update skip locked
+) l
 on conflict (org_id, item_id, step_key) do update
-  set token = excluded.token, keys = excluded.keys, since_us = excluded.since_us
+  set token = excluded.token, keys = excluded.keys, since_us = excluded.since_us,
+      is_untold = step_lease.is_untold and step_lease.token = excluded.token
   where step_lease.token <> excluded.token or step_lease.keys = '{}';
 
 -- name: call
@@ -250,14 +256,14 @@ where s.org_id = any(array[u.org_id]) and s.item_id = any(array[u.item_id]) and 
   and s.step_key = any(array[u.step_key]);
 
 -- name: give_up
--- Gives back the room of a try of which nothing was recorded, under a lease that holds; where it used what was not told yet ($5), what it has reserved stays until the lease ends.
+-- Gives back the room of a try of which nothing was recorded, under a lease that holds; where it, or one before it, used what was not told yet ($5), what it has reserved stays until the lease ends.
 with l as materialized (select from lease where org_id = $1 and item_id = $2 and token = $3 for key share),
 gone as (
   delete from step_lease s using l
-  where s.org_id = $1 and s.item_id = $2 and s.token = $3 and s.step_key = $4 and not $5::bool
+  where s.org_id = $1 and s.item_id = $2 and s.token = $3 and s.step_key = $4 and not ($5::bool or s.is_untold)
 )
-update step_lease s set keys = '{}' from l
-where s.org_id = $1 and s.item_id = $2 and s.token = $3 and s.step_key = $4 and $5::bool;
+update step_lease s set keys = '{}', since_us = null, is_untold = true from l
+where s.org_id = $1 and s.item_id = $2 and s.token = $3 and s.step_key = $4 and ($5::bool or s.is_untold);
 
 -- name: drop_ghosts
 -- Takes steps out of the line for which nobody waits any more, under leases of this worker; rows that somebody holds are left.
