@@ -159,6 +159,26 @@ async def test_an_org_that_has_had_less_of_the_queue_goes_before_a_step(pond: Po
     assert await rides(mine, ask) == [True]
 
 
+async def test_many_waiting_steps_of_an_org_hide_no_younger_one_of_another(pond: Pond) -> None:
+    other = await second_org(pond.db)
+    await limit(pond.db, KEY, 0)
+    hand = await Hand.register(pond)
+    (run,) = await begun(pond, hand)
+    (younger,) = await begun(pond, hand, org_id=other)
+    assert await rides(hand, ask_of(run), ask_of(younger)) == [False, False]
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into step_lease (org_id, item_id, step_key, token, keys, since_us) "
+            "select org_id, item_id, 'more:' || n, token, keys, since_us - n "
+            "from step_lease, generate_series(1, 1500) n where org_id = $1",
+            pond.org_id,
+        )
+        rows = await con.fetch("select org_id, us, room from claim_seated() where kind = 'asked'")
+    assert [row["org_id"] for row in rows] == [pond.org_id] * 32 + [other]
+    assert [row["us"] for row in rows] == sorted(row["us"] for row in rows)
+    assert rows[0]["room"] == f"{run.lease.item_id} more:1500"
+
+
 async def test_a_place_is_left_no_longer_than_its_holder_lives(pond: Pond) -> None:
     await limit(pond.db, KEY, 1)
     mine, others = await Hand.register(pond), await Hand.register(pond)
