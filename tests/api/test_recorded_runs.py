@@ -63,22 +63,32 @@ async def test_ended_runs_are_told_of_with_what_workers_spent_on_them(
 async def test_what_a_run_used_is_told_by_its_own_keys_and_to_operators_by_those_of_its_flow(
     world: World,
 ) -> None:
-    """Of all of its steps, also of one elsewhere and of a call that was cut off; of an older run nobody knows."""
+    """Of all of its steps, also of one elsewhere and of a call that was cut off; of an older run nobody knows.
+
+    What a step with another provider among its own keys used of that is told apart, and not by name.
+    """
     front = world.front
 
     async def ask(at: StepContext, count: int) -> None:
         at.spend("openai:mini", input_tokens=count, output_tokens=1)
         at.spend("openai:large", input_tokens=count, output_tokens=2)
 
+    async def other(at: StepContext) -> None:
+        at.spend("anthropic:big", input_tokens=7, output_tokens=0)
+
     async def cut(at: StepContext) -> None:
         at.spend_unknown("other:large")
 
     here = step("ask", registry=front.registry)(ask)
     elsewhere = step("ask_there", queue="llm", registry=front.registry)(ask)
+    own = step("own", keys=["provider:anthropic"], registry=front.registry)(other)
+    odd = step("odd", keys=["provider:openai"], registry=front.registry)(other)
     cutting = step("cut", registry=front.registry)(cut)
 
     async def asking(ctx: Any, _: Any) -> None:
         await ctx.step(here, 10)
+        await ctx.step(own)
+        await ctx.step(odd)
         await ctx.step(elsewhere, 20)
         await ctx.step(cutting)
 
@@ -99,8 +109,9 @@ async def test_what_a_run_used_is_told_by_its_own_keys_and_to_operators_by_those
     runs = {run["id"]: run for run in (await owner.get(PATH)).json()["data"]}
     both, provider = ["model:mini", "provider:openai"], ["provider:openai"]
     assert runs[asked]["used"] == [
-        {"keys": [], "tokens": 0, "is_lost": True},
+        {"keys": [], "tokens": 7, "is_lost": True},
         {"keys": both, "tokens": 32, "is_lost": False},
+        {"keys": ["provider:"], "tokens": 7, "is_lost": False},
         {"keys": provider, "tokens": 34, "is_lost": False},
     ]
     assert (runs[asked]["tokens"], runs[asked]["urgency"]) == (500, "interactive")
@@ -108,7 +119,8 @@ async def test_what_a_run_used_is_told_by_its_own_keys_and_to_operators_by_those
     assert runs[rested]["urgency"] == "standard"
     seen = {run["id"]: run for run in (await operator.get(OF_ALL)).json()["data"]}
     assert seen[f"{world.org_id}-{uuid.UUID(asked).hex}"]["used"] == [
-        {"keys": [], "tokens": 0, "is_lost": True},
+        {"keys": [], "tokens": 7, "is_lost": True},
+        {"keys": ["provider:"], "tokens": 7, "is_lost": False},
         {"keys": provider, "tokens": 66, "is_lost": False},
     ]
     assert seen[f"{world.org_id}-{uuid.UUID(old).hex}"]["used"] is None

@@ -220,6 +220,16 @@ def test_use_counts_under_the_model_that_was_asked():
     assert _starts(runs, [read_set("model:n tokens=1/100 burst=1000")])[1] > 10_000
 
 
+def test_what_a_step_used_of_its_own_provider_counts_under_no_other_one():
+    """But under limits on anything else that its run has."""
+    keys = "customer:x", "provider:openai"
+    runs = [_run(0.0, 1.0, "answer", *keys, tokens=500, used=0) for _ in range(4)]
+    for run in runs:
+        run["used"] = [{"keys": ["model:", "provider:"], "tokens": 5000, "is_lost": False}]
+    assert _starts(runs, [read_set("provider:openai tokens=1/100 burst=1000")])[1] < 6
+    assert _starts(runs, [read_set("customer:x tokens=1/100 burst=1000")])[1] > 10_000
+
+
 def test_interactive_runs_go_first_by_the_lead_and_not_without_one():
     runs = [_run(0.0, 5.0, "index") for _ in range(40)]
     runs += [_run(1.0, 1.0, "answer", urgency="interactive") for _ in range(3)]

@@ -686,7 +686,9 @@ async def test_what_a_flows_own_time_limit_cut_short_is_settled_as_its_attempt_e
     assert await left(pond, 1000) == 500
 
 
-async def test_what_a_given_up_try_has_reserved_stays_while_its_step_waits_again(pond: Pond) -> None:
+async def test_what_a_given_up_try_has_reserved_stays_while_its_step_waits_again(
+    pond: Pond,
+) -> None:
     """Until its use is told: also when it stands in everybody's sight, and when it stands there no more."""
     await tokens(pond, 1000)
     hand = await Hand.register(pond)

@@ -178,7 +178,8 @@ class UsedTokens(BaseModel):
     """Tokens that a run used, in all of its steps."""
 
     keys: list[str] = Field(
-        description="Which of the run's keys (provider, model) the model stands for; none where it has no such key."
+        description="Which of the run's keys (provider, model) the model stands for; none where it has no such key. "
+        "`provider:` or `model:` alone: another one, which is a key of its step."
     )
     tokens: int = Field(description="Input and output together.")
     is_lost: bool = Field(

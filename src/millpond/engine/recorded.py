@@ -28,7 +28,7 @@ class Recorded:
     """A run that has ended; `worked_s` is how long workers had it, its waits between left out.
 
     `org` is its org's slug, where runs of all orgs are told of; `org_id` is 0 where not. `used` is what it used of
-    tokens, in all of its steps, by those of its keys that these were used of; None where nobody knows.
+    tokens, in all of its steps, by those of its keys that these were used of (`Used`); None where nobody knows.
     """
 
     run_id: uuid.UUID

@@ -35,7 +35,10 @@ class Need(NamedTuple):
 
 
 class Used(NamedTuple):
-    """What a run used of what these of its keys name; `is_lost`: a call was cut off, so that nobody knows all of it."""
+    """What a run used of what these of its keys name; `is_lost`: a call was cut off, so that nobody knows all of it.
+
+    `provider:` and `model:` alone among the keys are another one than its own, which a step of it has as its own key.
+    """
 
     keys: tuple[str, ...]
     tokens: int
@@ -116,9 +119,11 @@ def used_keys(model: str) -> list[str]:
 def counts_under(key: str, carried: Sequence[str], used: Sequence[str]) -> bool:
     """Whether what was used of some keys counts under a limit on `key`, as `claim_tokens` of the migrations has it.
 
-    Not where the limit is on one provider or model, and it was another one that the work has among its keys.
+    Not where the limit is on one provider or model, and it was another one that the work has among its keys, or its
+    step among its own: of that `provider:` or `model:` alone is told.
     """
     others = {one.partition(":")[0] for one in carried if one in used}
+    others |= {one[:-1] for one in used if one.endswith(":")}
     return all(part in used or part.partition(":")[0] not in others for part in parts_of(key))
 
 

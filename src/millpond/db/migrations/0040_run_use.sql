@@ -1,7 +1,7 @@
 -- What runs used of tokens, kept for replays of limits as long as the runs are.
 
--- One row for each call that a record tells of; `keys` are what the model's name stands for. `is_lost`: the call was cut off,
--- and nobody knows what it used. Written with the record, never changed, deleted with the run.
+-- One row for each call that a record tells of; `keys` are what the model's name stands for, `carried` the providers and models
+-- among the own keys of its step. `is_lost`: the call was cut off, and nobody knows what it used. Written with the record, never changed, deleted with the run.
 create table run_use (
   org_id bigint,
   run_id uuid,
@@ -9,6 +9,7 @@ create table run_use (
   keys text[] not null,
   tokens bigint not null check (tokens >= 0),
   is_lost boolean not null default false,
+  carried text[] not null default '{}',
   primary key (org_id, run_id, use_id)
 );
 alter table run_use enable row level security;
@@ -26,14 +27,22 @@ alter table run add column tells_use boolean not null default false;
 alter table run alter column tells_use set default true;
 grant select (urgency, tells_use) on run to millpond_recorder;
 
--- What a run used, by those of the keys `named` that it was used of.
+-- What a run used, by those of the keys `named` that it was used of. `provider:` and `model:` alone are another one than these,
+-- which its step had among its own keys: it counts under no limit on one of these, as in `claim_tokens`.
 create function run_used(org bigint, run uuid, named text[]) returns json
   language sql stable
   set search_path = millpond, pg_temp
 as $$
   select coalesce(json_agg(json_build_object('keys', u.keys, 'tokens', u.tokens, 'is_lost', u.is_lost) order by u.keys), '[]')
   from (
-    select array(select unnest(x.keys) intersect select unnest(named) order by 1) as keys,
+    select array(
+             select unnest(x.keys) intersect select unnest(named)
+             union
+             select split_part(c.key, ':', 1) || ':' from unnest(x.carried) c(key)
+             where c.key <> all(named) and (c.key = any(x.keys) or not exists (
+               select from unnest(x.carried) o(key)
+               where split_part(o.key, ':', 1) = split_part(c.key, ':', 1) and o.key = any(named)))
+             order by 1) as keys,
            sum(x.tokens)::bigint as tokens, bool_or(x.is_lost) as is_lost
     from run_use x where x.org_id = org and x.run_id = run group by 1
   ) u

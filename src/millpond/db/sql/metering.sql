@@ -9,10 +9,11 @@ with told as (
   where exists (select from reservation r where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token offset 0)
 ),
 kept as (
-  insert into run_use (org_id, run_id, use_id, keys, tokens, is_lost)
-  select u.org_id, u.run_id, u.use_id, string_to_array(u.keys, chr(31)), u.input_tokens + u.output_tokens, u.is_cut
-  from unnest($1::uuid[], $2::bigint[], $3::uuid[], $5::bigint[], $6::bigint[], $9::text[], $10::bool[])
-    as u(use_id, org_id, run_id, input_tokens, output_tokens, keys, is_cut)
+  insert into run_use (org_id, run_id, use_id, keys, tokens, is_lost, carried)
+  select u.org_id, u.run_id, u.use_id, string_to_array(u.keys, chr(31)), u.input_tokens + u.output_tokens, u.is_cut,
+         string_to_array(u.carried, chr(31))
+  from unnest($1::uuid[], $2::bigint[], $3::uuid[], $5::bigint[], $6::bigint[], $9::text[], $10::bool[], $12::text[])
+    as u(use_id, org_id, run_id, input_tokens, output_tokens, keys, is_cut, carried)
 )
 insert into usage_part (part_id, orgs, flows, models, input_tokens, output_tokens, cost_micros)
 select u.part_id, array[u.org_id], array[r.flow], array[u.model], array[u.input_tokens], array[u.output_tokens],
