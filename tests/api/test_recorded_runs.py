@@ -95,7 +95,11 @@ async def test_what_a_run_used_is_told_by_its_own_keys_and_to_operators_by_those
     async def resting(_ctx: Any, _: Any) -> None:
         return None
 
+    async def sleeping(ctx: Any, _: Any) -> None:
+        await ctx.sleep(600.0)
+
     front.flow(asking, keys=["provider:openai"], tokens=500, urgency="interactive")
+    front.flow(sleeping)
     front.flow(resting)
     owner = await world.owner_of(world.org_id)
     operator = await world.client(await world.person(is_operator=True))
@@ -105,6 +109,11 @@ async def test_what_a_run_used_is_told_by_its_own_keys_and_to_operators_by_those
         rested, old = await _begin(owner, "resting"), await _begin(owner, "resting")
         for run_id in (rested, old):
             await front.ended(owner, run_id)
+        slept = await _begin(owner, "sleeping")
+        while (await owner.get(f"/v1/runs/{slept}")).json()["state"] != "waiting":
+            await asyncio.sleep(0.05)
+        assert (await owner.post(f"/v1/runs/{slept}/cancel")).status_code < 300
+        await front.ended(owner, slept)
     await world.owner.execute("update run set tells_use = false where run_id = $1", uuid.UUID(old))
     runs = {run["id"]: run for run in (await owner.get(PATH)).json()["data"]}
     both, provider = ["model:mini", "provider:openai"], ["provider:openai"]
@@ -116,6 +125,8 @@ async def test_what_a_run_used_is_told_by_its_own_keys_and_to_operators_by_those
     ]
     assert (runs[asked]["tokens"], runs[asked]["urgency"]) == (500, "interactive")
     assert (runs[rested]["used"], runs[old]["used"]) == ([], None)
+    # No worker ended it, which would have told all.
+    assert runs[slept]["used"] is None
     assert runs[rested]["urgency"] == "standard"
     seen = {run["id"]: run for run in (await operator.get(OF_ALL)).json()["data"]}
     assert seen[f"{world.org_id}-{uuid.UUID(asked).hex}"]["used"] == [

@@ -723,8 +723,8 @@ async def test_a_claim_does_not_wait_for_the_lock_of_who_gives_up_a_try(pond: Po
     again = asks(run, since=1)
     since = "select since_us from step_lease where step_key = $1"
     async with pond.engine_db.duty("test") as con:
-        own = again.org_id, again.item_id, again.token, again.step_key
-        await con.execute(queries("needs")["give_up"], *own, True)
+        own = again.org_id, again.item_id, again.token, again.step_key, True
+        await con.execute(queries("needs")["give_up"], *own)
         # With that transaction open: its claims end all the same.
         assert await ride(hand, again) == [False]
         assert await con.fetchval(since, again.step_key) is None

@@ -201,7 +201,7 @@ class RecordedRun(BaseModel):
         description="How many it declared to need of limits on tokens; null where it declared nothing."
     )
     used: list[UsedTokens] | None = Field(
-        description="What it used of tokens; null where nobody knows: it was made before that was recorded."
+        description="What it used of tokens; null where nobody knows: it ended before that was recorded, or by no worker."
     )
     priority: int
     urgency: Urgency

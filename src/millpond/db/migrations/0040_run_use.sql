@@ -22,9 +22,9 @@ create policy recorder on run_use for select to millpond_recorder using (true);
 grant select on run_use to millpond_app, millpond_recorder;
 grant select, insert, delete on run_use to millpond_engine;
 
--- Of runs made before this nobody knows what they used; of those made from now on it is recorded, also that they used none.
+-- Whether it is known what a run used, also that it used none: a worker ended it that records that. One of the release before
+-- does not; of a run that nobody's worker ended (cancelled, overdue, poisoned) not all may have been told.
 alter table run add column tells_use boolean not null default false;
-alter table run alter column tells_use set default true;
 grant select (urgency, tells_use) on run to millpond_recorder;
 
 -- What a run used, by those of the keys `named` that it was used of. `provider:` and `model:` alone are another one than these,

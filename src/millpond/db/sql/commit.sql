@@ -59,7 +59,7 @@ unleased as (
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
-                   started_at = h.started_at, finished_at = clock_timestamp()
+                   started_at = h.started_at, finished_at = clock_timestamp(), tells_use = true
   from unleased h where r.org_id = any(array[h.org_id]) and r.run_id = any(array[h.run_id])
   returning r.org_id, r.flow, h.attempt, h.worker_s
 ),
@@ -95,7 +95,7 @@ unleased as (
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
-                   started_at = h.started_at, finished_at = clock_timestamp()
+                   started_at = h.started_at, finished_at = clock_timestamp(), tells_use = true
   from unleased h where r.org_id = any(array[h.org_id]) and r.run_id = any(array[h.run_id])
   returning r.org_id, r.flow, h.attempt, h.worker_s
 ),
