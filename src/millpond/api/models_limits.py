@@ -201,7 +201,8 @@ class RecordedRun(BaseModel):
         description="How many it declared to need of limits on tokens; null where it declared nothing."
     )
     used: list[UsedTokens] | None = Field(
-        description="What it used of tokens; null where nobody knows: it ended before that was recorded, or by no worker."
+        description="What it used of tokens; null where nobody knows: it ended before that was recorded, "
+        "or no worker ended it."
     )
     priority: int
     urgency: Urgency
