@@ -64,7 +64,12 @@ async def drain_steadily(
                 while not SEEN.starts:
                     await asyncio.sleep(0.001)
                 began = time.perf_counter() + warm_s
-                while (now := time.perf_counter() - began) < seconds or not found.claims_s:
+                # Also where this process stood still for all that time.
+                while (
+                    (now := time.perf_counter() - began) < seconds
+                    or not found.claims_s
+                    or not found.ticks
+                ):
                     fed.feed(SEEN.starts)
                     if now >= 0:
                         found.ticks.append((now, SEEN.starts))
