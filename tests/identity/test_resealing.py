@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from millpond.cli.key_ring import KEY_FILE, new_key, read_ring
+from millpond.cli.key_ring import KEY_FILE, new_key, open_ring, read_ring
 from millpond.cli.secrets import _advice
 from millpond.db.embedded import Urls
-from millpond.db.pool import Database, EngineDatabase
+from millpond.db.pool import Connection, Database, EngineDatabase
 from millpond.errors import Conflict, Permanent
 from millpond.identity import key_file, resealing, secret_store
 from millpond.identity.audit_check import Auditor
@@ -368,3 +370,42 @@ def test_advice_about_what_does_not_open_goes_by_its_kind() -> None:
 
 def test_a_ring_shows_ids_of_keys_alone() -> None:
     assert repr(KeyRing(NEW, OLD)) == f"KeyRing({NEW.key_id}, {OLD.key_id})"
+
+
+async def test_a_host_without_its_databases_key_is_refused_and_left_as_it_was(
+    db: Database, tmp_path: Path
+) -> None:
+    await open_ring(Settings(data_dir=tmp_path / "first"), db)
+    other = tmp_path / "other"
+    with pytest.raises(Permanent) as caught:
+        await open_ring(Settings(data_dir=other), db)
+    assert caught.value.code == "seal_key_missing"
+    assert not other.exists()
+
+
+async def test_processes_of_a_host_that_start_together_for_the_first_time_all_find_the_key(
+    db: Database, tmp_path: Path
+) -> None:
+    settings = Settings(data_dir=tmp_path)
+
+    class Beaten(Database):
+        """The database of a process whose neighbour comes first, after it has looked for the file in vain."""
+
+        def __init__(self) -> None:
+            self.others: KeyRing | None = None
+
+        def globals(self) -> AbstractAsyncContextManager[Connection]:
+            return self._globals()
+
+        @asynccontextmanager
+        async def _globals(self) -> AsyncIterator[Connection]:
+            if self.others is None:
+                assert not (tmp_path / KEY_FILE).exists()
+                self.others = await open_ring(settings, db)
+            async with db.globals() as con:
+                yield con
+
+    beaten = Beaten()
+    ring = await open_ring(settings, beaten)
+    assert beaten.others is not None
+    assert ring.key_ids == beaten.others.key_ids

@@ -196,9 +196,11 @@ class Flood:
             )
 
     async def _all_there(self) -> None:
-        async with asyncio.timeout(60):
-            while await self._pond.count("worker", "expires_at > clock_timestamp()") < WORKERS:
-                await asyncio.sleep(0.05)
+        until_s = time.monotonic() + 60
+        while await self._pond.count("worker", "expires_at > clock_timestamp()") < WORKERS:
+            ended = [one.poll() for one in self._workers]
+            assert time.monotonic() < until_s, f"not all are there, ended: {ended}: {self._log()}"
+            await asyncio.sleep(0.05)
 
     async def _hurt(self, until_s: float) -> None:
         """Kill and stop workers in turn, whichever comes; nobody is left stopped."""

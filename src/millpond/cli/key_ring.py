@@ -45,9 +45,10 @@ async def open_ring(settings: Settings, db: Database) -> KeyRing:
     if path is not None and not path.exists():
         async with db.globals() as con:
             known = await con.fetchval(_SQL["current"])
-        if known is not None:
+        if known is None:
+            await asyncio.to_thread(key_file.make, path)
+        elif not path.exists():  # else a neighbour that started with us made both, the file first
             raise _missing(path, known)
-        await asyncio.to_thread(key_file.make, path)
     ring = read_ring(settings)
     await ring.check(db)
     return ring
