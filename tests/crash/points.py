@@ -7,6 +7,7 @@ before and after its commit, which a probe hears of (db/pool.py).
 from __future__ import annotations
 
 import ast
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Site:
     names: tuple[str, ...]
 
 
+@functools.cache
 def sites(root: Path = SOURCE) -> list[Site]:
     """Return every place under `root` that opens a transaction of the engine."""
     found = []

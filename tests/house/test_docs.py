@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shlex
 import subprocess
@@ -121,9 +122,15 @@ def test_millpond_commands_of_the_docs_exist_with_their_options(pages):
     assert [problem for page, words in called if (problem := misfit(page, words))] == []
 
 
+@functools.cache
+def whole_command():
+    """Return `millpond` with all of its commands, which takes a while to make."""
+    return typer.main.get_command(app)
+
+
 def misfit(page: str, words: list[str]) -> str | None:
     """Return what is wrong with a `millpond` command line, if anything."""
-    command = typer.main.get_command(app)
+    command = whole_command()
     rest = list(words)
     while hasattr(command, "commands") and rest:
         name = rest.pop(0)

@@ -7,6 +7,7 @@ is itself held by small offending trees.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -191,17 +192,18 @@ def modules(root: Path) -> dict[str, Path]:
     return found
 
 
+@functools.cache
 def imports(root: Path) -> list[Import]:
     """Return every import between modules of the package, wherever in a file it stands."""
     known = modules(root)
-    found = []
+    names, found = set(known), []
     for source, path in known.items():
         is_package = path.name == "__init__.py"
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
         for node in ast.walk(tree):
-            for name in _targets(node, source, is_package=is_package, known=set(known)):
+            for name in _targets(node, source, is_package=is_package, known=names):
                 if name == root.name or name.startswith(root.name + "."):
-                    target = _nearest(name, set(known))
+                    target = _nearest(name, names)
                     line = getattr(node, "lineno", 0)
                     found.append(Import(source=source, target=target, line=line))
     return found
