@@ -13,14 +13,19 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import asyncpg
+import httpx2
 import httpx2._transports.default as transports
 import psutil
 import pytest
 import pytest_asyncio
+from hypothesis import HealthCheck, settings
+from tests.pooler import PORT
 
 from millpond.db.embedded import DATABASE, EmbeddedPostgres, Urls
 from millpond.db.migrate import migrate
@@ -36,11 +41,36 @@ TEST_OPTIONS = {
     "shared_buffers": "128MB",
     "max_wal_size": "256MB",
     "min_wal_size": "80MB",
+    # Roles' passwords are random; a test opens a dozen connections, and 2 ms of each went into hashing one.
+    "scram_iterations": "1",
 }
 
 
-# Each client makes one, which takes 50 ms, and a test has three clients, none of which speaks TLS.
-transports.create_ssl_context = functools.cache(transports.create_ssl_context)  # type: ignore[attr-defined]
+# Each client makes one, and each guarded transport another, which takes 50 ms; none of them is changed afterwards.
+httpx2.create_ssl_context = functools.cache(httpx2.create_ssl_context)
+transports.create_ssl_context = httpx2.create_ssl_context  # type: ignore[attr-defined]
+
+
+# Types with smaller numbers are Postgres' own, the same in every database.
+OWN_TYPES = 16384
+_ask_for_types = asyncpg.Connection._introspect_types
+_types: dict[frozenset[int], Any] = {}
+
+
+async def _know_types(con: Any, numbers: Iterable[int], timeout: float | None) -> Any:
+    """Answer the driver's question for array types, which takes a server 13 ms, once for all connections.
+
+    Behind the pooler, where the question is what may go wrong, it is asked each time.
+    """
+    asked = frozenset(numbers)
+    if max(asked) >= OWN_TYPES or str(con._addr).endswith(f".{PORT}"):
+        return await _ask_for_types(con, asked, timeout)
+    if asked not in _types:
+        _types[asked], _ = await _ask_for_types(con, asked, timeout)
+    return _types[asked], SimpleNamespace(name="none was made")
+
+
+asyncpg.Connection._introspect_types = _know_types
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -48,9 +78,42 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--renew-golden", action="store_true", help="rewrite tests/golden/*")
 
 
+# What takes longest, the longest first: a whole group of tests that one process takes, or single ones of 15 s and more.
+LONGEST = (
+    "test_fuzz",
+    "@platform",
+    "tests/hosts/",
+    "test_a_suite_of_our_own",
+    "test_flood",
+    "test_storm",
+    "test_pond_machine",
+    "test_an_api_without_limits",
+    "test_sealing_measures",
+    "test_restarts",
+    "_processes.py",
+    "test_quarantine",
+)
+
+
+def pytest_configure() -> None:
+    """Let no property fail because the machine was slow at one example."""
+    patient = settings(
+        settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    )
+    settings.register_profile("patient", patient)
+    settings.load_profile("patient")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest: at the end it would keep one process busy and the others idle."""
-    items.sort(key=lambda item: "test_fuzz" not in item.nodeid)
+
+    def turn(item: pytest.Item) -> int:
+        groups = [f"@{name}" for mark in item.iter_markers("xdist_group") for name in mark.args]
+        named = "".join([item.nodeid, *groups])
+        return next((nth for nth, one in enumerate(LONGEST) if one in named), len(LONGEST))
+
+    items.sort(key=turn)
 
 
 def _scratch() -> Path:
