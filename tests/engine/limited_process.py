@@ -1,22 +1,17 @@
 """A worker in a process of its own whose runs are seen at a sink: each holds a connection while it executes.
 
-Reads one JSON line {engine, lease_s, slots} on standard input; SIGTERM drains. Started with the
-address of the database, it executes one suspect alone.
+How it is started and ended: working.py.
 """
 
 from __future__ import annotations
 
 import asyncio
-import signal
-import sys
 from typing import Any
 
-import orjson
+from tests.engine.working import work
 
-from millpond.db.pool import EngineDatabase
 from millpond.engine.context import Context
 from millpond.engine.registry import Registry, flow
-from millpond.engine.worker import Worker
 
 REGISTRY = Registry()
 
@@ -64,29 +59,5 @@ async def call(data: dict[str, Any]) -> None:
         writer.close()
 
 
-async def main() -> None:
-    """Work until SIGTERM."""
-    is_alone = len(sys.argv) > 1
-    orders = {"engine": sys.argv[-1], "lease_s": 2.0, "slots": 1}
-    if not is_alone:
-        orders = orjson.loads(sys.stdin.readline())
-    database = await EngineDatabase.connect(orders["engine"])
-    worker = Worker(
-        database=database,
-        engine_url=orders["engine"],
-        listen_url=orders["engine"],
-        flows=list(REGISTRY.flows.values()),
-        slots={"default": orders["slots"]},
-        lease_s=orders["lease_s"],
-        drain_s=2.0,
-        alone=is_alone,
-        alone_command=[sys.executable, "-m", "tests.engine.limited_process", orders["engine"]],
-    )
-    stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await worker.run(stop)
-    await database.close()
-
-
 if __name__ == "__main__":
-    asyncio.run(main())
+    asyncio.run(work(REGISTRY, "tests.engine.limited_process"))

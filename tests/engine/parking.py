@@ -13,12 +13,33 @@ from millpond.db.queries import queries
 from millpond.engine import ceilings
 from millpond.engine.claim import Claimer
 from millpond.engine.leases import Claimed
+from millpond.engine.needs import Ask
 from millpond.engine.pauses import Scope, pause
 from millpond.engine.submit import submit
 from millpond.types import NO_ORG
 
 KEY = "provider:one"
 ROOM = f"concurrency 0 0 {KEY}"
+
+
+def ask_of(
+    run: Claimed,
+    *keys: str,
+    key: str = "ask:0",
+    since_us: int | None = None,
+    is_beside: bool = False,
+) -> Ask:
+    """Make a step of a claimed run ask for room under keys."""
+    lease = run.lease
+    return Ask(
+        org_id=lease.org_id,
+        item_id=lease.item_id,
+        token=lease.token,
+        step_key=key,
+        keys=keys or (KEY,),
+        since_us=since_us,
+        is_beside=is_beside,
+    )
 
 
 class Hand:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from tests.engine.conftest import Pond
-from tests.engine.parking import KEY, Hand, end, rooms
+from tests.engine.parking import KEY, Hand, ask_of, end, rooms
 from tests.engine.test_limits import limit, over, submit_many
 from tests.engine.test_step_keys import Gate, in_line, nothing_left, staying, until
 from tests.engine.test_tokens import METER, left, need
@@ -47,15 +47,7 @@ def asks(
     since: int | None = None,
 ) -> Ask:
     """Make a step of a claimed run ask for room."""
-    lease = claimed.lease
-    return Ask(
-        org_id=lease.org_id,
-        item_id=lease.item_id,
-        token=lease.token,
-        step_key=key,
-        keys=check_keys(keys or [KEY], tokens=needs),
-        since_us=since,
-    )
+    return ask_of(claimed, *check_keys(keys or [KEY], tokens=needs), key=key, since_us=since)
 
 
 async def ride(hand: Hand, *asked: Ask, free: int = 0) -> list[bool]:

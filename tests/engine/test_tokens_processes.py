@@ -12,12 +12,13 @@ from random import Random
 import pytest
 from tests.engine.conftest import Pond
 from tests.engine.test_limits import limit, over
-from tests.engine.test_limits_processes import begin
+from tests.engine.test_limits_processes import begin, processes_of
 from tests.engine.tokens_process import NEED, asks, steps_ask
 
 from millpond.engine.registry import Flow
 
 SLOTS = 6
+PROCESS = "tests.engine.tokens_process"
 RATE, BURST, MOST_USED = 1500, 600, 180
 
 
@@ -79,23 +80,6 @@ async def counting() -> AsyncIterator[Counter]:
         server.close()
 
 
-@asynccontextmanager
-async def processes(pond: Pond, count: int) -> AsyncIterator[list[asyncio.subprocess.Process]]:
-    """Worker processes; whichever stand in the list at the end are ended."""
-    found = [await begin(pond, "tests.engine.tokens_process", SLOTS) for _ in range(count)]
-    try:
-        async with asyncio.timeout(30):
-            while await pond.count("worker", "expires_at > clock_timestamp()") < count:
-                await asyncio.sleep(0.05)
-        yield found
-    finally:
-        for process in found:
-            if process.returncode is None:
-                process.terminate()
-        for process in found:
-            await process.wait()
-
-
 async def told(pond: Pond) -> int:
     """Return how many tokens are counted as used."""
     async with pond.engine_db.duty("test") as con:
@@ -115,13 +99,13 @@ async def test_a_providers_count_and_ours_agree_within_the_debt_over_processes_a
         for _ in range(90):
             await pond.submit(flow, {"port": counter.port})
         began = time.monotonic()
-        async with processes(pond, 2) as workers:
+        async with processes_of(pond, 2, PROCESS, SLOTS) as workers:
             for nth in (0, 1):
                 await asyncio.sleep(0.8)
                 await counter.busy()
                 workers[nth].kill()
                 await workers[nth].wait()
-                workers[nth] = await begin(pond, "tests.engine.tokens_process", SLOTS)
+                workers[nth] = await begin(pond, PROCESS, SLOTS)
             await over(pond, flow, 90, within_s=60.0)
         took_s = time.monotonic() - began
     total = sum(used for _, used in counter.given)

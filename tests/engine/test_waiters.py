@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from functools import partial
 from typing import Any
 
 import pytest
+from tests.engine import parking
 from tests.engine.conftest import Pond
 from tests.engine.parking import KEY, Hand, end, send
 from tests.engine.test_limits import limit, second_org
@@ -21,17 +23,7 @@ from millpond.engine.registry import Registry, step
 from millpond.engine.step_context import StepContext
 from millpond.engine.submit import submit
 
-
-def ask_of(run: Claimed, *keys: str, key: str = "ask:0", is_beside: bool = True) -> Ask:
-    lease = run.lease
-    return Ask(
-        org_id=lease.org_id,
-        item_id=lease.item_id,
-        token=lease.token,
-        step_key=key,
-        keys=keys or (KEY,),
-        is_beside=is_beside,
-    )
+ask_of = partial(parking.ask_of, is_beside=True)
 
 
 async def rides(hand: Hand, *asks: Ask) -> list[bool]:
