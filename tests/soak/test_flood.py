@@ -29,11 +29,12 @@ def folder() -> Iterator[Path]:
 
 
 def check(report: Report) -> None:
-    """Hold what was counted against the limits: never more, at no moment and in no window."""
+    """Hold what was counted against the limits: never more, at no moment and in no window, on any machine."""
     told = "\n".join(report.lines())
     assert {key: most for key, most in report.over.items() if most > 0} == {}, told
     assert report.outcomes["failed"] == 0, told
-    assert report.outcomes["succeeded"] > 5 * report.length_s, told
+    assert report.outcomes["succeeded"] > 0, told
+    assert all(report.calls.values()), told
 
 
 @pytest.mark.slow
@@ -44,7 +45,6 @@ async def test_a_provider_never_sees_more_than_the_limits_allow_in_a_short_flood
     report = await Flood(pond, folder).run(SHORT_S)
     check(report)
     assert report.toll.keys() >= {"kills", "stops", "edits"}
-    assert report.used[MODEL] > 0.5
 
 
 @pytest.mark.soak
@@ -55,6 +55,7 @@ async def test_a_provider_never_sees_more_and_nearly_all_of_what_the_limits_allo
     report = await Flood(pond, folder).run(LENGTH_S)
     print("\n" + "\n".join(report.lines()))
     check(report)
+    assert report.outcomes["succeeded"] > 5 * report.length_s
     assert report.toll["kills"] >= LENGTH_S / 20
     assert report.toll["stops"] >= LENGTH_S / 20
     # Of the whole time: what kills, stops and takeovers cost is not left out.
