@@ -201,7 +201,9 @@ ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
     "drop_meters": old_meter,
     "drop_over": old_brake,
     "drop_reservations": unlimited_tokens,
-    **dict.fromkeys(("keys_of", "throttle", "trip", "opened_by", "reached"), braked),
+    **dict.fromkeys(
+        ("keys_of", "throttle", "trip", "opened_by", "reached", "sample_limits"), braked
+    ),
     "rescue": orphan,
     "schedule": due_schedule,
     "due_ids": broken_schedule,

@@ -36,6 +36,7 @@ ENGINE = [
     "worker",
     "watching",
     "upkeep",
+    "agenda",
     "launching",
     "quarantine",
     "reserving",
