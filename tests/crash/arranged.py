@@ -49,6 +49,50 @@ async def unlimited_tokens(pond: Pond, people: People) -> Promise:
     return "false", 0
 
 
+async def old_room(pond: Pond, people: People) -> Promise:
+    """Leave the room of a step whose lease is gone."""
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into step_lease (org_id, item_id, step_key, token, keys)"
+            " values ($1, $2, 'gone', $2, '{provider:gone}')",
+            *(people.org_id, uuid.uuid4()),
+        )
+    return "false", 0
+
+
+async def old_crossing(pond: Pond, people: People) -> Promise:
+    """Leave a room that several queues needed, under which nothing stands any more."""
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("insert into crossing (room, virtual_s) values ('gone', 0)")
+    return "false", 0
+
+
+async def old_look(pond: Pond, people: People) -> Promise:
+    """Let somebody have looked how full all is, a while ago."""
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into sampling (at) values (clock_timestamp() - interval '1 minute')"
+        )
+    return "false", 0
+
+
+async def braked_look(pond: Pond, people: People) -> Promise:
+    """Let that be where there is something to be looked at of limits."""
+    await old_look(pond, people)
+    return await braked(pond, people)
+
+
+async def old_text(pond: Pond, people: People) -> Promise:
+    """Leave text that a step of a run that is no more has shown."""
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "insert into delta (org_id, run_id, step_key, attempt, tries, n, item_id, text, at)"
+            " values ($1, $2, 'gone', 1, 0, 1, $2, 'x', clock_timestamp() - interval '1 day')",
+            *(people.org_id, uuid.uuid4()),
+        )
+    return "false", 0
+
+
 async def old_brake(pond: Pond, people: People) -> Promise:
     """Leave a brake that has worn off."""
     await _brake(pond, "provider:gone", opened_us=None)
@@ -200,6 +244,11 @@ ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
     "claim": crowd,
     "drop_meters": old_meter,
     "drop_over": old_brake,
+    "drop_crossings": old_crossing,
+    "step_sweep": old_room,
+    "sample": old_look,
+    "sample_limits": braked_look,
+    "forget_deltas": old_text,
     "drop_reservations": unlimited_tokens,
     **dict.fromkeys(("keys_of", "throttle", "trip", "opened_by", "reached"), braked),
     "rescue": orphan,

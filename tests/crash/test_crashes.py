@@ -28,7 +28,10 @@ SLOTS = {"default": 20, QUEUE: 20}
 # Points that no worker passes, and why they need no scenario.
 EXEMPT: Mapping[str, str] = {
     **dict.fromkeys(
-        ("limits_version", "limits_changes", "limits_newest", "limits_whole", "old_meters"),
+        (
+            *("limits_version", "limits_changes", "limits_newest", "limits_whole", "old_meters"),
+            *("look", "sample_look"),
+        ),
         "only reads",
     ),
     "block_step": "after a refused record of a failure; tests/engine/test_refused_steps.py",

@@ -35,6 +35,7 @@ insert into step (org_id, run_id, step_key, name, kind, state, attempt, started_
 insert into timer (org_id, run_id, step_key, kind, due_at)
   select org_id, run_id, 'a', 'sleep', clock_timestamp() from n where n % 2 = 1;
 insert into share (org_id, queue, active) select org_id, 'q' || n, true from n;
+insert into sampling (at) values (clock_timestamp() - interval '1 minute');
 """
 LANES = """
 insert into lane (org_id, lane_id, queue, capability, keys, offset_us, cursor_rank, active)
@@ -92,7 +93,7 @@ def _cases(rows: list[Any], ready: list[Any], worker_id: uuid.UUID, able: str) -
             owners, lanes, many(1), [False] * len(rows),
             owners, queues_now, many(1.0), [True] * len(rows), queues_now, many(1.0),
         ),
-        "sampling.queues": (),
+        "sampling.look": (),
     }  # fmt: skip
 
 

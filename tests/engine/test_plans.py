@@ -35,7 +35,7 @@ HOT = {
         "needs": "riders seat call run stand leave end_lines waiting",
         "operations": "lock_live outcome request_cancel unqueue end_live end_run",
         "payloads": "keep read",
-        "quarantine": "fail_poisoned suspects_wait",
+        "quarantine": "fail_poisoned",
         "remote": "hold_run send orders hold lock_runs lock_free_runs live_runs places settle rest tell_lost drop stop",
         "reservations": "reserve",
         "retention": "page drop_runs drop_keys drop_inbound",
@@ -43,14 +43,14 @@ HOT = {
         "inbound": "keep_groups end_groups park_groups",
         "signals": "ended take waits",
         "throttling": "carried holds",
-        "waits": "can_go unlease rest clear_suspect ready due next_due lock_items take_timers sweep_timers end_sleeps "
+        "waits": "can_go unlease rest clear_suspect ready due lock_items take_timers sweep_timers end_sleeps "
         "end_signal_waits lock_run end_wait drop_timer history retrying_s",
         "waking": "over",
     }.items()
     for name in names.split()
 }
 # Those that read an index in its order, and stop early.
-BY_ORDER = {("waits", "due"), ("waits", "next_due"), ("deadlines", "due")}
+BY_ORDER = {("waits", "due"), ("deadlines", "due")}
 BY_ORDER |= {("retention", "page")}
 # The claim reads whole what it consumes whole; its tables hold what has just arrived.
 WHOLE = {"arrival"}

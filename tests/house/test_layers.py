@@ -37,6 +37,7 @@ ENGINE = [
     "worker",
     "watching",
     "upkeep",
+    "agenda",
     "launching",
     "quarantine",
     "reserving",

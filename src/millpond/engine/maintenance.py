@@ -24,7 +24,6 @@ from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
 
 _SQL = queries("maintenance")
-_WAITS = queries("waits")
 _log = structlog.get_logger("millpond.maintenance")
 _BATCH = 500
 # A claim takes milliseconds.
@@ -42,6 +41,10 @@ class Maintenance:
         self._last_tick = time.monotonic()
         self._database_tick: datetime | None = None
         self._hold_until = 0.0
+
+    def note(self, database_now: datetime, uptime_s: float) -> None:
+        """Note that the database answered just now, with its time and for how long it has been up."""
+        self._note_gap(time.monotonic(), database_now, uptime_s)
 
     async def rescue(self) -> list[Readied]:
         """Give back what dead workers held; returns the runs that may go on."""
@@ -117,18 +120,12 @@ class Maintenance:
         return await deadlines.expire(self._database, limit=_BATCH)
 
     async def start_due(self) -> list[Readied]:
-        """Start what schedules and waiting events are due for; returns the new runs."""
-        async with self._database.statement("what_is_due") as con:
-            due = await con.fetchrow(_SQL["what_is_due"])
-        assert due is not None
-        started = await firing.fire(self._database) if due["schedules"] else []
-        return [*started, *await inbound.lapse(self._database)] if due["groups"] else started
+        """Start what schedules are due for; returns the new runs."""
+        return await firing.fire(self._database)
 
-    async def next_due_s(self) -> float | None:
-        """Return in how many seconds the next timer is due, None when there is none."""
-        async with self._database.statement("next_due") as con:
-            due: float | None = await con.fetchval(_WAITS["next_due"])
-            return due
+    async def lapse(self) -> list[Readied]:
+        """Start what events have waited for; returns the new runs."""
+        return await inbound.lapse(self._database)
 
 
 async def _give_back(

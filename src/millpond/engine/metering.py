@@ -88,7 +88,7 @@ async def fold(database: EngineDatabase) -> bool:
 
 
 async def _fold(database: EngineDatabase, limit: int, part_id: uuid.UUID | None = None) -> int:
-    async with database.duty("fold_usage", durable=True) as con:
+    async with database.statement("fold_usage") as con:
         folded: int = await con.fetchval(_SQL["fold"], limit, part_id)
     return folded
 

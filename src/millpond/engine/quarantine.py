@@ -15,11 +15,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from millpond.db.pool import EngineDatabase
-from millpond.db.queries import queries
 from millpond.engine.lanes import ALONE
 
-_SQL = queries("quarantine")
 _log = structlog.get_logger("millpond.quarantine")
 _LOOK_S = 1.0
 _MAX_LOOK_S = 30.0
@@ -31,40 +28,41 @@ def alone(capabilities: Sequence[str]) -> list[str]:
 
 
 class Quarantine:
-    """Starts a process by `command` whenever work waits that this worker's flows have to do alone."""
+    """Starts a process by `command` where work waits in `queues` that this worker's flows have to do alone.
+
+    `abilities` are what such work names.
+    """
 
     def __init__(
         self,
-        database: EngineDatabase,
         command: Sequence[str],
         *,
         capabilities: Sequence[str],
         queues: Sequence[str],
     ) -> None:
-        self._database = database
         self._command = list(command)
-        self._capabilities = alone(capabilities)
-        self._queues = list(queues)
+        self.abilities = alone(capabilities)
+        self.queues = list(queues)
         self._process: asyncio.subprocess.Process | None = None
         self._look_at = 0.0
         self._pause_s = _LOOK_S
         self._is_closing = False
 
-    async def look(self) -> None:
-        """Start a process if there is work for one; asks once a second at most."""
-        if self._is_closing or not self._command or self._is_busy():
-            return
-        now = time.monotonic()
-        if now < self._look_at:
-            return
+    def asks(self, now: float) -> bool:
+        """Whether it would start a process if there is work for one; once a second at most."""
+        if self._is_closing or not self._command or self._is_busy() or now < self._look_at:
+            return False
         self._look_at = now + self._pause_s
-        async with self._database.statement("suspects") as con:
-            waits = await con.fetchval(_SQL["suspects_wait"], self._capabilities, self._queues)
-        if waits:
-            self._process = await asyncio.create_subprocess_exec(
-                *self._command, stdin=subprocess.PIPE, start_new_session=True
-            )
-            _log.warning("quarantine.started", pid=self._process.pid)
+        return True
+
+    async def start(self) -> None:
+        """Start a process: there is work for one."""
+        if self._is_closing or self._is_busy():
+            return
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=subprocess.PIPE, start_new_session=True
+        )
+        _log.warning("quarantine.started", pid=self._process.pid)
 
     def _is_busy(self) -> bool:
         """Whether a process is at work; one that found nothing to do makes the next look wait longer."""

@@ -1,13 +1,13 @@
 """Sampling: looks once a second at how full limits and queues are, and adds that up.
 
 Called by `upkeep` in every worker; one process at a time looks. Invariants: it takes no lock that a claim
-takes; a second is counted once, whoever looks, and one in which nobody looked is not counted; what it keeps is
-gone after an hour.
+takes; a second is counted once, whoever looks: of two that look at once the first to store it; one in which nobody
+looked is not counted; what it keeps is gone after an hour.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import orjson
 
@@ -20,6 +20,7 @@ from millpond.engine.needs import APART
 from millpond.engine.rulebook import RuleBook
 from millpond.engine.rules import BRAKE, RoomId, Rule
 from millpond.engine.tokens import MOST_TOKENS
+from millpond.types import Json
 
 _SQL = queries("sampling")
 # Of each look at most: so many full rooms are told of, so many rooms and parked lanes are looked at.
@@ -41,27 +42,24 @@ class Sampler:
         if self._is_behind:
             await self._book.learn(self._database)
             self._is_behind = False
-        async with self._database.duty("sample", durable=False) as con:
-            turn = await con.fetchrow(_SQL["turn"])
-            if turn is None:
-                return False
-            passed_s = turn["passed_s"]
-            queues = [_queue(row) for row in await con.fetch(_SQL["queues"])]
-            before = Before.read(orjson.loads(turn["seen"]))
-            added = [Added("seen", "", passed_s)]
-            added += fullness.of_queues(queues, before, passed_s)
-            self._is_behind = not await self._book.catch_up(con, turn["version"])
-            if not self._is_behind and (self._book.rules or turn["has_rooms"]):
-                added += await self._limits(con, turn, passed_s)
-            await con.execute(_SQL["remember"], orjson.dumps(fullness.kept(queues)).decode())
-            await con.execute(
-                _SQL["fold"],
-                turn["bucket_at"],
-                *([one[nth] for one in added] for nth in range(len(Added._fields))),
-            )
-        return True
+        async with self._database.statement("sample_look") as con:
+            turn = await con.fetchrow(_SQL["look"])
+        if turn is None:
+            return False
+        queues = [_queue(row) for row in orjson.loads(turn["queues"])]
+        before = Before.read(orjson.loads(turn["seen"]))
+        added = [Added("seen", "", turn["passed_s"])]
+        added += fullness.of_queues(queues, before, turn["passed_s"])
+        if self._book.version != turn["version"] or self._book.rules or turn["has_rooms"]:
+            async with self._database.duty("sample_limits", durable=False) as con:
+                self._is_behind = not await self._book.catch_up(con, turn["version"])
+                if not self._is_behind:
+                    added += await self._limits(con, turn)
+                return await _remember(con, turn, queues, added)
+        async with self._database.statement("sample") as con:
+            return await _remember(con, turn, queues, added)
 
-    async def _limits(self, con: Connection, turn: Record, passed_s: float) -> list[Added]:
+    async def _limits(self, con: Connection, turn: Record) -> list[Added]:
         waiting: dict[str, int] = {}
         for row in await con.fetch(_SQL["rooms"], _MAX_ROOMS):
             name, need = base_of(row["room"])
@@ -71,8 +69,8 @@ class Sampler:
         # Those first under which work waits: what is not told of counts as not full.
         chosen = sorted(full, key=lambda name: (name not in waiting, name))[:_MAX_FULL]
         return [
-            *fullness.of_rooms(chosen, waiting.keys(), passed_s),
-            *fullness.of_orgs(orgs[:_MAX_FULL], passed_s),
+            *fullness.of_rooms(chosen, waiting.keys(), turn["passed_s"]),
+            *fullness.of_orgs(orgs[:_MAX_FULL], turn["passed_s"]),
         ]
 
     async def _full(self, con: Connection, now_us: int, waiting: Mapping[str, int]) -> set[str]:
@@ -105,11 +103,26 @@ class Sampler:
         }
 
 
-def _queue(row: Record) -> QueueSeen:
+async def _remember(
+    con: Connection, turn: Record, queues: Sequence[QueueSeen], added: Sequence[Added]
+) -> bool:
+    """Store a look; returns whether it counts, since nobody else looked meanwhile."""
+    status = await con.execute(
+        _SQL["remember"],
+        turn["before_at"],
+        turn["now"],
+        orjson.dumps(fullness.kept(queues)).decode(),
+        turn["bucket_at"],
+        *([one[nth] for one in added] for nth in range(len(Added._fields))),
+    )
+    return status != "INSERT 0 0"
+
+
+def _queue(row: Mapping[str, Json]) -> QueueSeen:
     return QueueSeen(
         name=row["queue"],
         slots=row["slots"],
         in_use=row["in_use"],
         waits=row["waits"],
-        went=orjson.loads(row["went"]),
+        went=row["went"],
     )

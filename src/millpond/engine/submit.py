@@ -14,35 +14,19 @@ import orjson
 
 from millpond.db.pool import Connection, Database
 from millpond.db.queries import queries
-from millpond.engine.duties import NO_DUTY, Duty
+from millpond.engine.duties import Duty
 from millpond.engine.lanes import KEY_SEPARATOR, lane_id, offset_us
 from millpond.engine.payloads import INLINE_BYTES, INPUT, Payload, check_size, keep
 from millpond.engine.quotas import Ticket
 from millpond.engine.registry import capability
 from millpond.errors import BlockGone, InvalidInput
-from millpond.types import STANDARD, Backing, Intent, Json, Standing, Urgency
+from millpond.types import STANDARD, Intent, Json, Standing, Urgency
 
 _SQL = queries("submit")
 _MAX_DELAY_S = 10 * 366 * 86_400.0
-# Parameters of the statement `submit_one` that are null for most runs, in their order.
-_MORE = (
-    "duties",
-    "dedup_key",
-    "parent_id",
-    "parent_key",
-    "close_policy",
-    "rerun_of",
-    "rerun_from",
-    "continued_from",
-    "stamp",
-    "permission",
-    "lent",
-    "granted_by",
-    "behind",
-    "urgency",
-)
-_NO_MORE = (None,) * len(_MORE)
 _NOBODY = (None,) * 4
+# Numbers: to combine flags takes long for what is done at every submit.
+_WAITS, _KEY, _PARENT = int(Duty.WAITS), int(Duty.KEY), int(Duty.PARENT)
 
 
 @lru_cache(maxsize=8192)
@@ -167,7 +151,7 @@ async def _insert_one(
     callers: Sequence[tuple[str, Standing]] | None,
 ) -> None:
     keys = tuple(sorted(intent.keys))
-    more = _more(intent)
+    more, backing = _more(intent), intent.backing
     await con.execute(
         _SQL["submit_one"],
         intent.org_id,
@@ -184,11 +168,15 @@ async def _insert_one(
         None if _is_big(intent) else intent.input.decode(),
         _lane_of(intent, keys),
         offset_us(intent.priority, intent.urgency),
-        *([more.get(name) for name in _MORE] if more else _NO_MORE),
+        _told(intent),
+        _duties(intent),
+        None if backing is None else backing.stamp,
+        None if backing is None else backing.permission,
+        intent.behind or None,
+        _text(more) if more else None,
         callers is not None,
         *(_of(*callers[0]) if callers else _NOBODY),
         None if ticket is None else ticket.blocks,
-        _told(intent),
     )
 
 
@@ -217,7 +205,7 @@ async def _insert_many(
         [_lane_of(intent, key) for intent, key in zip(intents, keys, strict=True)],
         [offset_us(intent.priority, intent.urgency) for intent in intents],
         [intent.delay_s for intent in intents],
-        [_text(more) if (more := _more(intent)) else None for intent in intents],
+        [_text(more) if (more := _more_of_many(intent)) else None for intent in intents],
         None if ticket is None else ticket.blocks,
         None if callers is None else [subject for subject, _ in callers],
         [standing.stamp for standing in standings],
@@ -258,45 +246,54 @@ def _lane_of(intent: Intent, keys: tuple[str, ...]) -> int:
     return _lane(intent.queue, intent.org_id, able, keys, intent.priority, intent.urgency)
 
 
+def _duties(intent: Intent) -> int:
+    """Return as bits what the end of a run has to see to."""
+    duties = intent.duties
+    if intent.delay_s > 0 or intent.deadline_s is not None:
+        duties |= _WAITS
+    if intent.dedup_key is not None:
+        duties |= _KEY
+    if intent.parent is not None:
+        duties |= _PARENT
+    return duties
+
+
 def _more(intent: Intent) -> dict[str, Json]:
     """Return what few runs have; nothing for most."""
     more: dict[str, Json] = {}
-    duties = Duty(intent.duties) | (Duty.WAITS if intent.delay_s > 0 else NO_DUTY)
-    if intent.deadline_s is not None:
-        more["deadline_s"] = intent.deadline_s
-        duties |= Duty.WAITS
     if intent.dedup_key is not None:
         more["dedup_key"] = intent.dedup_key
-        duties |= Duty.KEY
     if intent.parent is not None:
         more["parent_id"] = intent.parent.run_id
         more["parent_key"] = intent.parent.step_key
         more["close_policy"] = intent.parent.close_policy
-        duties |= Duty.PARENT
     if intent.origin is not None:
         if intent.origin.kind == "rerun":
             more["rerun_of"] = intent.origin.run_id
             more["rerun_from"] = intent.origin.from_step
         else:
             more["continued_from"] = intent.origin.run_id
-    if intent.behind:
-        more["behind"] = list(intent.behind)
     if intent.urgency != STANDARD:
         more["urgency"] = intent.urgency
+    if intent.backing is not None and intent.backing.lent is not None:
+        more["lent"], more["granted_by"] = intent.backing.lent, intent.backing.granted_by
+    return more
+
+
+def _more_of_many(intent: Intent) -> dict[str, Json]:
+    """Return what not every one of many runs has."""
+    more = _more(intent)
+    if intent.deadline_s is not None:
+        more["deadline_s"] = intent.deadline_s
+    if intent.behind:
+        more["behind"] = list(intent.behind)
     if intent.backing is not None:
-        more |= _backing(intent.backing)
-    if duties:
-        more["duties"] = int(duties)
+        more["stamp"], more["permission"] = intent.backing.stamp, intent.backing.permission
+    if duties := _duties(intent):
+        more["duties"] = duties
     return more
 
 
 def _text(more: dict[str, Json]) -> str:
     # The driver's ids are of a class of its own.
     return orjson.dumps(more, default=str).decode()
-
-
-def _backing(backing: Backing) -> dict[str, Json]:
-    more: dict[str, Json] = {"stamp": backing.stamp, "permission": backing.permission}
-    if backing.lent is not None:
-        more |= {"lent": backing.lent, "granted_by": backing.granted_by}
-    return more

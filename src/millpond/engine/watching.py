@@ -31,6 +31,8 @@ _SQL = queries("maintenance")
 _log = structlog.get_logger("millpond.worker")
 _TICK_S = 0.05
 _WATCH_S = 1.0
+# What is told is stored again after so long, should it have been lost.
+_NOTED_S = 30.0
 
 
 async def tick(
@@ -69,6 +71,7 @@ class Watch:
         self._look = look
         self._lost = lost
         self._noted: tuple[str, ...] = ()
+        self._noted_at = 0.0
 
     async def run(self) -> None:
         """Notice a lost session, runs that shall stop, and leases that no attempt stands for."""
@@ -77,11 +80,13 @@ class Watch:
         while True:
             self._look.clear()
             try:
-                await self._check_session()
-                if time.monotonic() - looked_at >= _WATCH_S:
+                is_whole = time.monotonic() - looked_at >= _WATCH_S
+                held = await self._watch(only_told=not is_whole)
+                if is_whole and held is not None:
                     looked_at = time.monotonic()
-                    suspects = await self.hand_back_unknown(suspects)
+                    suspects = await self._hand_back(held, suspects)
             except MillpondError as error:
+                self._noted_at = 0.0  # what was told last may be lost
                 _log.warning("watch.failed", error=error.code)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), _WATCH_S)
@@ -91,10 +96,11 @@ class Watch:
 
         They come from claims and commits of unknown outcome. With no `suspects` all are new.
         """
-        async with self._database.duty("reconcile") as con:
-            rows = await con.fetch(_SQL["own_leases"], self._worker_id)
+        return await self._hand_back(await self._watch(only_told=False) or set(), suspects)
+
+    async def _hand_back(self, held: set[Lease], suspects: set[Lease]) -> set[Lease]:
         known = {one.claimed.lease for one in self._attempts} | self._launching
-        unknown = {Lease(*row) for row in rows} - known
+        unknown = held - known
         for lease in unknown & suspects:
             _log.warning("lease.handed_back", run_id=str(lease.run_id))
             with contextlib.suppress(LeaseLost):
@@ -104,20 +110,29 @@ class Watch:
                 )
         return unknown - suspects
 
-    async def _check_session(self) -> None:
-        async with self._database.duty("watch") as con:
-            if not await con.fetchval(_SQL["is_alive"], self._worker_id):
-                self._lost.set()
-                return
-            rows = await con.fetch(_SQL["cancel_requested"], self._worker_id)
-            told = (_json(self._slots.used()), _json(self._slots.told()))
-            if told != self._noted:
-                await con.execute(_SQL["note_use"], self._worker_id, *told)
-                self._noted = told
-        asked = {(row["org_id"], row["item_id"]) for row in rows}
+    async def _watch(self, *, only_told: bool) -> set[Lease] | None:
+        """Tell attempts that shall stop, and others what this worker uses; returns its leases.
+
+        With `only_told` only leases of what shall stop. None when the session is over.
+        """
+        told = (_json(self._slots.used()), _json(self._slots.told()))
+        now = time.monotonic()
+        is_news = told != self._noted or now >= self._noted_at + _NOTED_S
+        async with self._database.statement("watch") as con:
+            rows = await con.fetch(
+                _SQL["watch"], self._worker_id, only_told, *(told if is_news else (None, None))
+            )
+        if not rows:
+            self._lost.set()
+            return None
+        if is_news:
+            self._noted, self._noted_at = told, now
+        held = [row for row in rows if row["item_id"] is not None]
+        asked = {(row["org_id"], row["item_id"]) for row in held if row["shall_stop"]}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.item_id) in asked:
                 attempt.unwind("cancelled")
+        return {Lease(*row[:5]) for row in held}
 
 
 def _json(value: object) -> str:

@@ -124,7 +124,6 @@ class Worker:
         self._stopping = asyncio.Event()
         self.worker_id = uuid.uuid4()
         self._quarantine = Quarantine(
-            database,
             alone_command,
             capabilities=self._able(),
             queues=list(self._slots.served),
@@ -275,6 +274,7 @@ class Worker:
         ]
         if not self._is_alone:
             upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
+            loops.append(asyncio.create_task(upkeep.look(), name="look"))
             loops.append(asyncio.create_task(upkeep.maintain(), name="maintain"))
             loops.append(asyncio.create_task(upkeep.free(), name="free"))
             loops.append(asyncio.create_task(upkeep.carry_out(), name="carry out"))

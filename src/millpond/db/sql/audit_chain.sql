@@ -1,10 +1,9 @@
--- name: orgs
--- Reads which orgs have rows to be sealed.
-select org_id from orgs_with_unsealed() order by org_id;
-
--- name: has_unsealed_platform
--- Whether the platform's own log has rows to be sealed.
-select exists (select from platform_audit_unsealed);
+-- name: logs_to_seal
+-- Reads which orgs have rows to be sealed; 0 is the platform's own log.
+select org_id from orgs_with_unsealed()
+union all
+select 0::bigint where exists (select from platform_audit_unsealed)
+order by org_id;
 
 -- name: all_orgs
 -- Reads the next orgs by id.

@@ -24,10 +24,6 @@ update worker set expires_at = clock_timestamp() + $2 * interval '1 second', bea
 where worker_id = $1
 returning worker_id;
 
--- name: note_use
--- Stores how many slots of each queue a worker uses, and what else it tells, for whoever looks.
-update worker set in_use = $2, told = $3 where worker_id = $1;
-
 -- name: drain_worker
 -- Tells that a worker takes no more work.
 update worker set draining = true where worker_id = $1;
@@ -36,17 +32,26 @@ update worker set draining = true where worker_id = $1;
 -- Closes a worker's session.
 delete from worker where worker_id = $1;
 
--- name: is_alive
--- Tells whether the worker's session still stands.
-select exists (select from worker where worker_id = $1);
-
--- name: cancel_requested
--- Finds work items under this worker's leases that shall stop, also steps whose run has ended.
-select l.org_id, l.item_id from lease l
-join item i on i.org_id = any(array[l.org_id]) and i.item_id = any(array[l.item_id])
-where l.worker_id = $1
-  and (i.cancel_requested
-       or i.kind = 'step' and not exists (select from item r where r.org_id = l.org_id and r.item_id = l.run_id offset 0));
+-- name: watch
+-- Reads a worker's leases, or with $2 only those of work that shall stop, also steps whose run has ended; nothing if its session is over, one row at least if not. Stores how many slots it uses ($3) and what else it tells ($4), which may be lost.
+with noted as (
+  update worker w set in_use = $3::json, told = $4::json where w.worker_id = $1 and $3::json is not null
+  returning set_config('synchronous_commit', 'off', true)
+)
+select o.org_id, o.item_id, o.run_id, o.attempt, o.token, o.shall_stop
+from worker w
+left join lateral (
+  select l.org_id, l.item_id, l.run_id, l.attempt, l.token, coalesce(i.shall_stop, false) as shall_stop
+  from lease l
+  left join lateral (
+    select i.cancel_requested
+           or i.kind = 'step' and not exists (select from item r where r.org_id = l.org_id and r.item_id = l.run_id offset 0)
+           as shall_stop
+    from item i where i.org_id = l.org_id and i.item_id = l.item_id limit 1
+  ) i on true
+  where l.worker_id = $1 and (not $2::boolean or i.shall_stop)
+) o on true
+where w.worker_id = $1;
 
 -- name: take_turn
 -- Lets one process at a time do the chores; tells what time it is, and for how long Postgres has been running.
@@ -92,15 +97,6 @@ insert into usage_part (orgs, flows, runs, worker_s)
 select array_agg(r.org_id), array_agg(r.flow), array_agg((l.attempt = 1 and l.item_id = l.run_id)::int), array_agg(l.worker_s)
 from gone l cross join lateral (select r.org_id, r.flow from run r where r.org_id = l.org_id and r.run_id = l.run_id offset 0) r
 having count(*) > 0;
-
--- name: own_leases
--- Reads what one worker holds.
-select org_id, item_id, run_id, attempt, token from lease where worker_id = $1;
-
--- name: what_is_due
--- Tells whether the time of a schedule, or of a group of events, has come.
-select exists (select from schedule where not is_paused and next_due_at <= clock_timestamp()) as schedules,
-       exists (select from trigger_group where due_at <= clock_timestamp()) as groups;
 
 -- name: free_claim
 -- Ends sessions that wait for clients: for $2 seconds in the middle of an exchange, or under the claim's lock since $1 seconds ago.

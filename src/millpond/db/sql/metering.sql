@@ -26,7 +26,7 @@ left join model_price p on p.model = u.model
 where not u.is_cut;
 
 -- name: fold
--- Adds parts (one, or as many as $1) to their days, locked in order, up to JSON's largest number; returns how many there were.
+-- Adds parts (one, or as many as $1) to their days, locked in order, up to JSON's largest number; returns how many there were. Lost in a crash, it is done again.
 with parts as (
   delete from usage_part where part_id in (
     select part_id from usage_part where $2::uuid is null or part_id = $2 limit $1 for update skip locked)
@@ -53,7 +53,7 @@ added as (
         output_tokens = least(d.output_tokens + excluded.output_tokens, 9007199254740991),
         cost_micros = least(d.cost_micros + excluded.cost_micros, 9007199254740991)
 )
-select count(*) from parts;
+select count(*), set_config('synchronous_commit', 'off', true) from parts;
 
 -- name: part_ids
 -- Reads which parts there are.

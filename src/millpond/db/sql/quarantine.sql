@@ -1,10 +1,5 @@
 -- What happens to runs under which workers died.
 
--- name: suspects_wait
--- Tells whether work waits that is executed alone ($1 abilities, $2 queues), arrived or in its lane.
-select exists (select from arrival where lane_id & 2 = 2 and queue = any($2::text[]) and capability = any($1::text[]))
-  or exists (select from lane where active and lane_id & 2 = 2 and queue = any($2::text[]) and capability = any($1::text[]));
-
 -- name: fail_poisoned
 -- Ends runs under which the process died that had them alone; their live rows are locked.
 with held as (

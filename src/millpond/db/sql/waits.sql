@@ -92,10 +92,6 @@ select n.org_id, n.run_id, coalesce(n.queue, r.queue) from n join run r on r.org
 select org_id, run_id, step_key, kind from timer
 where due_at <= clock_timestamp() and kind <> 'deadline' order by due_at limit $1;
 
--- name: next_due
--- Tells in how many seconds the next timer is due.
-select extract(epoch from min(due_at) - clock_timestamp())::float8 from timer;
-
 -- name: lock_items
 -- Locks live rows that nobody else holds.
 select u.org_id, u.run_id, i.state
