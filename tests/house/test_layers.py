@@ -126,6 +126,7 @@ ENGINE = [
     "urgencies",
     "turns",
     "urgency",
+    "keeping",
     "admission",
     "why",
     "why_queued",
