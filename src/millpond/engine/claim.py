@@ -162,7 +162,7 @@ class Claimer:
         """Claim by the limits that are known; None when there are others, which the next round reads first."""
         most = terms.most(free)
         whole = {queue: min(slots, _MAX_ORGS) for queue, slots in most.items()}
-        orgs = whole if terms.helps or self.limits.is_on else self._fewer(whole)
+        orgs = whole if terms.helps or self.limits.is_on else self._fewer(most, whole)
         queues = list(orgs)
         limits = self.limits
         async with self._database.duty(
@@ -326,13 +326,14 @@ class Claimer:
         """
         self._depth = max(self._depth, min(slots + 1, _READ // self._lanes))
 
-    def _fewer(self, orgs: Mapping[str, int]) -> dict[str, int]:
+    def _fewer(self, slots: Mapping[str, int], orgs: Mapping[str, int]) -> dict[str, int]:
         """Return of how many orgs to read heads where each may have several items at one turn, as at the last claim.
 
         Nobody goes from behind those that were read (`Terms.horizons`), and what is left for them is claimed next.
         """
+        due = {queue: math.ceil(slots[queue] * self._spread.get(queue, 1.0)) for queue in orgs}
         return {
-            queue: min(most, math.ceil(most * self._spread.get(queue, 1.0) * _SPARE) + _FEW_MORE)
+            queue: min(most, math.ceil(due[queue] * _SPARE) + _FEW_MORE)
             for queue, most in orgs.items()
         }
 

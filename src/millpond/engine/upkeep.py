@@ -29,7 +29,8 @@ from millpond.errors import MillpondError
 _log = structlog.get_logger("millpond.upkeep")
 _CHORE_S = 0.25
 _PRUNE_S = 5.0
-_COUNT_S = 1.0
+# An org has a row written each time that it has used something, so not too often.
+_COUNT_S = 3.0
 _FORGET_S = 5.0
 _FREE_S = 2.5
 _METERS_S = 5.0
