@@ -128,6 +128,7 @@ ENGINE = [
     "urgencies",
     "turns",
     "urgency",
+    "keeping",
     "admission",
     "why",
     "why_queued",

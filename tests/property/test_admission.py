@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
+from copy import deepcopy
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millpond.engine.admission import Decision, Lane, Share, admit
+from millpond.engine.admission import Decision, Lane, Share, Terms, admit
+from millpond.engine.estimates import TURN_S
 
 
 def _share(queue: str, org_id: int, weight: float, lanes: list[list[int]], cost: float) -> Share:
@@ -39,7 +41,7 @@ shares = st.lists(
         org_id=st.integers(1, 8),
         weight=st.sampled_from([0.5, 1.0, 4.0]),
         lanes=st.lists(ranks, min_size=1, max_size=3),
-        cost=st.sampled_from([0.01, 1.0]),
+        cost=st.sampled_from([0.0003, 0.0009, 0.01, 1.0]),
     ),
     max_size=8,
     unique_by=lambda share: (share.queue, share.org_id),
@@ -91,13 +93,13 @@ def test_lanes_of_one_org_go_by_the_rank_of_their_heads(lanes: list[list[int]], 
 @settings(max_examples=50)
 @given(
     st.lists(st.sampled_from([1.0, 2.0, 4.0]), min_size=2, max_size=5),
-    st.lists(st.sampled_from([0.1, 0.5, 2.0]), min_size=5, max_size=5),
+    st.lists(st.sampled_from([0.0003, 0.0009, 0.1, 0.5, 2.0]), min_size=5, max_size=5),
     st.integers(1, 40),
 )
-def test_service_of_backlogged_orgs_differs_by_at_most_one_item_each(
+def test_service_of_backlogged_orgs_differs_by_at_most_one_item_or_turn_each(
     weights: list[float], costs: list[float], slots: int
 ) -> None:
-    """Start-time fair queueing: |Wf/rf - Wm/rm| <= lf/rf + lm/rm for every pair with backlog."""
+    """Start-time fair queueing: |Wf/rf - Wm/rm| <= lf/rf + lm/rm for every pair with backlog; l is a turn at least."""
     members = [
         _share("default", nth + 1, weight, [list(range(50))], costs[nth])
         for nth, weight in enumerate(weights)
@@ -105,7 +107,7 @@ def test_service_of_backlogged_orgs_differs_by_at_most_one_item_each(
     admit(members, {"default": slots})
     service = [
         (share.lanes[0].taken * share.lanes[0].estimate_s / share.weight,
-         share.lanes[0].estimate_s / share.weight)
+         max(share.lanes[0].estimate_s, TURN_S) / share.weight)
         for share in members
     ]  # fmt: skip
     for done_f, longest_f in service:
@@ -119,3 +121,39 @@ def test_an_org_whose_read_was_cut_goes_on_in_the_next_claim() -> None:
     decision = admit([share], {"default": 10})
     assert [pick.rank for pick in decision.picks] == [1, 2]
     assert decision.has_more
+
+
+def _order(members: list[Share]) -> list[tuple[float, int]]:
+    """Return where orgs with work stand, the first first."""
+    return sorted(
+        (share.virtual_s, share.org_id)
+        for share in members
+        if any(not lane.is_spent for lane in share.lanes)
+    )
+
+
+@given(shares, st.integers(1, 40), st.integers(1, 5))
+def test_orgs_that_are_read_in_parts_go_as_if_all_were_read_at_once(
+    members: list[Share], slots: int, most: int
+) -> None:
+    """What stands behind the horizon has its turn in the next claim, and nobody goes before it meanwhile."""
+    members = [share for share in members if share.queue == "default"]
+    whole = admit(deepcopy(members), {"default": slots}).picks
+    parts, has_more = [], True
+    while len(parts) < slots and has_more:
+        places = _order(members)[:most]
+        read = [one for one in members if (one.virtual_s, one.org_id) in places]
+        horizons = {"default": places[-1]} if len(places) == most else {}
+        decision = admit(read, {"default": slots - len(parts)}, Terms(horizons=horizons))
+        has_more = decision.has_more
+        assert decision.picks or not has_more
+        parts += decision.picks
+    assert [pick.item_id for pick in parts] == [pick.item_id for pick in whole]
+
+
+def test_small_work_of_an_org_goes_together_until_its_turn_is_over() -> None:
+    members = [_share("default", org_id, 1.0, [list(range(9))], 0.0009) for org_id in (1, 2)]
+    members.append(_share("default", 3, 1.0, [list(range(9))], 0.02))
+    decision = admit(members, {"default": 9})
+    assert [pick.org_id for pick in decision.picks] == [1, 1, 2, 2, 3, 1, 1, 2, 2]
+    assert decision.clocks == {"default": 0.0018}

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from millpond.engine import pacing as limits
-from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
+from millpond.engine.admission import Lane, Room, Share, admit, pass_over
+from millpond.engine.keeping import Waiting, keep_rooms
 from millpond.engine.keying import check_keys, parse_key
 from millpond.engine.rules import RoomId, Rule, Rules
 from millpond.errors import InvalidInput

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.property.test_limits import NAMES, Ground, grounds
 
-from millpond.engine.admission import Decision, Lane, Room, Share, Waiting, admit, keep_rooms
+from millpond.engine.admission import Decision, Lane, Room, Share, admit
+from millpond.engine.keeping import Waiting, keep_rooms
 from millpond.engine.keying import check_keys
 from millpond.engine.needs import concerns, joined, needed, of_step, parted
 from millpond.engine.registry import keys_of_step

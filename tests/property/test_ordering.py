@@ -113,6 +113,66 @@ def test_as_many_go_before_an_item_as_its_position_tells_one_slot_at_a_time(
             ahead.append(cost_s)
 
 
+SMALL = st.sampled_from([0.0002, 0.0005, 0.0015, 0.002, 0.02])
+small_shares = st.lists(
+    st.builds(
+        _share,
+        org_id=st.integers(1, 6),
+        weight=st.sampled_from([0.5, 1.0, 2.0]),
+        virtual_s=st.sampled_from([0.0, 0.001, 0.004, 0.03]),
+        found=st.lists(
+            st.tuples(
+                st.lists(st.integers(0, 50), min_size=1, max_size=8, unique=True),
+                st.just(0),
+                SMALL,
+            ),
+            min_size=1,
+            max_size=2,
+        ),
+    ),
+    min_size=1,
+    max_size=5,
+    unique_by=lambda share: share.org_id,
+)
+
+
+@given(small_shares, st.lists(st.integers(1, 20), min_size=1, max_size=6))
+def test_a_position_holds_for_claims_of_any_number_of_slots_or_says_that_it_is_the_least(
+    members: list[Share], sizes: list[int]
+) -> None:
+    left = deepcopy(members)
+    went: list[uuid.UUID] = []
+    nth = 0
+    while picks := admit(left, {"default": sizes[nth % len(sizes)]}).picks:
+        went += [pick.item_id for pick in picks]
+        nth += 1
+    for own in members:
+        others = [
+            _line(share, [cost_s for _, cost_s in _in_order(share)], own)
+            for share in members
+            if share is not own
+        ]
+        ahead: list[float] = []
+        for item, cost_s in _in_order(own):
+            told = position(_line(own, ahead, own), others, 1000)
+            before = went.index(item)
+            assert told.of_all == before if told.is_exact else told.of_all <= before
+            ahead.append(cost_s)
+
+
+def test_work_that_takes_as_long_as_a_turn_has_an_exact_place() -> None:
+    own = Line(weight=1.0, virtual_s=0.5, ahead=[0.02, 0.02])
+    others = [Line(weight=1.0, virtual_s=0.5, ahead=[0.02] * 9, goes_first=True)]
+    assert position(own, others, 1000) == Position(of_org=2, of_all=5, is_exact=True, work_s=0.1)
+
+
+def test_a_place_among_small_work_is_told_as_the_least() -> None:
+    own = Line(weight=1.0, virtual_s=0.5, ahead=[0.0005])
+    others = [Line(weight=1.0, virtual_s=0.5, ahead=[0.0005] * 9, goes_first=True)]
+    told = position(own, others, 1000)
+    assert (told.of_all, told.is_exact) == (2, False)
+
+
 @given(shares, st.integers(0, 10))
 def test_a_position_stops_at_its_cap_and_says_so(members: list[Share], most: int) -> None:
     own, *others = [

@@ -7,7 +7,8 @@ import uuid
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from millpond.engine.admission import Lane, Room, Share, Waiting, admit, keep_rooms, pass_over
+from millpond.engine.admission import Lane, Room, Share, admit, pass_over
+from millpond.engine.keeping import Waiting, keep_rooms
 from millpond.engine.keying import check_keys
 from millpond.engine.pacing import allowed, corrected, meter_us, next_at_us, repaced, spent
 from millpond.engine.rules import MAX_SPAN_S, RoomId, Rule, Rules

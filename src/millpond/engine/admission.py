@@ -2,8 +2,9 @@
 
 Called by `claim` inside its transaction. Invariants: never more picks than a queue has free slots, nor
 than a room has left; an item takes all its rooms or none; within a lane items go in order; orgs go by
-virtual time, lanes of one org by the rank of their heads; what could go goes, but for room that is kept
-and slots that are. A slot helps another queue only when its own has nothing more that can go.
+the virtual time at which their turns begin, lanes of one org by the rank of their heads; a turn is one item, or small
+ones of `TURN_S` together; what could go goes, but for room that is kept and slots that are. A slot helps
+another queue only when its own has nothing more that can go.
 Start-time fair queueing: Goyal, Vin, Cheng, "Start-time Fair Queueing", SIGCOMM 1996.
 """
 
@@ -15,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
+
+from millpond.engine.estimates import TURN_S
 
 
 class Line(Protocol):
@@ -54,27 +57,9 @@ class Room:
         return self.left >= cost + self.kept
 
 
-def _need_in(room: Room, need: int, needs: Mapping[str, int] | None) -> int:
+def need_in(room: Room, need: int, needs: Mapping[str, int] | None) -> int:
+    """Return the need for a room, where it is weighed: that of its name, else of the lane."""
     return need if needs is None else needs.get(room.name, need)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Waiting:
-    """A lane whose head has been passed over for longer than the set time, and the rooms that it needs.
-
-    `need` and `needs` are as of a lane.
-    """
-
-    org_id: int
-    lane_id: int
-    since_us: int
-    rooms: Sequence[Room]
-    need: int = 1
-    needs: Mapping[str, int] | None = None
-
-    def cost(self, room: Room) -> int:
-        """Return how many its head takes of a room."""
-        return room.cost(_need_in(room, self.need, self.needs))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -106,7 +91,7 @@ class Lane:
 
     def cost(self, room: Room) -> int:
         """Return how many each item takes of a room."""
-        return room.cost(_need_in(room, self.need, self.needs))
+        return room.cost(need_in(room, self.need, self.needs))
 
     @property
     def is_spent(self) -> bool:
@@ -164,7 +149,8 @@ class Terms:
 
     `helps` names, by helper, the queues that its idle slots help, in order; `kept` is how many free slots a helper
     keeps to itself, `reserved` the part of them that only orgs take which would go before one that arrives now, by the
-    `clocks` of their queues. A queue that is `unread` may have more work than was read, and helps nobody now.
+    `clocks` of their queues. A queue that is `unread` may have more work than was read, and helps nobody now. Where a
+    queue has a horizon (virtual time, org), orgs that stand behind it were not read, and nobody goes from there.
     """
 
     helps: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -172,6 +158,7 @@ class Terms:
     reserved: Mapping[str, int] = field(default_factory=dict)
     clocks: Mapping[str, float] = field(default_factory=dict)
     unread: AbstractSet[str] = frozenset()
+    horizons: Mapping[str, tuple[float, int]] = field(default_factory=dict)
 
     def most(self, free: Mapping[str, int]) -> dict[str, int]:
         """Return how many slots the work of each queue can have at most; queues that can have none are left out."""
@@ -190,6 +177,9 @@ class Terms:
 
 
 AS_EVER = Terms()
+
+# How many items go at one turn at most.
+TURN_ITEMS = 8
 
 
 def admit(shares: Sequence[Share], free: Mapping[str, int], terms: Terms = AS_EVER) -> Decision:
@@ -233,34 +223,6 @@ def pass_over(shares: Sequence[Share], missed: Sequence[Pick], *, again: bool) -
         for share in shares:
             for lane in share.lanes:
                 lane.full = None
-
-
-def keep_rooms(waiting: Sequence[Waiting]) -> None:
-    """Keep one of each room that the heads of lanes need which waited long; the longest wait goes first.
-
-    In a room that only its own org uses, a place is kept for a head in any case, so that it gets one there at
-    last. In rooms that other orgs use too it is kept only once all of the first have place for it: what an org has
-    full of its own holds up nobody else. No place is kept that an older head needs, and of its own or of shared rooms
-    a head keeps all or none: so the oldest keeps all of its own, and two never keep rooms from each other.
-    """
-    needed: set[int] = set()
-    for one in sorted(waiting, key=lambda one: (one.since_us, one.org_id, one.lane_id)):
-        own = [room for room in one.rooms if room.org_id == one.org_id]
-        shared = [room for room in one.rooms if room.org_id != one.org_id]
-        is_kept = _keep(own, one, needed)
-        if is_kept and all(room.left >= one.cost(room) for room in own):
-            _keep(shared, one, needed)
-
-
-def _keep(rooms: Sequence[Room], one: Waiting, needed: set[int]) -> bool:
-    """Keep these rooms for a head unless an older one needs one of them; returns whether they are kept."""
-    ids = {id(room) for room in rooms}
-    is_free = needed.isdisjoint(ids)
-    if is_free:
-        for room in rooms:
-            room.kept_for, room.kept = (one.org_id, one.lane_id), one.cost(room)
-    needed |= ids
-    return is_free
 
 
 class Order:
@@ -348,10 +310,12 @@ def _serve(
     """Let the orgs of a queue take slots, its own or a helper's, in fair order; returns how many they took."""
     queue, heap, first = order.queue, order.heap, len(decision.picks)
     reserved = terms.reserved.get(queue, 0) if helper is None else 0
-    clock_s = terms.clocks.get(queue, 0.0)
+    clock_s, horizon = terms.clocks.get(queue, 0.0), terms.horizons.get(queue)
     while heap and slots > 0:
         if slots <= reserved and heap[0][0] > max(clock_s, decision.clocks.get(queue, 0.0)):
             decision.is_held_back = True
+            break
+        if horizon is not None and heap[0][:2] > horizon:
             break
         start, org_id, share = heapq.heappop(heap)
         lane = next_lane(share)
@@ -359,22 +323,53 @@ def _serve(
             if has_head(share):
                 heapq.heappush(heap, (start, org_id, share))
             continue
-        decision.picks.append(
-            Pick(org_id, lane.lane_id, lane.ranks[lane.taken], lane.items[lane.taken], helper)
-        )
-        lane.taken += 1
-        slots -= 1
         decision.clocks[queue] = start
-        share.virtual_s = start + lane.estimate_s / share.weight
+        before = len(decision.picks)
+        most = min(TURN_ITEMS, slots - reserved)
+        lane = _take_turn(share, lane, most, decision.picks, helper)
+        slots -= len(decision.picks) - before
         if lane.is_spent and not lane.is_whole:
             # What stands behind is unknown, so the org's next item is: it goes on in the next claim.
             decision.has_more = order.is_cut = True
         elif not lane.is_spent or has_head(share):
             heapq.heappush(heap, (share.virtual_s, org_id, share))
+    if horizon is not None and slots > 0 and not decision.is_held_back:
+        # Who stands behind what was read has its turn in the next claim.
+        decision.has_more = order.is_cut = True
     taken = len(decision.picks) - first
     if helper is None:
         order.left -= taken
     return taken
+
+
+def _take_turn(share: Share, lane: Lane, most: int, picks: list[Pick], helper: str | None) -> Lane:
+    """Let an org's next item go, which has its rooms, and more behind it while its turn lasts; returns the last's lane.
+
+    A turn is one item, or as many as the org is charged no more than `TURN_S` for together.
+    """
+    end_s = share.virtual_s + TURN_S / share.weight
+    while True:
+        rank, item_id = lane.ranks[lane.taken], lane.items[lane.taken]
+        picks.append(Pick(share.org_id, lane.lane_id, rank, item_id, helper))
+        lane.taken += 1
+        share.virtual_s += lane.estimate_s / share.weight
+        most -= 1
+        if most <= 0 or share.virtual_s >= end_s or (lane.is_spent and not lane.is_whole):
+            return lane
+        after = _next_within(share, end_s)
+        if after is None:
+            return lane
+        lane = after
+
+
+def _next_within(share: Share, end_s: float) -> Lane | None:
+    """Return an org's next lane if its item is over by `end_s` and has its rooms, which it takes then."""
+    if not has_head(share):
+        return None
+    lane = next_lane(share)
+    if share.virtual_s + lane.estimate_s / share.weight > end_s:
+        return None
+    return None if lane.rooms and not enter(share, lane) else lane
 
 
 def enter(share: Share, lane: Lane) -> bool:

@@ -34,9 +34,11 @@ class Charges:
     """The differences of one worker that are not settled yet, by org and queue, in worker-seconds."""
 
     def __init__(self) -> None:
-        self._owed: defaultdict[tuple[int, str], float] = defaultdict(float)
+        self._owed: dict[tuple[int, str], float] = {}
         self._crossed: defaultdict[tuple[int, str, str], float] = defaultdict(float)
         self._live: dict[Use, None] = {}
+        # Those of what is owed that are worth a write: of many orgs most owe less, and are not looked at.
+        self._large: set[tuple[int, str]] = set()
 
     def begin(
         self,
@@ -60,15 +62,21 @@ class Charges:
         self, org_id: int, queue: str, charged_s: float, crossings: tuple[str, ...] = ()
     ) -> None:
         """Give back what a claim charged for work that was never begun: it is claimed, and charged, anew."""
-        self._owed[org_id, queue] -= charged_s
+        self._move(org_id, queue, -charged_s)
         for room in crossings:
             self._crossed[org_id, queue, room] -= charged_s
 
     def _owe(self, use: Use, used_s: float) -> None:
-        self._owed[use.org_id, use.queue] += used_s - use.charged_s
+        self._move(use.org_id, use.queue, used_s - use.charged_s)
         for room in use.crossings:
             self._crossed[use.org_id, use.queue, room] += used_s - use.charged_s
         use.charged_s = used_s
+
+    def _move(self, org_id: int, queue: str, by_s: float) -> None:
+        key = org_id, queue
+        owed_s = self._owed[key] = self._owed.get(key, 0.0) + by_s
+        if abs(owed_s) >= LEAST_S:
+            self._large.add(key)
 
     def take(self, now: float) -> dict[tuple[int, str], float]:
         """Return what is to be settled now, also of attempts that are under way, and count it as settled."""
@@ -78,10 +86,15 @@ class Charges:
         return self.take_ended(LEAST_S)
 
     def take_ended(self, least_s: float) -> dict[tuple[int, str], float]:
-        """Return what is owed of attempts that are over, where it is so much, and count it as settled."""
-        due = {key: owed for key, owed in self._owed.items() if abs(owed) >= least_s}
+        """Return what is owed of attempts that are over, where it is so much, and count it as settled.
+
+        That is at least `LEAST_S`.
+        """
+        owed = self._owed
+        due = {key: owed[key] for key in self._large if abs(owed[key]) >= least_s}
         for key in due:
-            del self._owed[key]
+            del owed[key]
+        self._large = {key for key in self._large - due.keys() if abs(owed[key]) >= LEAST_S}
         return due
 
     def take_crossed(self) -> dict[tuple[int, str, str], float]:

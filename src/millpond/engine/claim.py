@@ -33,6 +33,9 @@ from millpond.errors import LeaseLost
 _SQL = queries("claim")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
+# How many more orgs are read than would do if work were spread as in the last claim.
+_SPARE = 1.25
+_FEW_MORE = 2
 _ROUNDS = 3
 _FIRST_DEPTH = 16
 _DEEPEST = 512
@@ -67,6 +70,8 @@ class Claimer:
         self._estimate_s = estimate_s
         self._depth = _FIRST_DEPTH
         self._lanes = 1
+        # Of how many orgs the last claim took work, over its work items, by queue, where it was more items than orgs.
+        self._spread: dict[str, float] = {}
         self.expected: dict[str, float] = {}
         self.limits = Limiter(self._capabilities, estimate_s)
         self._urgencies = Urgencies(lead_s)
@@ -99,6 +104,7 @@ class Claimer:
             claimed, has_more = await self._decide(free, terms)
         except BaseException:
             self._depth = _FIRST_DEPTH  # what was read may have been too much to read in time
+            self._spread.clear()
             self._boarding.begin(())
             raise
         got = Counter([one.queue for one in claimed])
@@ -155,7 +161,8 @@ class Claimer:
     ) -> tuple[list[Claimed], bool] | None:
         """Claim by the limits that are known; None when there are others, which the next round reads first."""
         most = terms.most(free)
-        orgs = {queue: min(slots, _MAX_ORGS) for queue, slots in most.items()}
+        whole = {queue: min(slots, _MAX_ORGS) for queue, slots in most.items()}
+        orgs = whole if terms.helps or self.limits.is_on else self._fewer(most, whole)
         queues = list(orgs)
         limits = self.limits
         async with self._database.duty(
@@ -178,6 +185,10 @@ class Claimer:
             if not limits.note(consumed):
                 return None
             rows, urgency = self._urgencies.of(rows)
+            if urgency is not None:
+                self._spread.clear()
+                if orgs != whole:
+                    return None
             boarding = self._boarding
             if not rows:
                 await boarding.look(con, free)
@@ -195,6 +206,8 @@ class Claimer:
                     clocks=await self._clocks(con, terms),
                     unread=moved.unread(shares, orgs) if arrivals < _MAX_ARRIVALS else orgs.keys(),
                 )
+            if orgs != whole:
+                terms = replace(terms, horizons=moved.horizons(shares, orgs, whole))
             decision, claimed, missed = await self._admit(con, shares, free, terms, urgency)
             if missed:
                 await _step_back(con, missed)
@@ -206,6 +219,7 @@ class Claimer:
                 claimed = moved.timed(claimed, paced, limits.began + LATE_S)
                 claimed = moved.crossing(claimed, shares, limits.crossings, run_of)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
+        self._spread = {} if urgency else moved.spread(shares, free)
         # Where room was left for steps of other workers, these claim next.
         is_idle = not (decision.picks or missed or decision.is_held_back or boarding.summons)
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
@@ -311,6 +325,17 @@ class Claimer:
         An org gets no more of a claim than was read of it, and others what it was due.
         """
         self._depth = max(self._depth, min(slots + 1, _READ // self._lanes))
+
+    def _fewer(self, slots: Mapping[str, int], orgs: Mapping[str, int]) -> dict[str, int]:
+        """Return of how many orgs to read heads where each may have several items at one turn, as at the last claim.
+
+        Nobody goes from behind those that were read (`Terms.horizons`), and what is left for them is claimed next.
+        """
+        due = {queue: math.ceil(slots[queue] * self._spread.get(queue, 1.0)) for queue in orgs}
+        return {
+            queue: min(most, math.ceil(due[queue] * _SPARE) + _FEW_MORE)
+            for queue, most in orgs.items()
+        }
 
     def _adapt(self, slots: int, lanes: int, got: int, missed: int) -> None:
         """Read next time about twice what each lane can be expected to give, and one more than all of it at most.

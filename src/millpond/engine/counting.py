@@ -11,8 +11,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from millpond.engine.admission import Lane, Room, Share, Waiting, keep_rooms
+from millpond.engine.admission import Lane, Room, Share
 from millpond.engine.brakes import NO_CEILING
+from millpond.engine.keeping import Waiting, keep_rooms
 from millpond.engine.lanes import ALONE
 from millpond.engine.pacing import allowed, corrected, meter_us, next_at_us, repaced, spent
 from millpond.engine.rules import Place, RoomId, Rule, Rules

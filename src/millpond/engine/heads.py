@@ -21,6 +21,7 @@ from millpond.engine.standing import Line, Standing
 
 MAX_LANES = 64
 DEEPEST = 512
+READ = 512
 _MAX_URGENT = 32
 _NIL = (uuid.UUID(int=0),) * DEEPEST
 

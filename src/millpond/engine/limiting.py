@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine.admission import Lane, Room, Share, Waiting
+from millpond.engine.admission import Lane, Room, Share
 from millpond.engine.brakes import Brake
 from millpond.engine.counting import (
     AT_ONCE,
@@ -31,6 +31,7 @@ from millpond.engine.counting import (
     stand_of,
 )
 from millpond.engine.crossings import Crossings
+from millpond.engine.keeping import Waiting
 from millpond.engine.lanes import ALONE
 from millpond.engine.reservations import Reservations
 from millpond.engine.rulebook import MOST_NEWS, RuleBook

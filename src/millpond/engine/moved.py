@@ -51,6 +51,35 @@ def unread(shares: Sequence[Share], orgs: Mapping[str, int]) -> set[str]:
     return cut | {queue for queue, most in orgs.items() if counts[queue] >= most}
 
 
+def horizons(
+    shares: Sequence[Share], orgs: Mapping[str, int], whole: Mapping[str, int]
+) -> dict[str, tuple[float, int]]:
+    """Return behind which org (virtual time, org) of a queue others may stand, where fewer than the whole were read."""
+    found: dict[str, tuple[float, int]] = {}
+    counts = Counter([share.queue for share in shares])
+    for share in shares:
+        queue = share.queue
+        if counts[queue] >= orgs[queue] < whole[queue]:
+            place = share.virtual_s, share.org_id
+            found[queue] = max(found.get(queue, place), place)
+    return found
+
+
+def spread(shares: Sequence[Share], free: Mapping[str, int]) -> dict[str, float]:
+    """Return of how many orgs work was picked, over its work items, by queue, where these filled all free slots."""
+    took: Counter[str] = Counter()
+    orgs: Counter[str] = Counter()
+    for share in shares:
+        if count := sum(lane.taken for lane in share.lanes):
+            took[share.queue] += count
+            orgs[share.queue] += 1
+    return {
+        queue: orgs[queue] / took[queue]
+        for queue, slots in free.items()
+        if 0 < slots <= took[queue]
+    }
+
+
 def settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
     """Return what a claim writes of lanes, shares and clocks, as columns."""
     moved: list[tuple[int, Lane]] = []

@@ -1,8 +1,8 @@
 """Ordering: how many work items go before one in its queue, and when it can be expected to start. Pure.
 
 Called by `why_queued` with a snapshot of the lines. Invariants: who goes before whom is what `admission`
-decides where slots come free one at a time, nothing arrives, and no limit stands in the way; what cannot be
-known is no estimate but a reason.
+decides where nothing arrives and no limit stands in the way, however many slots come free at a time; what cannot
+be known is no estimate but a reason.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from typing import Literal
+
+from millpond.engine.estimates import TURN_S
 
 Basis = Literal[
     "free_slot",
@@ -50,7 +52,8 @@ class Line:
 class Position:
     """How many work items go before one: of its org's line, and of all; `work_s` is what these cost, in worker-seconds.
 
-    The count of all stops at a cap; without `is_exact` more.
+    The count of all stops at a cap, and does without those that may go before it or after; without `is_exact` it is
+    the least.
     """
 
     of_org: int
@@ -94,32 +97,49 @@ def position(own: Line, others: Sequence[Line], most: int, *, is_cut: bool = Fal
 
     `is_cut`: there may be others that are not told of.
     Start-time fair queueing: an org's items start one after the other at its virtual time, each later by what
-    the one before costs over the weight; of all items the one goes next that starts first.
+    the one before costs over the weight; of all items the one goes next that starts first. A claim for many slots lets
+    small items of an org go in one turn: those that may stand on either side of the item are not counted.
     """
     start_s = own.virtual_s
-    for cost_s in own.ahead:
-        start_s += cost_s / own.weight
-    before, work_s = len(own.ahead), sum(own.ahead)
+    starts = [start_s, *(start_s := start_s + cost_s / own.weight for cost_s in own.ahead)]
+    first_s = _turn_s(starts, own.weight)
+    before, work_s, is_exact = len(own.ahead), sum(own.ahead), not is_cut
     for line in others:
         at_s = line.virtual_s
+        passed = [at_s]
         for cost_s in line.ahead:
-            if at_s > start_s or (at_s == start_s and not line.goes_first):
+            if at_s > first_s or (at_s == first_s and not line.goes_first):
+                # Whether this one goes before is left to turns where that of one of the two begins so early.
+                turn_s = _turn_s(passed, line.weight, cost_s)
+                if turn_s < start_s or (turn_s == start_s and line.goes_first):
+                    is_exact = False
                 break
             before, work_s = before + 1, work_s + cost_s
             at_s += cost_s / line.weight
+            passed.append(at_s)
     return Position(
         of_org=len(own.ahead),
         of_all=min(before, most),
-        is_exact=before <= most and not is_cut,
+        is_exact=before <= most and is_exact,
         work_s=work_s,
     )
 
 
+def _turn_s(starts: Sequence[float], weight: float, cost_s: float = 0.0) -> float:
+    """Return when the turn begins at the earliest in which the last of an org's items goes, which costs so much."""
+    # A little earlier, since sums of the same costs can differ in their last digits.
+    least_s = starts[-1] + (cost_s - TURN_S) / weight - 1e-9 * max(1.0, abs(starts[-1]))
+    turn_s = starts[-1]
+    for start_s in reversed(starts):
+        if start_s < least_s:
+            break
+        turn_s = start_s
+    return turn_s
+
+
 def start_in_line(place: Position, slots: Slots, pace: Pace | None) -> Estimate:
     """Estimate when a work item gets a slot: at once, by what its queue let go lately, or by what others cost."""
-    before = (
-        f"{place.of_all} before it" if place.is_exact else f"more than {place.of_all} before it"
-    )
+    before = f"{place.of_all} before it" if place.is_exact else f"at least {place.of_all} before it"
     if place.of_all < slots.total - slots.in_use:
         return Estimate(in_s=0.0, basis="free_slot", text=f"{before}, and a slot is free")
     many = f"{before}, {slots.total} slot{'' if slots.total == 1 else 's'}"

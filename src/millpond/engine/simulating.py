@@ -17,7 +17,7 @@ from millpond.engine.admission import Share
 from millpond.engine.charges import EVERY_S, Use
 from millpond.engine.counting import weighed
 from millpond.engine.crew import GATHER_S, Hand
-from millpond.engine.heads import DEEPEST, Org, Reader, led
+from millpond.engine.heads import DEEPEST, READ, Org, Reader, led
 from millpond.engine.lanes import offset_us
 from millpond.engine.loads import Load, Outcome, Work
 from millpond.engine.rules import Rules
@@ -281,6 +281,7 @@ class _Simulation:
             if not members:
                 continue
             depth = max(2, min(DEEPEST, slots + 1, 2 * -(-slots // len(members))))
+            depth = max(depth, min(slots + 1, READ // len(members)))
             reader = Reader(
                 load=self._load, standing=self._standing, estimates=worker.estimates, depth=depth
             )

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
-from millpond.engine.admission import Lane, Room, Share, Waiting
+from millpond.engine.admission import Lane, Room, Share
 from millpond.engine.counting import (
     MAX_WAITERS,
     NEVER,
@@ -22,6 +22,7 @@ from millpond.engine.counting import (
     most_awake,
     weighed,
 )
+from millpond.engine.keeping import Waiting
 from millpond.engine.rules import Place, RoomId, Rules
 from millpond.engine.settled import Settled
 from millpond.engine.tokens import Need, Needs, Used

@@ -31,7 +31,8 @@ from millpond.errors import MillpondError
 _log = structlog.get_logger("millpond.upkeep")
 _LOOK_S = 0.25
 _PRUNE_S = 5.0
-_COUNT_S = 1.0
+# An org has a row written each time that it has used something, so not too often.
+_COUNT_S = 3.0
 # For each worker that looks, counting so many of them at most: all others may stand still.
 _FREE_S = 2.5
 _FREEING = 2

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
-from millpond.engine.admission import Room, Waiting
+from millpond.engine.admission import Room
+from millpond.engine.keeping import Waiting
 from millpond.engine.seats import Elder, Want
 
 _SQL = queries("needs")

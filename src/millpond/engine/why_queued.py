@@ -267,7 +267,7 @@ async def _in_line(
     ]
     use = f"{in_use} of {slots} slots are in use" if slots else "only idle slots of others help it"
     of = " of interactive work" if place.urgency == INTERACTIVE else ""
-    order = f"{stands.of_all}" if stands.is_exact else f"more than {stands.of_all}"
+    order = f"{stands.of_all}" if stands.is_exact else f"at least {stands.of_all}"
     return Reason(
         kind="in_line",
         text=f"It stands in line{of} in queue {place.queue} with {_many(ahead)} before it in its lane, "
