@@ -26,8 +26,9 @@ class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
     `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch, `spent` what
-    the try used on models; `has_room` gives back what the try held of limits. One that `is_new` ends a step of which
-    nothing can be recorded yet: if something is, that refuses the write.
+    the try used on models; `has_room` gives back what the try held of limits. One that `is_new` is the result of a first
+    try, of a step of which nothing can be recorded yet: if something is, that refuses the write. Its event is
+    `step.succeeded`.
     """
 
     lease: Lease
@@ -87,9 +88,11 @@ class Batch:
     @property
     def has_more(self) -> bool:
         """Whether something needs rows of its own: a big value, what was spent on models, room given back."""
-        return any(
-            is_big(one.write.output) or one.write.spent or one.write.has_room for one in self.steps
-        ) or any(is_big(one.write.output) or one.write.spent for one in self.ends)
+        for step in self.steps:
+            write = step.write
+            if write.spent or write.has_room or is_big(write.output):
+                return True
+        return any(is_big(one.write.output) or one.write.spent for one in self.ends)
 
     @property
     def numbered_ends(self) -> Ends:
@@ -138,6 +141,8 @@ class Batch:
 
     def layers(self, stored: Mapping[int, bool]) -> list[Steps]:
         """Part the steps that are not stored, numbered, so that each layer has one of a run at most."""
+        if not stored and len({one.write.lease.item_id for one in self.steps}) == len(self.steps):
+            return [[(nth, one.write) for nth, one in enumerate(self.steps, 1)]] * bool(self.steps)
         layers: list[list[tuple[int, StepWrite]]] = []
         depth: dict[tuple[int, uuid.UUID], int] = {}
         for nth, one in enumerate(self.steps, 1):

@@ -26,7 +26,7 @@ from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
 from millpond.engine.rights import Right
-from millpond.engine.scope import Scope, UnderWay
+from millpond.engine.scope import Scope
 from millpond.engine.seating import Seating
 from millpond.engine.strays import raise_stray
 from millpond.errors import Forbidden, InvalidInput, LeaseLost, NotDone, Transient, Unavailable
@@ -179,7 +179,7 @@ class Performer:
         """Execute a step's function once, within its time limit."""
         began = self._loop.time()
         if not plan.is_once:  # the marker has told of it
-            self._under_way.append(UnderWay(began, self.tell_started, plan, tries))
+            self._under_way.append((began, self.tell_started, plan, tries))
         plan.current_try = tries
         branch.is_in_step = True
         limit = timed = None
