@@ -26,9 +26,8 @@ class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
     `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch, `spent` what
-    the try used on models; `has_room` gives back what the try held of limits. One that `is_new` is the result of a first
-    try, of a step of which nothing can be recorded yet: if something is, that refuses the write. Its event is
-    `step.succeeded`.
+    the try used on models; `has_room` gives back what the try held of limits. One that `is_new` is the result of a
+    first try, `step.succeeded`, of which nothing can be recorded yet: if something is, that refuses the write.
     """
 
     lease: Lease

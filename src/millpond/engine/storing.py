@@ -40,9 +40,7 @@ async def record(con: Connection, layer: Steps) -> dict[int, bool]:
 def _results(writes: Sequence[StepWrite]) -> list[str]:
     """Return the columns of results of first tries."""
     return [
-        plain([write.lease.org_id for write in writes]),
-        plain([write.lease.item_id for write in writes]),
-        plain([write.lease.token for write in writes]),
+        *_leases(writes),
         texts([write.step_key for write in writes]),
         texts([write.name for write in writes]),
         optional([inline(write.output) for write in writes]),
@@ -53,10 +51,9 @@ def _results(writes: Sequence[StepWrite]) -> list[str]:
 
 
 def _records(writes: Sequence[StepWrite]) -> list[str]:
+    """Return the columns of whatever is recorded of steps."""
     return [
-        plain([write.lease.org_id for write in writes]),
-        plain([write.lease.item_id for write in writes]),
-        plain([write.lease.token for write in writes]),
+        *_leases(writes),
         texts([write.step_key for write in writes]),
         texts([write.name for write in writes]),
         texts([write.kind for write in writes]),
@@ -94,12 +91,16 @@ async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], lis
     return {ends[row[0] - 1][0] for row in rows}, await see_to(con, ended)
 
 
+def _leases(writes: Sequence[StepWrite] | Sequence[FinishWrite]) -> list[str]:
+    """Return the columns of the leases that allow these writes."""
+    orgs, items, _, _, tokens = zip(*[write.lease for write in writes], strict=True)
+    return [plain(orgs), plain(items), plain(tokens)]
+
+
 def _columns(ends: Ends) -> list[str]:
     writes = [write for _, write in ends]
     return [
-        plain([write.lease.org_id for write in writes]),
-        plain([write.lease.item_id for write in writes]),
-        plain([write.lease.token for write in writes]),
+        *_leases(writes),
         texts([write.outcome for write in writes]),
         optional([inline(write.output) for write in writes]),
         optional([write.error for write in writes]),
