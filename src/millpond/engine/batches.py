@@ -10,12 +10,15 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.payloads import is_big
 
+# The order in which rows are locked.
+_order = attrgetter("write.lease.item_id.bytes")
 # Small enough that the disk works on one batch while the event loop makes the next.
 MAX_WRITES = 100
 MAX_BYTES = 4 * 1024 * 1024
@@ -159,14 +162,11 @@ class Batch:
 def _fitting(pending: Sequence[Pending[W]], most: int, weight: int) -> tuple[int, int]:
     """Count the first writes that fit in `most` and `MAX_BYTES`, at least one of a batch."""
     for nth, one in enumerate(pending):
-        weight += len(one.write.output or "") + len(one.write.event_data)
+        write = one.write
+        weight += len(write.output or "") + len(write.event_data)
         if nth >= most or (weight > MAX_BYTES and nth > 0):
             return nth, weight
     return len(pending), weight
-
-
-def _order(one: Pending[StepWrite] | Pending[FinishWrite]) -> str:
-    return str(one.write.lease.item_id)
 
 
 def settle(done: asyncio.Future[None], error: Exception | None) -> None:

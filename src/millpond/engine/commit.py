@@ -233,7 +233,10 @@ async def _settle_all(results: Sequence[_Result]) -> None:
     """Tell whoever waits, some at a time: their next writes go off while others still compute."""
     try:
         for nth, (done, error) in enumerate(results, 1):
-            settle(done, error)
+            if error is None and not done.done():
+                done.set_result(None)
+            else:
+                settle(done, error)
             if nth % _CHUNK == 0:
                 await asyncio.sleep(0)
     except asyncio.CancelledError:

@@ -112,7 +112,8 @@ class Performer:
                 if plan.is_once:  # whose commit shows as well that the lease stands
                     await self._mark(plan, tries, now() - began)
                 try:
-                    result = await self._kept(plan, self._try(branch, plan, call, tries))
+                    trying = self._try(branch, plan, call, tries)
+                    result = await (self._kept(trying) if plan.is_once else trying)
                     if plan.text is not None:
                         await self._shown(plan)
                     text = dump(plan.output, result)
@@ -122,10 +123,10 @@ class Performer:
                     is_new = recorded is None and tries == 1 and not plan.is_once
                     took_s = (ended - try_began, ended - began)
                     spent = plan.take_spent()
-                    done = self._done(
-                        branch, plan, text, tries, *took_s, spent=spent, is_new=is_new
+                    done = self.own(
+                        self._done(branch, plan, text, tries, *took_s, spent=spent, is_new=is_new)
                     )
-                    await self._kept(plan, self.own(done))
+                    await (self._kept(done) if plan.is_once else done)
                     if plan.is_seated:
                         self._seating.recorded(plan)
                 except Exception as error:
@@ -174,7 +175,11 @@ class Performer:
         return refused
 
     async def _try(
-        self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
+        self,
+        branch: Branch,
+        plan: Plan,
+        call: Callable[[int], Awaitable[Any]],
+        tries: int,
     ) -> Any:
         """Execute a step's function once, within its time limit."""
         began = self._loop.time()
@@ -208,9 +213,9 @@ class Performer:
                 self._timed.end(timed)
             plan.current_try = 0
 
-    def _kept(self, plan: Plan, work: Awaitable[R]) -> Awaitable[R]:
+    def _kept(self, work: Awaitable[R]) -> Awaitable[R]:
         """Keep what a `once` step does from being cut short by a time limit of the flow's own."""
-        return once.undisturbed(self._branches, work) if plan.is_once else work
+        return once.undisturbed(self._branches, work)
 
     async def _mark(self, plan: Plan, tries: int, elapsed_s: float) -> None:
         """Commit the marker of a `once` step's try."""
@@ -222,7 +227,7 @@ class Performer:
             duration_s=elapsed_s,
             seq=self._branches.place(plan.key),
         )
-        await self._kept(plan, self.own(self._store(write)))
+        await self._kept(self.own(self._store(write)))
 
     async def _doubt(
         self,
