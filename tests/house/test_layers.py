@@ -57,6 +57,7 @@ ENGINE = [
     "checkpoints",
     "calling",
     "performing",
+    "recording",
     "seating",
     "strays",
     "opening",
