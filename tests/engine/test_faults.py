@@ -244,7 +244,7 @@ async def test_results_are_stored_the_same_alone_and_beside_other_records(pond: 
     async with pond.engine_db.duty("test") as con:
         rows = await con.fetch(
             "select s.run_id, s.step_key, s.name, s.kind, s.state, s.output::text, s.error::text, s.tries, s.attempt, "
-            "s.seq, s.effect, s.started_at = s.finished_at as took_no_time, e.event_no, e.kind as event, "
+            "s.seq, s.effect, s.started_at <= s.finished_at as is_over, e.event_no, e.kind as event, "
             "e.step_key as of, e.data::text from step s join event e "
             "on e.org_id = s.org_id and e.run_id = s.run_id and e.step_key = s.step_key"
         )
