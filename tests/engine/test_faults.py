@@ -230,6 +230,29 @@ async def test_a_new_record_where_one_stands_fails_alone(pond: Pond) -> None:
     assert kinds.count("step.succeeded") == 1
 
 
+async def test_results_are_stored_the_same_alone_and_beside_other_records(pond: Pond) -> None:
+    """Results of first tries alone go by a statement of their own."""
+    async with _lease(pond, 4) as (leases, committer):
+        alone, beside, other, _ = leases
+        await committer.record(_step(alone, is_new=True))
+        await asyncio.gather(
+            committer.record(_step(beside, is_new=True)), committer.record(_step(other))
+        )
+        stale = leases[3]._replace(token=uuid.uuid4())
+        with pytest.raises(LeaseLost):
+            await committer.record(_step(stale, is_new=True))
+    async with pond.engine_db.duty("test") as con:
+        rows = await con.fetch(
+            "select s.run_id, s.step_key, s.name, s.kind, s.state, s.output::text, s.error::text, s.tries, s.attempt, "
+            "s.seq, s.effect, s.started_at <= s.finished_at as is_over, e.event_no, e.kind as event, "
+            "e.step_key as of, e.data::text from step s join event e "
+            "on e.org_id = s.org_id and e.run_id = s.run_id and e.step_key = s.step_key"
+        )
+    stored = {row["run_id"]: tuple(row)[1:] for row in rows}
+    assert set(stored) == {lease.run_id for lease in leases[:3]}
+    assert stored[alone.run_id] == stored[beside.run_id] == stored[other.run_id]
+
+
 async def test_a_value_with_a_separator_fails_alone(pond: Pond) -> None:
     async with _lease(pond, 3) as (leases, committer):
         outputs = ["1", '"a\x1eb"', "3"]

@@ -65,6 +65,9 @@ def _cases(rows: list[Any], ready: list[Any], worker_id: uuid.UUID, able: str) -
             *text, *map(_joined, (many("b"), many("b"), many("step"), many("done"), many("1"), many(""), many(1),
             many(0.1), many("step.done"), many("{}"), many(1), [True] * len(rows))),
         ),
+        "commit.record_done": (
+            *text, *map(_joined, map(many, ("c", "c", "1", 0.1, "{}", 1))),
+        ),
         "commit.finish": (*text, *map(_joined, map(many, ("succeeded", "null", "", "{}")))),
         "waits.ready": (orgs, ids, many(None), many(None), many(0), 1, 1, 3, "!"),
         "waits.lock_items": (orgs, ids),

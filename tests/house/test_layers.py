@@ -59,6 +59,7 @@ ENGINE = [
     "checkpoints",
     "calling",
     "performing",
+    "recording",
     "seating",
     "strays",
     "opening",

@@ -19,7 +19,7 @@ from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.leases import Claimed
 from millpond.engine.metering import Spent
-from millpond.engine.performing import AGAIN_S
+from millpond.engine.recording import AGAIN_S
 from millpond.engine.registry import Flow
 from millpond.engine.scope import Scope
 from millpond.engine.slots import Slot

@@ -10,12 +10,15 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.payloads import is_big
 
+# The order in which rows are locked.
+_order = attrgetter("write.lease.item_id.bytes")
 # Small enough that the disk works on one batch while the event loop makes the next.
 MAX_WRITES = 100
 MAX_BYTES = 4 * 1024 * 1024
@@ -26,8 +29,8 @@ class StepWrite:
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
     `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch, `spent` what
-    the try used on models; `has_room` gives back what the try held of limits. One that `is_new` ends a step of which
-    nothing can be recorded yet: if something is, that refuses the write.
+    the try used on models; `has_room` gives back what the try held of limits. One that `is_new` is the result of a
+    first try, `step.succeeded`, of which nothing can be recorded yet: if something is, that refuses the write.
     """
 
     lease: Lease
@@ -87,9 +90,11 @@ class Batch:
     @property
     def has_more(self) -> bool:
         """Whether something needs rows of its own: a big value, what was spent on models, room given back."""
-        return any(
-            is_big(one.write.output) or one.write.spent or one.write.has_room for one in self.steps
-        ) or any(is_big(one.write.output) or one.write.spent for one in self.ends)
+        for step in self.steps:
+            write = step.write
+            if write.spent or write.has_room or is_big(write.output):
+                return True
+        return any(is_big(one.write.output) or one.write.spent for one in self.ends)
 
     @property
     def numbered_ends(self) -> Ends:
@@ -138,6 +143,8 @@ class Batch:
 
     def layers(self, stored: Mapping[int, bool]) -> list[Steps]:
         """Part the steps that are not stored, numbered, so that each layer has one of a run at most."""
+        if not stored and len({one.write.lease.item_id for one in self.steps}) == len(self.steps):
+            return [[(nth, one.write) for nth, one in enumerate(self.steps, 1)]] * bool(self.steps)
         layers: list[list[tuple[int, StepWrite]]] = []
         depth: dict[tuple[int, uuid.UUID], int] = {}
         for nth, one in enumerate(self.steps, 1):
@@ -155,14 +162,11 @@ class Batch:
 def _fitting(pending: Sequence[Pending[W]], most: int, weight: int) -> tuple[int, int]:
     """Count the first writes that fit in `most` and `MAX_BYTES`, at least one of a batch."""
     for nth, one in enumerate(pending):
-        weight += len(one.write.output or "") + len(one.write.event_data)
+        write = one.write
+        weight += len(write.output or "") + len(write.event_data)
         if nth >= most or (weight > MAX_BYTES and nth > 0):
             return nth, weight
     return len(pending), weight
-
-
-def _order(one: Pending[StepWrite] | Pending[FinishWrite]) -> str:
-    return str(one.write.lease.item_id)
 
 
 def settle(done: asyncio.Future[None], error: Exception | None) -> None:

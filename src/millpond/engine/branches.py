@@ -125,10 +125,8 @@ def refuse_secret(key: str) -> None:
     What stands before is of branches: numbers, and for an undo the key of the step that it undoes, which is recorded.
     An undo's own name is taken as it is: it stands in the code, which knew no secret, and what is promised is done.
     """
-    if key.startswith("!undo/"):
-        return
     drawn = veil.current()
-    if not drawn:
+    if not drawn or key.startswith("!undo/"):
         return
     name = key.rpartition("/")[2]
     if drawn.text(name) != name:

@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches
+from millpond.engine.encoding import output_of
 from millpond.engine.leases import Claimed
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan
-from millpond.engine.registry import Step, meets, once_elsewhere, place_of
+from millpond.engine.registry import Step, keys_of_step, meets, once_elsewhere, place_of
 from millpond.engine.remote import Sent, send
 from millpond.engine.scope import Scope
 from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.tokens import ABOVE_LIMIT
 from millpond.errors import InvalidInput
+from millpond.retry import DEFAULT_RETRY
 
 
 class Caller:
@@ -140,3 +144,25 @@ def unregistered(
             advice="register its function with @step",
         )
     return args[0], args[1:]
+
+
+def unregistered_plan(
+    name: str,
+    key: str,
+    function: Callable[..., Any],
+    undo: Step[Any, Any] | None,
+    kwargs: Mapping[str, Any],
+) -> Plan:
+    """Make the plan of a step that is not registered, of what is said where it is called: mostly nothing."""
+    if not kwargs:
+        return Plan(name, key, DEFAULT_RETRY, None, output_of(function), undo=undo)
+    declared = kwargs.get("output")
+    return Plan(
+        name,
+        key,
+        kwargs.get("retry", DEFAULT_RETRY),
+        kwargs.get("timeout_s"),
+        output_of(function) if declared is None else TypeAdapter(declared),
+        undo=undo,
+        keys=keys_of_step(name, kwargs.get("keys", ()), kwargs.get("tokens")),
+    )

@@ -160,11 +160,12 @@ class Committer:
         stored = [one for nth, one in enumerate(batch.ends, 1) if nth in ends]
         left = [one for nth, one in enumerate(batch.ends, 1) if nth not in ends]
         gone = LeaseLost("the lease is gone")
-        results: list[_Result] = []
-        for nth, step in enumerate(batch.steps, 1):
-            results.append((step.done, None if nth in steps else gone))
-            if steps.get(nth):
-                self._on_cancel_requested(step.write.lease)
+        results: list[_Result] = [
+            (step.done, None if nth in steps else gone) for nth, step in enumerate(batch.steps, 1)
+        ]
+        for nth, is_cancelled in steps.items():
+            if is_cancelled:
+                self._on_cancel_requested(batch.steps[nth - 1].write.lease)
         results += [(end.done, None) for end in stored]
         await self._tell([*batch.steps, *stored], results)
         if left:
@@ -232,7 +233,10 @@ async def _settle_all(results: Sequence[_Result]) -> None:
     """Tell whoever waits, some at a time: their next writes go off while others still compute."""
     try:
         for nth, (done, error) in enumerate(results, 1):
-            settle(done, error)
+            if error is None and not done.done():
+                done.set_result(None)
+            else:
+                settle(done, error)
             if nth % _CHUNK == 0:
                 await asyncio.sleep(0)
     except asyncio.CancelledError:

@@ -17,12 +17,12 @@ from pydantic import TypeAdapter
 
 from millpond.engine import waits
 from millpond.engine.branches import Branches, Unwind, refuse_secret
-from millpond.engine.calling import Caller, unregistered
+from millpond.engine.calling import Caller, unregistered, unregistered_plan
 from millpond.engine.checkpoints import check_room
 from millpond.engine.children import Child, ChildFailed
 from millpond.engine.continuing import Continuing
 from millpond.engine.duties import Duty
-from millpond.engine.encoding import dump, output_of, veiled
+from millpond.engine.encoding import dump, veiled
 from millpond.engine.fanning import Fanning
 from millpond.engine.history import History, Mismatch, Places, Recorded
 from millpond.engine.leases import Claimed
@@ -31,14 +31,14 @@ from millpond.engine.needs import Ask
 from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
-from millpond.engine.registry import Step, keys_of_step
+from millpond.engine.registry import Step
 from millpond.engine.rights import right_of
 from millpond.engine.scope import Scope
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
 from millpond.engine.step_context import StepContext, resource
 from millpond.engine.values import Values
 from millpond.errors import InvalidInput, Permanent
-from millpond.retry import DEFAULT_RETRY, Retry
+from millpond.retry import Retry
 from millpond.types import Json
 
 __all__ = [
@@ -196,15 +196,7 @@ class Context(Fanning, Signals, Continuing, Values):
         else:
             function, rest = unregistered(step, args, kwargs)
             key = branch.key(step)
-            plan = Plan(
-                step,
-                key,
-                kwargs.get("retry", DEFAULT_RETRY),
-                kwargs.get("timeout_s"),
-                _adapter(kwargs.get("output"), function),
-                undo=undo,
-                keys=keys_of_step(step, kwargs.get("keys", ()), kwargs.get("tokens")),
-            )
+            plan = unregistered_plan(step, key, function, undo, kwargs)
 
             def call(try_number: int) -> Awaitable[Any]:
                 return self._caller.call_unregistered(function, rest)
@@ -418,10 +410,6 @@ class Context(Fanning, Signals, Continuing, Values):
             self._steps += 1
             check_room(self._steps)
         return recorded
-
-
-def _adapter(declared: Any, function: Callable[..., Any]) -> TypeAdapter[Any] | None:
-    return output_of(function) if declared is None else TypeAdapter(declared)
 
 
 def _decision(

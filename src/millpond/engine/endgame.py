@@ -24,7 +24,7 @@ from millpond.engine.context import Context
 from millpond.engine.encoding import dump_error
 from millpond.engine.history import History
 from millpond.engine.opening import reopened
-from millpond.engine.performing import is_away
+from millpond.engine.recording import is_away
 from millpond.engine.replaying import Findings, Rehearsal, Undo
 from millpond.engine.scope import Scope
 from millpond.errors import LeaseLost

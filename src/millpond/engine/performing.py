@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -25,24 +25,22 @@ from millpond.engine.history import Recorded
 from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
+from millpond.engine.recording import Recorder
 from millpond.engine.rights import Right
-from millpond.engine.scope import Scope, UnderWay
+from millpond.engine.scope import Scope
 from millpond.engine.seating import Seating
 from millpond.engine.strays import raise_stray
-from millpond.errors import Forbidden, InvalidInput, LeaseLost, NotDone, Transient, Unavailable
+from millpond.errors import Forbidden, InvalidInput, NotDone, Transient
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
-from millpond.veil import Veil
 
 R = TypeVar("R")
 
 # A backoff or sleep above this is a wait: recorded, and the slot is given back.
 HOLD_S = 1.0
-# What is out of reach is tried again after this time.
-AGAIN_S = 0.3
 
 
-class Performer:
+class Performer(Recorder):
     """Performs and records the steps of one attempt."""
 
     def __init__(
@@ -56,20 +54,14 @@ class Performer:
         seats: Sequence[tuple[str, int]] = (),
         begin_by: float | None = None,
     ) -> None:
-        self._lease = lease
+        super().__init__(lease, scope, branches, is_obliged=is_obliged)
         self._right = right
-        self._database = scope.database
-        self._committer = scope.committer
-        self._deltas = scope.deltas
-        self._branches = branches
         self._loop = scope.loop
         self._under_way = scope.under_way
         self._timed = scope.timed
         self._throttling = scope.throttling
         self._leasehold = scope.leasehold
         self._seating = Seating(lease, scope.riding, branches, seats=seats, begin_by=begin_by)
-        self.is_obliged = is_obliged
-        self._in_flight: set[asyncio.Future[None]] = set()
         # What tries used that were ended from outside; the attempt's end tells of it.
         self._unrecorded: list[Spent] = []
         branches.on_mixed = partial(scope.mixed.add, lease)
@@ -112,7 +104,8 @@ class Performer:
                 if plan.is_once:  # whose commit shows as well that the lease stands
                     await self._mark(plan, tries, now() - began)
                 try:
-                    result = await self._kept(plan, self._try(branch, plan, call, tries))
+                    trying = self._try(branch, plan, call, tries)
+                    result = await (self._kept(trying) if plan.is_once else trying)
                     if plan.text is not None:
                         await self._shown(plan)
                     text = dump(plan.output, result)
@@ -122,10 +115,10 @@ class Performer:
                     is_new = recorded is None and tries == 1 and not plan.is_once
                     took_s = (ended - try_began, ended - began)
                     spent = plan.take_spent()
-                    done = self._done(
-                        branch, plan, text, tries, *took_s, spent=spent, is_new=is_new
+                    done = self.own(
+                        self._done(branch, plan, text, tries, *took_s, spent=spent, is_new=is_new)
                     )
-                    await self._kept(plan, self.own(done))
+                    await (self._kept(done) if plan.is_once else done)
                     if plan.is_seated:
                         self._seating.recorded(plan)
                 except Exception as error:
@@ -174,12 +167,16 @@ class Performer:
         return refused
 
     async def _try(
-        self, branch: Branch, plan: Plan, call: Callable[[int], Awaitable[Any]], tries: int
+        self,
+        branch: Branch,
+        plan: Plan,
+        call: Callable[[int], Awaitable[Any]],
+        tries: int,
     ) -> Any:
         """Execute a step's function once, within its time limit."""
         began = self._loop.time()
         if not plan.is_once:  # the marker has told of it
-            self._under_way.append(UnderWay(began, self.tell_started, plan, tries))
+            self._under_way.append((began, self.tell_started, plan, tries))
         plan.current_try = tries
         branch.is_in_step = True
         limit = timed = None
@@ -208,9 +205,9 @@ class Performer:
                 self._timed.end(timed)
             plan.current_try = 0
 
-    def _kept(self, plan: Plan, work: Awaitable[R]) -> Awaitable[R]:
+    def _kept(self, work: Awaitable[R]) -> Awaitable[R]:
         """Keep what a `once` step does from being cut short by a time limit of the flow's own."""
-        return once.undisturbed(self._branches, work) if plan.is_once else work
+        return once.undisturbed(self._branches, work)
 
     async def _mark(self, plan: Plan, tries: int, elapsed_s: float) -> None:
         """Commit the marker of a `once` step's try."""
@@ -222,7 +219,7 @@ class Performer:
             duration_s=elapsed_s,
             seq=self._branches.place(plan.key),
         )
-        await self._kept(plan, self.own(self._store(write)))
+        await self._kept(self.own(self._store(write)))
 
     async def _doubt(
         self,
@@ -337,142 +334,7 @@ class Performer:
             )
         )
 
-    def tell_started(self, plan: Plan) -> None:
-        """Tell that a step is under way; nobody waits for this."""
-        self._committer.record(
-            StepWrite(
-                lease=self._lease,
-                step_key=plan.key,
-                name=plan.name,
-                event_kind="step.started",
-                event_data=f'{{"name":"{plan.name}","tries":{plan.current_try}}}',
-            )
-        )
-
-    async def tell(self, key: str, name: str, body: str) -> None:
-        """Store a progress event of a step under way; `body` is JSON text."""
-        if self._branches.closed is not None:
-            raise Unwind(self._branches.closed)
-        await self.own(self._tell(key, name, body))
-
-    def tell_soon(self, key: str, name: str, body: str) -> asyncio.Future[None] | None:
-        """As `tell`, without waiting for it; gives None once the attempt was ended."""
-        return self._tell(key, name, body) if self._branches.closed is None else None
-
-    def show(self, plan: Plan, tries: int, text: str, veil: Veil | None) -> None:
-        """Show text of a try that is under way to whoever follows the run."""
-        if plan.current_try != tries or self._branches.closed is not None:
-            return  # a thread that went on beyond its time
-        if plan.text is None:
-            plan.text = self._deltas.open(self._lease, plan.key, tries, veil)
-        plan.text.feed(text)
-
-    async def _shown(self, plan: Plan) -> None:
-        """Wait until what the try showed is stored, so that nothing of it comes after its record.
-
-        The outcome of a `once` step waits for nothing: known and not recorded, it would be lost with whatever comes.
-        """
-        text, plan.text = plan.text, None
-        if text is None:
-            return
-        if plan.is_once:
-            text.cut()
-        else:
-            await self.own(text.end())
-
-    def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
-        return self._committer.record(
-            StepWrite(
-                lease=self._lease,
-                step_key=key,
-                name=name,
-                event_kind="progress",
-                event_data=body,
-            )
-        )
-
-    async def record(
-        self,
-        key: str,
-        name: str,
-        event_kind: str,
-        data: Mapping[str, Json],
-        *,
-        kind: str = "step",
-        state: str,
-        output: str | None = None,
-        error: str | None = None,
-        tries: int = 1,
-        duration_s: float = 0.0,
-        spent: Sequence[Spent] = (),
-        has_room: bool = False,
-    ) -> None:
-        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
-        write = StepWrite(
-            lease=self._lease,
-            step_key=key,
-            name=name,
-            kind=kind,
-            state=state,
-            output=output,
-            error=error,
-            tries=tries,
-            duration_s=duration_s,
-            seq=self._branches.place(key),
-            spent=spent,
-            has_room=has_room,
-            event_kind=event_kind,
-            event_data=dump(None, data),
-        )
-        await self.own(self._store(write))
-
-    def _store(self, write: StepWrite) -> Awaitable[None]:
-        """Give a record to the group commit; endings wait for it, whatever ends the flow's code."""
-        stored = self._committer.record(write)
-        if not self.is_obliged:
-            return stored
-        self._in_flight.add(stored)
-        stored.add_done_callback(self._in_flight.discard)
-        return asyncio.shield(stored)
-
     def take_unrecorded(self) -> list[Spent]:
         """Hand out what tries used that no record will tell of, and forget it."""
         taken, self._unrecorded = self._unrecorded, []
         return taken
-
-    async def settled(self) -> None:
-        """Wait until every record of this attempt is stored or refused."""
-        while self._in_flight:
-            await asyncio.wait(self._in_flight)
-
-    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
-        """Make a write of its own, again while the database is out of reach; returns its result.
-
-        Where the database is there and something else is not, the run is left to another worker in the end.
-        """
-        reason = ""
-        for _ in range(100):
-            try:
-                return await self.own(write())
-            except Transient as error:
-                reason = "away" if is_away(error) else "lost"
-                await self.own(asyncio.sleep(AGAIN_S))
-        self._branches.close(reason)
-        raise Unwind(reason)
-
-    async def own(self, awaitable: Awaitable[R]) -> R:
-        """Await something of the engine's; an attempt ended meanwhile gets Unwind."""
-        try:
-            return await awaitable
-        except LeaseLost as error:
-            self._branches.close("lost")
-            raise Unwind("lost") from error
-        except asyncio.CancelledError as error:
-            if self._branches.closed is not None:
-                raise Unwind(self._branches.closed) from error
-            raise
-
-
-def is_away(error: BaseException | None) -> bool:
-    """Whether the database is there, and something else that is needed is not."""
-    return isinstance(error, Transient) and not isinstance(error, Unavailable)

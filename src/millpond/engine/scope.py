@@ -11,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TypeAlias
 
 from millpond.db.pool import EngineDatabase
 from millpond.engine.commit import Committer
@@ -103,18 +103,14 @@ class Deadlines:
             heapq.heapify(self._heap)
 
 
-class UnderWay(NamedTuple):
-    """A try that has begun, on the loop's clock; the oldest is first in its queue."""
-
-    began: float
-    tell_started: Callable[[Plan], None]
-    plan: Plan
-    tries: int
+# A try that has begun, on the loop's clock: began, what tells of it, its plan, and which try of it. The oldest is first
+# in its queue. A plain tuple, since every try of every step makes one.
+UnderWay: TypeAlias = tuple[float, Callable[[Plan], None], Plan, int]
 
 
 def announce(under_way: deque[UnderWay], now: float) -> None:
     """Tell of tries that have lasted a while; called now and then, so that short ones cost nothing."""
-    while under_way and now - under_way[0].began >= ANNOUNCE_S:
-        one = under_way.popleft()
-        if one.plan.current_try == one.tries:
-            one.tell_started(one.plan)
+    while under_way and now - under_way[0][0] >= ANNOUNCE_S:
+        _, tell_started, plan, tries = under_way.popleft()
+        if plan.current_try == tries:
+            tell_started(plan)

@@ -24,7 +24,8 @@ from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.leases import Claimed
 from millpond.engine.metering import Spent
 from millpond.engine.opening import Opening, draw_again
-from millpond.engine.performing import AGAIN_S, HOLD_S, is_away
+from millpond.engine.performing import HOLD_S
+from millpond.engine.recording import AGAIN_S, is_away
 from millpond.engine.registry import Step
 from millpond.engine.remote import Order, RemoteWrite
 from millpond.engine.rights import ENDINGS, right_of

@@ -25,11 +25,35 @@ _NEEDS = queries("needs")
 async def record(con: Connection, layer: Steps) -> dict[int, bool]:
     """Store steps; returns the ordinals stored, with whether the run was asked to cancel."""
     writes = [write for _, write in layer]
-    rows = await con.fetch(
-        _SQL["record"],
-        plain([write.lease.org_id for write in writes]),
-        plain([write.lease.item_id for write in writes]),
-        plain([write.lease.token for write in writes]),
+    if all(write.is_new for write in writes):
+        rows = await con.fetch(_SQL["record_done"], *_results(writes))
+    else:
+        rows = await con.fetch(_SQL["record"], *_records(writes))
+    await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
+    await _meter(con, writes, rows)
+    # A write that was refused gives nothing back: where its lease is gone, what it had reserved stands.
+    if any(write.has_room for write in writes):
+        await _leave(con, [one for row in rows if (one := writes[row[0] - 1]).has_room])
+    return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
+
+
+def _results(writes: Sequence[StepWrite]) -> list[str]:
+    """Return the columns of results of first tries."""
+    return [
+        *_leases(writes),
+        texts([write.step_key for write in writes]),
+        texts([write.name for write in writes]),
+        optional([inline(write.output) for write in writes]),
+        plain([f"{write.duration_s:.6f}" for write in writes]),
+        texts([write.event_data for write in writes]),
+        plain(["" if write.seq is None else write.seq for write in writes]),
+    ]
+
+
+def _records(writes: Sequence[StepWrite]) -> list[str]:
+    """Return the columns of whatever is recorded of steps."""
+    return [
+        *_leases(writes),
         texts([write.step_key for write in writes]),
         texts([write.name for write in writes]),
         texts([write.kind for write in writes]),
@@ -42,13 +66,7 @@ async def record(con: Connection, layer: Steps) -> dict[int, bool]:
         texts([write.event_data for write in writes]),
         plain(["" if write.seq is None else write.seq for write in writes]),
         plain(["t" if write.is_new else "f" for write in writes]),
-    )
-    await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
-    await _meter(con, writes, rows)
-    # A write that was refused gives nothing back: where its lease is gone, what it had reserved stands.
-    if any(write.has_room for write in writes):
-        await _leave(con, [one for row in rows if (one := writes[row[0] - 1]).has_room])
-    return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
+    ]
 
 
 async def finish(con: Connection, ends: Ends) -> set[int]:
@@ -73,12 +91,16 @@ async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], lis
     return {ends[row[0] - 1][0] for row in rows}, await see_to(con, ended)
 
 
+def _leases(writes: Sequence[StepWrite] | Sequence[FinishWrite]) -> list[str]:
+    """Return the columns of the leases that allow these writes."""
+    orgs, items, _, _, tokens = zip(*[write.lease for write in writes], strict=True)
+    return [plain(orgs), plain(items), plain(tokens)]
+
+
 def _columns(ends: Ends) -> list[str]:
     writes = [write for _, write in ends]
     return [
-        plain([write.lease.org_id for write in writes]),
-        plain([write.lease.item_id for write in writes]),
-        plain([write.lease.token for write in writes]),
+        *_leases(writes),
         texts([write.outcome for write in writes]),
         optional([inline(write.output) for write in writes]),
         optional([write.error for write in writes]),

@@ -40,6 +40,30 @@ events as (
 )
 select ord, cancel_requested from held;
 
+-- name: record_done
+-- Stores results of first tries, as record does: of such writes alone a batch mostly is, and each is known by less.
+with held as (
+  update item i set event_no = i.event_no + 1
+  from unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::uuid[], string_to_array($3, chr(30))::uuid[],
+              string_to_array($4, chr(30)), string_to_array($5, chr(30)), string_to_array($6, chr(30), ''),
+              string_to_array($7, chr(30))::float8[], string_to_array($8, chr(30)), string_to_array($9, chr(30), '')::int[])
+    with ordinality as u(org_id, item_id, token, step_key, name, output, duration_s, event_data, seq, ord)
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.token = u.token
+  returning i.org_id, i.run_id, i.attempt, i.event_no, i.cancel_requested, u.step_key, u.name, u.output, u.duration_s,
+            u.event_data, u.seq, u.ord
+),
+steps as (
+  insert into step (org_id, run_id, step_key, name, kind, state, output, tries, attempt, started_at, finished_at, seq)
+  select org_id, run_id, step_key, name, 'step', 'done', output::json, 1, attempt,
+         clock_timestamp() - duration_s * interval '1 second', clock_timestamp(), seq
+  from held
+),
+events as (
+  insert into event (org_id, run_id, event_no, kind, step_key, data)
+  select org_id, run_id, event_no, 'step.succeeded', step_key, event_data::json from held
+)
+select ord, cancel_requested from held;
+
 -- name: finish
 -- Ends runs without duties whose lease still holds: live row and lease go; outcome, final event and what it used are stored.
 with held as (

@@ -1,0 +1,177 @@
+"""Recording: what an attempt's steps leave behind: records, events, and what they show while they go on.
+
+The base of `performing`'s Performer. Invariants: what is awaited here is durable once it returns; a lost lease, and
+whatever else ends the attempt from outside, comes back as Unwind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeVar
+
+from millpond.engine.branches import Branches, Unwind
+from millpond.engine.commit import StepWrite
+from millpond.engine.encoding import dump
+from millpond.engine.leases import Lease
+from millpond.engine.metering import Spent
+from millpond.engine.plans import Plan
+from millpond.engine.scope import Scope
+from millpond.errors import LeaseLost, Transient, Unavailable
+from millpond.types import Json
+from millpond.veil import Veil
+
+R = TypeVar("R")
+
+# What is out of reach is tried again after this time.
+AGAIN_S = 0.3
+
+
+class Recorder:
+    """Stores what the steps of one attempt come to, and waits for it."""
+
+    def __init__(
+        self, lease: Lease, scope: Scope, branches: Branches, *, is_obliged: bool = False
+    ) -> None:
+        self._lease = lease
+        self._database = scope.database
+        self._committer = scope.committer
+        self._deltas = scope.deltas
+        self._branches = branches
+        self.is_obliged = is_obliged
+        self._in_flight: set[asyncio.Future[None]] = set()
+
+    def tell_started(self, plan: Plan) -> None:
+        """Tell that a step is under way; nobody waits for this."""
+        self._committer.record(
+            StepWrite(
+                lease=self._lease,
+                step_key=plan.key,
+                name=plan.name,
+                event_kind="step.started",
+                event_data=f'{{"name":"{plan.name}","tries":{plan.current_try}}}',
+            )
+        )
+
+    async def tell(self, key: str, name: str, body: str) -> None:
+        """Store a progress event of a step under way; `body` is JSON text."""
+        if self._branches.closed is not None:
+            raise Unwind(self._branches.closed)
+        await self.own(self._tell(key, name, body))
+
+    def tell_soon(self, key: str, name: str, body: str) -> asyncio.Future[None] | None:
+        """As `tell`, without waiting for it; gives None once the attempt was ended."""
+        return self._tell(key, name, body) if self._branches.closed is None else None
+
+    def show(self, plan: Plan, tries: int, text: str, veil: Veil | None) -> None:
+        """Show text of a try that is under way to whoever follows the run."""
+        if plan.current_try != tries or self._branches.closed is not None:
+            return  # a thread that went on beyond its time
+        if plan.text is None:
+            plan.text = self._deltas.open(self._lease, plan.key, tries, veil)
+        plan.text.feed(text)
+
+    async def _shown(self, plan: Plan) -> None:
+        """Wait until what the try showed is stored, so that nothing of it comes after its record.
+
+        The outcome of a `once` step waits for nothing: known and not recorded, it would be lost with whatever comes.
+        """
+        text, plan.text = plan.text, None
+        if text is None:
+            return
+        if plan.is_once:
+            text.cut()
+        else:
+            await self.own(text.end())
+
+    def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
+        return self._committer.record(
+            StepWrite(
+                lease=self._lease,
+                step_key=key,
+                name=name,
+                event_kind="progress",
+                event_data=body,
+            )
+        )
+
+    async def record(
+        self,
+        key: str,
+        name: str,
+        event_kind: str,
+        data: Mapping[str, Json],
+        *,
+        kind: str = "step",
+        state: str,
+        output: str | None = None,
+        error: str | None = None,
+        tries: int = 1,
+        duration_s: float = 0.0,
+        spent: Sequence[Spent] = (),
+        has_room: bool = False,
+    ) -> None:
+        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
+        write = StepWrite(
+            lease=self._lease,
+            step_key=key,
+            name=name,
+            kind=kind,
+            state=state,
+            output=output,
+            error=error,
+            tries=tries,
+            duration_s=duration_s,
+            seq=self._branches.place(key),
+            spent=spent,
+            has_room=has_room,
+            event_kind=event_kind,
+            event_data=dump(None, data),
+        )
+        await self.own(self._store(write))
+
+    def _store(self, write: StepWrite) -> Awaitable[None]:
+        """Give a record to the group commit; endings wait for it, whatever ends the flow's code."""
+        stored = self._committer.record(write)
+        if not self.is_obliged:
+            return stored
+        self._in_flight.add(stored)
+        stored.add_done_callback(self._in_flight.discard)
+        return asyncio.shield(stored)
+
+    async def settled(self) -> None:
+        """Wait until every record of this attempt is stored or refused."""
+        while self._in_flight:
+            await asyncio.wait(self._in_flight)
+
+    async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
+        """Make a write of its own, again while the database is out of reach; returns its result.
+
+        Where the database is there and something else is not, the run is left to another worker in the end.
+        """
+        reason = ""
+        for _ in range(100):
+            try:
+                return await self.own(write())
+            except Transient as error:
+                reason = "away" if is_away(error) else "lost"
+                await self.own(asyncio.sleep(AGAIN_S))
+        self._branches.close(reason)
+        raise Unwind(reason)
+
+    async def own(self, awaitable: Awaitable[R]) -> R:
+        """Await something of the engine's; an attempt ended meanwhile gets Unwind."""
+        try:
+            return await awaitable
+        except LeaseLost as error:
+            self._branches.close("lost")
+            raise Unwind("lost") from error
+        except asyncio.CancelledError as error:
+            if self._branches.closed is not None:
+                raise Unwind(self._branches.closed) from error
+            raise
+
+
+def is_away(error: BaseException | None) -> bool:
+    """Whether the database is there, and something else that is needed is not."""
+    return isinstance(error, Transient) and not isinstance(error, Unavailable)
