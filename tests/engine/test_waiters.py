@@ -14,7 +14,7 @@ from tests.engine.test_step_keys import OTHER, Gate, nothing_left, until
 
 from millpond.engine import waits
 from millpond.engine.context import Context
-from millpond.engine.leases import Claimed
+from millpond.engine.leases import Claimed, Seat
 from millpond.engine.needs import Ask
 from millpond.engine.operations import cancel
 from millpond.engine.registry import Registry, step
@@ -317,7 +317,7 @@ async def test_a_run_tells_since_when_the_steps_have_waited_that_it_is_claimed_f
     await waits.park(pond.engine_db, run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
     await limit(pond.db, KEY, 1)
     (again,) = await hand.soon()
-    assert again.seats == ((ask.step_key, (ask.since_us or 0) + 1),)
+    assert again.seats == (Seat(ask.step_key, (ask.since_us or 0) + 1),)
 
 
 async def test_an_org_is_charged_once_for_a_run_that_is_taken_for_several_steps(

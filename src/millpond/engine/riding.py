@@ -18,9 +18,11 @@ import structlog
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.branches import Branches
+from millpond.engine.charges import Charges
 from millpond.engine.claim import Claimer
 from millpond.engine.history import just
 from millpond.engine.needs import Answer, Ask, concerns
+from millpond.engine.tolls import Tolls
 from millpond.errors import LeaseLost, MillpondError
 
 _SQL = queries("needs")
@@ -48,7 +50,7 @@ class Rider:
 class Riding:
     """Who asks; `wake` lets the worker claim soon, `on_freed` tells that a step gave back its room.
 
-    `summon` lets other workers claim soon, for whose steps room was left.
+    `summon` lets other workers claim soon, for whose steps room was left. `tolls` counts what charged tries use.
     """
 
     def __init__(
@@ -58,7 +60,9 @@ class Riding:
         wake: Callable[[], None] = lambda: None,
         on_freed: Callable[[], None] = lambda: None,
         summon: Callable[[Iterable[uuid.UUID]], None] = lambda _: None,
+        tolls: Tolls | None = None,
     ) -> None:
+        self.tolls = tolls or Tolls(Charges(), lambda _work, _used_s: None)
         self._database = database
         self._wake = wake
         self._on_freed = on_freed
@@ -121,6 +125,7 @@ class Riding:
             rider = self._riders.get(ask)
             if rider is None:
                 if answer.has_row:
+                    self.tolls.refund(ask.org_id, answer.toll)
                     self.leave(ask)
                 continue
             rider.answer = answer
