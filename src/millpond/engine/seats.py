@@ -137,7 +137,7 @@ class Line:
         rank, at = lane.ranks[lane.taken], _at(share, lane)
         rooms = {room.name for room in lane.rooms}
         before = [one for one in self._guarded if self._is_before(one, rank, at, rooms)]
-        for want in _in_turn(before):
+        for want in _in_turn(before) if before else ():
             # Those of its org that went meanwhile may have brought it behind.
             if not want.crossings or self._is_before(want, rank, at, rooms):
                 self._let_on(want)
