@@ -12,6 +12,7 @@ import pytest
 from tests.engine.conftest import Pond
 from tests.engine.parking import KEY, ROOM, Hand, end, send
 from tests.engine.test_limits import limit, second_org
+from tests.engine.test_step_keys import until
 from tests.engine.test_turns import QUEUES, many, stands
 from tests.engine.test_waiters import ask_of, rides
 
@@ -150,14 +151,12 @@ async def test_a_step_of_a_waiting_run_is_charged_for_its_try_and_not_for_its_ru
     pond: Pond,
 ) -> None:
     """Its run may go on for an hour after it."""
-    org_s: dict[str, float] = {}
     other = await second_org(pond.db)
     done = asyncio.Event()
 
     async def asks(ctx: Context, _: Any) -> None:
         await ctx.step("ask", asyncio.sleep, 0.01, keys=[KEY])
-        org_s["asked"] = 1.0
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(1.5)
 
     async def work(_ctx: Context, _: Any) -> None:
         await done.wait()
@@ -165,24 +164,24 @@ async def test_a_step_of_a_waiting_run_is_charged_for_its_try_and_not_for_its_ru
     asking, working = pond.flow(asks, name="asks"), pond.flow(work, name="works", keys=[KEY])
     await limit(pond.db, KEY, 1)
     async with pond.worker({"llm": 4, "sql": 4}):
-        async with pond.db.org(other) as con:
-            await submit(con, [pond.intent(working, 1, org_id=other, queue="sql")] * 1)
-        async with asyncio.timeout(20):
-            while not await pond.count("lease"):
-                await asyncio.sleep(0.01)
-        async with pond.db.org(pond.org_id) as con:
-            await submit(con, [pond.intent(asking, 1, queue="llm")])
-        async with pond.db.org(other) as con:
-            await submit(con, [pond.intent(working, 1, org_id=other, queue="sql")])
-        async with asyncio.timeout(20):
-            while not await pond.count("crossing"):
-                await asyncio.sleep(0.01)
-            done.set()
-            while not org_s:
-                await asyncio.sleep(0.01)
-            before = (await stands(pond)).get(pond.org_id, 0.0)
-            await asyncio.sleep(1.0)
-        assert (await stands(pond)).get(pond.org_id, 0.0) <= before + 0.05
+        await _one(pond, working, other, "sql")
+        await until(pond, "lease")
+        run_id = await _one(pond, asking, pond.org_id, "llm")
+        await until(pond, "step_need")
+        await _one(pond, working, other, "sql")
+        await until(pond, "crossing")
+        async with pond.engine_db.duty("test") as con:
+            began_s = await con.fetchval("select virtual_s from crossing")
+        done.set()
+        await pond.ended(run_id)
+        assert 0 < (await stands(pond))[pond.org_id] - began_s < 0.5
+
+
+async def _one(pond: Pond, flow: Any, org_id: int, queue: str) -> uuid.UUID:
+    intent = pond.intent(flow, 1, org_id=org_id, queue=queue)
+    async with pond.db.org(org_id) as con:
+        await submit(con, [intent])
+    return intent.run_id
 
 
 async def test_why_tells_the_turn_of_a_step_beside_its_run_and_of_a_parked_run(pond: Pond) -> None:
