@@ -471,3 +471,39 @@ async def test_a_step_that_was_cancelled_keeps_no_place_while_its_run_undoes_wha
         assert await pond.count("lease") == 1
         gate.open("act")
         assert (await pond.ended(run_id))["outcome"] == "cancelled"
+
+
+async def test_a_branch_without_a_place_in_its_bound_leaves_its_room_to_others(pond: Pond) -> None:
+    """Its place was given to the next branch as it parked; it asks anew once it has one."""
+    gate = Gate()
+
+    async def maps(ctx: Context, _: Any) -> list[str]:
+        return await ctx.map(
+            lambda name: ctx.step(name, gate.stay, name, keys=[KEY] if name == "asks" else []),
+            ["asks", "works"],
+            limit=1,
+        )
+
+    async def asks(ctx: Context, name: str) -> str:
+        return await ctx.step("ask", gate.stay, name, keys=[KEY])
+
+    mapping, asking = pond.flow(maps, name="maps"), pond.flow(asks, name="asks")
+    await limit(pond.db, KEY, 1)
+    async with pond.worker({"default": 4}):
+        first = await pond.submit(asking, "first")
+        await gate.reached("first")
+        run_id = await pond.submit(mapping)
+        await gate.reached("works")
+        await until(pond, "step_lease", "since_us is not null")
+        second = await pond.submit(asking, "second")
+        await until(pond, "step_need")
+        gate.open("first")
+        await gate.reached("second")
+        assert "asks" not in gate.inside
+        gate.open("works", "asks")
+        await until(pond, "step_lease", "since_us is not null")
+        gate.open("second")
+        await pond.ended(run_id)
+        for one in (first, second):
+            await pond.ended(one)
+        await nothing_left(pond)

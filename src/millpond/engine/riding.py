@@ -39,12 +39,16 @@ _GRANTED = just("room", "granted", None, None)
 
 @dataclass(eq=False, slots=True)
 class Rider:
-    """A step that asks; `told` ends with the first answer, `answer` is the last one."""
+    """A step that asks; `told` ends with the first answer, `answer` is the last one.
+
+    `left` is the giving back of room that came while its branch had no place in its bound: it is to ask anew.
+    """
 
     ask: Ask
     branches: Branches
     told: asyncio.Future[Answer]
     answer: Answer | None = None
+    left: asyncio.Task[None] | None = None
 
 
 class Riding:
@@ -137,6 +141,14 @@ class Riding:
                 rider.told.set_result(answer)
             elif answer.is_seated or answer.refusal is not None:
                 _go_on(rider)
+                if answer.is_seated and _is_parked(rider):
+                    self._put_off(rider, answer)
+
+    def _put_off(self, rider: Rider, answer: Answer) -> None:
+        """Leave room to others that a branch has which cannot go on, since others have the places of its bound."""
+        rider.answer = answer._replace(is_seated=False, has_row=False, toll=None)
+        self.tolls.refund(rider.ask.org_id, answer.toll)
+        rider.left = self.leave(rider.ask)
 
     def freed(self) -> None:
         """Tell that a step's record has given back its room."""
@@ -197,6 +209,11 @@ def _go_on(rider: Rider) -> None:
     for one in rider.branches.parked:
         if one.ask is rider.ask:
             rider.branches.wake(one, _GRANTED)
+
+
+def _is_parked(rider: Rider) -> bool:
+    """Whether the strand that has its room waits for a place in its bound."""
+    return any(one.ask is rider.ask and not one.over.done() for one in rider.branches.parked)
 
 
 async def sweep(database: EngineDatabase) -> None:

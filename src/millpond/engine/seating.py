@@ -79,8 +79,15 @@ class Seating:
                 if rider.answer is not None and rider.answer.is_seated:
                     return rider.answer
                 await self._branches.park(branch, plan.key, is_human=False, ask=ask)
-                assert rider.answer is not None
-                answer = rider.answer
+                if (
+                    rider.left is not None
+                ):  # it has a place in its bound by now, others had the room
+                    await own(asyncio.shield(rider.left))
+                    rider = self._riding.ask(ask, self._branches)
+                    answer = await own(rider.told)
+                else:
+                    assert rider.answer is not None
+                    answer = rider.answer
                 if answer.refusal is not None:  # the limit was lowered meanwhile
                     raise answer.refusal
             return answer
