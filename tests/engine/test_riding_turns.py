@@ -222,12 +222,14 @@ async def test_workers_share_a_key_between_steps_and_runs_of_two_queues(
         used[org_id] += round(seconds * 1000)
 
     async def asks(ctx: Context, org_id: int) -> None:
-        steps = [ctx.step(f"ask {nth}", hold, org_id, step_s, keys=[KEY]) for nth in range(8)]
+        def step(nth: int) -> Any:
+            return ctx.step(f"ask {nth}", hold, org_id, step_s, keys=[KEY])
+
         if is_beside:
-            await ctx.parallel(*steps)
+            await ctx.parallel(*(step(nth) for nth in range(8)))
             return
-        for one in steps:
-            await one
+        for nth in range(8):
+            await step(nth)
 
     async def work(_ctx: Context, org_id: int) -> None:
         await hold(org_id, run_s)
