@@ -25,6 +25,7 @@ HOT = {
         "blocking": "block block_step lock_blocked unblock",
         "children": "basis known last_of_chain joined lineage hand_on",
         "commit": "record record_done finish finish_with_duties lock_live hold",
+        "crossings": "weights",
         "deadlines": "due lock take sweep tell end is_overdue",
         "dedup": "holders free_orphan free",
         "endings": "drop_waits free_keys lock_parents end_joins cancel_children with_parent",

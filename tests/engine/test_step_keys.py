@@ -803,7 +803,7 @@ async def test_steps_of_a_run_that_somebody_holds_give_back_only_what_was_picked
         assert await hand.soon() == [], "the only place is in use"
     (again,) = await hand.soon()
     assert again.lease.run_id == run.lease.run_id
-    assert [key for key, _ in again.seats] == ["other:0"]
+    assert [seat.step_key for seat in again.seats] == ["other:0"]
     await end(pond, [held])
     assert len(await hand.soon()) == 1
 

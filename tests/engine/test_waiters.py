@@ -16,7 +16,7 @@ from tests.engine.test_step_keys import OTHER, Gate, nothing_left, until
 
 from millpond.engine import waits
 from millpond.engine.context import Context
-from millpond.engine.leases import Claimed
+from millpond.engine.leases import Claimed, Seat
 from millpond.engine.needs import Ask
 from millpond.engine.operations import cancel
 from millpond.engine.registry import Registry, step
@@ -309,7 +309,7 @@ async def test_a_run_tells_since_when_the_steps_have_waited_that_it_is_claimed_f
     await waits.park(pond.engine_db, run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
     await limit(pond.db, KEY, 1)
     (again,) = await hand.soon()
-    assert again.seats == ((ask.step_key, (ask.since_us or 0) + 1),)
+    assert again.seats == (Seat(ask.step_key, (ask.since_us or 0) + 1),)
 
 
 async def test_an_org_is_charged_once_for_a_run_that_is_taken_for_several_steps(
@@ -463,3 +463,39 @@ async def test_a_step_that_was_cancelled_keeps_no_place_while_its_run_undoes_wha
         assert await pond.count("lease") == 1
         gate.open("act")
         assert (await pond.ended(run_id))["outcome"] == "cancelled"
+
+
+async def test_a_branch_without_a_place_in_its_bound_leaves_its_room_to_others(pond: Pond) -> None:
+    """Its place was given to the next branch as it parked; it asks anew once it has one."""
+    gate = Gate()
+
+    async def maps(ctx: Context, _: Any) -> list[str]:
+        return await ctx.map(
+            lambda name: ctx.step(name, gate.stay, name, keys=[KEY] if name == "asks" else []),
+            ["asks", "works"],
+            limit=1,
+        )
+
+    async def asks(ctx: Context, name: str) -> str:
+        return await ctx.step("ask", gate.stay, name, keys=[KEY])
+
+    mapping, asking = pond.flow(maps, name="maps"), pond.flow(asks, name="asks")
+    await limit(pond.db, KEY, 1)
+    async with pond.worker({"default": 4}):
+        first = await pond.submit(asking, "first")
+        await gate.reached("first")
+        run_id = await pond.submit(mapping)
+        await gate.reached("works")
+        await until(pond, "step_lease", "since_us is not null")
+        second = await pond.submit(asking, "second")
+        await until(pond, "step_need")
+        gate.open("first")
+        await gate.reached("second")
+        assert "asks" not in gate.inside
+        gate.open("works", "asks")
+        await until(pond, "step_lease", "since_us is not null")
+        gate.open("second")
+        await pond.ended(run_id)
+        for one in (first, second):
+            await pond.ended(one)
+        await nothing_left(pond)

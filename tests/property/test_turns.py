@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millpond.engine.accounts import Crossing
 from millpond.engine.admission import Decision, Lane, Pick, Room, Share, admit
-from millpond.engine.turns import Crossing, decide
+from millpond.engine.turns import decide
 
 QUEUES = ("default", "llm", "sql")
 NAMES = "abc"

@@ -71,7 +71,9 @@ class Lane:
     `need`, or what `needs` has by the room's name, which is what a step in line takes itself. `full` is the
     room for want of which the lane's next item cannot go, `was_full` whether that was ever so in this claim.
     Somebody waits for work that `is_urgent`: of the class interactive.
-    Of those taken so many went `together` with others, as steps of one run.
+    Of those taken so many went `together` with others, as steps of one run. `able` is what a worker needs for them.
+    `tries` has, by name, the rooms in which not the item has its place but the step for whose sake it goes, with the
+    expected use of a try, in worker-seconds.
     """
 
     lane_id: int
@@ -88,10 +90,22 @@ class Lane:
     need: int = 1
     needs: Mapping[str, int] | None = None
     together: int = 0
+    tries: Mapping[str, float] | None = None
+    able: str = ""
 
     def cost(self, room: Room) -> int:
         """Return how many each item takes of a room."""
         return room.cost(need_in(room, self.need, self.needs))
+
+    def use_s(self, room: Room) -> float:
+        """Return for how long an item is expected to have its place in a room, in worker-seconds."""
+        return self.estimate_s if self.tries is None else self.tries.get(room.name, self.estimate_s)
+
+    def used_s(self, room: Room) -> float:
+        """Return for how long those taken are expected to have theirs, in worker-seconds."""
+        if self.tries is not None and room.name in self.tries:
+            return self.taken * self.tries[room.name]
+        return (self.taken - self.together) * self.estimate_s
 
     @property
     def is_spent(self) -> bool:

@@ -9,24 +9,28 @@ to it (`seats`); a picked step of a waiting run readies that run, which the same
 from __future__ import annotations
 
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Pick, Room, Share
+from millpond.engine.charges import Toll
+from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE, KEY_SEPARATOR, PRIORITY_STEP_US, RESUME_LEAD_US
 from millpond.engine.limiting import Limiter
 from millpond.engine.needs import APART, Answer, Ask, name_of, needed
 from millpond.engine.reservations import Needing, Taken
 from millpond.engine.rules import Place
-from millpond.engine.seats import Line, Want, give_back
+from millpond.engine.seats import Elder, Line, Want, give_back
 from millpond.engine.tokens import above_limit
 from millpond.engine.waiters import Asked, drop_ghosts, elders, holders, who_is
 from millpond.errors import InvalidInput
+from millpond.types import NO_ORG
 
 _SQL = queries("needs")
+_CROSSINGS = queries("crossings")
 # What a rate let go begins so soon after, or is admitted anew: so that its call is at the other end within 250 ms.
 LATE_S = 0.15
 
@@ -123,7 +127,12 @@ class Boarding:
         if not wants:
             return
         queues = [queue for queue, slots in free.items() if slots > 0]
-        old = await elders(con, wants, self._worker_id, queues) if self._limits.has_rooms else ()
+        old: Sequence[Elder] = ()
+        if self._limits.has_rooms:
+            expected_s = self._limits.crossings.estimate_s
+            old = await elders(con, wants, self._worker_id, queues, expected_s)
+        if self._limits.crossings.known:
+            await self._cross(con, wants, old)
         self._line = Line(wants, old, shares, free)
         self._line.begin()
 
@@ -135,6 +144,7 @@ class Boarding:
         if self._line is None:
             return
         self._line.finish()
+        await self._meet(con)
         waits = [one for want, one in self._elsewhere if want.has_gone]
         self.summons = await holders(con, waits)
         if self._worker_id in self.summons:
@@ -143,6 +153,43 @@ class Boarding:
             self.summons.discard(self._worker_id)
         if self._wanted:
             self.answers |= await self._answer(con)
+
+    async def _cross(self, con: Connection, wants: Sequence[Want], old: Sequence[Elder]) -> None:
+        """See which steps want room that several queues need, and where the orgs stand that do."""
+        crossings = self._limits.crossings
+        crossed: dict[str, Room] = {}
+        riding: dict[str, set[int]] = defaultdict(set)
+        for want in wants:
+            for room in want.rooms:
+                if room.name in crossings.known:
+                    crossed[room.name] = room
+                    if want.since_us is not None:
+                        riding[room.name].add(want.org_id)
+        if not crossed:
+            return
+        orgs = {one.org_id for one in (*wants, *old)}
+        await crossings.read(con, crossed.values(), orgs, riding)
+        lines = {(one.org_id, one.queue) for one in wants}
+        columns = [[one[nth] for one in lines] for nth in range(2)]
+        rows = await con.fetch(_CROSSINGS["weights"], *columns)
+        weights = {(row["org_id"], row["queue"]): row["weight"] for row in rows}
+        for want in wants:
+            if through := crossings.through(want.rooms):
+                want.crossings = through
+                weight = weights.get((want.org_id, want.queue), 1.0)
+                want.use_s = crossings.try_s(want.able) / weight
+
+    async def _meet(self, con: Connection) -> None:
+        """Let rooms be crossings where steps wait beside working branches, and work of another queue too."""
+        known = self._limits.crossings.known
+        wants = [*self._wanted.values(), *(want for want, _ in self._elsewhere)]
+        stands = {
+            (want.full.name, want.queue)
+            for want in wants
+            if want.full is not None and want.full.org_id == NO_ORG and not want.full.is_weighed
+        }
+        if stands := {one for one in stands if one[0] not in known}:
+            await self._limits.crossings.meet(con, stands)
 
     async def _read(self, con: Connection) -> None:
         """Read where the steps of this worker stand; those that no limit concerns have room."""
@@ -195,7 +242,8 @@ class Boarding:
             if ask in begin:
                 is_paced = any(place.rule.kind == "rate" for place in self._tries[ask].places)
                 begin_by = limits.began + LATE_S if is_paced else None
-                answers[ask] = Answer(is_seated=True, has_row=True, begin_by=begin_by)
+                toll = _toll(want, limits.crossings)
+                answers[ask] = Answer(is_seated=True, has_row=True, begin_by=begin_by, toll=toll)
                 continue
             if want.full is not None:
                 needing = self._tries[ask].needing
@@ -286,9 +334,18 @@ def _want(one: _Trying, row: Record, rooms: Sequence[Room], place: tuple[int, in
         since_us=min(since, default=None),
         offset_us=row["offset_us"],
         virtual_s=row["virtual_s"],
+        able=row["capability"].rstrip(ALONE),
         need=1 if one.needing is None else one.needing.need.tokens,
         place=place,
     )
+
+
+def _toll(want: Want, crossings: Crossings) -> Toll | None:
+    """Return what a try is charged that begins, None where no other queue needs its rooms."""
+    if not want.crossings:
+        return None
+    rooms = tuple(one.room.name for one in want.crossings)
+    return Toll(want.queue, rooms, crossings.try_s(want.able), want.able)
 
 
 def _seat_of(ask: Ask) -> _Seat:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from functools import partial
 from typing import Literal
 
 from millpond.db.pool import Connection, Record
@@ -28,6 +29,8 @@ from millpond.types import NO_ORG
 _SQL = queries("ceilings")
 MAX_LIMITS = 1000
 MAX_HOLDERS = 20
+# So many orgs are counted that go before in rooms that several queues need.
+MAX_TURN = 1000
 Source = Literal["api", "settings", "code"]
 
 
@@ -68,7 +71,8 @@ class Full:
 
     `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other orgs count
     there too. Not `is_exact`: as the claim saw it when it last parked work there. `held` is the org's work that
-    has places there: of which capability each is, and since how many seconds workers have it.
+    has places there: of which capability each is, and since how many seconds workers have it. Where several queues need
+    the room, so many orgs go before (`turn`), since they have used it less.
     """
 
     rule: Rule
@@ -80,6 +84,7 @@ class Full:
     held: Sequence[tuple[str, float]] = ()
     need: int | None = None
     left: int | None = None
+    turn: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,10 +170,13 @@ async def settle(con: Connection, changed: Sequence[tuple[str, str]]) -> None:
     await con.fetch(_SQL["settle"], [key for key, _ in changed], [kind for _, kind in changed])
 
 
-async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
+async def full_for(
+    con: Connection, org_id: int, lane_id: int, step_keys: Sequence[str] = ()
+) -> list[Full]:
     """Return the limits without room for work of a lane; empty where none is in the way.
 
-    A lane that is parked under a limit that has room by now, or keeps it for another, is told of with that one.
+    A lane that is parked under a limit that has room by now, or keeps it for another, is told of with that one. With
+    `step_keys` those without room for a try of a step with these keys, of a run of the lane that is under way.
     """
     lane = await con.fetchrow(_SQL["lane"], org_id, lane_id)
     if lane is None:
@@ -176,21 +184,31 @@ async def full_for(con: Connection, org_id: int, lane_id: int) -> list[Full]:
     rules = Rules.of(one.rule for one in await list_limits(con, org_id))
     for one in await list_brakes(con):
         rules.brake(one.brake.owner, one.brake.key, one.brake)
-    places = _places(rules, org_id, lane)
+    places, need_in = _places(rules, org_id, lane), _needs(rules, org_id, lane)
+    if step_keys:
+        able = lane["capability"].rstrip(ALONE)
+        places = needed(rules, org_id, lane["queue"], able, lane["keys"], step_keys)
+        need_in = partial(_same, need_of(step_keys))
     if not places:
         return []
-    need_in = _needs(rules, org_id, lane)
     use = await use_of(con, [one.room.text for one in places])
     held = await _held(con, org_id, rules)
     now_us = use[places[0].room.text]["now_us"]
     places = tuple(Place(room, rules.rule_at(room, rule, now_us)) for room, rule in places)
     found = [_full(place, use[place.room.text], held, need_in(place.room)) for place in places]
-    full = [one for one in found if one is not None]
-    if full or lane["parked_on"] is None:
-        return full
-    parked_on = RoomId.parse(lane["parked_on"])
-    parked = [place for place in places if place.room == parked_on]
-    return [_parked(place, use[place.room.text], held) for place in parked]
+    full = [(place, one) for place, one in zip(places, found, strict=True) if one is not None]
+    if not full and not step_keys and lane["parked_on"] is not None:
+        parked_on = RoomId.parse(lane["parked_on"])
+        parked = [place for place in places if place.room == parked_on]
+        full = [(place, _parked(place, use[place.room.text], held)) for place in parked]
+    shared = [place.room.text for place, one in full if one.is_shared]
+    rows = await con.fetch(_SQL["turns"], shared, MAX_TURN) if shared else ()
+    turns = {row["room"]: row["orgs"] for row in rows}
+    return [replace(one, turn=turns.get(place.room.text)) for place, one in full]
+
+
+def _same(need: int | None, _room: RoomId) -> int | None:
+    return need
 
 
 async def use_of(con: Connection, rooms: Sequence[str]) -> dict[str, Record]:

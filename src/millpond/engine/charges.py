@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 # How often what is owed is to be settled.
 EVERY_S = 0.25
@@ -16,11 +17,24 @@ EVERY_S = 0.25
 LEAST_S = 0.005
 
 
+class Toll(NamedTuple):
+    """What a claim has charged for a try of a step in rooms that several queues need, where it lets that begin.
+
+    `queue` is that of its run, `work` names the work by which it was estimated.
+    """
+
+    queue: str
+    rooms: tuple[str, ...]
+    charged_s: float
+    work: str
+
+
 @dataclass(eq=False, slots=True)
 class Use:
     """The time of one attempt: since when it executes, by the monotonic clock, and how many seconds are charged.
 
-    `crossings` are rooms that several queues need, in which it is charged as in its queue.
+    `crossings` are rooms that several queues need, in which it is charged as in its queue. A try of a step `is_ridden`:
+    it is charged there alone, since its attempt is in its queue.
     """
 
     org_id: int
@@ -28,6 +42,7 @@ class Use:
     charged_s: float
     began: float
     crossings: tuple[str, ...] = ()
+    is_ridden: bool = False
 
 
 class Charges:
@@ -53,6 +68,17 @@ class Charges:
         self._live[use] = None
         return use
 
+    def begin_try(self, org_id: int, toll: Toll, began: float) -> Use:
+        """Count a try of a step in that its claim was charged in crossings."""
+        use = Use(org_id, toll.queue, toll.charged_s, began, toll.rooms, is_ridden=True)
+        self._live[use] = None
+        return use
+
+    def refund(self, org_id: int, toll: Toll) -> None:
+        """Give back what a claim charged for a try that was never begun."""
+        for room in toll.rooms:
+            self._crossed[org_id, toll.queue, room] -= toll.charged_s
+
     def end(self, use: Use, used_s: float) -> None:
         """Count it out: charge what it used beyond what it was charged, or give back what it did not use."""
         self._live.pop(use, None)
@@ -67,7 +93,8 @@ class Charges:
             self._crossed[org_id, queue, room] -= charged_s
 
     def _owe(self, use: Use, used_s: float) -> None:
-        self._move(use.org_id, use.queue, used_s - use.charged_s)
+        if not use.is_ridden:
+            self._move(use.org_id, use.queue, used_s - use.charged_s)
         for room in use.crossings:
             self._crossed[use.org_id, use.queue, room] += used_s - use.charged_s
         use.charged_s = used_s

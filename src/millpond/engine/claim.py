@@ -62,6 +62,7 @@ class Claimer:
         worker_id: uuid.UUID,
         capabilities: Sequence[str],
         estimate_s: Callable[[str], float],
+        try_s: Callable[[str], float] | None = None,
         lead_s: float = LEAD_S,
     ) -> None:
         self._database = database
@@ -73,7 +74,7 @@ class Claimer:
         # Of how many orgs the last claim took work, over its work items, by queue, where it was more items than orgs.
         self._spread: dict[str, float] = {}
         self.expected: dict[str, float] = {}
-        self.limits = Limiter(self._capabilities, estimate_s)
+        self.limits = Limiter(self._capabilities, estimate_s, try_s)
         self._urgencies = Urgencies(lead_s)
         self._boarding = Boarding(self.limits, worker_id)
         # The process's time as the last claim began that went well: limits are known as they were then.
@@ -194,6 +195,7 @@ class Claimer:
                 await boarding.look(con, free)
                 await boarding.let_on(con)
                 await limits.spend(con)
+                await limits.crossings.close(con, [])
                 return [], arrivals >= _MAX_ARRIVALS or limits.has_more
             boarding.note(rows)
             if limits.is_on:
@@ -217,7 +219,8 @@ class Claimer:
                 await limits.close(con, shares, run_of, boarding.step_of)
                 paced = {run_of.get(one, one) for one in limits.paced(shares)}
                 claimed = moved.timed(claimed, paced, limits.began + LATE_S)
-                claimed = moved.crossing(claimed, shares, limits.crossings, run_of)
+                steps = boarding.step_of
+                claimed = moved.crossing(claimed, shares, limits.crossings, run_of, steps)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
         self._spread = {} if urgency else moved.spread(shares, free)
         # Where room was left for steps of other workers, these claim next.
@@ -282,6 +285,8 @@ class Claimer:
                     is_urgent=has_urgent and is_urgent(offset_us),
                     need=self.limits.need(row) if self.limits.is_on else 1,
                     needs=self.limits.reservations.needs(row) if self.limits.is_on else None,
+                    tries=self.limits.tries(row),
+                    able=able,
                 )
             )
         return list(shares.values())

@@ -10,11 +10,12 @@ from __future__ import annotations
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
+from millpond.engine.accounts import Crossing, stands_s
 from millpond.engine.admission import Lane, Room, Share
-from millpond.engine.turns import Crossing, stands_s
 
 _SQL = queries("crossings")
 # Of one crossing so many lanes are woken by a claim.
@@ -22,10 +23,19 @@ _MAX_WOKEN = 32
 
 
 class Crossings:
-    """The crossings as one claim finds them; `estimate_s` is the expected service of work by its capability."""
+    """The crossings as one claim finds them.
 
-    def __init__(self, estimate_s: Callable[[str], float]) -> None:
-        self._estimate_s = estimate_s
+    `estimate_s` is the expected service of work by its capability, `try_s` the expected use of a try of its steps.
+    """
+
+    def __init__(
+        self, estimate_s: Callable[[str], float], try_s: Callable[[str], float] | None = None
+    ) -> None:
+        self.estimate_s = estimate_s
+        self._try_s = try_s or estimate_s
+        self._expected: dict[str, float] = {}
+        self._orgs: set[int] = set()
+        self._riding: Mapping[str, AbstractSet[int]] = {}
         self.known: frozenset[str] = frozenset()
         self.met: list[Crossing] = []
 
@@ -33,13 +43,35 @@ class Crossings:
         """Begin a claim in which these rooms are crossings."""
         self.known = frozenset(known)
         self.met = []
+        self._expected = {}
+        self._orgs = set()
+        self._riding = {}
 
-    async def read(self, con: Connection, rooms: Iterable[Room], orgs: Iterable[int]) -> None:
-        """Read where these orgs stand in those of the rooms that are crossings."""
+    def try_s(self, able: str) -> float:
+        """Return what a try of a step is charged in this claim; what is learned meanwhile changes nothing."""
+        found = self._expected.get(able)
+        if found is None:
+            found = self._expected[able] = self._try_s(able)
+        return found
+
+    async def read(
+        self,
+        con: Connection,
+        rooms: Iterable[Room],
+        orgs: Iterable[int],
+        riding: Mapping[str, AbstractSet[int]] | None = None,
+    ) -> None:
+        """Read where these orgs stand in those of the rooms that are crossings, beside what was read of this claim.
+
+        Of the orgs that are `riding` steps wait there, by room.
+        """
         met = {room.name: room for room in rooms if room.name in self.known}
         if not met:
             return
-        rows = await con.fetch(_SQL["standing"], list(met), list(set(orgs)))
+        met |= {one.room.name: one.room for one in self.met}
+        self._orgs |= set(orgs)
+        self._riding = riding or self._riding
+        rows = await con.fetch(_SQL["standing"], list(met), list(self._orgs))
         stand: dict[str, dict[int, float]] = defaultdict(dict)
         waiting: dict[str, set[int]] = defaultdict(set)
         clocks: dict[str, float] = {}
@@ -49,6 +81,8 @@ class Crossings:
                 stand[row["room"]][row["org_id"]] = row["virtual_s"]
             if row["is_waiting"]:
                 waiting[row["room"]].add(row["org_id"])
+        for name, of in self._riding.items():
+            waiting[name] |= of
         self.met = [
             Crossing(room=met[name], since_s=at_s, virtual_s=stand[name], waiting=waiting[name])
             for name, at_s in clocks.items()
@@ -104,13 +138,13 @@ class Crossings:
             if woken[row["queue"]] < slots[row["queue"]]:
                 woken[row["queue"]] += 1
                 left -= 1
-                at_s += self._estimate_s(row["capability"]) / row["weight"]
+                at_s += self.estimate_s(row["capability"]) / row["weight"]
                 yield row["org_id"], row["lane_id"]
             if lanes[org_id]:
                 heapq.heappush(heap, (at_s, org_id))
 
     async def close(self, con: Connection, lanes: Sequence[tuple[Share, Lane]]) -> None:
-        """Store what was used by the lanes that this claim looked at, and where those stand that it parked."""
+        """Store what was used by the lanes and steps of this claim, and where the lanes stand that it parked."""
         if not self.met:
             return
         shares = {id(share): share for share, _ in lanes}.values()
@@ -123,6 +157,8 @@ class Crossings:
                     parked.append((share.org_id, lane.lane_id))
                     place = (share.org_id, one.room.name)
                     at_s.setdefault(place, one.began_s(share.org_id))
+            for org_id in self._riding.get(one.room.name, ()):
+                at_s.setdefault((org_id, one.room.name), one.began_s(org_id))
         if not at_s:
             return
         await con.execute(
@@ -141,9 +177,30 @@ class Crossings:
         if new := [room for room in rooms if room not in self.known]:
             await con.execute(_SQL["cross"], new)
 
+    async def meet(self, con: Connection, stands: AbstractSet[tuple[str, str]]) -> None:
+        """Let rooms be crossings from now on in which steps of a queue stand (room, queue), and work of another."""
+        if new := [one for one in stands if one[0] not in self.known]:
+            columns = [[one[nth] for one in new] for nth in range(2)]
+            rows = await con.fetch(_SQL["meet"], *columns)
+            await self.cross(con, [row["room"] for row in rows])
+
+    def through(self, rooms: Iterable[Room]) -> list[Crossing]:
+        """Return those of the crossings that are among these rooms."""
+        ids = {id(room) for room in rooms} if self.met else ()
+        return [one for one in self.met if id(one.room) in ids]
+
     def names(self, lane: Lane) -> tuple[str, ...]:
-        """Return the crossings that work of a lane goes through."""
-        return tuple(one.room.name for one in self.met if any(r is one.room for r in lane.rooms))
+        """Return the crossings that work of a lane goes through: a run, not the step for whose sake it goes."""
+        tries = lane.tries or {}
+        return tuple(
+            one.room.name for one in self.through(lane.rooms) if one.room.name not in tries
+        )
+
+    def tries(self, lane: Lane) -> tuple[str, ...]:
+        """Return those that the step goes through for whose sake a run of a lane goes."""
+        return tuple(
+            name for name in lane.tries or () if any(name == c.room.name for c in self.met)
+        )
 
 
 async def drop_over(database: EngineDatabase) -> int:

@@ -120,6 +120,7 @@ class Launcher:
     async def _hand_back(self, attempt: Attempt | StepAttempt, slot: Slot) -> None:
         """Queue again what was not begun in time for the rate that let it go: it is admitted anew."""
         lease = attempt.claimed.lease
+        self._scope.riding.tolls.over(attempt.claimed)
         give_back = remote.release if lease.is_of_step else waits.release
         try:
             with contextlib.suppress(LeaseLost):
@@ -135,6 +136,7 @@ class Launcher:
         self.leases.difference_update(one.lease for one in claimed)
         for one in claimed[len(claimed) - len(slots) :]:
             flow = self._flows.get((one.flow, one.version)) if one.kind == "run" else None
+            self._scope.riding.tolls.over(one)
             slots.pop().give_unused(one.lease.org_id, flow.capability if flow else "")
 
     async def _attempts(self, claimed: Sequence[Claimed]) -> AsyncIterator[Attempt | StepAttempt]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
+from millpond.engine.charges import Toll
 from millpond.errors import LeaseLost
 from millpond.types import Backing
 
@@ -32,6 +33,14 @@ class Lease(NamedTuple):
         return self.item_id != self.run_id
 
 
+class Seat(NamedTuple):
+    """A step that has room for a try already, with its place in line until then; `toll` is what is charged for that."""
+
+    step_key: str
+    since_us: int
+    toll: Toll | None = None
+
+
 class Claimed(NamedTuple):
     """A leased work item with what the executor needs to run it; `input` is JSON text.
 
@@ -39,7 +48,7 @@ class Claimed(NamedTuple):
     that executes in another queue than its run. `is_rerun`: it may have recorded steps before its first attempt.
     `begin_by`, of the process's own clock: after that it is not begun, since it was let go by a rate. `helper` is
     the queue whose slot it has, where that is not its own; `crossings` are the rooms that several queues need in which
-    its org is charged for it. `seats` are the keys of its steps that have room for a try already.
+    its org is charged for it. `seats` are its steps that have room for a try already.
     """
 
     lease: Lease
@@ -64,7 +73,7 @@ class Claimed(NamedTuple):
     begin_by: float | None = None
     helper: str | None = None
     crossings: tuple[str, ...] = ()
-    seats: tuple[tuple[str, int], ...] = ()
+    seats: tuple[Seat, ...] = ()
 
     @property
     def backing(self) -> Backing | None:

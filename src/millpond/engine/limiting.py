@@ -33,6 +33,7 @@ from millpond.engine.counting import (
 from millpond.engine.crossings import Crossings
 from millpond.engine.keeping import Waiting
 from millpond.engine.lanes import ALONE
+from millpond.engine.needs import APART
 from millpond.engine.reservations import Reservations
 from millpond.engine.rulebook import MOST_NEWS, RuleBook
 from millpond.engine.rules import Place, RoomId, Rules
@@ -73,7 +74,12 @@ class Limiter:
     place to lanes that are parked in the queues of the last claim.
     """
 
-    def __init__(self, capabilities: Sequence[str], estimate_s: Callable[[str], float]) -> None:
+    def __init__(
+        self,
+        capabilities: Sequence[str],
+        estimate_s: Callable[[str], float],
+        try_s: Callable[[str], float] | None = None,
+    ) -> None:
         # Whoever executes work alone is started for lanes that are active, so that others wake these.
         self._able = [*capabilities, *(f"{able}{ALONE}" for able in capabilities)]
         self._book = RuleBook()
@@ -88,7 +94,7 @@ class Limiter:
         self._has_rooms = False
         self._is_behind = False
         self._is_open = False
-        self.crossings = Crossings(estimate_s)
+        self.crossings = Crossings(estimate_s, try_s)
         self.has_more = False
         self.awaited: frozenset[str] = frozenset()
         self.began = 0.0
@@ -233,6 +239,13 @@ class Limiter:
         lane = (row["org_id"], row["lane_id"])
         return self._seen.rooms(lane, row["capability"], self._book.places(row))
 
+    def tries(self, row: Record) -> Mapping[str, float] | None:
+        """Return the expected use of a try where a step has its places, not its run; None for lanes of no steps."""
+        if not self.crossings.known or APART not in row["keys"]:
+            return None
+        use_s = self.crossings.try_s(row["capability"].rstrip(ALONE))
+        return {place.room.text: use_s for place in self._book.needed(row)}
+
     def need(self, row: Record) -> int:
         """Return how many tokens every item of a lane takes where these are limited."""
         if not self._book.rules.has_tokens:
@@ -266,8 +279,8 @@ class Limiter:
         ]
         if lanes:
             await self._park(con, lanes)
-            await self.crossings.close(con, lanes)
             await self.reservations.store(con, lanes, run_of, step_of)
+        await self.crossings.close(con, lanes)
         seen.add_taken(lanes)
         self.awaited = seen.holders()
 

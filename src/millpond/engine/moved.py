@@ -13,8 +13,10 @@ from collections.abc import Set as AbstractSet
 from millpond.db.pool import Record
 from millpond.engine.admission import Decision, Lane, Pick, Share
 from millpond.engine.boarding import Called
+from millpond.engine.charges import Toll
 from millpond.engine.crossings import Crossings
-from millpond.engine.leases import Claimed, Lease
+from millpond.engine.lanes import ALONE
+from millpond.engine.leases import Claimed, Lease, Seat
 
 # So many lanes of an org are read in one claim: `claim_heads` of the migrations.
 MAX_LANES = 64
@@ -30,7 +32,7 @@ def claimed(rows: Sequence[Record]) -> list[Claimed]:
 def seated(one: Claimed, called: Mapping[tuple[int, uuid.UUID], Sequence[Called]]) -> Claimed:
     """Set which steps have room, for whose sake a run was taken."""
     steps = called.get((one.lease.org_id, one.lease.item_id), ())
-    seats = tuple((step.step_key, step.since_us) for step in steps)
+    seats = tuple(Seat(step.step_key, step.since_us) for step in steps)
     return one._replace(seats=seats) if seats else one
 
 
@@ -124,18 +126,32 @@ def crossing(
     shares: Sequence[Share],
     crossings: Crossings,
     run_of: Mapping[tuple[int, uuid.UUID], tuple[int, uuid.UUID]],
+    step_of: Mapping[tuple[int, uuid.UUID], str],
 ) -> list[Claimed]:
-    """Set through which crossings each goes."""
+    """Set through which crossings each goes, and what those of its steps are charged that have room."""
     if not crossings.met:
         return claimed
-    names = {
-        run_of.get((share.org_id, item), (share.org_id, item)): crossings.names(lane)
-        for share in shares
-        for lane in share.lanes
-        for item in lane.items[: lane.taken]
-    }
+    names: dict[tuple[int, uuid.UUID], tuple[str, ...]] = {}
+    tolls: dict[tuple[int, uuid.UUID, str], Toll] = {}
+    for share in shares:
+        for lane in share.lanes:
+            rooms = crossings.tries(lane)
+            for item in lane.items[: lane.taken]:
+                own = (share.org_id, item)
+                run = run_of.get(own, own)
+                names[run] = crossings.names(lane)
+                if rooms and lane.tries and own in step_of:
+                    able = lane.able.rstrip(ALONE)
+                    toll = Toll(share.queue, rooms, lane.tries[rooms[0]], able)
+                    tolls[*run, step_of[own]] = toll
     return [
-        one._replace(crossings=names.get((one.lease.org_id, one.lease.item_id), ()))
+        one._replace(
+            crossings=names.get((one.lease.org_id, one.lease.item_id), ()),
+            seats=tuple(
+                seat._replace(toll=tolls.get((one.lease.org_id, one.lease.item_id, seat.step_key)))
+                for seat in one.seats
+            ),
+        )
         for one in claimed
     ]
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from millpond.engine.charges import Toll
 from millpond.engine.rules import Place, Rules
 from millpond.errors import InvalidInput
 
@@ -38,7 +39,8 @@ class Ask:
 class Answer(NamedTuple):
     """What a claim made of an ask: whether the try may begin, by when (of the process's clock), and its place in line.
 
-    `has_row` tells whether its room, or its place, is to be given back, `refusal` why there will never be room.
+    `has_row` tells whether its room, or its place, is to be given back, `refusal` why there will never be room;
+    `toll` is what its org is charged where several queues need that room.
     """
 
     is_seated: bool
@@ -46,6 +48,7 @@ class Answer(NamedTuple):
     begin_by: float | None = None
     since_us: int | None = None
     refusal: InvalidInput | None = None
+    toll: Toll | None = None
 
 
 def joined(run_keys: Iterable[str], step_keys: Iterable[str]) -> list[str]:

@@ -22,7 +22,7 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.duties import Duty
 from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.history import Recorded
-from millpond.engine.leases import Lease
+from millpond.engine.leases import Lease, Seat
 from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan, failure
 from millpond.engine.recording import Recorder
@@ -51,7 +51,7 @@ class Performer(Recorder):
         *,
         is_obliged: bool = False,
         right: Right | None = None,
-        seats: Sequence[tuple[str, int]] = (),
+        seats: Sequence[Seat] = (),
         begin_by: float | None = None,
     ) -> None:
         super().__init__(lease, scope, branches, is_obliged=is_obliged)

@@ -18,9 +18,11 @@ import structlog
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 from millpond.engine.branches import Branches
+from millpond.engine.charges import Charges
 from millpond.engine.claim import Claimer
 from millpond.engine.history import just
 from millpond.engine.needs import Answer, Ask, concerns
+from millpond.engine.tolls import Tolls
 from millpond.errors import LeaseLost, MillpondError
 
 _SQL = queries("needs")
@@ -37,18 +39,22 @@ _GRANTED = just("room", "granted", None, None)
 
 @dataclass(eq=False, slots=True)
 class Rider:
-    """A step that asks; `told` ends with the first answer, `answer` is the last one."""
+    """A step that asks; `told` ends with the first answer, `answer` is the last one.
+
+    `left` is the giving back of room that came while its branch had no place in its bound: it is to ask anew.
+    """
 
     ask: Ask
     branches: Branches
     told: asyncio.Future[Answer]
     answer: Answer | None = None
+    left: asyncio.Task[None] | None = None
 
 
 class Riding:
     """Who asks; `wake` lets the worker claim soon, `on_freed` tells that a step gave back its room.
 
-    `summon` lets other workers claim soon, for whose steps room was left.
+    `summon` lets other workers claim soon, for whose steps room was left. `tolls` counts what charged tries use.
     """
 
     def __init__(
@@ -58,7 +64,9 @@ class Riding:
         wake: Callable[[], None] = lambda: None,
         on_freed: Callable[[], None] = lambda: None,
         summon: Callable[[Iterable[uuid.UUID]], None] = lambda _: None,
+        tolls: Tolls | None = None,
     ) -> None:
+        self.tolls = tolls or Tolls(Charges(), lambda _work, _used_s: None)
         self._database = database
         self._wake = wake
         self._on_freed = on_freed
@@ -121,6 +129,7 @@ class Riding:
             rider = self._riders.get(ask)
             if rider is None:
                 if answer.has_row:
+                    self.tolls.refund(ask.org_id, answer.toll)
                     self.leave(ask)
                 continue
             rider.answer = answer
@@ -132,6 +141,14 @@ class Riding:
                 rider.told.set_result(answer)
             elif answer.is_seated or answer.refusal is not None:
                 _go_on(rider)
+                if answer.is_seated and _is_parked(rider):
+                    self._put_off(rider, answer)
+
+    def _put_off(self, rider: Rider, answer: Answer) -> None:
+        """Leave room to others that a branch has which cannot go on, since others have the places of its bound."""
+        rider.answer = answer._replace(is_seated=False, has_row=False, toll=None)
+        self.tolls.refund(rider.ask.org_id, answer.toll)
+        rider.left = self.leave(rider.ask)
 
     def freed(self) -> None:
         """Tell that a step's record has given back its room."""
@@ -192,6 +209,11 @@ def _go_on(rider: Rider) -> None:
     for one in rider.branches.parked:
         if one.ask is rider.ask:
             rider.branches.wake(one, _GRANTED)
+
+
+def _is_parked(rider: Rider) -> bool:
+    """Whether the strand that has its room waits for a place in its bound."""
+    return any(one.ask is rider.ask and not one.over.done() for one in rider.branches.parked)
 
 
 async def sweep(database: EngineDatabase) -> None:

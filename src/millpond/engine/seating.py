@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from millpond.engine.branches import Branch, Branches
-from millpond.engine.leases import Lease
+from millpond.engine.leases import Lease, Seat
 from millpond.engine.needs import Answer, Ask
 from millpond.engine.plans import Plan
 from millpond.engine.riding import Riding
@@ -32,13 +32,14 @@ class Seating:
         riding: Riding,
         branches: Branches,
         *,
-        seats: Iterable[tuple[str, int]] = (),
+        seats: Iterable[Seat] = (),
         begin_by: float | None = None,
     ) -> None:
         self._lease = lease
         self._riding = riding
         self._branches = branches
-        self._seats = dict(seats)
+        self._item = lease.org_id, lease.item_id
+        self._seats = {one.step_key: one for one in seats}
         self._begin_by = begin_by
 
     async def take(self, branch: Branch, plan: Plan, own: Own) -> float:
@@ -46,9 +47,11 @@ class Seating:
 
         Raises InvalidInput where there never is any.
         """
-        since_us = self._seats.pop(plan.key, None)
-        if since_us is not None:
+        since_us = None
+        if (seat := self._seats.pop(plan.key, None)) is not None:
+            since_us = seat.since_us
             plan.is_seated = True
+            self._riding.tolls.begin(self._item, plan.key, seat.toll)
             if not _is_late(self._begin_by):
                 return 0.0
         elif not self._riding.concerns(self._lease.org_id, plan.keys):
@@ -58,6 +61,7 @@ class Seating:
         while True:
             if plan.is_seated:  # it came too late for the rate that let it go
                 plan.is_seated = False
+                self._riding.tolls.end(self._item, plan.key)
                 await own(asyncio.shield(self._riding.leave(ask)))
             answer = await self._wait(branch, plan, ask, own)
             plan.is_seated = answer.has_row
@@ -75,8 +79,15 @@ class Seating:
                 if rider.answer is not None and rider.answer.is_seated:
                     return rider.answer
                 await self._branches.park(branch, plan.key, is_human=False, ask=ask)
-                assert rider.answer is not None
-                answer = rider.answer
+                if (
+                    rider.left is not None
+                ):  # it has a place in its bound by now, others had the room
+                    await own(asyncio.shield(rider.left))
+                    rider = self._riding.ask(ask, self._branches)
+                    answer = await own(rider.told)
+                else:
+                    assert rider.answer is not None
+                    answer = rider.answer
                 if answer.refusal is not None:  # the limit was lowered meanwhile
                     raise answer.refusal
             return answer
@@ -85,6 +96,10 @@ class Seating:
             if (last := rider.answer) is not None:
                 has_room = last.is_seated and last.has_row
                 plan.is_seated = has_room and self._branches.closed is None
+                if plan.is_seated:
+                    self._riding.tolls.begin(self._item, plan.key, last.toll)
+                else:
+                    self._riding.tolls.refund(ask.org_id, last.toll)
                 # It has room that it does not use, or may stand in line.
                 has_place = has_room or (
                     not last.is_seated and (last.refusal is None or last.has_row)
@@ -100,6 +115,7 @@ class Seating:
         """Give back the room of a try of which nothing was recorded; the end of a lease does so by itself."""
         if plan.is_seated:
             plan.is_seated = False
+            self._riding.tolls.end(self._item, plan.key)
             if not self._goes_by_itself:
                 self._riding.leave(self._ask(plan), is_told=not plan.spent)
 
@@ -107,6 +123,7 @@ class Seating:
         """Note that a record has given back the room of its try."""
         if plan.is_seated:
             plan.is_seated = False
+            self._riding.tolls.end(self._item, plan.key)
             self._riding.freed()
 
     def _ask(self, plan: Plan, since_us: int | None = None, *, is_beside: bool = False) -> Ask:

@@ -6,16 +6,19 @@ kept; what stands behind it in line takes none that it could have, whichever wor
 holds up nobody. No I/O, no clock.
 
 Behind a try that waits stands what came later: of its own org also by priority, of another org in the same queue only
-where that one has not had less of the queue.
+where that one has not had less of the queue. In rooms that several queues need it goes before orgs that have used these
+more, whichever queue they are in, and what it uses counts there.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import heapq
+from collections import Counter, defaultdict, deque
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from millpond.engine.accounts import Crossing
 from millpond.engine.admission import Lane, Room, Share
 
 # Of so many that wait each claim sees to it that nobody passes them; the others go after the work in line.
@@ -23,7 +26,9 @@ _MOST = 128
 
 _At = tuple[int, str, int, float]  # org, queue, offset, virtual time
 _Like = tuple[str, int, tuple[int, str, int] | None]  # room, need, whose of those that wait
-_Head = tuple[str, _At, Sequence[int], int]  # queue, where it stands, ranks, what an item takes
+_Head = tuple[
+    str, _At, Sequence[int], int, float
+]  # queue, where it stands, ranks, what an item takes and uses
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -32,7 +37,9 @@ class Want:
 
     `since_us` is its place in line, None where it has just come; `offset_us` that of its run's priority, `virtual_s`
     where its org stands in its queue. Places that are kept for `place` are its own. What is not `is_here` waits in
-    another worker: where it `has_gone`, its places are only left for it, until that worker claims.
+    another worker: where it `has_gone`, its places are only left for it, until that worker claims. `crossings` are
+    those of its rooms that several queues need; it is expected to `use_s` there, in worker-seconds over weight, by its
+    run's capability `able`.
     """
 
     rooms: Sequence[Room]
@@ -46,12 +53,15 @@ class Want:
     is_here: bool = True
     full: Room | None = None
     has_gone: bool = False
+    able: str = ""
+    crossings: Sequence[Crossing] = ()
+    use_s: float = 0.0
 
 
 class Elder(NamedTuple):
     """A lane under a room, with the ranks of its first items; other workers have so many free `slots` for these.
 
-    Each takes `cost` of the room.
+    Each takes `cost` of the room, and is expected to use it for `use_s`, in worker-seconds over weight.
     """
 
     room: str
@@ -63,6 +73,7 @@ class Elder(NamedTuple):
     slots: int
     ranks: Sequence[int]
     cost: int = 1
+    use_s: float = 0.0
 
 
 class Line:
@@ -98,7 +109,7 @@ class Line:
             slots[one.queue] = max(slots.get(one.queue, 0), one.slots)
             if (one.org_id, one.lane_id) not in read:
                 at = one.org_id, one.queue, one.offset_us, one.virtual_s
-                head = one.queue, at, one.ranks, one.cost
+                head = one.queue, at, one.ranks, one.cost, one.use_s
                 self._elders.setdefault(one.room, []).append(head)
         for share in shares:
             for lane in share.lanes:
@@ -106,6 +117,9 @@ class Line:
                     if room.name in wanted:
                         self._lanes.setdefault(room.name, []).append((share, lane))
         self._guarded = self._waiting[:_MOST]
+        for one in wants:
+            for crossing in one.crossings:
+                crossing.riders += 1
 
     def begin(self) -> None:
         """Let those begin for which all places are kept; from now on nothing passes those that wait."""
@@ -121,16 +135,19 @@ class Line:
         """Let those begin that the next item of a lane may not pass, since it is about to go."""
         self._look()
         rank, at = lane.ranks[lane.taken], _at(share, lane)
-        for want in self._guarded:
-            if not want.has_gone and self._is_before(want, rank, *at):
+        rooms = {room.name for room in lane.rooms}
+        before = [one for one in self._guarded if self._is_before(one, rank, at, rooms)]
+        for want in _in_turn(before) if before else ():
+            # Those of its org that went meanwhile may have brought it behind.
+            if not want.crossings or self._is_before(want, rank, at, rooms):
                 self._let_on(want)
 
     def finish(self) -> None:
         """Let the others begin with what is left, those that have just come last; the claim's slots are given out."""
         self._left = {}
         self._forget()
-        for want in [*self._waiting, *self._fresh]:
-            if not want.has_gone:
+        for wants in (self._waiting, self._fresh):
+            for want in _in_turn(wants):
                 self._let_on(want)
 
     def _let_on(self, want: Want) -> None:
@@ -149,6 +166,9 @@ class Line:
                 room.spared += cost
             if room.kept_for == want.place:
                 room.kept_for = None
+        for crossing in want.crossings:
+            charge = crossing.ride if want.is_here else crossing.spare
+            charge(want.org_id, want.use_s)
 
     def _has_place(self, room: Room, want: Want) -> bool:
         cost = room.cost(want.need)
@@ -174,8 +194,8 @@ class Line:
     def _is_behind(self, want: Want, room: Room) -> bool:
         """Whether an item of the lanes of this claim stands before a try in a room, and could go next."""
         return any(
-            self._left.get(queue, 0) > 0 and not self._is_before(want, ranks[0], *at)
-            for queue, at, ranks, _ in self._able(room)
+            self._left.get(queue, 0) > 0 and not self._is_before(want, ranks[0], at, (room.name,))
+            for queue, at, ranks, *_ in self._able(room)
         )
 
     def _is_outdone(self, want: Want, room: Room, spare: int) -> bool:
@@ -184,13 +204,20 @@ class Line:
             queue: count + self._left.get(queue, 0)
             for queue, count in self._slots.get(room.name, {}).items()
         }
-        for queue, at, ranks, cost in (*self._elders.get(room.name, ()), *self._able(room)):
+        used_s: defaultdict[int, float] = defaultdict(float)
+        for queue, at, ranks, cost, use_s in (
+            *self._elders.get(room.name, ()),
+            *self._able(room),
+        ):
             for rank in ranks:
                 # What stands behind the first that the try stands before does so too: no more is looked at.
-                if slots.get(queue, 0) < 1 or self._is_before(want, rank, *at):
+                if slots.get(queue, 0) < 1 or self._is_before(
+                    want, rank, at, (room.name,), used_s[at[0]]
+                ):
                     break
                 slots[queue] -= 1
                 spare -= cost
+                used_s[at[0]] += use_s
                 if spare < 0:
                     return True
         return False
@@ -200,7 +227,13 @@ class Line:
         found = self._heads.get(room.name)
         if found is None:
             found = self._heads[room.name] = [
-                (share.queue, _at(share, lane), lane.ranks[lane.taken :], lane.cost(room))
+                (
+                    share.queue,
+                    _at(share, lane),
+                    lane.ranks[lane.taken :],
+                    lane.cost(room),
+                    lane.use_s(room) / share.weight,
+                )
                 for share, lane in self._lanes.get(room.name, ())
                 if _can_go(share, lane)
             ]
@@ -220,13 +253,22 @@ class Line:
         self._left = {queue: slots - taken[queue] for queue, slots in self._free.items()}
 
     def _is_before(
-        self, want: Want, rank: int, org_id: int, queue: str, offset_us: int, virtual_s: float
+        self, want: Want, rank: int, at: _At, rooms: Container[str], more_s: float = 0.0
     ) -> bool:
-        """Whether a try stands in line before an item of a lane."""
-        if want.since_us is None:
+        """Whether a try stands in line before an item of a lane that needs these rooms.
+
+        So much `more_s` will its org have used by then.
+        """
+        if want.since_us is None or want.has_gone:
             return False
+        org_id, queue, offset_us, virtual_s = at
         if org_id == want.org_id:
             return want.since_us + want.offset_us < rank + offset_us
+        if want.crossings and (met := [one for one in want.crossings if one.room.name in rooms]):
+            # By the one of which it has used more, where there are several, as lanes that wait for each other.
+            mine_s = max(one.at_s(want.org_id) for one in met)
+            theirs_s = max(one.at_s(org_id) for one in met) + more_s
+            return mine_s < theirs_s if mine_s != theirs_s else want.since_us < rank
         if queue == want.queue:
             mine_s = self._reached(queue, want.org_id, want.virtual_s)
             if mine_s > self._reached(queue, org_id, virtual_s):
@@ -244,6 +286,44 @@ def give_back(want: Want) -> None:
     for room in want.rooms:
         room.left += room.cost(want.need)
         room.went -= room.cost(want.need)
+    for crossing in want.crossings:
+        crossing.give_back(want.org_id, want.use_s)
+
+
+def _in_turn(wants: Iterable[Want]) -> Iterator[Want]:
+    """Yield those that have not gone, in their order; but a place of those that need the same crossings goes in turn.
+
+    The next one is then of the org that stands lowest there, as of the one before it has been decided.
+    """
+    left = [one for one in wants if not one.has_gone]
+    lines: defaultdict[tuple[int, ...], dict[int, deque[Want]]] = defaultdict(dict)
+    for want in left:
+        if want.crossings:
+            orgs = lines[tuple(id(one) for one in want.crossings)]
+            orgs.setdefault(want.org_id, deque()).append(want)
+    heaps = {
+        needs: [(*_stands(of[0]), org_id) for org_id, of in orgs.items()]
+        for needs, orgs in lines.items()
+    }
+    for heap in heaps.values():
+        heapq.heapify(heap)
+    for want in left:
+        if not want.crossings:
+            yield want
+            continue
+        needs = tuple(id(one) for one in want.crossings)
+        heap, orgs = heaps[needs], lines[needs]
+        while (now := _stands(orgs[heap[0][2]][0])) != heap[0][:2]:
+            heapq.heapreplace(heap, (*now, heap[0][2]))
+        org_id = heap[0][2]
+        yield orgs[org_id].popleft()
+        if not orgs[org_id]:
+            heapq.heappop(heap)
+
+
+def _stands(want: Want) -> tuple[float, int]:
+    """Return where the org of a try stands in its crossings by now, by the one of which it has used more, and since."""
+    return max(one.at_s(want.org_id) for one in want.crossings), want.since_us or 0
 
 
 def _at(share: Share, lane: Lane) -> _At:

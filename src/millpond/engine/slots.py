@@ -127,6 +127,7 @@ class Slots:
         self._ending = dict.fromkeys(self.total, 0)
         self._backlogged: set[str] = set()
         self._estimates = Estimates()
+        self._tries = Estimates()
         self._paces = {queue: Pace() for queue in self.total}
         self._went: Counter[str] = Counter()
         self._kick = asyncio.Event()
@@ -223,6 +224,14 @@ class Slots:
     def estimate_s(self, capability: str) -> float:
         """Return the expected service of one work item, in worker-seconds."""
         return self._estimates.estimate_s(capability)
+
+    def try_s(self, capability: str) -> float:
+        """Return the expected use of one try of a step that needs keys, of a flow by its capability."""
+        return self._tries.estimate_s(capability)
+
+    def learn_try(self, capability: str, used_s: float) -> None:
+        """Learn from how long such a try took."""
+        self._tries.learn(capability, used_s)
 
     def expect(self) -> None:
         """Forget earlier reasons to claim: a claim begins now and sees what they told of."""

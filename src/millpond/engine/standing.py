@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
+from millpond.engine.accounts import Crossing, stands_s
 from millpond.engine.admission import Lane, Room, Share
 from millpond.engine.counting import (
     MAX_WAITERS,
@@ -26,7 +27,6 @@ from millpond.engine.keeping import Waiting
 from millpond.engine.rules import Place, RoomId, Rules
 from millpond.engine.settled import Settled
 from millpond.engine.tokens import Need, Needs, Used
-from millpond.engine.turns import Crossing, stands_s
 from millpond.types import NO_ORG
 
 _MAX_WAITING = 64

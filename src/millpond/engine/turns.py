@@ -12,16 +12,15 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from millpond.engine.accounts import Crossing
 from millpond.engine.admission import (
     AS_EVER,
     Decision,
     Lane,
     Order,
     Pick,
-    Room,
     Share,
     Terms,
     admit,
@@ -30,50 +29,6 @@ from millpond.engine.admission import (
     members_of,
 )
 from millpond.engine.urgency import Urgency, UrgentOrder
-
-# So far an org whose work waits may be behind the clock of a crossing, in virtual seconds.
-CREDIT_S = 60.0
-
-
-@dataclass(kw_only=True, slots=True)
-class Crossing:
-    """What orgs have used of a room that lanes of several queues need, as virtual times.
-
-    In worker-seconds over weight, over all queues, as stored before this claim. An org that is not there, or is behind
-    `since_s`, begins there: idle time is no credit. One whose work is `waiting` there is not idle, and may be behind by
-    what it was given back; by what it could not use for other reasons, no more than `CREDIT_S`. `clock_s` is where the
-    last pick began.
-    """
-
-    room: Room
-    since_s: float
-    virtual_s: Mapping[int, float] = field(default_factory=dict)
-    waiting: AbstractSet[int] = frozenset()
-    clock_s: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.clock_s = max(self.clock_s, self.since_s)
-
-    def began_s(self, org_id: int) -> float:
-        """Return where an org stands before anything of this claim goes."""
-        return stands_s(self.since_s, self.virtual_s.get(org_id), is_waiting=org_id in self.waiting)
-
-    def reached(self, shares: Iterable[Share]) -> dict[int, float]:
-        """Return where orgs stand of which work goes in this claim."""
-        used: dict[int, float] = {}
-        for share in shares:
-            for lane in share.lanes:
-                if lane.taken and any(room is self.room for room in lane.rooms):
-                    cost_s = (lane.taken - lane.together) * lane.estimate_s / share.weight
-                    used[share.org_id] = used.get(share.org_id, 0.0) + cost_s
-        return {org_id: self.began_s(org_id) + used_s for org_id, used_s in used.items()}
-
-
-def stands_s(clock_s: float, virtual_s: float | None, *, is_waiting: bool) -> float:
-    """Return where an org stands in a crossing with such a clock."""
-    if virtual_s is None:
-        return clock_s
-    return max(virtual_s, clock_s - CREDIT_S if is_waiting else clock_s)
 
 
 def decide(
@@ -132,40 +87,36 @@ class _Contest:
         self.crossing = crossing
         self.is_contended = False
         self.heads: dict[int, list[_Head]] = {}
-        self._at_s: dict[int, float] = {}
         self._heap: list[tuple[float, int]] = []
         self._wanted = 0
 
-    def join(self, head: _Head, at_s: float) -> None:
-        """Let a lane of an org take part, which stands at `at_s`."""
+    def join(self, head: _Head) -> None:
+        """Let a lane of an org take part."""
         org_id = head.share.org_id
-        self.heads.setdefault(org_id, []).append(head)
-        if org_id not in self._at_s:
-            self._at_s[org_id] = at_s
-            heapq.heappush(self._heap, (at_s, org_id))
+        if org_id not in self.heads:
+            self.heads[org_id] = []
+            heapq.heappush(self._heap, (self.crossing.at_s(org_id), org_id))
+        self.heads[org_id].append(head)
         self._wanted += len(head.lane.items) - head.lane.taken
-        self.is_contended = self._wanted > self.crossing.room.left
+        self.is_contended = self._wanted + self.crossing.riders > self.crossing.room.left
 
     def first(self) -> int | None:
         """Return the org whose turn it is."""
         heap = self._heap
         while heap:
             at_s, org_id = heap[0]
-            if at_s == self._at_s[org_id] and any(head.can_go for head in self.heads[org_id]):
+            if not any(head.can_go for head in self.heads[org_id]):
+                heapq.heappop(heap)
+            elif at_s == self.crossing.at_s(org_id):
                 return org_id
-            heapq.heappop(heap)
+            else:  # it has had a place since
+                heapq.heapreplace(heap, (self.crossing.at_s(org_id), org_id))
         return None
 
-    def at_s(self, org_id: int) -> float:
-        """Return where an org stands."""
-        return self._at_s[org_id]
-
-    def charge(self, org_id: int, cost_s: float) -> None:
+    def charge(self, share: Share, lane: Lane) -> None:
         """Let an org have used a place."""
-        start_s = self._at_s[org_id]
-        self.crossing.clock_s = max(self.crossing.clock_s, start_s)
-        self._at_s[org_id] = start_s + cost_s
-        heapq.heappush(self._heap, (start_s + cost_s, org_id))
+        cost_s = lane.use_s(self.crossing.room) / share.weight
+        self.crossing.use(share.org_id, cost_s)
 
 
 class _Turns:
@@ -230,8 +181,9 @@ class _Turns:
 
     def _gather(self, lines: Sequence[_Line]) -> None:
         """See which lanes want places in crossings."""
+        for one in self._crossings:
+            one.begin(self._shares)
         self._contests = {id(one.room): _Contest(one) for one in self._crossings}
-        reached = {id(one.room): one.reached(self._shares) for one in self._crossings}
         self._heads = {}
         by_queue = {line.order.queue: line for line in lines if line.slots > 0}
         for share in self._shares:
@@ -243,12 +195,8 @@ class _Turns:
                     continue
                 head = _Head(line, share, lane)
                 for contest in self._met(lane):
-                    room = contest.crossing.room
-                    at_s = reached[id(room)].get(share.org_id)
                     self._heads[id(lane)] = head
-                    contest.join(
-                        head, contest.crossing.began_s(share.org_id) if at_s is None else at_s
-                    )
+                    contest.join(head)
 
     def _met(self, lane: Lane) -> list[_Contest]:
         return [one for room in lane.rooms if (one := self._contests.get(id(room))) is not None]
@@ -266,7 +214,7 @@ class _Turns:
                 return True
             at_s, share, lane = order.pop()
             has_moved = True
-            if self._waits(share.org_id, lane):
+            if self._waits(share, lane):
                 order.push(share)
                 return True
             self._go(line, share, lane, at_s, helper)
@@ -275,13 +223,18 @@ class _Turns:
                 return True
         return has_moved
 
-    def _waits(self, org_id: int, lane: Lane) -> bool:
+    def _waits(self, share: Share, lane: Lane) -> bool:
         """Set a lane aside that has place in all of its rooms, and whose turn it is not in one of them."""
-        place = (org_id, lane.lane_id)
-        if any(not room.has_for(place, lane.cost(room)) for room in lane.rooms):
+        if not (met := self._met(lane)) or not _has_place(share, lane):
             return False
-        for contest in self._met(lane):
-            if contest.is_contended and contest.first() != org_id:
+        line = next((room.line for room in lane.rooms if room.line is not None), None)
+        if line is not None:
+            # What its org uses by a step that goes before it counts for its turn.
+            line.let_before(share, lane)
+            if not _has_place(share, lane):
+                return False
+        for contest in met:
+            if contest.is_contended and contest.first() != share.org_id:
                 self._heads[id(lane)].is_aside = True
                 lane.full = contest.crossing.room
                 return True
@@ -304,7 +257,7 @@ class _Turns:
             decision.clocks[order.queue] = max(decision.clocks.get(order.queue, clock_s), clock_s)
             share.virtual_s += cost_s
             for contest in met:
-                contest.charge(share.org_id, cost_s)
+                contest.charge(share, lane)
             order.went(share, lane)
             if lane.is_spent and not lane.is_whole:
                 # What stands behind is unknown, so the org's next item is: it goes on in the next claim.
@@ -353,7 +306,7 @@ class _Turns:
 
     def _standing(self, head: _Head) -> tuple[float, int, int]:
         org_id = head.share.org_id
-        at_s = max(contest.at_s(org_id) for contest in self._met(head.lane))
+        at_s = max(contest.crossing.at_s(org_id) for contest in self._met(head.lane))
         return at_s, org_id, head.lane.lane_id
 
     def _end(self) -> None:
@@ -367,3 +320,9 @@ class _Turns:
                     head.lane.full = None
                 else:
                     head.lane.was_full = True
+
+
+def _has_place(share: Share, lane: Lane) -> bool:
+    """Whether all rooms of a lane have place for its next item."""
+    place = (share.org_id, lane.lane_id)
+    return all(room.has_for(place, lane.cost(room)) for room in lane.rooms)

@@ -7,13 +7,14 @@ looks at limits knows the first of those that wait, whichever worker has their r
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Room
 from millpond.engine.keeping import Waiting
+from millpond.engine.lanes import ALONE
 from millpond.engine.seats import Elder, Want
 
 _SQL = queries("needs")
@@ -25,8 +26,8 @@ _MAX_ITEMS = 256
 class Asked:
     """A step that waits under the lease of `item_id`: `who` names it, `place` is as whose room may be kept for it.
 
-    `virtual_s` is how far its org has come in its queue; `offset_us` is that of the run's lane; `need` is what it takes
-    of limits on tokens.
+    `virtual_s` is how far its org has come in its queue; `offset_us` is that of the run's lane, `able` what that needs
+    of a worker; `need` is what it takes of limits on tokens.
     """
 
     who: str
@@ -38,6 +39,7 @@ class Asked:
     virtual_s: float
     rooms: Sequence[Room]
     place: tuple[int, int]
+    able: str = ""
     need: int = 1
 
     @classmethod
@@ -53,6 +55,7 @@ class Asked:
             virtual_s=row["n"] / 1e6,
             rooms=rooms,
             place=(row["org_id"], -nth),
+            able=row["capability"].rstrip(ALONE),
             need=need,
         )
 
@@ -77,6 +80,7 @@ class Asked:
             since_us=self.since_us,
             offset_us=self.offset_us,
             virtual_s=self.virtual_s,
+            able=self.able,
             need=self.need,
             place=self.place,
             is_here=False,
@@ -89,9 +93,16 @@ def who_is(item_id: uuid.UUID, step_key: str) -> str:
 
 
 async def elders(
-    con: Connection, wants: Sequence[Want], worker_id: uuid.UUID, queues: Sequence[str]
+    con: Connection,
+    wants: Sequence[Want],
+    worker_id: uuid.UUID,
+    queues: Sequence[str],
+    estimate_s: Callable[[str], float],
 ) -> list[Elder]:
-    """Read which lanes stand under rooms that these want and that have place; the claim has slots for these queues."""
+    """Read which lanes stand under rooms that these want and that have place; the claim has slots for these queues.
+
+    `estimate_s` is the expected service of their work by its capability.
+    """
     left = {
         room.name: room
         for want in wants
@@ -102,7 +113,9 @@ async def elders(
     if names := [name for name, room in left.items() if not room.is_weighed]:
         most = min(_MAX_ITEMS, max(left[name].left for name in names))
         rows = await con.fetch(_SQL["elders"], names, worker_id, list(queues), most)
-        found += [Elder(*row) for row in rows]
+        found += [
+            Elder(*row[:8], use_s=estimate_s(row["capability"]) / row["weight"]) for row in rows
+        ]
     if weighed := {name: room.left for name, room in left.items() if room.is_weighed}:
         rows = await con.fetch(
             _SQL["elders_of_tokens"],

@@ -26,6 +26,7 @@ from millpond.engine.why_queued import (
     Reason,
     able_of,
     at_text,
+    limited,
     place_of_run,
     queued,
 )
@@ -162,9 +163,15 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
     since = holder["claimed_at"] if holder else None
     doing = f", in {', '.join(step['name'] for step in steps)}" if steps else ""
     asked = f"; it was asked to stop ({stopping})" if stopping else ""
+    rides = [
+        await _rides(con, org_id, run["lane_id"], row)
+        for row in await con.fetch(_SQL["rides"], org_id, run_id)
+    ]
     return Reason(
         kind="running",
-        text=f"It runs since {at_text(since)}{where}{doing}{asked}.",
+        text=" ".join(
+            [f"It runs since {at_text(since)}{where}{doing}{asked}.", *(one.text for one in rides)]
+        ),
         facts={
             "since": since,
             "attempt": run["attempt"],
@@ -174,7 +181,27 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
             "steps": steps,
             "stopping": stopping,
         },
+        inner=rides,
         where=where,
+    )
+
+
+async def _rides(con: Connection, org_id: int, lane_id: int, row: Record) -> Reason:
+    """Return what a step waits for that stands in line for room while other branches of its run work."""
+    inner = await limited(con, org_id, lane_id, row["keys"])
+    name, keys = name_of(row["step_key"]), without_need(row["keys"])
+    text = f"Step {name} waits for room on {', '.join(keys)}."
+    return Reason(
+        kind="room",
+        text=" ".join([text, *(reason.text for reason in inner)]),
+        facts={
+            "step": row["step_key"],
+            "name": name,
+            "keys": keys,
+            "tokens": need_of(row["keys"]),
+            "since": at_us(row["since_us"]),
+        },
+        inner=inner,
     )
 
 

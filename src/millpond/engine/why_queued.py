@@ -16,7 +16,7 @@ import orjson
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine.brakes import Brake
-from millpond.engine.ceilings import Full, full_for
+from millpond.engine.ceilings import MAX_TURN, Full, full_for
 from millpond.engine.easing import at_us
 from millpond.engine.estimates import FIRST_GUESS_S
 from millpond.engine.lanes import ALONE
@@ -88,6 +88,13 @@ def able_of(able: str, lane_id: int) -> str:
     return able + ALONE if lane_id & 2 else able
 
 
+async def limited(
+    con: Connection, org_id: int, lane_id: int, step_keys: Sequence[str]
+) -> list[Reason]:
+    """Return what a step waits for that has no room beside its run, which is under way."""
+    return [_limited(one) for one in await full_for(con, org_id, lane_id, step_keys)]
+
+
 async def queued(con: Connection, org_id: int, place: Place) -> list[Reason]:
     """Return what holds a queued work item: pauses, absent workers and full limits, else its place in line."""
     pauses = await list_pauses(con, org_id)
@@ -144,6 +151,9 @@ def _limited(full: Full) -> Reason:
     else:
         known = "" if full.in_use is None else f"{full.in_use} of "
         text = f"{rule.key} has no room: {known}{rule.maximum} places are in use by {of} work"
+    if full.turn is not None:
+        count = f"{full.turn}" if full.turn < MAX_TURN else f"{MAX_TURN} or more"
+        text += f"; places go in turn there, {count} organizations that have used less go before"
     return Reason(
         kind="limit",
         text=f"{text}.",
@@ -158,6 +168,7 @@ def _limited(full: Full) -> Reason:
             "until": full.until,
             "is_exact": full.is_exact,
             "holders": list(full.holders),
+            **({} if full.turn is None else {"turn": full.turn}),
             **({"tokens": full.need, "left": full.left} if rule.is_of_tokens else {}),
         },
     )

@@ -46,6 +46,7 @@ from millpond.engine.slots import Slots
 from millpond.engine.spilling import Spill, served_slots
 from millpond.engine.step_executor import StepAttempt, execute_step
 from millpond.engine.throttling import Throttling
+from millpond.engine.tolls import Tolls
 from millpond.engine.upkeep import Upkeep, tell_readied
 from millpond.engine.urgency import LEAD_S
 from millpond.engine.vault import Vault
@@ -227,6 +228,7 @@ class Worker:
             wake=self._slots.wake,
             on_freed=self._slots.free_room,
             summon=hints.summon,
+            tolls=Tolls(self._slots.charges, self._slots.learn_try),
         )
         scope = Scope(
             database=self._database,
@@ -350,6 +352,7 @@ class Worker:
             worker_id=self.worker_id,
             capabilities=self._capabilities(),
             estimate_s=self._slots.estimate_s,
+            try_s=self._slots.try_s,
             lead_s=self._lead_s,
         )
         riding.attach(claimer)
@@ -399,6 +402,7 @@ class Worker:
             worker_id=self.worker_id,
             capabilities=self._capabilities(),
             estimate_s=self._slots.estimate_s,
+            try_s=self._slots.try_s,
         )
         riding.attach(claimer)
         try:
@@ -431,6 +435,7 @@ class Worker:
                 tell_readied(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
+            scope.riding.tolls.over(attempt.claimed)
             if attempt.slot is not None:
                 attempt.slot.give()
 

@@ -112,3 +112,7 @@ select 0::bigint as owner, key, maximum, period_s, burst, of_org from platform_l
 where kind = 'tokens' and (of_org is null or of_org = $1)
 union all
 select org_id, key, maximum, period_s, burst, null from org_limit where org_id = $1 and kind = 'tokens';
+
+-- name: turns
+-- How an org stands in rooms that several queues need (function of the migrations).
+select room, used_s, orgs from turn_of($1::text[], $2);

@@ -49,6 +49,17 @@ from w join share s on s.org_id = any(array[w.org_id]) and s.queue = any(array[w
 where not exists (select from pause z where z.org_id = w.org_id and z.queue in ('', w.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(w.capability, '0123456789!')));
 
+-- name: meet
+-- Those of these rooms (with the queue of a step that stands there) under which lanes, or steps, of another queue stand.
+select distinct u.room from unnest($1::text[], $2::text[]) as u(room, queue)
+where exists (select from room r where r.room = u.room and r.queue <> u.queue offset 0)
+   or exists (select from unnest($1::text[], $2::text[]) as o(room, queue) where o.room = u.room and o.queue <> u.queue);
+
+-- name: weights
+-- The weights of orgs in queues.
+select s.org_id, s.queue, s.weight from unnest($1::bigint[], $2::text[]) as u(org_id, queue)
+join share s on s.org_id = any(array[u.org_id]) and s.queue = any(array[u.queue]);
+
 -- name: cross
 -- Lets rooms be crossings from now on, and the lanes that stand there be found by their orgs.
 with c as (

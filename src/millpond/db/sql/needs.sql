@@ -47,7 +47,8 @@ w as materialized (
 )
 select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, c.virtual_s, 0) as virtual_s, w.slots,
        array(select r.rank from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
-             order by r.rank limit $4) as ranks
+             order by r.rank limit $4) as ranks,
+       l.capability, coalesce(h.weight, 1) as weight
 from l join w on w.queue = l.queue and w.capability = l.capability
 left join share h on h.org_id = l.org_id and h.queue = l.queue
 left join fair_clock c on c.queue = l.queue

@@ -72,3 +72,9 @@ where e.org_id = $1 and e.run_id = $2 and e.event_no > b.event_no and e.kind = '
   and not exists (select from event x where x.org_id = $1 and x.run_id = $2 and x.event_no > e.event_no
                     and x.step_key = e.step_key and x.kind in ('step.succeeded', 'step.failed', 'step.retrying'))
 order by e.step_key, e.event_no desc limit 200;
+
+-- name: rides
+-- The steps of a run that is under way that stand in line for room, beside its other branches.
+select s.step_key, s.keys, s.since_us from step_lease s
+join lease e on e.org_id = any(array[s.org_id]) and e.item_id = any(array[s.item_id]) and e.token = s.token
+where s.org_id = $1 and s.item_id = $2 and s.since_us is not null order by s.since_us, s.step_key limit 50;
