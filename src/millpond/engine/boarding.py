@@ -167,7 +167,7 @@ class Boarding:
                         riding[room.name].add(want.org_id)
         if not crossed:
             return
-        orgs = {one.org_id for one in (*wants, *old)}
+        orgs = {want.org_id for want in wants} | {one.org_id for one in old}
         await crossings.read(con, crossed.values(), orgs, riding)
         lines = {(one.org_id, one.queue) for one in wants}
         columns = [[one[nth] for one in lines] for nth in range(2)]

@@ -136,7 +136,8 @@ class Launcher:
         self.leases.difference_update(one.lease for one in claimed)
         for one in claimed[len(claimed) - len(slots) :]:
             flow = self._flows.get((one.flow, one.version)) if one.kind == "run" else None
-            self._scope.riding.tolls.over(one)
+            if one.seats:
+                self._scope.riding.tolls.over(one)
             slots.pop().give_unused(one.lease.org_id, flow.capability if flow else "")
 
     async def _attempts(self, claimed: Sequence[Claimed]) -> AsyncIterator[Attempt | StepAttempt]:

@@ -117,8 +117,8 @@ class Line:
                     if room.name in wanted:
                         self._lanes.setdefault(room.name, []).append((share, lane))
         self._guarded = self._waiting[:_MOST]
-        for one in wants:
-            for crossing in one.crossings:
+        for want in wants:
+            for crossing in want.crossings:
                 crossing.riders += 1
 
     def begin(self) -> None:

@@ -114,7 +114,8 @@ async def elders(
         most = min(_MAX_ITEMS, max(left[name].left for name in names))
         rows = await con.fetch(_SQL["elders"], names, worker_id, list(queues), most)
         found += [
-            Elder(*row[:8], use_s=estimate_s(row["capability"]) / row["weight"]) for row in rows
+            Elder(*row[:8])._replace(use_s=estimate_s(row["capability"]) / row["weight"])
+            for row in rows
         ]
     if weighed := {name: room.left for name, room in left.items() if room.is_weighed}:
         rows = await con.fetch(
