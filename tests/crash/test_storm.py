@@ -18,5 +18,5 @@ async def test_nothing_is_lost_or_repeated_in_a_short_storm(data_dir: Path, sink
     async with sky(data_dir, sink) as (storm, people, engine_db):
         await storm.rage(LENGTH_S)
         await check(engine_db, sink, people.accepted, claims_may_be_lost=True)
-    assert people.accepted
+    assert len(people.accepted) >= 10
     assert storm.toll.keys() >= {"kills", "stops", "restarts"}

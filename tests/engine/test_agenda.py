@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from typing import get_args
 
 import pytest
 from tests.engine.conftest import DEADLINE_S, Pond, direct
@@ -12,10 +13,12 @@ from millpond.db.pool import EngineDatabase
 from millpond.engine.agenda import Question, Task, Todo, look
 from millpond.engine.worker import Worker
 
-EVERYTHING = Question(dead=True, rare=True, abilities=["f@1!"], queues=["default"])
+EVERYTHING = Question(dead=True, rare=True, usage=True, abilities=["f@1!"], queues=["default"])
 SOME: dict[Task, str] = {
     "timers": "insert into timer (org_id, run_id, step_key, kind, due_at)"
     " values ($1, $2, 's', 'sleep', clock_timestamp() - interval '1 second')",
+    "schedules": "insert into schedule (org_id, schedule_id, name, flow, cron, next_due_at, created_by)"
+    " values ($1, $2, 's', 'f', '@daily', clock_timestamp() - interval '1 second', 'user:ann')",
     "groups": "insert into trigger_group (org_id, trigger_id, group_key, due_at)"
     " values ($1, $2, 'k', clock_timestamp() - interval '1 second')",
     "chores": "insert into chore (org_id, kind, run_id, asked_by) values ($1, 'cancel', $2, 'user:ann')",
@@ -61,15 +64,23 @@ async def test_what_is_not_asked_for_is_not_looked_for(pond: Pond) -> None:
                 statement.replace("$1", "$1::bigint").replace("$2", "$2::uuid"), 1, uuid.uuid4()
             )
     found = (await look(pond.engine_db, Question())).todo
-    assert found == {"timers", "groups", "chores", "usage"}
-    assert (await look(pond.engine_db, EVERYTHING)).todo == SOME.keys()
+    assert found == {"timers", "groups", "chores", "schedules"}
+    assert (await look(pond.engine_db, EVERYTHING)).todo == SOME.keys() == set(get_args(Task))
 
 
-async def test_a_look_tells_when_the_next_timer_is_due(pond: Pond) -> None:
+async def test_a_look_tells_when_the_next_timer_is_due_and_leaves_what_is_paused(
+    pond: Pond,
+) -> None:
     async with pond.engine_db.duty("test") as con:
         await con.execute(
             "insert into timer (org_id, run_id, step_key, kind, due_at)"
             " values (1, $1, 's', 'sleep', clock_timestamp() + interval '1 hour')",
+            uuid.uuid4(),
+        )
+        await con.execute(
+            "insert into schedule"
+            " (org_id, schedule_id, name, flow, cron, next_due_at, created_by, is_paused)"
+            " values (1, $1, 's', 'f', '@daily', clock_timestamp() - interval '1 second', 'user:ann', true)",
             uuid.uuid4(),
         )
     seen = await look(pond.engine_db, EVERYTHING)

@@ -87,6 +87,27 @@ async def test_a_run_has_one_successor(pond: Pond, lost: list[str]) -> None:
     assert await pond.count("run") == 2
 
 
+async def test_ends_with_duties_that_are_stored_are_found_again(
+    pond: Pond, lost: list[str]
+) -> None:
+    started: list[str] = []
+
+    async def holds(ctx: Context, name: str) -> str:
+        started.append(name)
+        if len(started) == 1:
+            lost.append("end")
+        return name
+
+    pond.flow(holds)
+    async with pond.worker() as worker:
+        runs = [await pond.submit("holds", key, dedup_key=key) for key in ("first", "second")]
+        assert [(await pond.ended(run_id))["outcome"] for run_id in runs] == ["succeeded"] * 2
+        while worker._tasks:
+            await next(iter(worker._tasks))
+    assert lost == []
+    assert len(started) == 2
+
+
 @pytest.mark.parametrize("call", ["start", "join", "wait_event", "continue_as"])
 async def test_an_attempt_without_its_lease_changes_nothing(pond: Pond, call: str) -> None:
     async def leaf(ctx: Context, _: None) -> None:

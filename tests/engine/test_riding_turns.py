@@ -255,15 +255,20 @@ def test_what_a_try_used_is_settled_once_and_what_never_began_is_given_back() ->
     charges, learned = Charges(), dict[str, float]()
     tolls = Tolls(charges, learned.__setitem__)
     claimed = _claimed(Seat("came", 1, _toll(0.0)), Seat("never", 2, _toll(7.0)))
-    item = claimed.lease.org_id, claimed.lease.item_id
-    tolls.begin(item, "came", _toll(0.0))
-    tolls.begin(item, "other", _toll(5.0))
-    tolls.end(item, "other")
-    tolls.end(item, "other")
+    lease = claimed.lease
+    tolls.begin(lease, "came", _toll(0.0))
+    tolls.begin(lease, "other", _toll(5.0))
+    tolls.end(lease, "other")
+    tolls.end(lease, "other")
+    assert not learned, "what was cut short tells nothing of how long it takes"
+    tolls.over(claimed._replace(lease=lease._replace(token=uuid.UUID(int=2)), seats=()))
+    assert not charges.is_idle, "another attempt of it has nothing of this one"
     tolls.over(claimed)
     owed = charges.take_crossed()
     assert owed == {(1, "llm", ROOM): pytest.approx(-12.0, abs=0.5)}
     assert charges.is_idle
+    tolls.begin(lease, "last", _toll(0.0))
+    tolls.end(lease, "last", is_whole=True)
     assert learned.keys() == {"echo@1"}
     assert charges.take_ended(0.0) == {}, "its attempt's time is charged in the queue"
 

@@ -457,12 +457,12 @@ async def test_a_rate_counts_each_try(pond: Pond) -> None:
     flow = pond.flow(asks)
     await limit(pond.db, KEY, 20, kind="rate", period_s=1.0, burst=2)
     async with pond.worker({"default": 10}):
-        began = time.monotonic()
         await submit_many(pond, flow, 8)
         await over(pond, flow, 8)
         await nothing_left(pond)
     assert len(gauge.starts) == 16
-    assert time.monotonic() - began > 14 / 20 - 0.25
+    # Each is begun within 150 ms of when it was let go, or let go anew.
+    assert max(gauge.starts) - min(gauge.starts) > 14 / 20 - 0.25
 
 
 async def test_a_throttled_step_brakes_its_own_key_for_everybody(pond: Pond) -> None:

@@ -9,6 +9,7 @@ from copy import deepcopy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from millpond.engine import moved
 from millpond.engine.admission import Decision, Lane, Share, Terms, admit
 from millpond.engine.estimates import TURN_S
 
@@ -157,3 +158,26 @@ def test_small_work_of_an_org_goes_together_until_its_turn_is_over() -> None:
     decision = admit(members, {"default": 9})
     assert [pick.org_id for pick in decision.picks] == [1, 1, 2, 2, 3, 1, 1, 2, 2]
     assert decision.clocks == {"default": 0.0018}
+
+
+def test_what_is_held_back_in_one_queue_hides_nothing_of_another_behind_its_horizon() -> None:
+    ahead = _share("reserved", 1, 1.0, [list(range(4))], 0.02)
+    ahead.virtual_s = 9.0
+    read = _share("small", 2, 1.0, [[0]], 0.0001)
+    terms = Terms(
+        reserved={"reserved": 2},
+        clocks={"reserved": 1.0},
+        horizons={"small": (read.virtual_s, read.org_id)},
+    )
+    decision = admit([ahead, read], {"reserved": 2, "small": 4}, terms)
+    assert [pick.org_id for pick in decision.picks] == [2]
+    assert decision.is_held_back
+    assert decision.has_more
+
+
+def test_nobody_goes_from_behind_who_was_read_in_order_whoever_was_read_beside_them() -> None:
+    read = [_share("default", org_id, 1.0, [[0]], 0.0001) for org_id in (1, 2, 3)]
+    read[2].virtual_s = 50.0  # with interactive work, and far behind
+    assert moved.horizons(read, {"default": 2}, {"default": 9}) == {"default": (0.0, 2)}
+    assert moved.horizons(read, {"default": 4}, {"default": 9}) == {}
+    assert moved.horizons(read, {"default": 2}, {"default": 2}) == {}

@@ -58,7 +58,11 @@ def grounds(draw: st.DrawFn) -> Ground:
             mine = draw(st.frozensets(st.sampled_from(names), max_size=4))
             needs[org_id, lane_id] = mine
             count = draw(st.integers(0, 6))
-            lanes.append(_lane(org_id, lane_id, count, [rooms[name] for name in sorted(mine)]))
+            # Those that are small go a few at one turn.
+            cost = draw(st.sampled_from([1.0, 0.0005, 0.0001]))
+            lanes.append(
+                _lane(org_id, lane_id, count, [rooms[name] for name in sorted(mine)], cost)
+            )
         shares.append(Share(queue="default", org_id=org_id, weight=1.0, virtual_s=0.0, lanes=lanes))
     waiting = [
         Waiting(

@@ -324,10 +324,10 @@ def _serve(
     """Let the orgs of a queue take slots, its own or a helper's, in fair order; returns how many they took."""
     queue, heap, first = order.queue, order.heap, len(decision.picks)
     reserved = terms.reserved.get(queue, 0) if helper is None else 0
-    clock_s, horizon = terms.clocks.get(queue, 0.0), terms.horizons.get(queue)
+    clock_s, horizon, is_held_back = terms.clocks.get(queue, 0.0), terms.horizons.get(queue), False
     while heap and slots > 0:
         if slots <= reserved and heap[0][0] > max(clock_s, decision.clocks.get(queue, 0.0)):
-            decision.is_held_back = True
+            decision.is_held_back = is_held_back = True
             break
         if horizon is not None and heap[0][:2] > horizon:
             break
@@ -345,9 +345,9 @@ def _serve(
         if lane.is_spent and not lane.is_whole:
             # What stands behind is unknown, so the org's next item is: it goes on in the next claim.
             decision.has_more = order.is_cut = True
-        elif not lane.is_spent or has_head(share):
+        elif has_head(share):
             heapq.heappush(heap, (share.virtual_s, org_id, share))
-    if horizon is not None and slots > 0 and not decision.is_held_back:
+    if horizon is not None and slots > 0 and not is_held_back:
         # Who stands behind what was read has its turn in the next claim.
         decision.has_more = order.is_cut = True
     taken = len(decision.picks) - first

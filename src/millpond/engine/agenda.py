@@ -40,11 +40,13 @@ Task: TypeAlias = Literal[
 class Question:
     """What a look asks for beside what it always does.
 
-    Whether sessions are over, what is rare, and work in `queues` that is done alone by whoever has `abilities`.
+    Whether sessions are over, what is rare, what runs used, and work in `queues` that is done alone by whoever has
+    `abilities`.
     """
 
     dead: bool = False
     rare: bool = False
+    usage: bool = False
     abilities: list[str] | None = None
     queues: list[str] | None = None
 
@@ -53,7 +55,7 @@ class Question:
 class Seen:
     """What a look found: the database's time, for how long it has been up, and when the next timer is due, if any.
 
-    `workers` is how many there are, where it asked for what is rare.
+    `workers` is how many can look, where it asked for what is rare.
     """
 
     now: datetime
@@ -67,7 +69,12 @@ async def look(database: EngineDatabase, question: Question) -> Seen:
     """Look what there is to be done."""
     async with database.statement("look") as con:
         row = await con.fetchrow(
-            _SQL["look"], question.dead, question.rare, question.abilities, question.queues
+            _SQL["look"],
+            question.dead,
+            question.rare,
+            question.abilities,
+            question.queues,
+            question.usage,
         )
     assert row is not None
     return Seen(

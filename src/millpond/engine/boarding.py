@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from millpond.db.pool import Connection, Record
@@ -206,11 +206,12 @@ class Boarding:
         wanted: list[tuple[Record, _Trying]] = []
         for row in rows:
             ask = asks[row["ord"] - 1]
-            if row["has_room"]:  # of a claim whose answer was lost
-                self.answers[ask] = Answer(is_seated=True, has_row=True)
-                continue
             able = row["capability"].rstrip(ALONE)
             places = needed(limits.rules, ask.org_id, row["queue"], able, row["keys"], ask.keys)
+            if row["has_room"]:  # of a claim whose answer was lost
+                toll = _toll(limits.crossings, row["queue"], able, [at.room.text for at in places])
+                self.answers[ask] = Answer(is_seated=True, has_row=True, toll=toll)
+                continue
             needing = limits.reservations.of_try(able, row["keys"], ask.keys, places)
             trying = _Trying(ask, places, needing)
             if refusal := trying.refusal():
@@ -242,7 +243,8 @@ class Boarding:
             if ask in begin:
                 is_paced = any(place.rule.kind == "rate" for place in self._tries[ask].places)
                 begin_by = limits.began + LATE_S if is_paced else None
-                toll = _toll(want, limits.crossings)
+                through = [one.room.name for one in want.crossings]
+                toll = _toll(limits.crossings, want.queue, want.able, through)
                 answers[ask] = Answer(is_seated=True, has_row=True, begin_by=begin_by, toll=toll)
                 continue
             if want.full is not None:
@@ -340,12 +342,10 @@ def _want(one: _Trying, row: Record, rooms: Sequence[Room], place: tuple[int, in
     )
 
 
-def _toll(want: Want, crossings: Crossings) -> Toll | None:
+def _toll(crossings: Crossings, queue: str, able: str, rooms: Iterable[str]) -> Toll | None:
     """Return what a try is charged that begins, None where no other queue needs its rooms."""
-    if not want.crossings:
-        return None
-    rooms = tuple(one.room.name for one in want.crossings)
-    return Toll(want.queue, rooms, crossings.try_s(want.able), want.able)
+    through = tuple(name for name in rooms if name in crossings.known)
+    return Toll(queue, through, crossings.try_s(able), able) if through else None
 
 
 def _seat_of(ask: Ask) -> _Seat:

@@ -201,6 +201,15 @@ async def full_for(
         parked_on = RoomId.parse(lane["parked_on"])
         parked = [place for place in places if place.room == parked_on]
         full = [(place, _parked(place, use[place.room.text], held)) for place in parked]
+    if not full and step_keys:
+        # It was refused by some; of rooms under which no lane stands it is not known how many are in use.
+        full = [
+            (place, _parked(place, use[place.room.text], held))
+            for place in places
+            if place.room.org_id == NO_ORG
+            and not place.rule.is_metered
+            and use[place.room.text]["in_use"] is None
+        ]
     shared = [place.room.text for place, one in full if one.is_shared]
     rows = await con.fetch(_SQL["turns"], shared, MAX_TURN) if shared else ()
     turns = {row["room"]: row["orgs"] for row in rows}

@@ -6,7 +6,7 @@ Called by `claim`. Invariant: a lane's cursor never passes what is still ready t
 from __future__ import annotations
 
 import uuid
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
@@ -56,15 +56,18 @@ def unread(shares: Sequence[Share], orgs: Mapping[str, int]) -> set[str]:
 def horizons(
     shares: Sequence[Share], orgs: Mapping[str, int], whole: Mapping[str, int]
 ) -> dict[str, tuple[float, int]]:
-    """Return behind which org (virtual time, org) of a queue others may stand, where fewer than the whole were read."""
-    found: dict[str, tuple[float, int]] = {}
-    counts = Counter([share.queue for share in shares])
+    """Return behind which org (virtual time, org) of a queue others may stand, where fewer than the whole were read.
+
+    So many were read in order; one that was read beside them, for its interactive work, may stand anywhere.
+    """
+    places: dict[str, list[tuple[float, int]]] = defaultdict(list)
     for share in shares:
-        queue = share.queue
-        if counts[queue] >= orgs[queue] < whole[queue]:
-            place = share.virtual_s, share.org_id
-            found[queue] = max(found.get(queue, place), place)
-    return found
+        places[share.queue].append((share.virtual_s, share.org_id))
+    return {
+        queue: sorted(found)[orgs[queue] - 1]
+        for queue, found in places.items()
+        if len(found) >= orgs[queue] < whole[queue]
+    }
 
 
 def spread(shares: Sequence[Share], free: Mapping[str, int]) -> dict[str, float]:

@@ -38,7 +38,6 @@ class Seating:
         self._lease = lease
         self._riding = riding
         self._branches = branches
-        self._item = lease.org_id, lease.item_id
         self._seats = {one.step_key: one for one in seats}
         self._begin_by = begin_by
 
@@ -51,7 +50,7 @@ class Seating:
         if (seat := self._seats.pop(plan.key, None)) is not None:
             since_us = seat.since_us
             plan.is_seated = True
-            self._riding.tolls.begin(self._item, plan.key, seat.toll)
+            self._riding.tolls.begin(self._lease, plan.key, seat.toll)
             if not _is_late(self._begin_by):
                 return 0.0
         elif not self._riding.concerns(self._lease.org_id, plan.keys):
@@ -61,7 +60,7 @@ class Seating:
         while True:
             if plan.is_seated:  # it came too late for the rate that let it go
                 plan.is_seated = False
-                self._riding.tolls.end(self._item, plan.key)
+                self._riding.tolls.end(self._lease, plan.key)
                 await own(asyncio.shield(self._riding.leave(ask)))
             answer = await self._wait(branch, plan, ask, own)
             plan.is_seated = answer.has_row
@@ -97,7 +96,7 @@ class Seating:
                 has_room = last.is_seated and last.has_row
                 plan.is_seated = has_room and self._branches.closed is None
                 if plan.is_seated:
-                    self._riding.tolls.begin(self._item, plan.key, last.toll)
+                    self._riding.tolls.begin(self._lease, plan.key, last.toll)
                 else:
                     self._riding.tolls.refund(ask.org_id, last.toll)
                 # It has room that it does not use, or may stand in line.
@@ -115,7 +114,7 @@ class Seating:
         """Give back the room of a try of which nothing was recorded; the end of a lease does so by itself."""
         if plan.is_seated:
             plan.is_seated = False
-            self._riding.tolls.end(self._item, plan.key)
+            self._riding.tolls.end(self._lease, plan.key)
             if not self._goes_by_itself:
                 self._riding.leave(self._ask(plan), is_told=not plan.spent)
 
@@ -123,7 +122,7 @@ class Seating:
         """Note that a record has given back the room of its try."""
         if plan.is_seated:
             plan.is_seated = False
-            self._riding.tolls.end(self._item, plan.key)
+            self._riding.tolls.end(self._lease, plan.key, is_whole=True)
             self._riding.freed()
 
     def _ask(self, plan: Plan, since_us: int | None = None, *, is_beside: bool = False) -> Ask:

@@ -79,7 +79,10 @@ async def finish(con: Connection, ends: Ends) -> set[int]:
 
 
 async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], list[Readied]]:
-    """End runs and see to their duties; returns the ordinals stored and runs that may go on."""
+    """End runs and see to their duties; returns the ordinals stored and runs that may go on.
+
+    There may be none: what is sent again after an answer was lost may all have been stored.
+    """
     rows = await con.fetch(_SQL["finish_with_duties"], *_columns(ends))
     writes = [write for _, write in ends]
     await _keep(con, [(write, OUTPUT) for write in _big(writes, rows)])
@@ -93,8 +96,12 @@ async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], lis
 
 def _leases(writes: Sequence[StepWrite] | Sequence[FinishWrite]) -> list[str]:
     """Return the columns of the leases that allow these writes."""
-    orgs, items, _, _, tokens = zip(*[write.lease for write in writes], strict=True)
-    return [plain(orgs), plain(items), plain(tokens)]
+    leases = [write.lease for write in writes]
+    return [
+        plain([lease.org_id for lease in leases]),
+        plain([lease.item_id for lease in leases]),
+        plain([lease.token for lease in leases]),
+    ]
 
 
 def _columns(ends: Ends) -> list[str]:

@@ -49,6 +49,8 @@ _MAINTAINED: AbstractSet[Task] = frozenset(
     )
 )
 _CHORES: AbstractSet[Task] = frozenset(("chores",))
+# What is done also where nobody could look; it does nothing where there is nothing.
+_UNSEEN: AbstractSet[Task] = frozenset(("dead", "timers", "schedules", "groups", "chores"))
 _USAGE: AbstractSet[Task] = frozenset(("usage",))
 _DELTAS: AbstractSet[Task] = frozenset(("deltas",))
 
@@ -71,7 +73,7 @@ class Upkeep:
 
     async def look(self) -> None:
         """Look what there is to be done, sooner where a timer is due before; sleeps at most a moment."""
-        dead_at = rare_at = 0.0
+        dead_at = rare_at = usage_at = 0.0
         while True:
             pause_s = _LOOK_S
             now = time.monotonic()
@@ -79,6 +81,7 @@ class Upkeep:
             question = Question(
                 dead=now >= dead_at,
                 rare=now >= rare_at,
+                usage=now >= usage_at,
                 abilities=self._quarantine.abilities if asks_alone else None,
                 queues=self._quarantine.queues if asks_alone else None,
             )
@@ -89,11 +92,14 @@ class Upkeep:
                 self._workers = seen.workers or self._workers
                 dead_at = now + self._lease_s / 8 if question.dead else dead_at
                 rare_at = now + _RARE_S if question.rare else rare_at
+                usage_at = now + _COUNT_S if question.usage else usage_at
                 if seen.due_s is not None:
                     # One that is due and was not taken has its run locked by somebody: a moment.
                     pause_s = min(pause_s, seen.due_s) if seen.due_s > 0 else pause_s / 5
             except MillpondError as error:
                 _log.warning("looking.failed", error=error.code)
+                # What made it fail may be a table that only some of this needs.
+                self._todo.add(_UNSEEN)
             await asyncio.sleep(pause_s)
 
     async def maintain(self) -> None:
@@ -162,7 +168,6 @@ class Upkeep:
                     pass
             except MillpondError as error:
                 _log.warning("metering.failed", error=error.code)
-            await asyncio.sleep(_COUNT_S)
 
     async def sample(self) -> None:
         """Add up for how long limits and queues are full."""

@@ -163,10 +163,13 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
     since = holder["claimed_at"] if holder else None
     doing = f", in {', '.join(step['name'] for step in steps)}" if steps else ""
     asked = f"; it was asked to stop ({stopping})" if stopping else ""
-    rides = [
-        await _rides(con, org_id, run["lane_id"], row)
-        for row in await con.fetch(_SQL["rides"], org_id, run_id)
-    ]
+    waiting = await con.fetch(_SQL["rides"], org_id, run_id)
+    # Many branches of a run may need the same keys.
+    in_the_way = {
+        keys: await limited(con, org_id, run["lane_id"], keys)
+        for keys in {tuple(row["keys"]) for row in waiting}
+    }
+    rides = [_rides(row, in_the_way[tuple(row["keys"])]) for row in waiting]
     return Reason(
         kind="running",
         text=" ".join(
@@ -186,9 +189,8 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
     )
 
 
-async def _rides(con: Connection, org_id: int, lane_id: int, row: Record) -> Reason:
+def _rides(row: Record, inner: Sequence[Reason]) -> Reason:
     """Return what a step waits for that stands in line for room while other branches of its run work."""
-    inner = await limited(con, org_id, lane_id, row["keys"])
     name, keys = name_of(row["step_key"]), without_need(row["keys"])
     text = f"Step {name} waits for room on {', '.join(keys)}."
     return Reason(

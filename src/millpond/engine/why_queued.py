@@ -152,7 +152,7 @@ def _limited(full: Full) -> Reason:
         known = "" if full.in_use is None else f"{full.in_use} of "
         text = f"{rule.key} has no room: {known}{rule.maximum} places are in use by {of} work"
     if full.turn is not None:
-        count = f"{full.turn}" if full.turn < MAX_TURN else f"{MAX_TURN} or more"
+        count = f"up to {full.turn}" if full.turn < MAX_TURN else f"{MAX_TURN} or more"
         text += f"; places go in turn there, {count} organizations that have used less go before"
     return Reason(
         kind="limit",

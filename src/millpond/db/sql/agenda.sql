@@ -1,15 +1,15 @@
 -- What there is to be done for all, asked in one message; reads only.
 
 -- name: look
--- Names what there is to be done. Whether a session is over is asked with $1, what is rare (and how many workers there are) with $2, work to be done alone with $3 (its abilities) and $4 (queues).
+-- Names what there is to be done. Whether a session is over is asked with $1, what is rare (and how many workers there are) with $2, work to be done alone with $3 (its abilities) and $4 (queues), whether runs used something with $5.
 select clock_timestamp() as now, extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8 as uptime_s, n.due_s,
-       case when $2::boolean then (select count(*)::int from worker) end as workers,
+       case when $2::boolean then (select count(*)::int from worker where expires_at > clock_timestamp() and not draining) end as workers,
        array_remove(array[
          case when n.due_s <= 0 then 'timers' end,
          case when exists (select from schedule where not is_paused and next_due_at <= clock_timestamp()) then 'schedules' end,
          case when exists (select from trigger_group where due_at <= clock_timestamp()) then 'groups' end,
          case when exists (select from chore) then 'chores' end,
-         case when exists (select from usage_part) then 'usage' end,
+         case when $5::boolean and exists (select from usage_part) then 'usage' end,
          case when $1::boolean and (exists (select from worker where expires_at < clock_timestamp())
                            or exists (select from lease l where not exists (select from worker w where w.worker_id = l.worker_id)))
            then 'dead' end,

@@ -79,7 +79,8 @@ on conflict (org_id, room) do update set virtual_s = excluded.virtual_s;
 -- Stores where crossings and orgs stand after this claim, and lets lanes that it parked there be found by their orgs.
 with c as (
   update crossing set virtual_s = greatest(crossing.virtual_s, u.virtual_s)
-  from unnest($1::text[], $2::float8[]) as u(room, virtual_s) where crossing.room = any(array[u.room])
+  from unnest($1::text[], $2::float8[]) as u(room, virtual_s)
+  where crossing.room = any(array[u.room]) and crossing.virtual_s < u.virtual_s
 ),
 l as (
   update lane set by_turn = true from unnest($6::bigint[], $7::bigint[]) as u(org_id, lane_id)
