@@ -47,6 +47,7 @@ async def use(pond: Pond, in_use: str, told: str = "{}") -> None:
 async def test_a_queue_is_full_while_work_waits_and_no_slot_is_free(pond: Pond) -> None:
     hand = await Hand.register(pond)
     sampler = await begun(pond)
+    await look(pond, sampler)
     await send(pond, 12)
     claimed = await hand.claim()
     assert len(claimed) == 8
@@ -54,16 +55,16 @@ async def test_a_queue_is_full_while_work_waits_and_no_slot_is_free(pond: Pond) 
     await look(pond, sampler)
     await use(pond, '{"default": 8}', '{"went": {"default": 11}}')
     await look(pond, sampler)
-    assert await full(pond, "queue", "default") == (2.0, 2.0)
+    assert await full(pond, "queue", "default") == (3.0, 2.0)
     async with pond.db.globals() as con:
         (row,) = await con.fetch(_SQL["fullness"], ["queue"], ["default"], 60.0)
-    assert row["went"] == 3
+    assert row["went"] == 11
     await end(pond, claimed)
     assert len(await hand.claim()) == 4
     await use(pond, '{"default": 8}')
     await look(pond, sampler)
     await look(pond, sampler)
-    assert await full(pond, "queue", "default") == (4.0, 2.0), "full slots, but nothing waits"
+    assert await full(pond, "queue", "default") == (5.0, 2.0), "full slots, but nothing waits"
 
 
 async def test_a_room_is_full_without_a_place_and_its_orgs_while_work_stands_under_it(

@@ -29,11 +29,11 @@ def test_a_queue_is_full_where_work_waits_for_its_slots(
 ) -> None:
     before = Before.read(orjson.loads(orjson.dumps(kept(first))))
     waited = {one.name for one in first if one.waits}
+    earlier = {one.name: one.went for one in first}
     full = {one.name: one for one in of_queues(then, before, passed_s)}
     for one in then:
         is_full = one.waits and one.slots > 0 and (one.in_use >= one.slots or one.name in waited)
-        assert (one.name in full) == is_full
-    earlier = {one.name: one.went for one in first}
+        assert (one.name in full) == (is_full and one.name in earlier)
     for name, added in full.items():
         (now,) = [one.went for one in then if one.name == name]
         assert added.full_s == passed_s

@@ -61,12 +61,16 @@ def of_queues(queues: Iterable[QueueSeen], before: Before, passed_s: float) -> l
     """Return what is added to queues that had no free slot while work waited, with what they let go meanwhile.
 
     A claim fills a free slot within milliseconds. So a queue in which work waited at two looks in a row is
-    full, also where a slot of it was just between two runs.
+    full, also where a slot of it was just between two runs. Of a queue that was not seen before it is not known what it
+    let go, so nothing of that time is counted.
     """
     return [
         Added("queue", one.name, passed_s, passed_s, _went(one, before.went.get(one.name, {})))
         for one in queues
-        if one.waits and one.slots and (one.in_use >= one.slots or one.name in before.waits)
+        if one.waits
+        and one.slots
+        and one.name in before.went
+        and (one.in_use >= one.slots or one.name in before.waits)
     ]
 
 
