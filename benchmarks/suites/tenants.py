@@ -13,7 +13,8 @@ from benchmarks.plan import Plan
 
 ORGS = 10_000
 RUNS = 30_000
-ROUNDS = 5
+# A drain takes seconds, so that these are about a minute of each.
+ROUNDS = 15
 
 
 async def measure(plan: Plan) -> list[Figure]:
