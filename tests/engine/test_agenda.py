@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from itertools import cycle
 from typing import get_args
 
 import pytest
 from tests.engine.conftest import DEADLINE_S, Pond, direct
 
 from millpond.db.pool import EngineDatabase
+from millpond.engine import upkeep
 from millpond.engine.agenda import Question, Task, Todo, look
+from millpond.engine.context import Context
 from millpond.engine.worker import Worker
+from millpond.errors import Unavailable
 
 EVERYTHING = Question(dead=True, rare=True, usage=True, abilities=["f@1!"], queues=["default"])
 SOME: dict[Task, str] = {
@@ -102,6 +106,26 @@ async def test_what_was_found_waits_until_its_loop_takes_it() -> None:
     todo.add(("timers", "chores"))
     assert await waiting == {"dead", "timers"}
     assert await todo.take(chores) == {"chores"}
+
+
+async def test_where_nobody_can_look_what_is_due_is_done_all_the_same(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def naps(ctx: Context, _: None) -> str:
+        await ctx.sleep(1.5)
+        return "awake"
+
+    errors = cycle([Unavailable("somebody has a table for himself"), TimeoutError()])
+
+    async def fails(*_: object) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(upkeep, "look", fails)
+    pond.flow(naps)
+    async with pond.worker():
+        run_id = await pond.submit("naps")
+        await pond.until(run_id, "run.waiting")
+        assert (await pond.ended(run_id))["output"] == "awake"
 
 
 async def test_a_worker_at_rest_does_nothing_but_look(pond: Pond) -> None:

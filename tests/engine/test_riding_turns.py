@@ -198,9 +198,21 @@ async def test_why_tells_the_turn_of_a_step_beside_its_run_and_of_a_parked_run(p
         assert (running.kind, room.kind, full.kind) == ("running", "room", "limit")
         assert room.facts["step"] == "ask:0"
         assert full.facts["turn"] == of_step
-        assert f"{of_step} organizations that have used less go before" in running.text
+        assert f", up to {of_step} organizations that have used less go before" in running.text
         full, _ = await _why(pond, other, parked)
         assert full.facts["turn"] == of_run
+
+
+async def test_why_claims_no_use_of_a_room_under_which_only_steps_stand(pond: Pond) -> None:
+    hand = await Hand.register(pond, queues=QUEUES)
+    asks, _ = await crossed(pond, hand, await second_org(pond.db))
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("delete from room")
+    (running,) = await _why(pond, pond.org_id, asks[0].item_id)
+    ((full,),) = [room.inner for room in running.inner]
+    assert f"{KEY} may have no room, or give it to others first" in full.text
+    assert full.facts["in_use"] is None
+    assert "turn" in full.facts
 
 
 async def _why(pond: Pond, org_id: int, run_id: uuid.UUID) -> Sequence[Reason]:

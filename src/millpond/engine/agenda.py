@@ -17,6 +17,8 @@ from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
 
 _SQL = queries("agenda")
+# A look takes a millisecond.
+_LIMIT_S = 2.0
 
 # By these names the statement `look` tells what there is.
 Task: TypeAlias = Literal[
@@ -66,8 +68,8 @@ class Seen:
 
 
 async def look(database: EngineDatabase, question: Question) -> Seen:
-    """Look what there is to be done."""
-    async with database.statement("look") as con:
+    """Look what there is to be done; raises TimeoutError where somebody has one of the tables for themselves."""
+    async with asyncio.timeout(_LIMIT_S), database.statement("look") as con:
         row = await con.fetchrow(
             _SQL["look"],
             question.dead,

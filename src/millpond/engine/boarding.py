@@ -210,7 +210,11 @@ class Boarding:
             places = needed(limits.rules, ask.org_id, row["queue"], able, row["keys"], ask.keys)
             if row["has_room"]:  # of a claim whose answer was lost
                 toll = _toll(limits.crossings, row["queue"], able, [at.room.text for at in places])
-                self.answers[ask] = Answer(is_seated=True, has_row=True, toll=toll)
+                # What a rate let go then is too late by now, and asks anew.
+                begin_by = 0.0 if any(at.rule.kind == "rate" for at in places) else None
+                self.answers[ask] = Answer(
+                    is_seated=True, has_row=True, begin_by=begin_by, toll=toll
+                )
                 continue
             needing = limits.reservations.of_try(able, row["keys"], ask.keys, places)
             trying = _Trying(ask, places, needing)

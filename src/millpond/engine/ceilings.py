@@ -72,7 +72,8 @@ class Full:
     `holders` are runs of the asking org that hold places there, the oldest first. `is_shared`: other orgs count
     there too. Not `is_exact`: as the claim saw it when it last parked work there. `held` is the org's work that
     has places there: of which capability each is, and since how many seconds workers have it. Where several queues need
-    the room, so many orgs go before (`turn`), since they have used it less.
+    the room, so many orgs go before at most (`turn`), since they have used it less. Where not `is_sure`, it or another
+    of those told of has no room, or gives it to others first.
     """
 
     rule: Rule
@@ -85,6 +86,7 @@ class Full:
     need: int | None = None
     left: int | None = None
     turn: int | None = None
+    is_sure: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -204,7 +206,7 @@ async def full_for(
     if not full and step_keys:
         # It was refused by some; of rooms under which no lane stands it is not known how many are in use.
         full = [
-            (place, _parked(place, use[place.room.text], held))
+            (place, replace(_parked(place, use[place.room.text], held), is_sure=False))
             for place in places
             if place.room.org_id == NO_ORG
             and not place.rule.is_metered

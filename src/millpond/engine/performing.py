@@ -98,6 +98,7 @@ class Performer(Recorder):
                 if self._right is not None and plan.acts:
                     refused = await self.refusal(plan.key, plan.name, plan.permission)
                     if refused is not None:
+                        self._seating.leave(plan)  # it never began
                         await self._failed_try(plan, refused, tries, now() - began)
                 if not self._leasehold.is_sure:
                     await self.own(self._leasehold.until_sure())

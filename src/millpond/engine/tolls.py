@@ -1,7 +1,8 @@
 """Tolls: what tries of steps use of rooms that several queues need, from their claim to the settlement.
 
 Kept by `riding` for one worker; what is owed then is counted by `charges`. Invariant: of what a claim charged for a try
-each is used, or given back, once: at its record, as it is given up, or as its attempt is over.
+each is used, or given back, once: at its record, as it is given up, or as its attempt is over. Where the answer of the
+claim was lost, what it charged is estimated anew.
 """
 
 from __future__ import annotations

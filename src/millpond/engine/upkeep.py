@@ -96,8 +96,8 @@ class Upkeep:
                 if seen.due_s is not None:
                     # One that is due and was not taken has its run locked by somebody: a moment.
                     pause_s = min(pause_s, seen.due_s) if seen.due_s > 0 else pause_s / 5
-            except MillpondError as error:
-                _log.warning("looking.failed", error=error.code)
+            except (MillpondError, TimeoutError) as error:
+                _log.warning("looking.failed", error=getattr(error, "code", "timeout"))
                 # What made it fail may be a table that only some of this needs.
                 self._todo.add(_UNSEEN)
             await asyncio.sleep(pause_s)

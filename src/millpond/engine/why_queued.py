@@ -148,6 +148,11 @@ def _limited(full: Full) -> Reason:
     elif rule.kind == "rate":
         until = f" until {at_text(full.until)}" if full.until else ""
         text = f"No more starts on {rule.key}{until}: {rule.maximum} in {rule.period_s:g} s are allowed"
+    elif not full.is_sure:
+        text = (
+            f"{rule.key} may have no room, or give it to others first: "
+            f"how many of its {rule.maximum} places are in use is not known"
+        )
     else:
         known = "" if full.in_use is None else f"{full.in_use} of "
         text = f"{rule.key} has no room: {known}{rule.maximum} places are in use by {of} work"
