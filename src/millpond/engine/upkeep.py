@@ -33,6 +33,8 @@ _LOOK_S = 0.25
 _PRUNE_S = 5.0
 # An org has a row written each time that it has used something, so not too often.
 _COUNT_S = 3.0
+# How often it is looked for where there was none.
+_USAGE_S = 0.5
 # For each worker that looks, counting so many of them at most: all others may stand still.
 _FREE_S = 2.5
 _FREEING = 2
@@ -92,7 +94,8 @@ class Upkeep:
                 self._workers = seen.workers or self._workers
                 dead_at = now + self._lease_s / 8 if question.dead else dead_at
                 rare_at = now + _RARE_S if question.rare else rare_at
-                usage_at = now + _COUNT_S if question.usage else usage_at
+                if question.usage:
+                    usage_at = now + (_COUNT_S if "usage" in seen.todo else _USAGE_S)
                 if seen.due_s is not None:
                     # One that is due and was not taken has its run locked by somebody: a moment.
                     pause_s = min(pause_s, seen.due_s) if seen.due_s > 0 else pause_s / 5
