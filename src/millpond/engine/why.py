@@ -169,7 +169,9 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
         keys: await limited(con, org_id, run["lane_id"], keys)
         for keys in {tuple(row["keys"]) for row in waiting}
     }
-    rides = [_rides(row, in_the_way[tuple(row["keys"])]) for row in waiting]
+    rides = [
+        _in_line_for_room(row, in_the_way[tuple(row["keys"])], row["since_us"]) for row in waiting
+    ]
     return Reason(
         kind="running",
         text=" ".join(
@@ -189,8 +191,8 @@ async def _running(con: Connection, org_id: int, run: Record) -> Reason:
     )
 
 
-def _rides(row: Record, inner: Sequence[Reason]) -> Reason:
-    """Return what a step waits for that stands in line for room while other branches of its run work."""
+def _in_line_for_room(row: Record, inner: Sequence[Reason], since_us: int) -> Reason:
+    """Return that a step stands in line for room since then, and what is in its way."""
     name, keys = name_of(row["step_key"]), without_need(row["keys"])
     text = f"Step {name} waits for room on {', '.join(keys)}."
     return Reason(
@@ -201,7 +203,7 @@ def _rides(row: Record, inner: Sequence[Reason]) -> Reason:
             "name": name,
             "keys": keys,
             "tokens": need_of(row["keys"]),
-            "since": at_us(row["since_us"]),
+            "since": at_us(since_us),
         },
         inner=inner,
     )
@@ -237,22 +239,8 @@ async def _room(con: Connection, org_id: int, row: Record) -> Reason:
     )
     inner = await queued(con, org_id, place)
     estimates = [one.estimate for one in inner if one.estimate is not None]
-    name = name_of(row["step_key"])
-    keys = without_need(row["keys"])
-    text = f"Step {name} waits for room on {', '.join(keys)}."
-    return Reason(
-        kind="room",
-        text=" ".join([text, *(reason.text for reason in inner)]),
-        facts={
-            "step": row["step_key"],
-            "name": name,
-            "keys": keys,
-            "tokens": need_of(row["keys"]),
-            "since": at_us(row["rank"]),
-        },
-        inner=inner,
-        estimate=all_of(estimates) if estimates else None,
-    )
+    estimate = all_of(estimates) if estimates else None
+    return replace(_in_line_for_room(row, inner, row["rank"]), estimate=estimate)
 
 
 async def _flow_backoff(con: Connection, org_id: int, run_id: uuid.UUID, timer: Record) -> Reason:
