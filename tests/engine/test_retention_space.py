@@ -8,8 +8,8 @@ from tests.engine.test_retention import BELONGINGS, DAY_S, fill, swept
 
 CYCLES = 6
 RUNS = 4_000
-# Over the second cycle: emptied pages of an index are used again one vacuum later. Without reuse the last would be
-# three times the second.
+# Over the third cycle: emptied pages of an index are used again one vacuum later, or two where another session's
+# snapshot is older. Without reuse the last would be twice the third.
 ALLOWED = 1.1
 
 
@@ -30,4 +30,4 @@ async def test_tables_stay_bounded_over_repeated_cycles(pond: Pond, admin_url: s
         await admin.execute(f"vacuum {', '.join(f'millpond.{name}' for name in BELONGINGS)}")
     assert await pond.count("run") == 0
     await admin.close()
-    assert max(sizes[2:]) <= ALLOWED * sizes[1]
+    assert max(sizes[3:]) <= ALLOWED * sizes[2]
