@@ -203,27 +203,45 @@ begin
     where not has_pauses or not exists (select from queue_pause z where z.queue = u.queue)
   ) q
   cross join lateral (
-    select s.queue, s.org_id, s.weight, s.virtual_s
+    select s.queue, s.org_id, s.weight, s.virtual_s, k.lanes
     from share s
-    where s.queue = q.queue and s.active
-      and exists (select from lane l
-                  where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
-                  and (not has_pauses or not exists (
-                    select from pause z
-                    where z.org_id = l.org_id and z.queue in ('', l.queue)
-                      and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
-                  offset 0)
+    cross join lateral (
+      select count(*) as lanes
+      from (
+        select from lane l
+        where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
+          and (not has_pauses or not exists (
+            select from pause z
+            where z.org_id = l.org_id and z.queue in ('', l.queue)
+              and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
+        limit 65
+      ) l
+    ) k
+    where s.queue = q.queue and s.active and k.lanes > 0
     order by s.virtual_s, s.org_id limit q.orgs
   ) s
+  -- Sorting takes longer than reading a lane: it is for where some of them are left out.
   cross join lateral (
     select l.lane_id, l.offset_us, l.capability, l.cursor_rank, l.keys
     from lane l
-    where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
+    where s.lanes <= 64 and l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
       and (not has_pauses or not exists (
         select from pause z
         where z.org_id = l.org_id and z.queue in ('', l.queue)
           and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
-    order by l.cursor_rank + l.offset_us limit 64
+    union all
+    select l.lane_id, l.offset_us, l.capability, l.cursor_rank, l.keys
+    from (select where s.lanes > 64) m
+    cross join lateral (
+      select l.lane_id, l.offset_us, l.capability, l.cursor_rank, l.keys
+      from lane l
+      where l.org_id = s.org_id and l.queue = s.queue and l.active and l.capability = any(able)
+        and (not has_pauses or not exists (
+          select from pause z
+          where z.org_id = l.org_id and z.queue in ('', l.queue)
+            and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!'))))
+      order by l.cursor_rank + l.offset_us limit 64
+    ) l
   ) l
   left join lateral (
     select array_agg(r.rank) as ranks, array_agg(r.item_id) as items
