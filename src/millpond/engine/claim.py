@@ -1,8 +1,8 @@
 """Claim: one short transaction around admission moves ready work items to leases.
 
-Called by the worker's claim loop. Invariants: one claim at a time per shard; only what
-stood ready is executed, whose row it deletes and whose item it has locked, unchanged; it never waits for a lock
-that a caller can hold. Its commit is not waited for on disk: a lost claim is only claimed again.
+Called by the worker's claim loop. Invariants: one claim at a time per shard; only rows that its
+delete returned are executed; it never waits for a lock that a caller can hold. Its commit is not
+waited for on disk: a lost claim is only claimed again.
 """
 
 from __future__ import annotations
