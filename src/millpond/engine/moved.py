@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from millpond.db.pool import Record
@@ -70,8 +70,13 @@ def horizons(
     }
 
 
-def spread(shares: Sequence[Share], free: Mapping[str, int]) -> dict[str, float]:
-    """Return of how many orgs work was picked, over its work items, by queue, where these filled all free slots."""
+def spread(
+    shares: Sequence[Share], free: Mapping[str, int], horizons: Container[str] = ()
+) -> dict[str, float]:
+    """Return of how many orgs work was picked, over its work items, by queue, where there was enough of it.
+
+    That is where it filled all free slots, and where not all orgs were read: in queues that have horizons.
+    """
     took: Counter[str] = Counter()
     orgs: Counter[str] = Counter()
     for share in shares:
@@ -81,7 +86,7 @@ def spread(shares: Sequence[Share], free: Mapping[str, int]) -> dict[str, float]
     return {
         queue: orgs[queue] / took[queue]
         for queue, slots in free.items()
-        if 0 < slots <= took[queue]
+        if 0 < slots and (took[queue] >= slots or (queue in horizons and took[queue]))
     }
 
 
