@@ -17,7 +17,9 @@ from millpond.engine.context import Context
 from millpond.engine.worker import Worker
 from millpond.errors import Unavailable
 
-EVERYTHING = Question(dead=True, rare=True, spent=True, usage=True, abilities=["f@1!"], queues=["default"])
+EVERYTHING = Question(
+    dead=True, rare=True, spent=True, usage=True, abilities=["f@1!"], queues=["default"]
+)
 SOME: dict[Task, str] = {
     "timers": "insert into timer (org_id, run_id, step_key, kind, due_at)"
     " values ($1, $2, 's', 'sleep', clock_timestamp() - interval '1 second')",

@@ -72,7 +72,7 @@ async def test_a_claim_that_falls_short_tells_the_next_one_how_few_orgs_it_needs
         Counter(one.lease.org_id for one in await hand.claim({"default": 12})) for _ in range(3)
     ]
     assert found[:2] == [Counter({orgs[0]: 8, orgs[1]: 4}), Counter(dict.fromkeys(orgs[2:7], 2))]
-    # Five orgs had the second one's ten items: for 12 slots six are needed, and a tenth more and two are read.
+    # Five orgs had the second one's ten items: for 12 slots six are needed, and a twentieth more and two are read.
     assert found[2] == Counter({orgs[7]: 2} | dict.fromkeys(orgs[8:16], 1))
     assert hand.has_more
     rest = sum(await _claims(hand, 12), Counter())

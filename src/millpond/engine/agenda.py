@@ -43,8 +43,8 @@ Task: TypeAlias = Literal[
 class Question:
     """What a look asks for beside what it always does.
 
-    Whether sessions are over, what is rare, what runs spent on models, what they used of workers, and work in `queues` that
-    is done alone by whoever has `abilities`.
+    Whether sessions are over, what is rare, what runs spent on models and what they used of workers, and work in
+    `queues` that is done alone by whoever has `abilities`.
     """
 
     dead: bool = False

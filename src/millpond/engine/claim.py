@@ -35,7 +35,7 @@ _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
 # How many more orgs are read than would do if work were spread as in the last claim: what is short then is claimed with
 # what is free meanwhile, and is less than reading more each time.
-_SPARE = 1.1
+_SPARE = 1.05
 _FEW_MORE = 2
 _ROUNDS = 3
 _FIRST_DEPTH = 16

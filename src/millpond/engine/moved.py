@@ -86,28 +86,28 @@ def spread(
     return {
         queue: orgs[queue] / took[queue]
         for queue, slots in free.items()
-        if 0 < slots and (took[queue] >= slots or (queue in horizons and took[queue]))
+        if slots > 0 and (took[queue] >= slots or (queue in horizons and took[queue]))
     }
 
 
 def settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
     """Return what a claim writes of lanes, shares and clocks, as columns."""
-    moved: list[tuple[int, Lane]] = []
+    moved: list[tuple[int, Lane, bool]] = []
     changed: list[tuple[Share, bool]] = []
     for share in shares:
         lanes = [
-            one
+            (share.org_id, one, _goes_on(one))
             for one in share.lanes
             if one.taken or one.was_full or (one.is_spent and one.is_whole)
         ]
         if lanes:
-            moved += [(share.org_id, lane) for lane in lanes]
-            changed.append((share, any(not _goes_on(lane) for lane in lanes)))
+            moved += lanes
+            changed.append((share, not all(goes_on for _, _, goes_on in lanes)))
     return [
-        [org_id for org_id, _ in moved],
-        [lane.lane_id for _, lane in moved],
-        [_cursor(lane) for _, lane in moved],
-        [_goes_on(lane) for _, lane in moved],
+        [org_id for org_id, _, _ in moved],
+        [lane.lane_id for _, lane, _ in moved],
+        [_cursor(lane) for _, lane, _ in moved],
+        [goes_on for _, _, goes_on in moved],
         [share.org_id for share, _ in changed],
         [share.queue for share, _ in changed],
         [share.virtual_s for share, _ in changed],
