@@ -268,31 +268,34 @@ class Claimer:
 
     def _shares(self, rows: Sequence[Record], *, has_urgent: bool) -> list[Share]:
         shares: dict[tuple[str, int], Share] = {}
-        limits, depth = self.limits, self._depth
-        is_on = limits.is_on
+        depth, is_on = self._depth, self.limits.is_on
         for row in rows:
             queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items, _ = row
             share = shares.get((queue, org_id))
             if share is None:
                 share = Share(queue=queue, org_id=org_id, weight=weight, virtual_s=virtual_s)
                 shares[queue, org_id] = share
-            share.lanes.append(
-                Lane(
-                    lane_id=lane_id,
-                    offset_us=offset_us,
-                    ranks=ranks or (),
-                    items=items or (),
-                    is_whole=len(items or ()) < depth,
-                    estimate_s=self._expected_s(able),
-                    rooms=limits.rooms(row) if is_on else (),
-                    is_urgent=has_urgent and is_urgent(offset_us),
-                    need=limits.need(row) if is_on else 1,
-                    needs=limits.reservations.needs(row) if is_on else None,
-                    tries=limits.tries(row) if is_on else None,
-                    able=able,
-                )
+            lane = Lane(
+                lane_id=lane_id,
+                offset_us=offset_us,
+                ranks=ranks or (),
+                items=items or (),
+                is_whole=len(items or ()) < depth,
+                estimate_s=self._expected_s(able),
+                able=able,
             )
+            if has_urgent:
+                lane.is_urgent = is_urgent(offset_us)
+            if is_on:
+                self._limit(lane, row)
+            share.lanes.append(lane)
         return list(shares.values())
+
+    def _limit(self, lane: Lane, row: Record) -> None:
+        """Set what limits say of a lane: its rooms, and what its items take there."""
+        limits = self.limits
+        lane.rooms, lane.need = limits.rooms(row), limits.need(row)
+        lane.needs, lane.tries = limits.reservations.needs(row), limits.tries(row)
 
     def _expected_s(self, able: str) -> float:
         """Return what a work item is charged in this claim; what is learned meanwhile changes nothing."""

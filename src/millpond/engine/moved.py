@@ -14,6 +14,7 @@ from millpond.db.pool import Record
 from millpond.engine.admission import Decision, Lane, Pick, Share
 from millpond.engine.boarding import Called
 from millpond.engine.charges import Toll
+from millpond.engine.columns import plain, texts
 from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE
 from millpond.engine.leases import Claimed, Lease, Seat
@@ -90,8 +91,8 @@ def spread(
     }
 
 
-def settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
-    """Return what a claim writes of lanes, shares and clocks, as columns."""
+def settled(shares: Sequence[Share], decision: Decision) -> list[str | list[str] | list[float]]:
+    """Return what a claim writes of lanes, shares and clocks, as columns; those of lanes and shares are joined."""
     moved: list[tuple[int, Lane, bool]] = []
     changed: list[tuple[Share, bool]] = []
     for share in shares:
@@ -104,14 +105,14 @@ def settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
             moved += lanes
             changed.append((share, not all(goes_on for _, _, goes_on in lanes)))
     return [
-        [org_id for org_id, _, _ in moved],
-        [lane.lane_id for _, lane, _ in moved],
-        [_cursor(lane) for _, lane, _ in moved],
-        [goes_on for _, _, goes_on in moved],
-        [share.org_id for share, _ in changed],
-        [share.queue for share, _ in changed],
-        [share.virtual_s for share, _ in changed],
-        [maybe_empty for _, maybe_empty in changed],
+        plain([org_id for org_id, _, _ in moved]),
+        plain([lane.lane_id for _, lane, _ in moved]),
+        plain([_cursor(lane) for _, lane, _ in moved]),
+        plain([goes_on for _, _, goes_on in moved]),
+        plain([share.org_id for share, _ in changed]),
+        texts([share.queue for share, _ in changed]),
+        plain([share.virtual_s for share, _ in changed]),
+        plain([maybe_empty for _, maybe_empty in changed]),
         list(decision.clocks),
         list(decision.clocks.values()),
     ]
