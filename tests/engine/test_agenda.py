@@ -17,7 +17,9 @@ from millpond.engine.context import Context
 from millpond.engine.worker import Worker
 from millpond.errors import Unavailable
 
-EVERYTHING = Question(dead=True, rare=True, usage=True, abilities=["f@1!"], queues=["default"])
+EVERYTHING = Question(
+    dead=True, rare=True, spent=True, usage=True, abilities=["f@1!"], queues=["default"]
+)
 SOME: dict[Task, str] = {
     "timers": "insert into timer (org_id, run_id, step_key, kind, due_at)"
     " values ($1, $2, 's', 'sleep', clock_timestamp() - interval '1 second')",
@@ -26,6 +28,7 @@ SOME: dict[Task, str] = {
     "groups": "insert into trigger_group (org_id, trigger_id, group_key, due_at)"
     " values ($1, $2, 'k', clock_timestamp() - interval '1 second')",
     "chores": "insert into chore (org_id, kind, run_id, asked_by) values ($1, 'cancel', $2, 'user:ann')",
+    "spent": "insert into usage_part (part_id, orgs, flows, models) values ($2, array[$1], '{f}', '{m}')",
     "usage": "insert into usage_part (part_id, orgs, flows) values ($2, array[$1], '{f}')",
     "dead": "insert into lease (org_id, item_id, run_id, lane_id, queue, keys, worker_id, attempt, token)"
     " values ($1, $2, $2, 1, 'default', '{}', $2, 1, $2)",

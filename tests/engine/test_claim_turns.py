@@ -60,3 +60,20 @@ async def test_slots_are_filled_though_orgs_behind_those_that_were_read_have_les
     rest = await _claims(hand, 12)
     assert sum(rest, Counter()) == Counter({orgs[1]: 4} | dict.fromkeys(orgs[7:], 1))
     assert [sum(one.values()) for one in rest] == [12, 9]
+
+
+async def test_a_claim_that_falls_short_tells_the_next_one_how_few_orgs_it_needs(
+    pond: Pond,
+) -> None:
+    """Then less is read than there are slots: what is short again is claimed with what is free by then."""
+    orgs = await _orgs(pond, [8] * 2 + [2] * 6 + [1] * 22)
+    hand = await Hand.register(pond, estimate_s=lambda _: SMALL_S)
+    found = [
+        Counter(one.lease.org_id for one in await hand.claim({"default": 12})) for _ in range(3)
+    ]
+    assert found[:2] == [Counter({orgs[0]: 8, orgs[1]: 4}), Counter(dict.fromkeys(orgs[2:7], 2))]
+    # Five orgs had the second one's ten items: for 12 slots six are needed, and a twentieth more and two are read.
+    assert found[2] == Counter({orgs[7]: 2} | dict.fromkeys(orgs[8:16], 1))
+    assert hand.has_more
+    rest = sum(await _claims(hand, 12), Counter())
+    assert rest == Counter({orgs[1]: 4} | dict.fromkeys(orgs[16:], 1))

@@ -93,8 +93,8 @@ def _cases(rows: list[Any], ready: list[Any], worker_id: uuid.UUID, able: str) -
         ),
         "claim.take": (
             *map(_joined, (owners, lanes, [row["n"] for row in ready], items)), worker_id, uuid.uuid4(),
-            owners, lanes, many(1), [False] * len(rows),
-            owners, queues_now, many(1.0), [True] * len(rows), queues_now, many(1.0),
+            *map(_joined, (owners, lanes, many(1), [False] * len(rows))),
+            *map(_joined, (owners, queues_now, many(1.0), [True] * len(rows))), queues_now, many(1.0),
         ),
         "sampling.look": (),
     }  # fmt: skip

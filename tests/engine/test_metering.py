@@ -80,6 +80,26 @@ async def test_two_folding_at_once_count_each_part_once(
     assert await admin.fetchval("select count(*) from usage_part") == 0
 
 
+async def test_what_was_spent_on_models_is_folded_alone_or_with_the_rest(
+    pond: Pond, admin: asyncpg.Connection
+) -> None:
+    for model, runs in ((None, 1), ("m", None)):
+        await admin.execute(
+            "insert into usage_part (orgs, flows, models, runs, input_tokens)"
+            " values (array[$1::bigint], '{asking}', nullif(array[$2::text], '{null}'),"
+            " nullif(array[$3::int], '{null}'), nullif(array[$4::bigint], '{null}'))",
+            *(pond.org_id, model, runs, 7 if model else None),
+        )
+    assert not await metering.fold(pond.engine_db, only_spent=True)
+    assert [row["model"] for row in await admin.fetch("select model from usage_day")] == ["m"]
+    assert await admin.fetchval("select count(*) from usage_part") == 1
+    found = await days(pond, admin)
+    assert {model: (row["runs"], row["input_tokens"]) for (_, model), row in found.items()} == {
+        "m": (0, 7),
+        "": (1, 0),
+    }
+
+
 async def test_a_try_that_asked_the_model_is_counted_and_a_replay_is_not(
     pond: Pond, admin: asyncpg.Connection
 ) -> None:

@@ -181,3 +181,19 @@ def test_nobody_goes_from_behind_who_was_read_in_order_whoever_was_read_beside_t
     assert moved.horizons(read, {"default": 2}, {"default": 9}) == {"default": (0.0, 2)}
     assert moved.horizons(read, {"default": 4}, {"default": 9}) == {}
     assert moved.horizons(read, {"default": 2}, {"default": 2}) == {}
+
+
+@given(shares, st.integers(1, 40))
+def test_how_work_is_spread_over_orgs_is_known_where_there_was_enough_of_it_or_not_all_were_read(
+    members: list[Share], slots: int
+) -> None:
+    """Where all were read and slots stay free there is too little work to tell, and little to read."""
+    members = [share for share in members if share.queue == "default"]
+    picks = admit(members, {"default": slots}).picks
+    ratio = {"default": len({pick.org_id for pick in picks}) / len(picks)} if picks else {}
+    is_full = len(picks) == slots
+    assert moved.spread(members, {"default": slots}) == (ratio if is_full else {})
+    assert moved.spread(members, {"default": slots}, {"default": (0.0, 1)}) == ratio
+    assert moved.spread(members, {"default": slots}, {"other": (0.0, 1)}) == (
+        ratio if is_full else {}
+    )

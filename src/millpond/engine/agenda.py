@@ -26,6 +26,7 @@ Task: TypeAlias = Literal[
     "schedules",
     "groups",
     "chores",
+    "spent",
     "usage",
     "dead",
     "meters",
@@ -42,12 +43,13 @@ Task: TypeAlias = Literal[
 class Question:
     """What a look asks for beside what it always does.
 
-    Whether sessions are over, what is rare, what runs used, and work in `queues` that is done alone by whoever has
-    `abilities`.
+    Whether sessions are over, what is rare, what runs spent on models and what they used of workers, and work in
+    `queues` that is done alone by whoever has `abilities`.
     """
 
     dead: bool = False
     rare: bool = False
+    spent: bool = False
     usage: bool = False
     abilities: list[str] | None = None
     queues: list[str] | None = None
@@ -76,6 +78,7 @@ async def look(database: EngineDatabase, question: Question) -> Seen:
             question.rare,
             question.abilities,
             question.queues,
+            question.spent,
             question.usage,
         )
     assert row is not None

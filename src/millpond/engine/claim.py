@@ -33,8 +33,9 @@ from millpond.errors import LeaseLost
 _SQL = queries("claim")
 _MAX_ARRIVALS = 5000
 _MAX_ORGS = 256
-# How many more orgs are read than would do if work were spread as in the last claim.
-_SPARE = 1.25
+# How many more orgs are read than would do if work were spread as in the last claim: what is short then is claimed with
+# what is free meanwhile, and is less than reading more each time.
+_SPARE = 1.05
 _FEW_MORE = 2
 _ROUNDS = 3
 _FIRST_DEPTH = 16
@@ -222,7 +223,7 @@ class Claimer:
                 steps = boarding.step_of
                 claimed = moved.crossing(claimed, shares, limits.crossings, run_of, steps)
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
-        self._spread = {} if urgency else moved.spread(shares, free)
+        self._spread = {} if urgency else moved.spread(shares, free, terms.horizons)
         # Where room was left for steps of other workers, these claim next.
         is_idle = not (decision.picks or missed or decision.is_held_back or boarding.summons)
         has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
@@ -267,29 +268,34 @@ class Claimer:
 
     def _shares(self, rows: Sequence[Record], *, has_urgent: bool) -> list[Share]:
         shares: dict[tuple[str, int], Share] = {}
+        depth, is_on = self._depth, self.limits.is_on
         for row in rows:
             queue, org_id, weight, virtual_s, lane_id, offset_us, able, ranks, items, _ = row
             share = shares.get((queue, org_id))
             if share is None:
                 share = Share(queue=queue, org_id=org_id, weight=weight, virtual_s=virtual_s)
                 shares[queue, org_id] = share
-            share.lanes.append(
-                Lane(
-                    lane_id=lane_id,
-                    offset_us=offset_us,
-                    ranks=ranks or (),
-                    items=items or (),
-                    is_whole=len(items or ()) < self._depth,
-                    estimate_s=self._expected_s(able),
-                    rooms=self.limits.rooms(row) if self.limits.is_on else (),
-                    is_urgent=has_urgent and is_urgent(offset_us),
-                    need=self.limits.need(row) if self.limits.is_on else 1,
-                    needs=self.limits.reservations.needs(row) if self.limits.is_on else None,
-                    tries=self.limits.tries(row),
-                    able=able,
-                )
+            lane = Lane(
+                lane_id=lane_id,
+                offset_us=offset_us,
+                ranks=ranks or (),
+                items=items or (),
+                is_whole=len(items or ()) < depth,
+                estimate_s=self._expected_s(able),
+                able=able,
             )
+            if has_urgent:
+                lane.is_urgent = is_urgent(offset_us)
+            if is_on:
+                self._limit(lane, row)
+            share.lanes.append(lane)
         return list(shares.values())
+
+    def _limit(self, lane: Lane, row: Record) -> None:
+        """Set what limits say of a lane: its rooms, and what its items take there."""
+        limits = self.limits
+        lane.rooms, lane.need = limits.rooms(row), limits.need(row)
+        lane.needs, lane.tries = limits.reservations.needs(row), limits.tries(row)
 
     def _expected_s(self, able: str) -> float:
         """Return what a work item is charged in this claim; what is learned meanwhile changes nothing."""

@@ -79,17 +79,23 @@ async def keep(database: EngineDatabase, lease: Lease, spent: Sequence[Spent]) -
         await store(con, [(lease, one) for one in spent])
 
 
-async def fold(database: EngineDatabase) -> bool:
-    """Add the oldest parts to their days; returns whether more are left."""
+async def fold(database: EngineDatabase, *, only_spent: bool = False) -> bool:
+    """Add parts to their days, or those alone that tell of models; returns whether more are left."""
     try:
-        return await _fold(database, _BATCH) == _BATCH
+        return await _fold(database, _BATCH, only_spent=only_spent) == _BATCH
     except InvalidInput:
         return await _fold_singly(database)
 
 
-async def _fold(database: EngineDatabase, limit: int, part_id: uuid.UUID | None = None) -> int:
+async def _fold(
+    database: EngineDatabase,
+    limit: int,
+    part_id: uuid.UUID | None = None,
+    *,
+    only_spent: bool = False,
+) -> int:
     async with database.statement("fold_usage") as con:
-        folded: int = await con.fetchval(_SQL["fold"], limit, part_id)
+        folded: int = await con.fetchval(_SQL["fold"], limit, part_id, only_spent)
     return folded
 
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 
 from millpond.db.pool import Record
 from millpond.engine.admission import Decision, Lane, Pick, Share
 from millpond.engine.boarding import Called
 from millpond.engine.charges import Toll
+from millpond.engine.columns import plain, texts
 from millpond.engine.crossings import Crossings
 from millpond.engine.lanes import ALONE
 from millpond.engine.leases import Claimed, Lease, Seat
@@ -70,8 +71,13 @@ def horizons(
     }
 
 
-def spread(shares: Sequence[Share], free: Mapping[str, int]) -> dict[str, float]:
-    """Return of how many orgs work was picked, over its work items, by queue, where these filled all free slots."""
+def spread(
+    shares: Sequence[Share], free: Mapping[str, int], horizons: Container[str] = ()
+) -> dict[str, float]:
+    """Return of how many orgs work was picked, over its work items, by queue, where there was enough of it.
+
+    That is where it filled all free slots, and where not all orgs were read: in queues that have horizons.
+    """
     took: Counter[str] = Counter()
     orgs: Counter[str] = Counter()
     for share in shares:
@@ -81,32 +87,32 @@ def spread(shares: Sequence[Share], free: Mapping[str, int]) -> dict[str, float]
     return {
         queue: orgs[queue] / took[queue]
         for queue, slots in free.items()
-        if 0 < slots <= took[queue]
+        if slots > 0 and (took[queue] >= slots or (queue in horizons and took[queue]))
     }
 
 
-def settled(shares: Sequence[Share], decision: Decision) -> list[list[object]]:
-    """Return what a claim writes of lanes, shares and clocks, as columns."""
-    moved: list[tuple[int, Lane]] = []
+def settled(shares: Sequence[Share], decision: Decision) -> list[str | list[str] | list[float]]:
+    """Return what a claim writes of lanes, shares and clocks, as columns; those of lanes and shares are joined."""
+    moved: list[tuple[int, Lane, bool]] = []
     changed: list[tuple[Share, bool]] = []
     for share in shares:
         lanes = [
-            one
+            (share.org_id, one, _goes_on(one))
             for one in share.lanes
             if one.taken or one.was_full or (one.is_spent and one.is_whole)
         ]
         if lanes:
-            moved += [(share.org_id, lane) for lane in lanes]
-            changed.append((share, any(not _goes_on(lane) for lane in lanes)))
+            moved += lanes
+            changed.append((share, not all(goes_on for _, _, goes_on in lanes)))
     return [
-        [org_id for org_id, _ in moved],
-        [lane.lane_id for _, lane in moved],
-        [_cursor(lane) for _, lane in moved],
-        [_goes_on(lane) for _, lane in moved],
-        [share.org_id for share, _ in changed],
-        [share.queue for share, _ in changed],
-        [share.virtual_s for share, _ in changed],
-        [maybe_empty for _, maybe_empty in changed],
+        plain([org_id for org_id, _, _ in moved]),
+        plain([lane.lane_id for _, lane, _ in moved]),
+        plain([_cursor(lane) for _, lane, _ in moved]),
+        plain([goes_on for _, _, goes_on in moved]),
+        plain([share.org_id for share, _ in changed]),
+        texts([share.queue for share, _ in changed]),
+        plain([share.virtual_s for share, _ in changed]),
+        plain([maybe_empty for _, maybe_empty in changed]),
         list(decision.clocks),
         list(decision.clocks.values()),
     ]

@@ -32,8 +32,10 @@ _log = structlog.get_logger("millpond.upkeep")
 _LOOK_S = 0.25
 _PRUNE_S = 5.0
 # An org has a row written each time that it has used something, so not too often.
-_COUNT_S = 3.0
-# How often it is looked for where there was none.
+_COUNT_S = 10.0
+# Quotas go by what was spent on models.
+_SPENT_S = 3.0
+# How often either is looked for where there was none.
 _USAGE_S = 0.5
 # For each worker that looks, counting so many of them at most: all others may stand still.
 _FREE_S = 2.5
@@ -53,7 +55,7 @@ _MAINTAINED: AbstractSet[Task] = frozenset(
 _CHORES: AbstractSet[Task] = frozenset(("chores",))
 # What is done also where nobody could look; it does nothing where there is nothing.
 _UNSEEN: AbstractSet[Task] = frozenset(("dead", "timers", "schedules", "groups", "chores"))
-_USAGE: AbstractSet[Task] = frozenset(("usage",))
+_USAGE: AbstractSet[Task] = frozenset(("spent", "usage"))
 _DELTAS: AbstractSet[Task] = frozenset(("deltas",))
 
 
@@ -75,7 +77,7 @@ class Upkeep:
 
     async def look(self) -> None:
         """Look what there is to be done, sooner where a timer is due before; sleeps at most a moment."""
-        dead_at = rare_at = usage_at = 0.0
+        dead_at = rare_at = spent_at = usage_at = 0.0
         while True:
             pause_s = _LOOK_S
             now = time.monotonic()
@@ -83,6 +85,7 @@ class Upkeep:
             question = Question(
                 dead=now >= dead_at,
                 rare=now >= rare_at,
+                spent=now >= spent_at,
                 usage=now >= usage_at,
                 abilities=self._quarantine.abilities if asks_alone else None,
                 queues=self._quarantine.queues if asks_alone else None,
@@ -94,6 +97,8 @@ class Upkeep:
                 self._workers = seen.workers or self._workers
                 dead_at = now + self._lease_s / 8 if question.dead else dead_at
                 rare_at = now + _RARE_S if question.rare else rare_at
+                if question.spent:
+                    spent_at = now + (_SPENT_S if "spent" in seen.todo else _USAGE_S)
                 if question.usage:
                     usage_at = now + (_COUNT_S if "usage" in seen.todo else _USAGE_S)
                 if seen.due_s is not None:
@@ -165,9 +170,9 @@ class Upkeep:
     async def count(self) -> None:
         """Add what runs used to their days."""
         while True:
-            await self._todo.take(_USAGE)
+            todo = await self._todo.take(_USAGE)
             try:
-                while await metering.fold(self._database):
+                while await metering.fold(self._database, only_spent="usage" not in todo):
                     pass
             except MillpondError as error:
                 _log.warning("metering.failed", error=error.code)

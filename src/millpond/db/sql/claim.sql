@@ -12,8 +12,10 @@ select org_id, item_id, run_id, attempt, token_now, deaths, tries, cancel_reques
        timeout_s, deadline_at, is_rerun, duties, kind, step_key, stamp, permission, lent, granted_by
 from claim_take(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::bigint[],
                 string_to_array($3, chr(30))::bigint[], string_to_array($4, chr(30))::uuid[], $5, $6,
-                $7::bigint[], $8::bigint[], $9::bigint[], $10::bool[], $11::bigint[], $12::text[], $13::float8[],
-                $14::bool[], $15::text[], $16::float8[]);
+                string_to_array($7, chr(30))::bigint[], string_to_array($8, chr(30))::bigint[],
+                string_to_array($9, chr(30))::bigint[], string_to_array($10, chr(30))::bool[],
+                string_to_array($11, chr(30))::bigint[], string_to_array($12, chr(30)),
+                string_to_array($13, chr(30))::float8[], string_to_array($14, chr(30))::bool[], $15::text[], $16::float8[]);
 
 -- name: at_once
 -- A whole claim, if all that is ready has room (function of the migrations); the first row tells how it went.

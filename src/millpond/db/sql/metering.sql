@@ -26,10 +26,11 @@ left join model_price p on p.model = u.model
 where not u.is_cut;
 
 -- name: fold
--- Adds parts (one, or as many as $1) to their days, locked in order, up to JSON's largest number; returns how many there were. Lost in a crash, it is done again.
+-- Adds parts (one, or as many as $1, with $3 those alone that tell of models) to their days, locked in order, up to JSON's largest number; returns how many there were. Lost in a crash, it is done again.
 with parts as (
   delete from usage_part where part_id in (
-    select part_id from usage_part where $2::uuid is null or part_id = $2 limit $1 for update skip locked)
+    select part_id from usage_part where ($2::uuid is null or part_id = $2) and (models is not null or not $3::boolean)
+    limit $1 for update skip locked)
   returning at, orgs, flows, models, runs, worker_s, input_tokens, output_tokens, cost_micros
 ),
 sums as (
