@@ -157,11 +157,12 @@ class Committer:
         for nth, is_cancelled in steps.items():
             if is_cancelled:
                 self._on_cancel_requested(batch.steps[nth - 1].write.lease)
-        stored, left = batch.ends, []
+        stored = batch.ends
+        left: list[Pending[FinishWrite]] = []
         if len(ends) < len(stored):
             left = [one for nth, one in enumerate(stored, 1) if nth not in ends]
             stored = [one for nth, one in enumerate(stored, 1) if nth in ends]
-        refused = set()
+        refused: set[asyncio.Future[None]] = set()
         if len(steps) < len(batch.steps):
             refused = {one.done for nth, one in enumerate(batch.steps, 1) if nth not in steps}
         await self._tell([*batch.steps, *stored], refused)

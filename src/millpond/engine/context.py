@@ -92,7 +92,11 @@ class Context(Fanning, Signals, Continuing, Values):
         self._scope = scope
         self._branches = Branches(scope.loop)
         self._branches.on_mixed = partial(scope.mixed.add, claimed.lease)
-        self._made = None if performer is None else self._make(performer)
+        self._made = None
+        if (
+            performer is not None or claimed.seats
+        ):  # of which its branches are to know before they begin
+            self._made = self._make(performer or Performer)
         self._opens = opens
         self._calls: Caller | None = None
         self.org_id = claimed.lease.org_id
