@@ -158,6 +158,12 @@ def current() -> Veil | None:
     return _current.get()
 
 
+def drawn() -> Veil | None:
+    """Return the veil of the current task's run where it hides something."""
+    veil = _current.get()
+    return veil if veil is not None and veil._hidden else None
+
+
 def live() -> list[Veil]:
     """Return the veils of all runs that this process works for, for what belongs to none that is known.
 

@@ -242,12 +242,12 @@ async def test_an_odd_error_in_a_commit_ends_neither_the_commits_nor_the_worker(
     real = storing.finish
     failures = 0
 
-    async def odd(*args: Any) -> Any:
+    async def odd(*args: Any, **options: Any) -> Any:
         nonlocal failures
         failures += 1
         if failures <= 3:
             raise RuntimeError("a bug in the block")
-        return await real(*args)
+        return await real(*args, **options)
 
     monkeypatch.setattr(storing, "finish", odd)
 

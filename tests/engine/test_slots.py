@@ -75,9 +75,9 @@ async def test_the_next_run_starts_while_an_end_is_being_stored(
     real, gate = storing.finish, asyncio.Event()
     started: list[int] = []
 
-    async def held_up(*args: Any) -> Any:
+    async def held_up(*args: Any, **options: Any) -> Any:
         await gate.wait()
-        return await real(*args)
+        return await real(*args, **options)
 
     monkeypatch.setattr(storing, "finish", held_up)
 
@@ -146,7 +146,7 @@ async def test_a_launch_that_is_ended_before_its_first_step_gives_its_slots_back
     with pytest.raises(asyncio.CancelledError):
         await launched
     assert slots.free() == {"a": 2}
-    assert launcher.leases == set()
+    assert launcher.leases() == set()
 
 
 async def test_a_slot_without_an_attempt_teaches_nothing() -> None:

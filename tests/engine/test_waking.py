@@ -618,7 +618,10 @@ class Strand:
     async def parked(cls) -> tuple[Strand, Parked]:
         """Return one that waits by now, with its wait."""
         branches, mixed = Branches(asyncio.get_running_loop()), waking.Mixed()
-        branch = Branch("~0.0/", parent=branches.open(""))
+        own, root = asyncio.current_task(), Branch("")
+        assert own is not None
+        branches.enter(own, root)
+        branch = Branch("~0.0/", parent=root)
         ended: list[str] = []
         lease: Any = object()
         branches.on_mixed = lambda one: mixed.add(lease, one)

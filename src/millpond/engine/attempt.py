@@ -75,7 +75,7 @@ async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
     """Run flow code as the own strand of a context; raises Unwind when it was ended from outside."""
     task = asyncio.current_task()
     assert task is not None
-    context.begin()
+    context.begin(task)
     try:
         result = await body()
         if context.closed is not None:
@@ -92,7 +92,7 @@ async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
             code="stray_exit",
         ) from error
     finally:
-        context.end()
+        context.end(task)
         while task.cancelling():
             task.uncancel()
 

@@ -94,7 +94,7 @@ class Batch:
             write = step.write
             if write.spent or write.has_room or is_big(write.output):
                 return True
-        return any(is_big(one.write.output) or one.write.spent for one in self.ends)
+        return any(end.write.spent or is_big(end.write.output) for end in self.ends)
 
     @property
     def numbered_ends(self) -> Ends:

@@ -125,8 +125,8 @@ def refuse_secret(key: str) -> None:
     What stands before is of branches: numbers, and for an undo the key of the step that it undoes, which is recorded.
     An undo's own name is taken as it is: it stands in the code, which knew no secret, and what is promised is done.
     """
-    drawn = veil.current()
-    if not drawn or key.startswith("!undo/"):
+    drawn = veil.drawn()
+    if drawn is None or key.startswith("!undo/"):
         return
     name = key.rpartition("/")[2]
     if drawn.text(name) != name:
@@ -145,14 +145,6 @@ class Branches:
         self._parked: dict[Parked, None] = {}
         self.on_mixed: Callable[[Branches], None] | None = None
         self.closed: str | None = None
-
-    def open(self, path: str) -> Branch:
-        """Make the current task a strand that can go on."""
-        task = asyncio.current_task(self._loop)
-        assert task is not None
-        branch = Branch(path)
-        self.enter(task, branch)
-        return branch
 
     def enter(self, task: asyncio.Task[Any], branch: Branch) -> None:
         """Make a task a strand that can go on, also before it has begun."""
@@ -215,11 +207,9 @@ class Branches:
             above = above.parent
         return above is not None
 
-    def leave(self, task: asyncio.Task[Any] | None = None) -> None:
-        """Forget a task's strand, the current one's where none is given."""
-        left = task or asyncio.current_task(self._loop)
-        assert left is not None
-        self._by_task.pop(left, None)
+    def leave(self, task: asyncio.Task[Any]) -> None:
+        """Forget a task's strand."""
+        self._by_task.pop(task, None)
 
     @property
     def parked(self) -> list[Parked]:

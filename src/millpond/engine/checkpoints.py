@@ -29,9 +29,20 @@ class Checkpoints(ABC):
     _history: History
     _scope: Scope
     _branches: Branches
-    _performer: Performer
+    _made: Performer | None
     org_id: int
     run_id: uuid.UUID
+
+    @property
+    def _performer(self) -> Performer:
+        """What performs and records the steps of this attempt, made for the first of them: many runs have none."""
+        if self._made is None:
+            self._made = self._make(Performer)
+        return self._made
+
+    @abstractmethod
+    def _make(self, kind: Callable[..., Performer]) -> Performer:
+        """Make what performs steps."""
 
     @abstractmethod
     def _lookup(self, key: str, kind: str) -> Recorded | None:

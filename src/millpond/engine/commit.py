@@ -9,7 +9,7 @@ unknown outcome the batch is sent again, and finding one's own record is success
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence, Set
 
 import structlog
 
@@ -34,9 +34,6 @@ _log = structlog.get_logger("millpond.commit")
 _CHUNK = 25
 # Fewer writes than this are sent at once: nothing to gather, and somebody waits.
 _FEW = 8
-
-
-_Result = tuple[asyncio.Future[None], Exception | None]
 
 
 class Committer:
@@ -157,17 +154,18 @@ class Committer:
         What a refusal of the latter sends again does not hold what is stored.
         """
         steps, ends = await self._store_plain(batch, is_repeat=is_repeat)
-        stored = [one for nth, one in enumerate(batch.ends, 1) if nth in ends]
-        left = [one for nth, one in enumerate(batch.ends, 1) if nth not in ends]
-        gone = LeaseLost("the lease is gone")
-        results: list[_Result] = [
-            (step.done, None if nth in steps else gone) for nth, step in enumerate(batch.steps, 1)
-        ]
         for nth, is_cancelled in steps.items():
             if is_cancelled:
                 self._on_cancel_requested(batch.steps[nth - 1].write.lease)
-        results += [(end.done, None) for end in stored]
-        await self._tell([*batch.steps, *stored], results)
+        stored = batch.ends
+        left: list[Pending[FinishWrite]] = []
+        if len(ends) < len(stored):
+            left = [one for nth, one in enumerate(stored, 1) if nth not in ends]
+            stored = [one for nth, one in enumerate(stored, 1) if nth in ends]
+        refused: set[asyncio.Future[None]] = set()
+        if len(steps) < len(batch.steps):
+            refused = {one.done for nth, one in enumerate(batch.steps, 1) if nth not in steps}
+        await self._tell([*batch.steps, *stored], refused)
         if left:
             await self._insist(Batch(ends=left), self._write_apart)
 
@@ -194,19 +192,27 @@ class Committer:
         if readied:
             self._hints.wake({one.queue for one in readied})
             self._hints.changed(one.run_id for one in readied)
-        gone = LeaseLost("the lease is gone")
-        results: list[_Result] = [
-            (one.done, None if nth in ends else gone) for nth, one in enumerate(batch.ends, 1)
-        ]
-        await self._tell(batch.ends, results)
+        refused = {one.done for nth, one in enumerate(batch.ends, 1) if nth not in ends}
+        await self._tell(batch.ends, refused)
 
     async def _tell(
         self,
         pending: Sequence[Pending[StepWrite] | Pending[FinishWrite]],
-        results: Sequence[_Result],
+        refused: Set[asyncio.Future[None]],
     ) -> None:
-        self._hints.changed({one.write.lease.run_id for one in pending})
-        await _settle_all(results)
+        """Tell whoever waits, some at a time: their next writes go off while others still compute."""
+        self._hints.changed([one.write.lease.run_id for one in pending])
+        gone = LeaseLost("the lease is gone") if refused else None
+        nth = 0
+        try:
+            for nth, one in enumerate(pending, 1):
+                settle(one.done, gone if one.done in refused else None)
+                if nth % _CHUNK == 0:
+                    await asyncio.sleep(0)
+        except asyncio.CancelledError:
+            for one in pending[nth:]:
+                settle(one.done, gone if one.done in refused else None)
+            raise
 
     async def _store_plain(
         self, batch: Batch, *, is_repeat: bool
@@ -217,8 +223,8 @@ class Committer:
             # One statement is a transaction by itself: two round trips less.
             async with self._database.statement("record" if layers else "finish") as con:
                 if layers:
-                    return await storing.record(con, layers[0]), set()
-                return {}, await storing.finish(con, ends_left)
+                    return await storing.record(con, layers[0], has_more=False), set()
+                return {}, await storing.finish(con, ends_left, has_more=False)
         async with self._database.duty("commit") as con:
             steps, ends = await storing.find_own(con, batch) if is_repeat else ({}, set())
             for layer in batch.layers(steps):
@@ -227,19 +233,3 @@ class Committer:
             if left:
                 ends.update(await storing.finish(con, left))
         return steps, ends
-
-
-async def _settle_all(results: Sequence[_Result]) -> None:
-    """Tell whoever waits, some at a time: their next writes go off while others still compute."""
-    try:
-        for nth, (done, error) in enumerate(results, 1):
-            if error is None and not done.done():
-                done.set_result(None)
-            else:
-                settle(done, error)
-            if nth % _CHUNK == 0:
-                await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        for done, error in results:
-            settle(done, error)
-        raise

@@ -10,13 +10,14 @@ import asyncio
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import orjson
 from pydantic import TypeAdapter
 
 from millpond.engine import waits
-from millpond.engine.branches import Branches, Unwind, refuse_secret
+from millpond.engine.branches import Branch, Branches, Unwind, refuse_secret
 from millpond.engine.calling import Caller, unregistered, unregistered_plan
 from millpond.engine.checkpoints import check_room
 from millpond.engine.children import Child, ChildFailed
@@ -78,7 +79,7 @@ class Context(Fanning, Signals, Continuing, Values):
         scope: Scope,
         *,
         input_type: TypeAdapter[Any] | None = None,
-        performer: Callable[..., Performer] = Performer,
+        performer: Callable[..., Performer] | None = None,
         heeds_cancel: bool = True,
         opens: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
@@ -90,18 +91,14 @@ class Context(Fanning, Signals, Continuing, Values):
         self.mismatch: Mismatch | None = None
         self._scope = scope
         self._branches = Branches(scope.loop)
-        self._performer = performer(
-            claimed.lease,
-            scope,
-            self._branches,
-            is_obliged=claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties),
-            # Endings undo what was done: they need no right.
-            right=right_of(scope.asking, claimed) if heeds_cancel else None,
-            seats=claimed.seats,
-            begin_by=claimed.begin_by,
-        )
-        self._opens = opens or Opening(claimed, scope, self._performer).open
-        self._caller = Caller(claimed, scope, self._performer, self._branches, self._opens)
+        self._branches.on_mixed = partial(scope.mixed.add, claimed.lease)
+        self._made = None
+        if (
+            performer is not None or claimed.seats
+        ):  # of which its branches are to know before they begin
+            self._made = self._make(performer or Performer)
+        self._opens = opens
+        self._calls: Caller | None = None
         self.org_id = claimed.lease.org_id
         self.run_id: uuid.UUID = claimed.lease.run_id
         self.attempt = claimed.lease.attempt
@@ -110,6 +107,32 @@ class Context(Fanning, Signals, Continuing, Values):
         self._unjoined = {}
         self._continuation = None
         self._input_type = input_type
+
+    def _make(self, kind: Callable[..., Performer]) -> Performer:
+        claimed = self._claimed
+        return kind(
+            claimed.lease,
+            self._scope,
+            self._branches,
+            is_obliged=claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties),
+            # Endings undo what was done: they need no right.
+            right=right_of(self._scope.asking, claimed) if self._heeds_cancel else None,
+            seats=claimed.seats,
+            begin_by=claimed.begin_by,
+        )
+
+    @property
+    def _caller(self) -> Caller:
+        if self._calls is None:
+            self._calls = Caller(
+                self._claimed, self._scope, self._performer, self._branches, self._open
+            )
+        return self._calls
+
+    async def _open(self, name: str) -> str:
+        if self._opens is None:
+            self._opens = Opening(self._claimed, self._scope, self._performer).open
+        return await self._opens(name)
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""
@@ -223,7 +246,7 @@ class Context(Fanning, Signals, Continuing, Values):
         may not act for its subject any more, and in every run that was started under a grant.
         """
         self._branches.here()
-        return await self._opens(name)
+        return await self._open(name)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""
@@ -364,17 +387,18 @@ class Context(Fanning, Signals, Continuing, Values):
         """What this attempt's steps wait for in line, by step key."""
         return {one.step_key: one.ask for one in self._branches.parked if one.ask is not None}
 
-    def begin(self) -> None:
-        """Make the current task the flow's own strand."""
-        self._branches.open("")
+    def begin(self, task: asyncio.Task[Any]) -> None:
+        """Make a task, which is the current one, the flow's own strand."""
+        self._branches.enter(task, Branch(""))
 
     async def settled(self) -> None:
         """Wait until every record of this attempt is stored or refused."""
-        await self._performer.settled()
+        if self._made is not None:
+            await self._made.settled()
 
     def take_unrecorded(self) -> list[Spent]:
         """Hand out, once, what tries used on models that were ended from outside before their record."""
-        return self._performer.take_unrecorded()
+        return [] if self._made is None else self._made.take_unrecorded()
 
     async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
         """Do what needs the database, again while that is out of reach."""
@@ -388,9 +412,9 @@ class Context(Fanning, Signals, Continuing, Values):
         """Let the calls that follow stand in a branch of their own, beside the flow's."""
         self._branches.here().move(path)
 
-    def end(self) -> None:
+    def end(self, task: asyncio.Task[Any]) -> None:
         """Forget the flow's own strand; nothing cancels its task any more."""
-        self._branches.leave()
+        self._branches.leave(task)
 
     def _lookup(self, key: str, kind: str) -> Recorded | None:
         """Return the record of a key; ends the attempt when another stands at this place.

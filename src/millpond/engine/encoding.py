@@ -41,8 +41,8 @@ def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
         ) from error
     if len(raw) > MAX_BYTES:
         check_size(raw, "the output", param="output")
-    drawn = veil.current()
-    return drawn.json(raw.decode()) if drawn else raw.decode()
+    drawn = veil.drawn()
+    return raw.decode() if drawn is None else drawn.json(raw.decode())
 
 
 def _plain(value: Any) -> Any:
@@ -114,8 +114,8 @@ def dump_error(error: BaseException, step: str | None = None) -> dict[str, Json]
 
 def veiled(text: str) -> str:
     """Hide the values of secrets that the current run has opened in plain text."""
-    drawn = veil.current()
-    return drawn.text(text) if drawn else text
+    drawn = veil.drawn()
+    return text if drawn is None else drawn.text(text)
 
 
 def readable(text: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -33,10 +33,7 @@ _PAUSE_S = 2.0
 
 
 class Launcher:
-    """Starts what one session of a worker claims; `start` executes an attempt in its slot.
-
-    `leases` are those of work that is not started yet.
-    """
+    """Starts what one session of a worker claims; `start` executes an attempt in its slot."""
 
     def __init__(
         self,
@@ -54,7 +51,7 @@ class Launcher:
         self._start = start
         self._last: asyncio.Task[int] | None = None
         self._returning: set[asyncio.Task[None]] = set()
-        self.leases: set[Lease] = set()
+        self._launching: list[Sequence[Claimed]] = []
 
     def launch(
         self, claimed: Sequence[Claimed], expected: Mapping[str, float] | None = None
@@ -68,11 +65,18 @@ class Launcher:
             self._slots.take(one.queue, one.helper, one.crossings, expected=expected)
             for one in reversed(claimed)
         ]
-        self.leases.update(one.lease for one in claimed)
+        self._launching.append(claimed)
         self._last = asyncio.create_task(self._launch(claimed, slots, self._last), name="launch")
         # Also where the task is ended before its first step, of which it knows nothing itself.
         self._last.add_done_callback(lambda _: self._end(claimed, slots))
         return self._last
+
+    def leases(self) -> set[Lease]:
+        """Return those of work that may not be started yet: of all that a launch has, until it is over."""
+        return {one.lease for claimed in self._launching for one in claimed}
+
+    def _forget(self, claimed: Sequence[Claimed]) -> None:
+        self._launching = [one for one in self._launching if one is not claimed]
 
     def check(self) -> None:
         """Raise what ended a start that was no refusal."""
@@ -96,18 +100,19 @@ class Launcher:
         try:
             if before is not None:
                 await before
-            async for attempt in self._attempts(claimed):
+            for nth, attempt in enumerate(await self._attempts(claimed), 1):
                 begin_by = attempt.claimed.begin_by
                 if begin_by is not None and time.monotonic() > begin_by:
                     late.append((attempt, slots.pop()))
-                    continue
-                attempt.slot = slots.pop()
-                self._start(attempt)
-                self.leases.discard(attempt.claimed.lease)
-                started += 1
+                else:
+                    attempt.slot = slots.pop()
+                    self._start(attempt)
+                    started += 1
+                if nth % _CHUNK == 0:
+                    await asyncio.sleep(0)
         except MillpondError as error:
             _log.warning("start.failed", error=error.code)
-            self.leases.difference_update(one.lease for one in claimed)
+            self._forget(claimed)
             await asyncio.sleep(_PAUSE_S)
         finally:
             # Beside the next launch, which would come too late itself if it waited for this one's writes.
@@ -133,15 +138,15 @@ class Launcher:
 
     def _end(self, claimed: Sequence[Claimed], slots: list[Slot]) -> None:
         """Let the rest of a launch go: leave its leases to the watch, and give back the slots that no attempt has."""
-        self.leases.difference_update(one.lease for one in claimed)
+        self._forget(claimed)
         for one in claimed[len(claimed) - len(slots) :]:
             flow = self._flows.get((one.flow, one.version)) if one.kind == "run" else None
             if one.seats:
                 self._scope.riding.tolls.over(one)
             slots.pop().give_unused(one.lease.org_id, flow.capability if flow else "")
 
-    async def _attempts(self, claimed: Sequence[Claimed]) -> AsyncIterator[Attempt | StepAttempt]:
-        """Yield work with what it needs beyond its lease: big inputs, arguments, recorded steps.
+    async def _attempts(self, claimed: Sequence[Claimed]) -> Iterator[Attempt | StepAttempt]:
+        """Make work ready, one after the other, with what it needs beyond its lease: inputs, arguments, recorded steps.
 
         Nothing of it is kept here: a run that waits is not to be held in memory.
         """
@@ -155,11 +160,11 @@ class Launcher:
         ]
         orders = await remote.orders(database, steps)
         histories = await history.load(database, again)
-        for nth, one in enumerate(claimed, 1):
+
+        def made(one: Claimed) -> Attempt | StepAttempt:
             if one.kind == "step":
-                yield StepAttempt(one, self._steps, orders.get(one.lease))
-            else:
-                recorded = histories.get(one.lease, {})
-                yield prepare(one, self._flows, recorded, self._scope)
-            if nth % _CHUNK == 0:
-                await asyncio.sleep(0)
+                return StepAttempt(one, self._steps, orders.get(one.lease))
+            recorded = histories.get(one.lease, {}) if histories else {}
+            return prepare(one, self._flows, recorded, self._scope)
+
+        return map(made, claimed)

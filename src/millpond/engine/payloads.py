@@ -17,6 +17,8 @@ from millpond.errors import InvalidInput
 
 _SQL = queries("payloads")
 INLINE_BYTES = 256 * 1024
+# A text of no more characters is not above that: a character has at most four bytes.
+SMALL = INLINE_BYTES // 4
 MAX_BYTES = 16 * 1024 * 1024
 INPUT, OUTPUT = "input", "output"
 
@@ -42,7 +44,7 @@ def slot_of_arguments(step_key: str) -> str:
 
 def is_big(text: str | None) -> bool:
     """Whether a JSON text stands in a row of its own."""
-    if text is None or 4 * len(text) <= INLINE_BYTES:  # a character has at most four bytes
+    if text is None or len(text) <= SMALL:
         return False
     return len(text) > INLINE_BYTES or len(text.encode()) > INLINE_BYTES
 

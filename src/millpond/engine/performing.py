@@ -64,7 +64,6 @@ class Performer(Recorder):
         self._seating = Seating(lease, scope.riding, branches, seats=seats, begin_by=begin_by)
         # What tries used that were ended from outside; the attempt's end tells of it.
         self._unrecorded: list[Spent] = []
-        branches.on_mixed = partial(scope.mixed.add, lease)
 
     async def perform(
         self,

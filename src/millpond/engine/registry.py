@@ -10,6 +10,7 @@ import importlib
 import inspect
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import (
     Any,
     Concatenate,
@@ -69,7 +70,7 @@ class Flow:
     urgency: Urgency = STANDARD
     limits: tuple[Limit, ...] = ()
 
-    @property
+    @cached_property
     def capability(self) -> str:
         """What a worker must have to run this: `name@version`."""
         return capability(self.name, self.version)

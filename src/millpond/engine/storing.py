@@ -15,24 +15,27 @@ from millpond.engine.batches import Batch, Ends, FinishWrite, Steps, StepWrite, 
 from millpond.engine.columns import optional, plain, texts
 from millpond.engine.duties import Duty
 from millpond.engine.endings import Ended, see_to
-from millpond.engine.payloads import OUTPUT, Payload, inline, is_big, keep, slot_of_step
+from millpond.engine.payloads import OUTPUT, SMALL, Payload, inline, is_big, keep, slot_of_step
 from millpond.engine.waits import Readied
 
 _SQL = queries("commit")
 _NEEDS = queries("needs")
 
 
-async def record(con: Connection, layer: Steps) -> dict[int, bool]:
-    """Store steps; returns the ordinals stored, with whether the run was asked to cancel."""
+async def record(con: Connection, layer: Steps, *, has_more: bool = True) -> dict[int, bool]:
+    """Store steps; returns the ordinals stored, with whether the run was asked to cancel.
+
+    It need not be looked for what has rows of its own where nothing `has_more` than its record.
+    """
     writes = [write for _, write in layer]
     if all(write.is_new for write in writes):
         rows = await con.fetch(_SQL["record_done"], *_results(writes))
     else:
         rows = await con.fetch(_SQL["record"], *_records(writes))
-    await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
-    await _meter(con, writes, rows)
-    # A write that was refused gives nothing back: where its lease is gone, what it had reserved stands.
-    if any(write.has_room for write in writes):
+    if has_more:
+        await _keep(con, [(write, slot_of_step(write.step_key)) for write in _big(writes, rows)])
+        await _meter(con, writes, rows)
+        # A write that was refused gives nothing back: where its lease is gone, what it had reserved stands.
         await _leave(con, [one for row in rows if (one := writes[row[0] - 1]).has_room])
     return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
 
@@ -43,7 +46,7 @@ def _results(writes: Sequence[StepWrite]) -> list[str]:
         *_leases(writes),
         texts([write.step_key for write in writes]),
         texts([write.name for write in writes]),
-        optional([inline(write.output) for write in writes]),
+        optional(_outputs(writes)),
         plain([f"{write.duration_s:.6f}" for write in writes]),
         texts([write.event_data for write in writes]),
         plain(["" if write.seq is None else write.seq for write in writes]),
@@ -58,7 +61,7 @@ def _records(writes: Sequence[StepWrite]) -> list[str]:
         texts([write.name for write in writes]),
         texts([write.kind for write in writes]),
         optional([write.state for write in writes]),
-        optional([inline(write.output) for write in writes]),
+        optional(_outputs(writes)),
         optional([write.error for write in writes]),
         plain([write.tries for write in writes]),
         plain([f"{write.duration_s:.6f}" for write in writes]),
@@ -69,12 +72,13 @@ def _records(writes: Sequence[StepWrite]) -> list[str]:
     ]
 
 
-async def finish(con: Connection, ends: Ends) -> set[int]:
-    """End runs without duties; returns the ordinals stored."""
+async def finish(con: Connection, ends: Ends, *, has_more: bool = True) -> set[int]:
+    """End runs without duties; returns the ordinals stored. For `has_more` see `record`."""
     rows = await con.fetch(_SQL["finish"], *_columns(ends))
-    writes = [write for _, write in ends]
-    await _keep(con, [(write, OUTPUT) for write in _big(writes, rows)])
-    await _meter(con, writes, rows)
+    if has_more:
+        writes = [write for _, write in ends]
+        await _keep(con, [(write, OUTPUT) for write in _big(writes, rows)])
+        await _meter(con, writes, rows)
     return {ends[row[0] - 1][0] for row in rows}
 
 
@@ -104,12 +108,18 @@ def _leases(writes: Sequence[StepWrite] | Sequence[FinishWrite]) -> list[str]:
     ]
 
 
+def _outputs(writes: Sequence[StepWrite] | Sequence[FinishWrite]) -> list[str | None]:
+    """Return what rows themselves hold of results: most are short, and no more is asked of these."""
+    texts = [write.output for write in writes]
+    return [text if text is None or len(text) <= SMALL else inline(text) for text in texts]
+
+
 def _columns(ends: Ends) -> list[str]:
     writes = [write for _, write in ends]
     return [
         *_leases(writes),
         texts([write.outcome for write in writes]),
-        optional([inline(write.output) for write in writes]),
+        optional(_outputs(writes)),
         optional([write.error for write in writes]),
         texts([write.event_data for write in writes]),
     ]

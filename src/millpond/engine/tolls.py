@@ -53,6 +53,8 @@ class Tolls:
 
     def over(self, claimed: Claimed) -> None:
         """Count all tries of an attempt out, and give back what was charged for those that it never came to."""
+        if not self._tries and not claimed.seats:
+            return
         lease = claimed.lease
         for step_key in self._tries.get(_id(lease), ()):
             self.end(lease, step_key)

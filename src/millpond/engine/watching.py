@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import time
 import uuid
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
 import orjson
@@ -58,7 +59,7 @@ class Watch:
         *,
         worker_id: uuid.UUID,
         attempts: AbstractSet[Attempt | StepAttempt],
-        launching: AbstractSet[Lease],
+        launching: Callable[[], AbstractSet[Lease]],
         look: asyncio.Event,
         lost: asyncio.Event,
     ) -> None:
@@ -99,7 +100,7 @@ class Watch:
         return await self._hand_back(await self._watch(only_told=False) or set(), suspects)
 
     async def _hand_back(self, held: set[Lease], suspects: set[Lease]) -> set[Lease]:
-        known = {one.claimed.lease for one in self._attempts} | self._launching
+        known = {one.claimed.lease for one in self._attempts} | self._launching()
         unknown = held - known
         for lease in unknown & suspects:
             _log.warning("lease.handed_back", run_id=str(lease.run_id))

@@ -420,9 +420,7 @@ class Worker:
 
     def _start(self, scope: Scope, hints: Hints, attempt: Attempt | StepAttempt) -> None:
         self._attempts.add(attempt)
-        task = scope.loop.create_task(self._execute(attempt, scope, hints))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.add(scope.loop.create_task(self._execute(attempt, scope, hints)))
 
     async def _execute(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         if attempt.slot is not None:
@@ -435,6 +433,7 @@ class Worker:
                 tell_readied(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
+            self._tasks.discard(asyncio.current_task(scope.loop))  # type: ignore[arg-type]
             scope.riding.tolls.over(attempt.claimed)
             if attempt.slot is not None:
                 attempt.slot.give()

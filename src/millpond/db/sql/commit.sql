@@ -79,7 +79,7 @@ with held as (
 unleased as (
   delete from lease l using held h where l.org_id = any(array[h.org_id]) and l.item_id = any(array[h.item_id])
   returning h.org_id, h.run_id, h.attempt, h.started_at, h.outcome, h.output, h.error,
-            extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
+            date_part('epoch', clock_timestamp() - l.claimed_at) as worker_s
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
@@ -115,7 +115,7 @@ with held as (
 unleased as (
   delete from lease l using held h where l.org_id = any(array[h.org_id]) and l.item_id = any(array[h.item_id])
   returning h.org_id, h.run_id, h.attempt, h.started_at, h.outcome, h.output, h.error,
-            extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
+            date_part('epoch', clock_timestamp() - l.claimed_at) as worker_s
 ),
 ended as (
   update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
