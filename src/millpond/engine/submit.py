@@ -23,6 +23,7 @@ from millpond.errors import BlockGone, InvalidInput
 from millpond.types import STANDARD, Intent, Json, Standing, Urgency
 
 _SQL = queries("submit")
+_PLAIN, _ONE = _SQL["submit_plain"], _SQL["submit_one"]
 _MAX_DELAY_S = 10 * 366 * 86_400.0
 _NOBODY = (None,) * 4
 # Numbers: to combine flags takes long for what is done at every submit.
@@ -31,10 +32,21 @@ _WAITS, _KEY, _PARENT = int(Duty.WAITS), int(Duty.KEY), int(Duty.PARENT)
 
 @lru_cache(maxsize=8192)
 def _lane(
-    queue: str, org_id: int, able: str, keys: tuple[str, ...], priority: int, urgency: Urgency
+    queue: str,
+    org_id: int,
+    flow: str,
+    version: int,
+    keys: tuple[str, ...],
+    priority: int,
+    urgency: Urgency,
 ) -> int:
     return lane_id(
-        queue=queue, org_id=org_id, capability=able, keys=keys, priority=priority, urgency=urgency
+        queue=queue,
+        org_id=org_id,
+        capability=capability(flow, version),
+        keys=keys,
+        priority=priority,
+        urgency=urgency,
     )
 
 
@@ -51,10 +63,12 @@ def check(intent: Intent, org_id: int) -> None:
         raise InvalidInput("deadline_s is above 0 and at most ten years", param="deadline_s")
     if intent.deadline_s is not None and intent.deadline_s <= intent.delay_s:
         raise InvalidInput("the deadline is before the start", param="deadline_s")
-    if any("\0" in text for label in intent.labels.items() for text in label):
-        raise InvalidInput("a label has no NUL character", param="labels")
-    if any(KEY_SEPARATOR in key or not key for key in intent.keys):
-        raise InvalidInput("a key is a text without control characters", param="keys")
+    for label in intent.labels.items():
+        if any("\0" in text for text in label):
+            raise InvalidInput("a label has no NUL character", param="labels")
+    for key in intent.keys:
+        if not key or KEY_SEPARATOR in key:
+            raise InvalidInput("a key is a text without control characters", param="keys")
 
 
 def deadline_of(
@@ -152,8 +166,7 @@ async def _insert_one(
 ) -> None:
     keys = tuple(sorted(intent.keys))
     more, backing = _more(intent), intent.backing
-    await con.execute(
-        _SQL["submit_one"],
+    row = (
         intent.org_id,
         intent.run_id,
         intent.flow,
@@ -172,12 +185,14 @@ async def _insert_one(
         _duties(intent),
         None if backing is None else backing.stamp,
         None if backing is None else backing.permission,
-        intent.behind or None,
-        _text(more) if more else None,
         callers is not None,
         *(_of(*callers[0]) if callers else _NOBODY),
         None if ticket is None else ticket.blocks,
     )
+    if not more and not intent.behind:
+        await con.execute(_PLAIN, *row)
+    else:
+        await con.execute(_ONE, *row, intent.behind or None, _text(more) if more else None)
 
 
 async def _insert_many(
@@ -242,8 +257,15 @@ def _labels(intent: Intent) -> str:
 
 
 def _lane_of(intent: Intent, keys: tuple[str, ...]) -> int:
-    able = capability(intent.flow, intent.version)
-    return _lane(intent.queue, intent.org_id, able, keys, intent.priority, intent.urgency)
+    return _lane(
+        intent.queue,
+        intent.org_id,
+        intent.flow,
+        intent.version,
+        keys,
+        intent.priority,
+        intent.urgency,
+    )
 
 
 def _duties(intent: Intent) -> int:
