@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import orjson
 
@@ -30,8 +31,17 @@ _NOBODY = (None,) * 4
 _WAITS, _KEY, _PARENT = int(Duty.WAITS), int(Duty.KEY), int(Duty.PARENT)
 
 
+class _Place(NamedTuple):
+    """What follows from where a run goes: its keys in order as one text, and what its first event tells, too."""
+
+    keys: str
+    lane_id: int
+    offset_us: int
+    told: str
+
+
 @lru_cache(maxsize=8192)
-def _lane(
+def _place(
     queue: str,
     org_id: int,
     flow: str,
@@ -39,8 +49,9 @@ def _lane(
     keys: tuple[str, ...],
     priority: int,
     urgency: Urgency,
-) -> int:
-    return lane_id(
+) -> _Place:
+    keys = tuple(sorted(keys))
+    lane = lane_id(
         queue=queue,
         org_id=org_id,
         capability=capability(flow, version),
@@ -48,6 +59,8 @@ def _lane(
         priority=priority,
         urgency=urgency,
     )
+    told = orjson.dumps({"flow": flow, "queue": queue}).decode()
+    return _Place(KEY_SEPARATOR.join(keys), lane, offset_us(priority, urgency), told)
 
 
 def check(intent: Intent, org_id: int) -> None:
@@ -118,7 +131,7 @@ async def submit_alone(
     if not intents:
         return []
     _check_all(intents, ticket)
-    callers = list(dict.fromkeys(callers))
+    callers = list(dict.fromkeys(callers)) if callers else []
     if any(_is_big(intent) for intent in intents):
         async with db.org_for(intents[0].org_id, callers) as con:
             return await submit(con, intents, ticket)
@@ -164,7 +177,7 @@ async def _insert_one(
     ticket: Ticket | None,
     callers: Sequence[tuple[str, Standing]] | None,
 ) -> None:
-    keys = tuple(sorted(intent.keys))
+    place = _place_of(intent)
     more, backing = _more(intent), intent.backing
     row = (
         intent.org_id,
@@ -174,14 +187,14 @@ async def _insert_one(
         intent.queue,
         intent.subject,
         intent.priority,
-        KEY_SEPARATOR.join(keys),
+        place.keys,
         intent.timeout_s,
         intent.traceparent,
         _labels(intent),
         None if _is_big(intent) else intent.input.decode(),
-        _lane_of(intent, keys),
-        offset_us(intent.priority, intent.urgency),
-        _told(intent),
+        place.lane_id,
+        place.offset_us,
+        _told(intent, place),
         _duties(intent),
         None if backing is None else backing.stamp,
         None if backing is None else backing.permission,
@@ -202,7 +215,7 @@ async def _insert_many(
     callers: Sequence[tuple[str, Standing]] | None,
 ) -> None:
     standings = [] if callers is None else [standing for _, standing in callers]
-    keys = [tuple(sorted(intent.keys)) for intent in intents]
+    places = [_place_of(intent) for intent in intents]
     status = await con.execute(
         _SQL["submit"],
         intents[0].org_id,
@@ -212,13 +225,13 @@ async def _insert_many(
         [intent.queue for intent in intents],
         [intent.subject for intent in intents],
         [intent.priority for intent in intents],
-        [KEY_SEPARATOR.join(key) for key in keys],
+        [place.keys for place in places],
         [intent.timeout_s for intent in intents],
         [intent.traceparent for intent in intents],
         [_labels(intent) for intent in intents],
         [None if _is_big(intent) else intent.input.decode() for intent in intents],
-        [_lane_of(intent, key) for intent, key in zip(intents, keys, strict=True)],
-        [offset_us(intent.priority, intent.urgency) for intent in intents],
+        [place.lane_id for place in places],
+        [place.offset_us for place in places],
         [intent.delay_s for intent in intents],
         [_text(more) if (more := _more_of_many(intent)) else None for intent in intents],
         None if ticket is None else ticket.blocks,
@@ -226,7 +239,7 @@ async def _insert_many(
         [standing.stamp for standing in standings],
         [standing.session_id for standing in standings],
         [standing.grant_id for standing in standings],
-        [_told(intent) for intent in intents],
+        [_told(intent, place) for intent, place in zip(intents, places, strict=True)],
     )
     if ticket is not None and ticket.blocks is not None and status != f"INSERT 0 {len(intents)}":
         raise BlockGone("what should pay for the runs was taken back")
@@ -236,16 +249,11 @@ def _of(subject: str, standing: Standing) -> tuple[str, int, uuid.UUID | None, u
     return subject, standing.stamp, standing.session_id, standing.grant_id
 
 
-@lru_cache(maxsize=8192)
-def _told_of(flow: str, queue: str) -> str:
-    return orjson.dumps({"flow": flow, "queue": queue}).decode()
-
-
-def _told(intent: Intent) -> str:
+def _told(intent: Intent, place: _Place) -> str:
     """Return what a run's first event tells, as JSON text."""
     origin = intent.origin
     if origin is None or origin.kind != "rerun":
-        return _told_of(intent.flow, intent.queue)
+        return place.told
     told = {"flow": intent.flow, "queue": intent.queue, "rerun_of": str(origin.run_id)}
     if origin.from_step is not None:
         told["rerun_from"] = origin.from_step
@@ -256,13 +264,13 @@ def _labels(intent: Intent) -> str:
     return orjson.dumps(dict(intent.labels)).decode() if intent.labels else "{}"
 
 
-def _lane_of(intent: Intent, keys: tuple[str, ...]) -> int:
-    return _lane(
+def _place_of(intent: Intent) -> _Place:
+    return _place(
         intent.queue,
         intent.org_id,
         intent.flow,
         intent.version,
-        keys,
+        tuple(intent.keys),
         intent.priority,
         intent.urgency,
     )
