@@ -9,7 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -164,22 +164,21 @@ async def _insert(
     first = intents[0]
     is_plain = first.delay_s == 0 and first.deadline_s is None
     if is_plain and len(intents) == 1 and len(callers or ()) <= 1:
-        await _insert_one(con, first, ticket, callers)
+        await con.execute(*_one(first, ticket, callers))
     else:
         await _insert_many(con, intents, ticket, callers)
     if ticket is not None:
         ticket.spent = len(intents)
 
 
-async def _insert_one(
-    con: Connection,
-    intent: Intent,
-    ticket: Ticket | None,
-    callers: Sequence[tuple[str, Standing]] | None,
-) -> None:
+def _one(
+    intent: Intent, ticket: Ticket | None, callers: Sequence[tuple[str, Standing]] | None
+) -> tuple[Any, ...]:
+    """Return the statement that stores one run, and what it is given."""
     place = _place_of(intent)
     more, backing = _more(intent), intent.backing
-    row = (
+    plain = (
+        _PLAIN,
         intent.org_id,
         intent.run_id,
         intent.flow,
@@ -203,9 +202,8 @@ async def _insert_one(
         None if ticket is None else ticket.blocks,
     )
     if not more and not intent.behind:
-        await con.execute(_PLAIN, *row)
-    else:
-        await con.execute(_ONE, *row, intent.behind or None, _text(more) if more else None)
+        return plain
+    return (_ONE, *plain[1:], intent.behind or None, _text(more) if more else None)
 
 
 async def _insert_many(
