@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -23,19 +24,43 @@ from millpond.errors import BlockGone, InvalidInput
 from millpond.types import STANDARD, Intent, Json, Standing, Urgency
 
 _SQL = queries("submit")
+_PLAIN, _ONE = _SQL["submit_plain"], _SQL["submit_one"]
 _MAX_DELAY_S = 10 * 366 * 86_400.0
 _NOBODY = (None,) * 4
 # Numbers: to combine flags takes long for what is done at every submit.
 _WAITS, _KEY, _PARENT = int(Duty.WAITS), int(Duty.KEY), int(Duty.PARENT)
 
 
+class _Place(NamedTuple):
+    """What follows from where a run goes: its keys in order as one text, and what its first event tells, too."""
+
+    keys: str
+    lane_id: int
+    offset_us: int
+    told: str
+
+
 @lru_cache(maxsize=8192)
-def _lane(
-    queue: str, org_id: int, able: str, keys: tuple[str, ...], priority: int, urgency: Urgency
-) -> int:
-    return lane_id(
-        queue=queue, org_id=org_id, capability=able, keys=keys, priority=priority, urgency=urgency
+def _place(
+    queue: str,
+    org_id: int,
+    flow: str,
+    version: int,
+    keys: tuple[str, ...],
+    priority: int,
+    urgency: Urgency,
+) -> _Place:
+    keys = tuple(sorted(keys))
+    lane = lane_id(
+        queue=queue,
+        org_id=org_id,
+        capability=capability(flow, version),
+        keys=keys,
+        priority=priority,
+        urgency=urgency,
     )
+    told = orjson.dumps({"flow": flow, "queue": queue}).decode()
+    return _Place(KEY_SEPARATOR.join(keys), lane, offset_us(priority, urgency), told)
 
 
 def check(intent: Intent, org_id: int) -> None:
@@ -51,10 +76,12 @@ def check(intent: Intent, org_id: int) -> None:
         raise InvalidInput("deadline_s is above 0 and at most ten years", param="deadline_s")
     if intent.deadline_s is not None and intent.deadline_s <= intent.delay_s:
         raise InvalidInput("the deadline is before the start", param="deadline_s")
-    if any("\0" in text for label in intent.labels.items() for text in label):
-        raise InvalidInput("a label has no NUL character", param="labels")
-    if any(KEY_SEPARATOR in key or not key for key in intent.keys):
-        raise InvalidInput("a key is a text without control characters", param="keys")
+    for label in intent.labels.items():
+        if any("\0" in text for text in label):
+            raise InvalidInput("a label has no NUL character", param="labels")
+    for key in intent.keys:
+        if not key or KEY_SEPARATOR in key:
+            raise InvalidInput("a key is a text without control characters", param="keys")
 
 
 def deadline_of(
@@ -104,7 +131,7 @@ async def submit_alone(
     if not intents:
         return []
     _check_all(intents, ticket)
-    callers = list(dict.fromkeys(callers))
+    callers = list(dict.fromkeys(callers)) if callers else []
     if any(_is_big(intent) for intent in intents):
         async with db.org_for(intents[0].org_id, callers) as con:
             return await submit(con, intents, ticket)
@@ -137,23 +164,21 @@ async def _insert(
     first = intents[0]
     is_plain = first.delay_s == 0 and first.deadline_s is None
     if is_plain and len(intents) == 1 and len(callers or ()) <= 1:
-        await _insert_one(con, first, ticket, callers)
+        await con.execute(*_one(first, ticket, callers))
     else:
         await _insert_many(con, intents, ticket, callers)
     if ticket is not None:
         ticket.spent = len(intents)
 
 
-async def _insert_one(
-    con: Connection,
-    intent: Intent,
-    ticket: Ticket | None,
-    callers: Sequence[tuple[str, Standing]] | None,
-) -> None:
-    keys = tuple(sorted(intent.keys))
+def _one(
+    intent: Intent, ticket: Ticket | None, callers: Sequence[tuple[str, Standing]] | None
+) -> tuple[Any, ...]:
+    """Return the statement that stores one run, and what it is given."""
+    place = _place_of(intent)
     more, backing = _more(intent), intent.backing
-    await con.execute(
-        _SQL["submit_one"],
+    plain = (
+        _PLAIN,
         intent.org_id,
         intent.run_id,
         intent.flow,
@@ -161,23 +186,24 @@ async def _insert_one(
         intent.queue,
         intent.subject,
         intent.priority,
-        KEY_SEPARATOR.join(keys),
+        place.keys,
         intent.timeout_s,
         intent.traceparent,
         _labels(intent),
         None if _is_big(intent) else intent.input.decode(),
-        _lane_of(intent, keys),
-        offset_us(intent.priority, intent.urgency),
-        _told(intent),
+        place.lane_id,
+        place.offset_us,
+        _told(intent, place),
         _duties(intent),
         None if backing is None else backing.stamp,
         None if backing is None else backing.permission,
-        intent.behind or None,
-        _text(more) if more else None,
         callers is not None,
         *(_of(*callers[0]) if callers else _NOBODY),
         None if ticket is None else ticket.blocks,
     )
+    if not more and not intent.behind:
+        return plain
+    return (_ONE, *plain[1:], intent.behind or None, _text(more) if more else None)
 
 
 async def _insert_many(
@@ -187,7 +213,7 @@ async def _insert_many(
     callers: Sequence[tuple[str, Standing]] | None,
 ) -> None:
     standings = [] if callers is None else [standing for _, standing in callers]
-    keys = [tuple(sorted(intent.keys)) for intent in intents]
+    places = [_place_of(intent) for intent in intents]
     status = await con.execute(
         _SQL["submit"],
         intents[0].org_id,
@@ -197,13 +223,13 @@ async def _insert_many(
         [intent.queue for intent in intents],
         [intent.subject for intent in intents],
         [intent.priority for intent in intents],
-        [KEY_SEPARATOR.join(key) for key in keys],
+        [place.keys for place in places],
         [intent.timeout_s for intent in intents],
         [intent.traceparent for intent in intents],
         [_labels(intent) for intent in intents],
         [None if _is_big(intent) else intent.input.decode() for intent in intents],
-        [_lane_of(intent, key) for intent, key in zip(intents, keys, strict=True)],
-        [offset_us(intent.priority, intent.urgency) for intent in intents],
+        [place.lane_id for place in places],
+        [place.offset_us for place in places],
         [intent.delay_s for intent in intents],
         [_text(more) if (more := _more_of_many(intent)) else None for intent in intents],
         None if ticket is None else ticket.blocks,
@@ -211,7 +237,7 @@ async def _insert_many(
         [standing.stamp for standing in standings],
         [standing.session_id for standing in standings],
         [standing.grant_id for standing in standings],
-        [_told(intent) for intent in intents],
+        [_told(intent, place) for intent, place in zip(intents, places, strict=True)],
     )
     if ticket is not None and ticket.blocks is not None and status != f"INSERT 0 {len(intents)}":
         raise BlockGone("what should pay for the runs was taken back")
@@ -221,16 +247,11 @@ def _of(subject: str, standing: Standing) -> tuple[str, int, uuid.UUID | None, u
     return subject, standing.stamp, standing.session_id, standing.grant_id
 
 
-@lru_cache(maxsize=8192)
-def _told_of(flow: str, queue: str) -> str:
-    return orjson.dumps({"flow": flow, "queue": queue}).decode()
-
-
-def _told(intent: Intent) -> str:
+def _told(intent: Intent, place: _Place) -> str:
     """Return what a run's first event tells, as JSON text."""
     origin = intent.origin
     if origin is None or origin.kind != "rerun":
-        return _told_of(intent.flow, intent.queue)
+        return place.told
     told = {"flow": intent.flow, "queue": intent.queue, "rerun_of": str(origin.run_id)}
     if origin.from_step is not None:
         told["rerun_from"] = origin.from_step
@@ -241,9 +262,16 @@ def _labels(intent: Intent) -> str:
     return orjson.dumps(dict(intent.labels)).decode() if intent.labels else "{}"
 
 
-def _lane_of(intent: Intent, keys: tuple[str, ...]) -> int:
-    able = capability(intent.flow, intent.version)
-    return _lane(intent.queue, intent.org_id, able, keys, intent.priority, intent.urgency)
+def _place_of(intent: Intent) -> _Place:
+    return _place(
+        intent.queue,
+        intent.org_id,
+        intent.flow,
+        intent.version,
+        tuple(intent.keys),
+        intent.priority,
+        intent.urgency,
+    )
 
 
 def _duties(intent: Intent) -> int:

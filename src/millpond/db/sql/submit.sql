@@ -1,13 +1,10 @@
--- name: submit_one
--- Stores one run that starts at once as `submit` stores each of many; $20 is what few runs have. By itself ($21) it enters the org; it asks again about a caller ($22 to $25) and takes the price from blocks ($26); $15 is what its first event tells.
+-- name: submit_plain
+-- Stores one run that starts at once, and has nothing that few runs have, as `submit` stores each of many. By itself ($19) it enters the org; it asks again about a caller ($20 to $23) and takes the price from blocks ($24); $15 is what its first event tells.
 with runs as (
   insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, created_at,
-                   dedup_key, parent_id, parent_key, close_policy, rerun_of, rerun_from, continued_from, stamp, permission, lent,
-                   granted_by, behind, urgency)
+                   stamp, permission)
   values ($1::bigint, $2::uuid, $3::text, $4::int, $5::text, $6::text, $7::int, string_to_array($8::text, E'\x1f'), $9::float8,
-          $10::text, $11::json, $12::json, statement_timestamp(), $20::json->>'dedup_key', ($20->>'parent_id')::uuid,
-          $20->>'parent_key', $20->>'close_policy', ($20->>'rerun_of')::uuid, $20->>'rerun_from', ($20->>'continued_from')::uuid,
-          $17::int, $18::text, ($20->>'lent')::uuid, $20->>'granted_by', $19::text[], $20->>'urgency')
+          $10::text, $11::json, $12::json, statement_timestamp(), $17::int, $18::text)
 ),
 items as (
   insert into item (org_id, item_id, run_id, state, lane_id, rank, event_no, duties)
@@ -23,8 +20,38 @@ arrived as (
 )
 -- Executed before what stands above it, so that the org is entered by then: else nothing would be stored, but an error raised.
 insert into event (org_id, run_id, event_no, kind, data, at)
-values (case when $22::text is not null or $26::uuid[] is not null then open_submit($1, $21::boolean, $22, $23::int, $24::uuid, $25::uuid, $26)
-             when $21 then set_config('millpond.org', $1::text, true)::bigint
+values (case when $20::text is not null or $24::uuid[] is not null then open_submit($1, $19::boolean, $20, $21::int, $22::uuid, $23::uuid, $24)
+             when $19 then set_config('millpond.org', $1::text, true)::bigint
+             else $1 end,
+        $2, 1, 'run.queued', $15::json, statement_timestamp());
+
+-- name: submit_one
+-- The same for one run that has something of what few have, in $25 and $26: the columns for that take longer to set up than to write.
+with runs as (
+  insert into run (org_id, run_id, flow, version, queue, subject, priority, keys, timeout_s, traceparent, labels, input, created_at,
+                   dedup_key, parent_id, parent_key, close_policy, rerun_of, rerun_from, continued_from, stamp, permission, lent,
+                   granted_by, behind, urgency)
+  values ($1::bigint, $2::uuid, $3::text, $4::int, $5::text, $6::text, $7::int, string_to_array($8::text, E'\x1f'), $9::float8,
+          $10::text, $11::json, $12::json, statement_timestamp(), $26::json->>'dedup_key', ($26->>'parent_id')::uuid,
+          $26->>'parent_key', $26->>'close_policy', ($26->>'rerun_of')::uuid, $26->>'rerun_from', ($26->>'continued_from')::uuid,
+          $17::int, $18::text, ($26->>'lent')::uuid, $26->>'granted_by', $25::text[], $26->>'urgency')
+),
+items as (
+  insert into item (org_id, item_id, run_id, state, lane_id, rank, event_no, duties)
+  values ($1, $2, $2, 'queued', $13::bigint, (date_part('epoch', statement_timestamp()) * 1000000)::bigint, 1, $16::smallint)
+),
+queued as (
+  insert into ready (org_id, lane_id, rank, item_id)
+  values ($1, $13, (date_part('epoch', statement_timestamp()) * 1000000)::bigint, $2)
+),
+arrived as (
+  insert into arrival (org_id, lane_id, queue, capability, keys, offset_us, min_rank)
+  values ($1, $13, $5, $3 || '@' || $4, string_to_array($8, E'\x1f'), $14::bigint, (date_part('epoch', statement_timestamp()) * 1000000)::bigint)
+)
+-- Executed before what stands above it, so that the org is entered by then: else nothing would be stored, but an error raised.
+insert into event (org_id, run_id, event_no, kind, data, at)
+values (case when $20::text is not null or $24::uuid[] is not null then open_submit($1, $19::boolean, $20, $21::int, $22::uuid, $23::uuid, $24)
+             when $19 then set_config('millpond.org', $1::text, true)::bigint
              else $1 end,
         $2, 1, 'run.queued', $15::json, statement_timestamp());
 
