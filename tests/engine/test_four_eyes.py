@@ -13,9 +13,9 @@ from pydantic import BaseModel
 from millpond.engine import schedules, triggers
 from millpond.engine.context import Context
 from millpond.engine.inbound import Incoming, receive
+from millpond.engine.questions import resolve
 from millpond.engine.submit import submit
 from millpond.engine.triggers import EventInput
-from millpond.engine.waits import resolve
 from millpond.errors import Forbidden
 from millpond.identity import organizations
 from millpond.types import Principal, Standing, new_id

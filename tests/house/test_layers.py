@@ -92,6 +92,8 @@ ENGINE = [
     "storing",
     "endings",
     "remote",
+    "timers",
+    "questions",
     "waits",
     "parking",
     "answers",
