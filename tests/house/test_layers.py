@@ -35,6 +35,9 @@ ONLY_BY_CLI = {"settings"}
 # The engine's rooms from the top down: each may import those after it.
 ENGINE = [
     "worker",
+    "sessions",
+    "equipping",
+    "claiming",
     "watching",
     "upkeep",
     "agenda",
