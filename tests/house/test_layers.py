@@ -47,6 +47,8 @@ ENGINE = [
     "bulk",
     "inputs",
     "step_executor",
+    "step_tries",
+    "step_attempt",
     "refusals",
     "executor",
     "endgame",

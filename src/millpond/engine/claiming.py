@@ -19,7 +19,7 @@ from millpond.engine.launching import Launcher
 from millpond.engine.leases import Claimed
 from millpond.engine.riding import Riding
 from millpond.engine.slots import Slots
-from millpond.engine.step_executor import StepAttempt
+from millpond.engine.step_attempt import StepAttempt
 from millpond.engine.throttling import Throttling
 from millpond.errors import LeaseLost, MillpondError
 

@@ -38,7 +38,8 @@ from millpond.engine.rights import Rights
 from millpond.engine.scope import Scope
 from millpond.engine.slots import Slots
 from millpond.engine.spilling import Spill, served_slots
-from millpond.engine.step_executor import StepAttempt, execute_step
+from millpond.engine.step_attempt import StepAttempt
+from millpond.engine.step_executor import execute_step
 from millpond.engine.throttling import Throttling
 from millpond.engine.upkeep import Upkeep, tell_readied
 from millpond.engine.urgency import LEAD_S
