@@ -127,6 +127,7 @@ ENGINE = [
     "settled",
     "boarding",
     "limiting",
+    "due_rooms",
     "crossings",
     "reservations",
     "rulebook",
