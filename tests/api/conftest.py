@@ -175,17 +175,18 @@ class Front:
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         try:
-            await self._until_known(running)
+            await self._until_known(worker, running)
             yield worker
         finally:
             stop.set()
             await running
 
-    async def _until_known(self, running: asyncio.Task[None]) -> None:
+    async def _until_known(self, worker: Worker, running: asyncio.Task[None]) -> None:
         async with asyncio.timeout(DEADLINE_S):
             while not running.done():
                 async with self.engine_db.duty("test") as con:
-                    if await con.fetchval("select exists (select from worker)"):
+                    known = "select exists (select from worker where worker_id = $1)"
+                    if await con.fetchval(known, worker.worker_id):
                         return
                 await asyncio.sleep(0.01)
 

@@ -17,8 +17,8 @@ from tests.crash.workload import HUMAN, intent
 
 from millpond.db.pool import Database
 from millpond.engine.operations import cancel
+from millpond.engine.questions import resolve
 from millpond.engine.submit import submit
-from millpond.engine.waits import resolve
 
 
 async def main() -> None:

@@ -26,9 +26,9 @@ from tests.crash.sink import Sink
 from millpond.db.pool import Connection, Database
 from millpond.engine.blocking import resume
 from millpond.engine.operations import cancel
+from millpond.engine.questions import resolve
 from millpond.engine.signals import send
 from millpond.engine.submit import submit
-from millpond.engine.waits import resolve
 from millpond.errors import Conflict, MillpondError, NotFound
 from millpond.types import Backing, Intent, Principal
 

@@ -134,7 +134,10 @@ class Pond:
         keep: Keep | None = None,
         spill: Spill | None = None,
     ) -> AsyncIterator[Worker]:
-        """Run a worker in this process until the block ends; another registry's flows and steps if given."""
+        """Run a worker in this process until the block ends; begins once its flows are published and it is known.
+
+        Another registry's flows and steps if given.
+        """
         known = registry or self.registry
         worker = Worker(
             database=self.engine_db,
@@ -155,10 +158,20 @@ class Pond:
         stop = asyncio.Event()
         running = asyncio.create_task(worker.run(stop))
         try:
+            await self._until_known(worker, running)
             yield worker
         finally:
             stop.set()
             await running
+
+    async def _until_known(self, worker: Worker, running: asyncio.Task[None]) -> None:
+        """Wait until a worker has published its flows and opened its session; raises what ended it before that."""
+        async with asyncio.timeout(DEADLINE_S):
+            while not await self.count("worker", f"worker_id = '{worker.worker_id}'"):
+                if running.done():
+                    await running
+                    return
+                await asyncio.sleep(0.005)
 
 
 @pytest.fixture

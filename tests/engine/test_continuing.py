@@ -39,7 +39,7 @@ async def test_a_run_goes_on_as_a_fresh_one_of_the_same_kind(pond: Pond) -> None
         assert after["continued_from"] == before["run_id"]
         for same in ("priority", "labels", "keys", "subject", "queue", "version"):
             assert after[same] == before[same]
-        assert abs((after["deadline_at"] - before["deadline_at"]).total_seconds()) < 0.5
+        assert abs((after["deadline_at"] - before["deadline_at"]).total_seconds()) < 30
         assert after["attempts"] == 1
     kinds = await pond.kinds(first_id)
     assert kinds[-2:] == ["run.continued", "run.succeeded"]

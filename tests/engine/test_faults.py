@@ -25,7 +25,8 @@ from millpond.engine.duties import Duty
 from millpond.engine.heartbeat import SILENT_S
 from millpond.engine.leases import Lease
 from millpond.engine.operations import cancel
-from millpond.engine.waits import back_off, fire, park, release
+from millpond.engine.timers import fire
+from millpond.engine.waits import back_off, park, release
 from millpond.errors import InvalidInput, LeaseLost, MillpondError
 from millpond.types import RunState
 

@@ -100,7 +100,7 @@ def _cases(rows: list[Any], ready: list[Any], worker_id: uuid.UUID, able: str) -
     }  # fmt: skip
 
 
-async def _read(con: asyncpg.Connection[Any], statement: Any, args: Any) -> dict[str, int]:
+async def rows_read(con: asyncpg.Connection[Any], statement: Any, args: Any) -> dict[str, int]:
     """Execute a statement, take it back, and tell how many rows of which tables it read."""
     transaction = con.transaction()
     await transaction.start()
@@ -126,7 +126,7 @@ async def test_plans_made_over_empty_tables_read_by_key_when_they_are_full(pond:
         for name, args in nothing.items():
             room, one = name.split(".")
             kept[name] = await con.prepare(queries(room)[one])
-            await _read(con, kept[name], args)
+            await rows_read(con, kept[name], args)
         async with pond.db.org(pond.org_id) as app:
             await submit(app, [pond.intent(flow, n) for n in range(ROWS)])
         await con.execute(FILL)
@@ -137,7 +137,7 @@ async def test_plans_made_over_empty_tables_read_by_key_when_they_are_full(pond:
         await con.execute(WORKER, worker_id, slots, [flow.capability])
         found, touched = [], 0
         for name, args in _cases(running, ready, worker_id, flow.capability).items():
-            read = await _read(con, kept[name], args)
+            read = await rows_read(con, kept[name], args)
             touched += any(read.get(table, 0) >= BATCH for table in TABLES)
             found += [f"{name}: {read[t]} of {t}" for t in sorted(TABLES) if read.get(t, 0) > MOST]
     finally:

@@ -21,7 +21,7 @@ from tests.engine.parking import (
 )
 from tests.engine.test_limits import limit, over, second_org
 
-from millpond.engine import limiting
+from millpond.engine import due_rooms, limiting
 from millpond.engine.pauses import Scope, resume
 from millpond.engine.submit import submit
 
@@ -52,7 +52,7 @@ async def test_lanes_go_on_when_the_last_limit_is_removed(pond: Pond) -> None:
 async def test_a_worker_that_never_knew_the_limit_wakes_what_it_left(
     pond: Pond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limiting, "_MAX_WOKEN", 3)
+    monkeypatch.setattr(due_rooms, "_MAX_WOKEN", 3)
     first = await Hand.register(pond)
     await limit(pond.db, KEY, 0)
     await send(pond, 8)
@@ -117,7 +117,7 @@ async def test_a_worker_that_cannot_do_parked_work_changes_nothing_for_those_who
 async def test_a_room_is_found_however_many_others_are_looked_at_at_every_claim(
     pond: Pond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limiting, "_PAGE", 2)
+    monkeypatch.setattr(due_rooms, "_PAGE", 2)
     await limit(pond.db, "model:*", 1)
     hand = await Hand.register(pond)
     holders = {}

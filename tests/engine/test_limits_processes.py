@@ -133,6 +133,9 @@ async def test_never_more_than_the_limit_over_processes_that_are_killed_and_edit
             assert sink.most == 4
             await limit(pond.db, "provider:sink", 2)
             await asyncio.sleep(0.5)
+            async with asyncio.timeout(20):
+                while await pond.count("lease") > 2 or sink.now > 2:
+                    await asyncio.sleep(0.01)
             sink.most = 0
             await asyncio.sleep(0.7)
             assert sink.most <= 2

@@ -12,7 +12,7 @@ from tests.engine.test_limits import limit, second_org
 
 from millpond.db.pool import Connection
 from millpond.db.queries import queries
-from millpond.engine import ceilings, inputs, limiting
+from millpond.engine import ceilings, due_rooms, inputs
 from millpond.engine.limiting import Limiter
 from millpond.engine.meters import Meters
 from millpond.engine.rulebook import RuleBook
@@ -188,7 +188,7 @@ async def test_rooms_whose_lanes_find_no_slot_keep_no_other_room_waiting(
     pond: Pond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More rooms have place than a claim wakes lanes of: each has its turn."""
-    monkeypatch.setattr(limiting, "_MAX_ROOMS", 1)
+    monkeypatch.setattr(due_rooms, "_MAX_ROOMS", 1)
     hand = await Hand.register(pond)
     await limit(pond.db, "model:*", 1)
     held = []

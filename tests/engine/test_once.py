@@ -16,8 +16,8 @@ from tests.engine.test_faults import worker_process
 from millpond.engine.attempt import Attempt
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.operations import cancel
+from millpond.engine.questions import resolve
 from millpond.engine.registry import Step, step
-from millpond.engine.waits import resolve
 from millpond.errors import Conflict, Forbidden, InvalidInput, NotDone
 from millpond.retry import Retry
 from millpond.types import Principal, RunState

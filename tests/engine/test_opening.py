@@ -18,7 +18,7 @@ from tests.engine.test_rights import Cast, cast
 
 from millpond.cli.logs import configure_logging
 from millpond.db.pool import Database
-from millpond.engine import opening, recording, reruns, step_executor
+from millpond.engine import opening, recording, reruns, step_tries
 from millpond.engine.checking import check
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.submit import submit
@@ -780,7 +780,7 @@ def late(pond: Pond, monkeypatch: pytest.MonkeyPatch) -> Late:
     pond.vault = Vault(pond.db, late.ring())
     monkeypatch.setattr(opening, "_ELSEWHERE_S", 0.1)
     monkeypatch.setattr(recording, "AGAIN_S", 0.01)
-    monkeypatch.setattr(step_executor, "AGAIN_S", 0.01)
+    monkeypatch.setattr(step_tries, "AGAIN_S", 0.01)
     return late
 
 

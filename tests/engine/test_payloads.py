@@ -13,7 +13,7 @@ from tests.engine.test_faults import _lease, _step
 from millpond.engine.commit import FinishWrite
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.payloads import INLINE_BYTES, MAX_BYTES, is_big
-from millpond.engine.waits import resolve
+from millpond.engine.questions import resolve
 from millpond.errors import InvalidInput, LeaseLost
 from millpond.types import Principal
 

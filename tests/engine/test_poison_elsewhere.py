@@ -10,7 +10,7 @@ import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 
 from millpond.db.queries import queries
-from millpond.engine import reruns, waits
+from millpond.engine import reruns, timers, waits
 from millpond.engine.claim import Claimer
 from millpond.engine.context import Context, StepContext, StepFailed
 from millpond.engine.lanes import ALONE
@@ -67,7 +67,7 @@ async def _release(pond: Pond, run_id: uuid.UUID) -> uuid.UUID:
         )
         intent = await reruns.rerun(con, source, repeat)
     async with asyncio.timeout(DEADLINE_S):
-        while not await waits.fire(pond.engine_db):
+        while not await timers.fire(pond.engine_db):
             await asyncio.sleep(0.02)
     return intent.run_id
 

@@ -174,7 +174,7 @@ async def test_a_step_of_a_waiting_run_is_charged_for_its_try_and_not_for_its_ru
             began_s = await con.fetchval("select virtual_s from crossing")
         done.set()
         await pond.ended(run_id)
-        assert 0 < (await stands(pond))[pond.org_id] - began_s < 0.5
+        assert 0 < (await stands(pond))[pond.org_id] - began_s < 1.2, "its run takes 1.5 s at least"
 
 
 async def _one(pond: Pond, flow: Any, org_id: int, queue: str) -> uuid.UUID:

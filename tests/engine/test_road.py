@@ -11,7 +11,7 @@ from tests.engine.conftest import Pond
 
 from millpond.engine.context import Context, Decision, InputExpired, StepFailed
 from millpond.engine.operations import cancel
-from millpond.engine.waits import resolve
+from millpond.engine.questions import resolve
 from millpond.errors import Conflict, Forbidden, InvalidInput, Permanent, Transient
 from millpond.retry import Retry
 from millpond.types import Principal, RunState

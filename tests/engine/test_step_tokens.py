@@ -17,9 +17,9 @@ from millpond.db.queries import queries
 from millpond.engine import metering, riding, why
 from millpond.engine.batches import StepWrite
 from millpond.engine.context import Context, StepContext, StepFailed
+from millpond.engine.counting import NEVER
 from millpond.engine.keying import check_keys
 from millpond.engine.leases import Claimed
-from millpond.engine.limiting import NEVER
 from millpond.engine.metering import Spent
 from millpond.engine.needs import Ask
 from millpond.engine.operations import cancel

@@ -11,9 +11,9 @@ import pytest
 from tests.engine.conftest import Pond
 
 from millpond.engine.context import Context, StepContext
+from millpond.engine.questions import resolve
 from millpond.engine.registry import step
 from millpond.engine.submit import submit
-from millpond.engine.waits import resolve
 from millpond.errors import InvalidInput
 from millpond.retry import Retry
 from millpond.types import Principal

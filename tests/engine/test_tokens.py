@@ -14,8 +14,8 @@ from tests.models.test_providers import _streamed
 
 from millpond.engine import fitting, metering, saturation, saturation_of_all, why
 from millpond.engine.context import Context, StepContext
+from millpond.engine.counting import NEVER
 from millpond.engine.leases import Claimed
-from millpond.engine.limiting import NEVER
 from millpond.engine.metering import Spent
 from millpond.engine.operations import cancel
 from millpond.engine.reservations import drop_unlimited

@@ -25,8 +25,8 @@ from millpond.engine.branches import Branch, Branches, Parked, Unwind
 from millpond.engine.context import Context, SignalTimedOut, StepContext
 from millpond.engine.history import just
 from millpond.engine.operations import cancel
+from millpond.engine.questions import resolve
 from millpond.engine.registry import Step, step
-from millpond.engine.waits import resolve
 from millpond.errors import NotDone, Transient
 from millpond.retry import Retry
 from millpond.types import Principal, RunState

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import orjson
 import pytest
 
-from millpond.engine import events, waits
+from millpond.engine import events, questions
 from millpond.engine.events import Feed
 from millpond.engine.submit import submit
 from millpond.engine.worker import Worker
@@ -117,7 +117,9 @@ async def test_a_large_refund_waits_for_a_person_and_goes_on(example, urls, db, 
                     asked = await con.fetchrow(
                         "select request_id, title from input_request where org_id = $1", org
                     )
-                    await waits.resolve(con, org, asked["request_id"], SUPPORT, {"approved": True})
+                    await questions.resolve(
+                        con, org, asked["request_id"], SUPPORT, {"approved": True}
+                    )
                 assert asked["title"] == "Refund 250.00 for A-200?"
     await feed.close()
     decided = {"order": "A-200", "paid_cents": 25000, "decided_by": "user:ada"}

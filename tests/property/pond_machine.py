@@ -25,7 +25,7 @@ from tests.property.conftest import LEASE_S, Ground
 from tests.property.pond_model import SLOTS, Model, ModelRun, ModelWorker
 
 from millpond.db.queries import queries
-from millpond.engine import waits
+from millpond.engine import questions, timers, waits
 from millpond.engine.claim import Claimer
 from millpond.engine.commit import FinishWrite, StepWrite
 from millpond.engine.leases import Lease
@@ -119,7 +119,7 @@ class PondMachine(RuleBasedStateMachine):
 
         async def answer() -> None:
             async with self.ground.db.org(run.org_id) as con:
-                await waits.resolve(con, run.org_id, request_id, HUMAN, answer=True)
+                await questions.resolve(con, run.org_id, request_id, HUMAN, answer=True)
 
         self.ground.run(answer())
         with pytest.raises(Conflict):
@@ -250,7 +250,7 @@ class PondMachine(RuleBasedStateMachine):
         if run.request_id is not None:
             return
         key = run.next_key("ask")
-        question = waits.Question(
+        question = questions.Question(
             name="ask",
             role="support",
             title="ask",
@@ -260,7 +260,7 @@ class PondMachine(RuleBasedStateMachine):
             expiry_answer=None,
         )
         self.ground.run(
-            waits.record_question(self.ground.engine_db, lease, step_key=key, question=question)
+            questions.record_question(self.ground.engine_db, lease, step_key=key, question=question)
         )
         sql = "select request_id from input_request where run_id = $1 and step_key = $2"
         run.request_id = self.ground.run(
@@ -374,7 +374,7 @@ class PondMachine(RuleBasedStateMachine):
     def _let_fire(self, run: ModelRun) -> None:
         sql = "update timer set due_at = clock_timestamp() - interval '1 s' where run_id = $1"
         self.ground.run(self._as_engine(lambda con: con.execute(sql, run.run_id)))
-        self.ground.run(waits.fire(self.ground.engine_db))
+        self.ground.run(timers.fire(self.ground.engine_db))
         run.due = set(run.timers)
         self.model.fired()
 

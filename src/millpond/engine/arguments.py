@@ -1,6 +1,6 @@
 """Arguments: a step's arguments as JSON text and back, by the annotations of its function.
 
-Called by `context` for steps that go to another queue and by `step_executor` where they are executed.
+Called by `context` for steps that go to another queue and by `step_tries` where they are executed.
 Invariant: what `read` gives equals what `written` was given, as far as JSON and the annotations can tell.
 """
 

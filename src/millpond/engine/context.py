@@ -16,7 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 import orjson
 from pydantic import TypeAdapter
 
-from millpond.engine import waits
+from millpond.engine import questions, waits
 from millpond.engine.branches import Branch, Branches, Unwind, refuse_secret
 from millpond.engine.calling import Caller, unregistered, unregistered_plan
 from millpond.engine.checkpoints import check_room
@@ -323,7 +323,7 @@ class Context(Fanning, Signals, Continuing, Values):
         branch = self._branches.here()
         key = branch.key(name)
         adapter = None if isinstance(form, Mapping) else TypeAdapter(form)
-        question = waits.Question(
+        question = questions.Question(
             name=name,
             role=role,
             title=veiled(title or name),
@@ -336,7 +336,7 @@ class Context(Fanning, Signals, Continuing, Values):
         if recorded is None:
             place = branch.places[key]
             await self._performer.persist(
-                lambda: waits.record_question(
+                lambda: questions.record_question(
                     self._scope.database,
                     self._lease,
                     step_key=key,
@@ -437,7 +437,7 @@ class Context(Fanning, Signals, Continuing, Values):
 
 
 def _decision(
-    name: str, recorded: Recorded, question: waits.Question, adapter: TypeAdapter[Any] | None
+    name: str, recorded: Recorded, question: questions.Question, adapter: TypeAdapter[Any] | None
 ) -> Decision[Any]:
     if recorded.state == "failed":
         raise failure(name, orjson.loads(recorded.error or "{}"))

@@ -1,6 +1,6 @@
 """Deltas: text that steps write while they go on, such as a model's words, gathered and stored for whoever watches.
 
-Called by `performing` and `step_executor`, one Deltas per session of a worker. Invariants: nothing is stored
+Called by `performing` and `step_tries`, one Deltas per session of a worker. Invariants: nothing is stored
 without a lease, and what is stored may be lost in a crash: the whole stands in the step's record; no secret that the
 run has opened is in it, however it came in pieces; what a try wrote is stored before its record is, or not at all.
 """

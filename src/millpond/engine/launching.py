@@ -22,7 +22,7 @@ from millpond.engine.leases import Claimed, Lease
 from millpond.engine.registry import Flow, Step
 from millpond.engine.scope import Scope
 from millpond.engine.slots import Slot, Slots
-from millpond.engine.step_executor import StepAttempt
+from millpond.engine.step_attempt import StepAttempt
 from millpond.errors import LeaseLost, MillpondError
 
 _log = structlog.get_logger("millpond.worker")

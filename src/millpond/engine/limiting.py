@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from collections.abc import Set as AbstractSet
-from typing import NamedTuple
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.admission import Lane, Room, Share
 from millpond.engine.brakes import Brake
 from millpond.engine.counting import (
-    AT_ONCE,
     MAX_WAITERS,
-    NEVER,
     PATIENCE_S,
     Counts,
-    State,
     base_of,
     keep,
-    most_awake,
     stand_of,
 )
 from millpond.engine.crossings import Crossings
+from millpond.engine.due_rooms import DueRooms
 from millpond.engine.keeping import Waiting
 from millpond.engine.lanes import ALONE
 from millpond.engine.needs import APART
@@ -42,36 +36,12 @@ from millpond.engine.waiters import Asked
 from millpond.types import NO_ORG
 
 _SQL = queries("limiting")
-# Of one claim: how many rooms of each queue it looks at, and of how many, and how many lanes of each, it wakes.
-_PAGE = 500
-_MAX_ROOMS = 64
-_MAX_WOKEN = 256
-# A worker that could not look at all rooms of a queue in one claim claims again so soon, but lets others claim before
-# that, for so many times as long as its own look took.
-_NEXT_PAGE_S = 0.02
-_REST = 4
-_FIRST = (-1, "", "")
-
-
-class _Stand(NamedTuple):
-    """A row of `room`: lanes of a queue and capability stand under it."""
-
-    room: str
-    queue: str
-    capability: str
-    due_us: int
-    is_able: bool
-    is_old: bool
-
-
-_Key = tuple[str, str, str]
 
 
 class Limiter:
     """The limits as one claimer knows them, and where this claim stands.
 
-    `has_more`: another claim at once may let more go. `awaited`: capabilities of work whose end may give
-    place to lanes that are parked in the queues of the last claim.
+    `awaited`: capabilities of work whose end may give place to lanes that are parked in the queues of the last claim.
     """
 
     def __init__(
@@ -83,19 +53,14 @@ class Limiter:
         # Whoever executes work alone is started for lanes that are active, so that others wake these.
         self._able = [*capabilities, *(f"{able}{ALONE}" for able in capabilities)]
         self._book = RuleBook()
+        self._rooms = DueRooms(self._able, self._book)
         self.reservations = Reservations()
         self._seen = Counts()
-        self._crowded: list[_Key] = []
-        self._is_whole = True
-        self._after: dict[str, tuple[int, str, str]] = {}
-        self._last_woken: _Key = ("", "", "")
         self._took_s = 0.0
-        self._next_us = 0
         self._has_rooms = False
         self._is_behind = False
         self._is_open = False
         self.crossings = Crossings(estimate_s, try_s)
-        self.has_more = False
         self.awaited: frozenset[str] = frozenset()
         self.began = 0.0
         self.asked: list[Asked] = []
@@ -104,6 +69,11 @@ class Limiter:
     def is_on(self) -> bool:
         """Whether a claim has to look at limits: there are some, or lanes that stand under one still."""
         return bool(self._book.rules) or self._has_rooms
+
+    @property
+    def has_more(self) -> bool:
+        """Whether another claim at once may let more go."""
+        return self._rooms.has_more
 
     @property
     def opened(self) -> list[Brake]:
@@ -140,25 +110,19 @@ class Limiter:
         if state.is_counted:
             self._seen.awaited.add(room.name)
             self.awaited = self._seen.holders()
-        self._sooner([state.plan_us(self._seen.now_us, need)])
+        self._rooms.sooner([state.plan_us(self._seen.now_us, need)])
 
     def poll_s(self, poll_s: float, parked_s: float) -> float:
         """Return after how long to claim again: sooner while lanes wait for work to end, or for a time."""
         if self._seen.awaited:
             poll_s = min(poll_s, parked_s)
-        if not self._is_whole:
-            poll_s = min(poll_s, max(_NEXT_PAGE_S, _REST * self._took_s))
-        if self._next_us:
-            poll_s = min(poll_s, max(0.0, (self._next_us - self._seen.now_us) / 1e6))
-        return poll_s
+        return self._rooms.poll_s(poll_s, self._took_s)
 
     async def begin(self, database: EngineDatabase) -> None:
         """Make ready for a claim; reads outside of it what has changed by more than it may read itself."""
         self._seen = Counts()
-        self._crowded = []
-        self._is_whole = True
-        self._next_us = 0
-        self._is_open = self.has_more = False
+        self._rooms.begin(self._seen)
+        self._is_open = False
         self.crossings.begin()
         self.awaited = frozenset()
         self.began = 0.0
@@ -174,7 +138,6 @@ class Limiter:
         here: this claim claims nothing, the next one begins with it.
         """
         names = list(slots)
-        after = [self._after.get(name, _FIRST) for name in names]
         if self._book.rules.has_tokens:
             await self.reservations.settle(con, self._seen)
         began = time.monotonic()
@@ -184,11 +147,10 @@ class Limiter:
             self._able,
             self._book.version,
             MOST_NEWS,
-            _PAGE,
-            *([one[nth] for one in after] for nth in range(3)),
+            *self._rooms.page(names),
             PATIENCE_S,
         )
-        self._seen.now_us, self._next_us = now["us"], now["lane_id"]
+        self._seen.now_us, self._rooms.next_us = now["us"], now["lane_id"]
         self.began = began + now["org_id"] / 1e6
         is_known = await self._book.catch_up(con, now["n"])
         self._seen.rules = self._book.rules
@@ -204,12 +166,12 @@ class Limiter:
                 self._seen.add_held(row["capability"], self._book.places(row), row["n"])
             elif row["kind"] == "seated":
                 self._seen.add_held(row["capability"], self._book.needed(row), row["n"])
-        stands, cut = self._turn(names, [row for row in rows if row["kind"] == "room"])
+        stands, cut = self._rooms.turn(names, [row for row in rows if row["kind"] == "room"])
         if self._book.rules.has_tokens:
             await self.meter(con, self._placed(base_of(one.room)[0] for one in stands))
         asked = [row for row in rows if row["kind"] == "asked"]
         chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"], asked)
-        await self._wake(con, stands, chosen, slots)
+        await self._rooms.wake(con, stands, chosen, slots, self.crossings)
         if told := [name for name in now["keys"] or () if name not in cut]:
             await con.execute(_SQL["told"], told, now["n"])
         await self.spend(con)
@@ -266,8 +228,8 @@ class Limiter:
         seen = self._seen
         await self.spend(con)
         states = seen.states()
-        crowded = {key: base_of(key[0]) for key in self._crowded}
-        await self._plan(
+        crowded = {key: base_of(key[0]) for key in self._rooms.crowded}
+        await self._rooms.plan(
             con,
             {key: states[name].plan_us(seen.now_us, need) for key, (name, need) in crowded.items()},
         )
@@ -330,35 +292,7 @@ class Limiter:
         await self.crossings.cross(con, [row["room"] for row in crossed])
         self._has_rooms = self._has_rooms or bool(full)
         self._seen.awaited |= {one.room.name for one in under if one.is_counted}
-        self._sooner(due)
-
-    def _turn(
-        self, names: Sequence[str], rows: Sequence[Record]
-    ) -> tuple[list[_Stand], AbstractSet[str]]:
-        """Return the rooms to look at, each once; the next claim goes on after them where there may be more.
-
-        Also returns the queues of which more rooms have a time that older limits told.
-        """
-        stands: dict[_Key, _Stand] = {}
-        counts = Counter([row["queue"] for row in rows if row["lane_id"] < 2])
-        old = Counter([row["queue"] for row in rows if row["lane_id"] >= 2])
-        last = {row["queue"]: row for row in rows if row["lane_id"] < 2}
-        for row in rows:
-            if base_of(row["room"])[1] is None:
-                self._seen.tats[row["room"]] = row["us"]
-            key = (row["room"], row["queue"], row["capability"])
-            able, is_old = bool(row["lane_id"] & 1), row["lane_id"] >= 2
-            stands[key] = _Stand(*key, due_us=row["n"], is_able=able, is_old=is_old)
-        for name in names:
-            if counts[name] < _PAGE:
-                self._after.pop(name, None)
-                continue
-            row = last[name]
-            self._after[name] = (row["n"], row["room"], row["capability"])
-            self._is_whole = False
-        cut = {name for name, count in old.items() if count >= _PAGE}
-        self.has_more = self.has_more or bool(cut)
-        return list(stands.values()), cut
+        self._rooms.sooner(due)
 
     async def meter(self, con: Connection, places: Sequence[Place]) -> None:
         """Read the meters of rates in these rooms that were not read yet."""
@@ -430,80 +364,3 @@ class Limiter:
             if is_old and places and not self._seen.is_closed(places, need):
                 found.append((one.waiting, False))
         return found
-
-    async def _wake(
-        self,
-        con: Connection,
-        stands: Sequence[_Stand],
-        chosen: Sequence[tuple[int, int]],
-        slots: Mapping[str, int],
-    ) -> None:
-        """Put as many lanes back into the active order as their rooms have place for."""
-        plans: dict[_Key, int | None] = {}
-        woken: list[tuple[_Stand, State | None, int]] = []
-        crossed: dict[str, int] = {}
-        for stand in stands:
-            room_id, need = RoomId.parse(stand.room), base_of(stand.room)[1]
-            rule = self._book.rules.rule_of(room_id)
-            state = None if rule is None else self._seen.state(room_id, rule)
-            if state is not None and state.is_boundless:
-                state = None
-            most, due_us = min(_MAX_WOKEN, most_awake(state, need)), AT_ONCE
-            if state is not None:
-                due_us = state.plan_us(self._seen.now_us, need)
-                if stand.is_able and state.is_counted:
-                    self._seen.awaited.add(stand.room)
-            if stand.is_old or (due_us != stand.due_us and due_us > self._seen.now_us):
-                plans[stand[:3]] = due_us
-            if stand.is_able and most > 0:
-                if state and stand.room in self.crossings.known and stand.capability[-1] != ALONE:
-                    crossed[stand.room], most = most, 0
-                woken.append((stand, state, most))
-        turns = await self.crossings.next_lanes(con, crossed, slots, self._able)
-        chosen = list(dict.fromkeys([*chosen, *turns]))
-        if len(woken) > _MAX_ROOMS:
-            self.has_more = True
-            woken = self._next_of(woken)
-        if woken or chosen:
-            rows = await con.fetch(
-                _SQL["wake"],
-                *([stand[nth] for stand, _, _ in woken] for nth in range(3)),
-                [most for _, _, most in woken],
-                [state is None for _, state, _ in woken],
-                [org_id for org_id, _ in chosen],
-                [lane_id for _, lane_id in chosen],
-            )
-            rates = {one[:3] for one, state, _ in woken if state and state.rule.is_metered}
-            for row in rows:
-                key = (row["room"], row["queue"], row["capability"])
-                self.has_more = self.has_more or row["has_more"]
-                if row["is_over"]:
-                    plans[key] = None
-                elif key in rates:
-                    self._crowded.append(key)
-        await self._plan(con, plans)
-
-    def _next_of(
-        self, woken: Sequence[tuple[_Stand, State | None, int]]
-    ) -> list[tuple[_Stand, State | None, int]]:
-        """Return those after the last ones, so that rooms whose lanes find no slot keep no other waiting."""
-        order = sorted(woken, key=lambda one: (one[0][:3] <= self._last_woken, one[0][:3]))
-        self._last_woken = order[_MAX_ROOMS - 1][0][:3]
-        return order[:_MAX_ROOMS]
-
-    async def _plan(self, con: Connection, plans: dict[_Key, int | None]) -> None:
-        """Set when rooms are looked at again; None takes away one that no lane stands under."""
-        if not plans:
-            return
-        await con.execute(
-            _SQL["plan"],
-            *([key[nth] for key in plans] for nth in range(3)),
-            list(plans.values()),
-            self._book.version,
-        )
-        self._sooner(at for at in plans.values() if at is not None)
-
-    def _sooner(self, times: Iterable[int]) -> None:
-        """Let the next claim be when the first of these is due."""
-        due = [at for at in [*times, self._next_us] if AT_ONCE < at < NEVER]
-        self._next_us = min(due, default=0)

@@ -18,7 +18,7 @@ import structlog
 
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
-from millpond.engine import deadlines, firing, inbound, poison, remote, waits
+from millpond.engine import deadlines, firing, inbound, poison, remote, timers, waits
 from millpond.engine.deadlines import Expired
 from millpond.engine.events import Fact
 from millpond.engine.waits import Readied, Wake
@@ -113,7 +113,7 @@ class Maintenance:
 
     async def fire(self) -> Sequence[Readied]:
         """Let due timers take effect; returns the runs that may go on."""
-        return await waits.fire(self._database, limit=_BATCH)
+        return await timers.fire(self._database, limit=_BATCH)
 
     async def expire(self) -> Expired:
         """End runs that were not over by their deadline, or ask their workers to."""

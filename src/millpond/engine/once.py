@@ -18,7 +18,7 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine import waits
+from millpond.engine import questions
 from millpond.engine.answers import outcome_form
 from millpond.engine.branches import Branches
 from millpond.engine.commit import StepWrite
@@ -100,7 +100,9 @@ async def ask(database: EngineDatabase, lease: Lease, doubt: Doubt) -> None:
         text = orjson.dumps(error).decode()
         if not await con.fetchval(_SQL["doubt"], org_id, run_id, doubt.step_key, request_id, text):
             return
-        await waits.ask(con, org_id, run_id, doubt.step_key, request_id, question, kind="outcome")
+        await questions.ask(
+            con, org_id, run_id, doubt.step_key, request_id, question, kind="outcome"
+        )
         facts = [
             Fact("step.unknown", doubt.step_key, data),
             Fact("input.requested", doubt.step_key, asked),
@@ -108,9 +110,9 @@ async def ask(database: EngineDatabase, lease: Lease, doubt: Doubt) -> None:
         await append(con, org_id, run_id, facts, duties=Duty.WAITS | Duty.ENDING)
 
 
-def _question(lease: Lease, doubt: Doubt, error: Json) -> waits.Question:
+def _question(lease: Lease, doubt: Doubt, error: Json) -> questions.Question:
     key = f"{lease.org_id}:{lease.run_id}:{doubt.step_key}"
-    return waits.Question(
+    return questions.Question(
         name=doubt.name,
         role=doubt.role,
         title=f"Did {doubt.name} take effect? It was called with the idempotency key {key}",

@@ -1,7 +1,8 @@
 """Opening: secrets opened for the steps of an attempt, and hidden from then on in all that its run leaves behind.
 
-Called by `context`, `step_executor` and `endgame`. Invariants: no run that was started under a grant opens one; a
-value is handed out only after it is veiled and it is durable that the run opened it: every later attempt veils it too.
+Called by `context`, `step_executor`, `step_tries` and `endgame`. Invariants: no run that was started under a grant
+opens one; a value is handed out only after it is veiled and it is durable that the run opened it: every later attempt
+veils it too.
 """
 
 from __future__ import annotations

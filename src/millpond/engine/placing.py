@@ -1,6 +1,6 @@
 """Placing: where a step's function executes: on the event loop, in a thread, or in a process of its own.
 
-Called by `context` and `step_executor`, one Placing per worker. Invariants: a thread that was started is
+Called by `context` and `step_tries`, one Placing per worker. Invariants: a thread that was started is
 waited for, whatever happens to the task that started it, so that nothing is given back under it; a child
 process that is not waited for any more is killed, and one that dies fails its own try alone.
 """

@@ -1,6 +1,6 @@
 """Remote: steps that execute in another queue than their run, as rows: sent, settled, waiting, given back.
 
-Called by `context` (send), `step_executor` (settle, rest, release, drop), `endings` (stop) and
+Called by `context` (send), `step_executor` and `step_tries` (settle, rest, release, drop), `endings` (stop) and
 `maintenance` (rescue). Invariants: every write of a worker is fenced by the token on the step's own live
 row; that row is locked before the live row of its run, under which events are numbered, never after.
 """

@@ -1,6 +1,6 @@
 """Rights: whether the subject of a run may still what it might when the run was accepted.
 
-Called by `performing` and `step_executor` before every try of a step with an effect, and by `children` before
+Called by `performing` and `step_tries` before every try of a step with an effect, and by `children` before
 a child starts. Invariants: every answer is read from the database after it was asked for, so that no right that
 was taken away is used after that; who cannot be asked about does not act; a refusal is audited once per step.
 """

@@ -1,6 +1,6 @@
 """Settling: what happens to steps of other workers' runs, gathered and committed together.
 
-Called by `step_executor`, one Settler per session of a worker. Invariants: whoever waits is told after the
+Called by `step_tries`, one Settler per session of a worker. Invariants: whoever waits is told after the
 commit; a write whose lease is gone raises LeaseLost and stores nothing; one guilty write never fails its
 neighbours; after a commit of unknown outcome the batch is sent again, which finds the lease gone if the
 first was stored.

@@ -1,6 +1,6 @@
 """StepContext: what a step's function gets as its first argument, wherever it executes.
 
-Made by `context` for steps of its own run, by `step_executor` for steps of runs elsewhere, and by
+Made by `context` for steps of its own run, by `step_tries` for steps of runs elsewhere, and by
 `placing` in child processes. Invariant: the idempotency key is the same for every try in every place.
 """
 

@@ -1,6 +1,6 @@
 """Strays: cancellations and exits inside of steps, those that somebody asked for told from those that came from inside.
 
-Called by `performing` and `step_executor`. Invariant: what somebody outside asked for goes on as it is.
+Called by `performing` and `step_tries`. Invariant: what somebody outside asked for goes on as it is.
 """
 
 from __future__ import annotations

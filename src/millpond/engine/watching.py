@@ -24,7 +24,7 @@ from millpond.engine.hints import Hints
 from millpond.engine.leases import Lease
 from millpond.engine.scope import Scope, announce
 from millpond.engine.slots import Slots
-from millpond.engine.step_executor import StepAttempt
+from millpond.engine.step_attempt import StepAttempt
 from millpond.engine.upkeep import tell_readied
 from millpond.errors import LeaseLost, MillpondError
 

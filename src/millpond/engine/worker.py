@@ -1,4 +1,4 @@
-"""The worker: claims work for its slots, executes it, keeps its session alive, drains.
+"""The worker: opens sessions, executes in its slots what they claim, drains.
 
 Composed and run by `cli`. Invariants: no claim lets more attempts execute code in a queue than it has slots; a
 worker whose session is gone drops its attempts and opens a new session; after `stop` nothing more is claimed.
@@ -8,29 +8,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
 import time
 import uuid
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from importlib.metadata import version
 from typing import Any
 
-import orjson
 import structlog
 
 from millpond import veil
 from millpond.db.pool import EngineDatabase
-from millpond.db.queries import queries
-from millpond.engine import heartbeat, waking
+from millpond.engine import heartbeat, sessions, waking
 from millpond.engine.attempt import Attempt
 from millpond.engine.charging import settle_all
 from millpond.engine.claim import Claimer
-from millpond.engine.commit import Committer
-from millpond.engine.deltas import Deltas
+from millpond.engine.claiming import Claims, first
+from millpond.engine.equipping import equipped
 from millpond.engine.executor import execute
-from millpond.engine.hints import CANCELLED, SUMMONED, WAKE, Hints, Listener
+from millpond.engine.hints import CANCELLED, SUMMONED, WAKE, Hints
 from millpond.engine.launching import Launcher
 from millpond.engine.leasehold import Leasehold, cut_connections
 from millpond.engine.leases import Lease
@@ -39,25 +34,21 @@ from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
 from millpond.engine.retention import Keep
 from millpond.engine.riding import Riding
-from millpond.engine.rights import Asking, Rights
-from millpond.engine.scope import Deadlines, Scope
-from millpond.engine.settling import Settler
+from millpond.engine.rights import Rights
+from millpond.engine.scope import Scope
 from millpond.engine.slots import Slots
 from millpond.engine.spilling import Spill, served_slots
-from millpond.engine.step_executor import StepAttempt, execute_step
+from millpond.engine.step_attempt import StepAttempt
+from millpond.engine.step_executor import execute_step
 from millpond.engine.throttling import Throttling
-from millpond.engine.tolls import Tolls
 from millpond.engine.upkeep import Upkeep, tell_readied
 from millpond.engine.urgency import LEAD_S
 from millpond.engine.vault import Vault
 from millpond.engine.watching import Watch, tick
-from millpond.errors import LeaseLost, MillpondError, Transient
+from millpond.errors import MillpondError, Transient
 
-_SQL = queries("maintenance")
 _log = structlog.get_logger("millpond.worker")
 
-_BUSY_POLL_S = 0.1
-_IDLE_POLL_S = 1.0
 _PAUSE_S = 0.2
 _UNWIND_S = 10.0
 _STOP_S = 35.0  # above the time limit of the engine's statements
@@ -136,7 +127,7 @@ class Worker:
             self._lost.clear()
             self._stopping.clear()
             try:
-                await self._publish()
+                await sessions.publish(self._database, list(self._flows.values()))
                 await self._session(stop)
             except Transient as error:
                 _log.warning("worker.database_away", error=error.code)
@@ -153,26 +144,6 @@ class Worker:
         known: list[Flow | Step[Any, Any]] = [*self._flows.values(), *self._steps.values()]
         return [one.capability for one in known if meets(self._labels, one.needs)]
 
-    async def _publish(self) -> None:
-        """Tell the API which flows can be run."""
-        async with self._database.duty("publish") as con:
-            for flow in self._flows.values():
-                await con.execute(
-                    _SQL["publish_flow"],
-                    flow.name,
-                    flow.version,
-                    flow.queue,
-                    flow.permission,
-                    flow.description,
-                    orjson.dumps(flow.input.json_schema()).decode(),
-                    orjson.dumps(flow.output.json_schema(mode="serialization")).decode(),
-                    flow.timeout_s,
-                    flow.deadline_s,
-                    orjson.dumps(dict(flow.needs)).decode(),
-                    list(flow.keys),
-                    flow.urgency,
-                )
-
     def _capabilities(self) -> list[str]:
         """Name what this worker claims: a worker for one work item alone, only such work."""
         return alone(self._able()) if self._is_alone else self._able()
@@ -181,21 +152,15 @@ class Worker:
         """Work under one worker id until told to stop or until its session is gone."""
         self.worker_id = uuid.uuid4()
         sent = time.monotonic()
-        async with self._database.duty("register") as con:
-            await con.execute(
-                _SQL["register_worker"],
-                self.worker_id,
-                socket.gethostname(),
-                os.getpid(),
-                orjson.dumps({} if self._is_alone else self._slots.served).decode(),
-                self._capabilities(),
-                self._lease_s,
-                version("millpond"),
-                orjson.dumps(self._labels).decode(),
-            )
-            if self._slots.spill and not self._is_alone:
-                spill = orjson.dumps(self._slots.spill).decode()
-                await con.execute(_SQL["tell_spill"], self.worker_id, spill)
+        await sessions.register(
+            self._database,
+            worker_id=self.worker_id,
+            served={} if self._is_alone else self._slots.served,
+            capabilities=self._capabilities(),
+            lease_s=self._lease_s,
+            labels=self._labels,
+            spill=None if self._is_alone else self._slots.spill,
+        )
         pulse = heartbeat.Pulse.make()
         pulse.renew(sent + self._lease_s)
         self._leasehold = Leasehold(pulse)
@@ -206,58 +171,54 @@ class Worker:
             pulse=pulse,
             silent_s=self._silent_s,
         )
-        hints = await Hints.connect(self._engine_url)
-        committer = Committer(
-            self._database,
-            hints,
-            on_cancel_requested=lambda lease: self._unwind(lease, "cancelled"),
-            gather_s=self._gather_s,
-        )
-        committer.start()
         heard = {
             WAKE: self._hear_wake,
             CANCELLED: self._hear_cancel,
             SUMMONED: self._hear_summons,
         }
-        listener = Listener(self._listen_url, heard)
-        await listener.start()
-        settler = Settler(self._database, hints)
-        deltas = Deltas(self._database, hints)
-        riding = Riding(
-            self._database,
-            wake=self._slots.wake,
-            on_freed=self._slots.free_room,
-            summon=hints.summon,
-            tolls=Tolls(self._slots.charges, self._slots.learn_try),
-        )
-        scope = Scope(
-            database=self._database,
-            committer=committer,
-            hints=hints,
-            settler=settler,
-            deltas=deltas,
-            placing=self._placing,
-            throttling=self._throttling,
-            riding=riding,
-            worker_id=self.worker_id,
-            resources=self._resources,
-            labels=self._labels,
-            asking=Asking(self._rights),
-            vault=self._vault,
-            timed=Deadlines(pulse.expect),
-            leasehold=self._leasehold,
-        )
+        try:
+            async with equipped(
+                self._database,
+                engine_url=self._engine_url,
+                listen_url=self._listen_url,
+                worker_id=self.worker_id,
+                slots=self._slots,
+                placing=self._placing,
+                throttling=self._throttling,
+                resources=self._resources,
+                labels=self._labels,
+                rights=self._rights,
+                vault=self._vault,
+                leasehold=self._leasehold,
+                expect=pulse.expect,
+                gather_s=self._gather_s,
+                heard=heard,
+                on_cancel_requested=lambda lease: self._unwind(lease, "cancelled"),
+            ) as scope:
+                await self._serve(scope, beat, pulse, stop)
+        finally:
+            await sessions.close(self._database, self.worker_id, beat)
+            pulse.close()
+
+    async def _serve(
+        self,
+        scope: Scope,
+        beat: asyncio.subprocess.Process,
+        pulse: heartbeat.Pulse,
+        stop: asyncio.Event,
+    ) -> None:
+        """Claim and execute in a session, until told to stop or until it is gone; then drain, or drop all."""
         _log.info("worker.started", worker_id=str(self.worker_id), slots=self._slots.served)
         launcher = Launcher(
             scope,
             self._slots,
             flows=self._flows,
             steps=self._steps,
-            start=partial(self._start, scope, hints),
+            start=partial(self._start, scope, scope.hints),
         )
         watch = Watch(
             self._database,
-            hints,
+            scope.hints,
             self._slots,
             worker_id=self.worker_id,
             attempts=self._attempts,
@@ -265,28 +226,17 @@ class Worker:
             look=self._look,
             lost=self._lost,
         )
-        claims = self._claim_one if self._is_alone else self._claim_all
-        claiming = claims(launcher, riding, stop)
         loops = [
-            asyncio.create_task(claiming, name="claim"),
+            asyncio.create_task(self._claim(launcher, scope.riding, stop), name="claim"),
             asyncio.create_task(watch.run(), name="watch"),
             asyncio.create_task(tick(beat, pulse, scope, self._lost), name="tick"),
             asyncio.create_task(waking.wake_all(self._database, scope.mixed), name="wake"),
             asyncio.create_task(self._settle(), name="charge"),
         ]
         if not self._is_alone:
-            upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
-            loops.append(asyncio.create_task(upkeep.look(), name="look"))
-            loops.append(asyncio.create_task(upkeep.maintain(), name="maintain"))
-            loops.append(asyncio.create_task(upkeep.free(), name="free"))
-            loops.append(asyncio.create_task(upkeep.carry_out(), name="carry out"))
-            loops.append(asyncio.create_task(upkeep.count(), name="count"))
-            loops.append(asyncio.create_task(upkeep.sample(), name="sample"))
-            loops.append(asyncio.create_task(upkeep.forget(), name="forget"))
-            if self._keep is not None:
-                loops.append(asyncio.create_task(upkeep.prune(self._keep), name="prune"))
+            loops += self._upkeep(scope.hints)
         try:
-            await _first(stop.wait(), self._lost.wait(), also=[*loops, *committer.tasks])
+            await first(stop.wait(), self._lost.wait(), also=[*loops, *scope.committer.tasks])
             if stop.is_set():
                 self._quarantine.drain()
             await self._stop_claiming(loops[0])
@@ -294,7 +244,7 @@ class Worker:
                 _log.warning("worker.session_lost", worker_id=str(self.worker_id))
                 await self._unwind_all("lost")
             else:
-                await self._drain(riding)
+                await self._drain(scope.riding)
                 await self._leave_nothing(watch)
         finally:
             for loop in loops:
@@ -302,15 +252,52 @@ class Worker:
             for ended in await asyncio.gather(*loops, return_exceptions=True):
                 if isinstance(ended, Exception):
                     _log.error("worker.loop_died", exc_info=ended)
-            await listener.close()
-            await scope.asking.close()
-            await riding.close()
-            await deltas.close()
-            await settler.close()
-            await committer.close()
-            await hints.close()
-            await self._close_session(beat)
-            pulse.close()
+
+    async def _claim(self, launcher: Launcher, riding: Riding, stop: asyncio.Event) -> None:
+        """Claim until nothing more is to be claimed; one work item that is executed alone ends the worker."""
+        claimer = Claimer(
+            self._database,
+            worker_id=self.worker_id,
+            capabilities=self._capabilities(),
+            estimate_s=self._slots.estimate_s,
+            try_s=self._slots.try_s,
+            lead_s=LEAD_S if self._is_alone else self._lead_s,
+        )
+        claims = Claims(
+            claimer,
+            self._slots,
+            launcher=launcher,
+            riding=riding,
+            throttling=self._throttling,
+            stopping=self._stopping,
+            lost=self._lost,
+            attempts=self._attempts,
+            tasks=self._tasks,
+        )
+        if not self._is_alone:
+            await claims.all()
+            return
+        try:
+            await claims.one()
+        finally:
+            self.has_worked = claims.has_worked
+        stop.set()
+
+    def _upkeep(self, hints: Hints) -> list[asyncio.Task[None]]:
+        """Begin what is done for all, by whichever worker comes first."""
+        upkeep = Upkeep(self._database, hints, self._quarantine, lease_s=self._lease_s)
+        loops = {
+            "look": upkeep.look(),
+            "maintain": upkeep.maintain(),
+            "free": upkeep.free(),
+            "carry out": upkeep.carry_out(),
+            "count": upkeep.count(),
+            "sample": upkeep.sample(),
+            "forget": upkeep.forget(),
+        }
+        if self._keep is not None:
+            loops["prune"] = upkeep.prune(self._keep)
+        return [asyncio.create_task(loop, name=name) for name, loop in loops.items()]
 
     async def _settle(self) -> None:
         """Charge orgs what their work uses beyond what its claims charged."""
@@ -327,96 +314,7 @@ class Worker:
         with contextlib.suppress(MillpondError):
             await watch.hand_back_unknown(await watch.hand_back_unknown(set()))
 
-    async def _close_session(self, beat: asyncio.subprocess.Process) -> None:
-        if beat.stdin is not None:
-            beat.stdin.close()
-        with contextlib.suppress(MillpondError):
-            async with self._database.duty("unregister") as con:
-                await con.execute(_SQL["remove_worker"], self.worker_id)
-        try:
-            await asyncio.wait_for(beat.wait(), 5)
-        except TimeoutError:
-            beat.kill()
-            await beat.wait()
-        _log.info("worker.stopped", worker_id=str(self.worker_id))
-
-    # Claiming
-
-    async def _claim_all(self, launcher: Launcher, riding: Riding, _: asyncio.Event) -> None:
-        """Claim whenever there is room and reason; polls as a net below the hints.
-
-        What a claim brought is started beside the next claim, so that worker and database both have work.
-        """
-        claimer = Claimer(
-            self._database,
-            worker_id=self.worker_id,
-            capabilities=self._capabilities(),
-            estimate_s=self._slots.estimate_s,
-            try_s=self._slots.try_s,
-            lead_s=self._lead_s,
-        )
-        riding.attach(claimer)
-        stopping = asyncio.create_task(self._stopping.wait())
-        at_once = False
-        try:
-            while not self._stopping.is_set():
-                launcher.check()
-                wanted = self._slots.wanted()
-                if not wanted and not riding.asks():
-                    await _first(self._slots.room(), riding.some(), also=[stopping])
-                    continue
-                terms = self._slots.terms(wanted)
-                self._slots.expect()
-                asks = riding.asks()
-                try:
-                    claimed, has_more = await claimer.claim(wanted, terms, asks)
-                except LeaseLost:
-                    self._lost.set()
-                    return
-                except MillpondError as error:
-                    # What it may have leased is found by the watch and handed back.
-                    _log.warning("claim.failed", error=error.code)
-                    await asyncio.sleep(0.5)
-                    continue
-                if claimed:
-                    launcher.launch(claimed, claimer.expected)
-                riding.tell(claimer)
-                self._slots.note_claim(wanted, claimed, terms)
-                self._slots.note_awaited(claimer.limits.awaited)
-                self._throttling.watch(claimer.limits.opened)
-                if not has_more:
-                    is_busy = bool(claimed or self._attempts)
-                    poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S
-                    await self._slots.wait(claimer.limits.poll_s(poll_s, _BUSY_POLL_S))
-        except asyncio.CancelledError:
-            at_once = True
-            raise
-        finally:
-            stopping.cancel()
-            await launcher.close(at_once=at_once)
-
-    async def _claim_one(self, launcher: Launcher, riding: Riding, stop: asyncio.Event) -> None:
-        """Claim one work item that is executed alone, and stop when its attempt is over."""
-        claimer = Claimer(
-            self._database,
-            worker_id=self.worker_id,
-            capabilities=self._capabilities(),
-            estimate_s=self._slots.estimate_s,
-            try_s=self._slots.try_s,
-        )
-        riding.attach(claimer)
-        try:
-            for queue in self._slots.total:
-                claimed, _ = await claimer.claim({queue: 1})
-                if claimed:
-                    self.has_worked = await launcher.launch(claimed) > 0
-                    break
-        except MillpondError as error:
-            # What it may have leased is handed back as the session ends.
-            _log.warning("claim.failed", error=error.code)
-        if self._tasks:
-            await _first(self._stopping.wait(), riding.serve(), also=list(self._tasks))
-        stop.set()
+    # Executing
 
     def _start(self, scope: Scope, hints: Hints, attempt: Attempt | StepAttempt) -> None:
         self._attempts.add(attempt)
@@ -477,9 +375,7 @@ class Worker:
     async def _drain(self, riding: Riding) -> None:
         """Let runs finish for a while, then hand the rest back; heartbeats and room for steps go on meanwhile."""
         _log.info("worker.draining", runs=len(self._attempts))
-        with contextlib.suppress(MillpondError):
-            async with self._database.duty("drain") as con:
-                await con.execute(_SQL["drain_worker"], self.worker_id)
+        await sessions.tell_drain(self._database, self.worker_id)
         if self._tasks:
             serving = asyncio.create_task(riding.serve(), name="ride")
             await asyncio.wait(self._tasks, timeout=self._drain_s)
@@ -500,13 +396,3 @@ class Worker:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_UNWIND_S if reason == "lost" else None)
-
-
-async def _first(*starts: Awaitable[object], also: Sequence[asyncio.Task[Any]] = ()) -> None:
-    """Wait until one of these ends; those begun here are ended."""
-    tasks = [asyncio.ensure_future(one) for one in starts]
-    try:
-        await asyncio.wait([*tasks, *also], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()

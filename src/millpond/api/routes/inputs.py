@@ -20,7 +20,7 @@ from millpond.api.paging import Paged
 from millpond.api.reply import listing, reply
 from millpond.api.shapes import request_json
 from millpond.api.texts import Word
-from millpond.engine import views, waits
+from millpond.engine import questions, views
 
 router = APIRouter(prefix="/v1/input-requests", tags=["input requests"])
 
@@ -82,7 +82,7 @@ async def resolve_input_request(
     digest = None if wish.digest is None else bytes.fromhex(wish.digest)
     org_id = caller.org_id
     async with caller.org() as con:
-        readied = await waits.resolve(
+        readied = await questions.resolve(
             con, org_id, request_id, caller.principal, wish.answer, digest
         )
         resolved = await views.get_request(con, org_id, request_id)

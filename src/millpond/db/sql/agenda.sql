@@ -12,7 +12,7 @@ select clock_timestamp() as now, extract(epoch from clock_timestamp() - pg_postm
          case when $5::boolean and exists (select from usage_part where models is not null) then 'spent' end,
          case when $6::boolean and exists (select from usage_part where models is null) then 'usage' end,
          case when $1::boolean and (exists (select from worker where expires_at < clock_timestamp())
-                           or exists (select from lease l where not exists (select from worker w where w.worker_id = l.worker_id)))
+                           or exists (select from lease l where l.worker_id not in (select w.worker_id from worker w)))
            then 'dead' end,
          case when $2 and exists (select from meter) then 'meters' end,
          case when $2 and exists (select from brake) then 'brakes' end,

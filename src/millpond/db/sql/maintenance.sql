@@ -73,11 +73,12 @@ select l.org_id, l.item_id, l.run_id, l.attempt, l.token, l.worker_id, i.kind, i
        coalesce(w.beat_at, clock_timestamp() - $2::float8 * interval '1 second') as silent_at,
        w.worker_id is not null as was_draining
 from lease l
-left join worker w on w.worker_id = l.worker_id
 cross join lateral (
   select i.kind, i.deaths from item i where i.org_id = l.org_id and i.item_id = l.item_id and i.token = l.token for update skip locked
 ) i
-where w.worker_id is null or (w.draining and w.expires_at < clock_timestamp())
+left join worker w on w.worker_id = l.worker_id
+-- Workers are few, and put into a table of hashes once: no look for each lease.
+where l.worker_id not in (select k.worker_id from worker k where not (k.draining and k.expires_at < clock_timestamp()))
 limit $1;
 
 -- name: unlease
