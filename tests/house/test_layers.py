@@ -107,6 +107,7 @@ ENGINE = [
     "rights",
     "vault",
     "throttling",
+    "failures",
     "sampling",
     "meters",
     "claim",
