@@ -144,6 +144,7 @@ ENGINE = [
     "fitting",
     "easing",
     "needs",
+    "bounds",
     "queues",
     "recorded",
     "leases",

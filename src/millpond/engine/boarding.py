@@ -251,6 +251,14 @@ class Boarding:
                 toll = _toll(limits.crossings, want.queue, want.able, through)
                 answers[ask] = Answer(is_seated=True, has_row=True, begin_by=begin_by, toll=toll)
                 continue
+            if want.is_beyond:  # its worker takes it out of its line until it has a place there
+                answers[ask] = Answer(
+                    is_seated=False,
+                    has_row=ask in self._seen,
+                    since_us=want.since_us,
+                    is_beyond=True,
+                )
+                continue
             if want.full is not None:
                 needing = self._tries[ask].needing
                 limits.put_off(want.full, None if needing is None else needing.need)
@@ -343,6 +351,7 @@ def _want(one: _Trying, row: Record, rooms: Sequence[Room], place: tuple[int, in
         able=row["capability"].rstrip(ALONE),
         need=1 if one.needing is None else one.needing.need.tokens,
         place=place,
+        bounds=ask.bounds,
     )
 
 
