@@ -246,6 +246,12 @@ class Limiter:
         use_s = self.crossings.try_s(row["capability"].rstrip(ALONE))
         return {place.room.text: use_s for place in self._book.needed(row)}
 
+    def use_s(self, row: Record) -> float:
+        """Return for how long an item of a lane is expected to use a room: a try of its step, or the whole run."""
+        own = self.tries(row) or {}
+        use_s = own.get(row["room"])
+        return self.crossings.estimate_s(row["capability"]) if use_s is None else use_s
+
     def need(self, row: Record) -> int:
         """Return how many tokens every item of a lane takes where these are limited."""
         if not self._book.rules.has_tokens:
@@ -459,7 +465,7 @@ class Limiter:
                 if state and stand.room in self.crossings.known and stand.capability[-1] != ALONE:
                     crossed[stand.room], most = most, 0
                 woken.append((stand, state, most))
-        turns = await self.crossings.next_lanes(con, crossed, slots, self._able)
+        turns = await self.crossings.next_lanes(con, crossed, slots, self._able, self.use_s)
         chosen = list(dict.fromkeys([*chosen, *turns]))
         if len(woken) > _MAX_ROOMS:
             self.has_more = True
