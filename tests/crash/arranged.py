@@ -250,7 +250,9 @@ ARRANGED: Mapping[str, Callable[[Pond, People], Awaitable[Promise]]] = {
     "sample_limits": braked_look,
     "forget_deltas": old_text,
     "drop_reservations": unlimited_tokens,
-    **dict.fromkeys(("keys_of", "throttle", "trip", "opened_by", "reached"), braked),
+    **dict.fromkeys(
+        ("keys_of", "throttle", "trip", "opened_by", "reached", "failing", "failing_over"), braked
+    ),
     "rescue": orphan,
     "schedule": due_schedule,
     "due_ids": broken_schedule,

@@ -246,11 +246,21 @@ async def answered(step_ctx: StepContext, attempt: int, effect: str) -> int:
     return await effect_of(step_ctx, attempt, effect)
 
 
+@step("crash.failing", retry=QUICK, registry=REGISTRY)
+async def failing(step_ctx: StepContext, attempt: int, effect: str) -> int:
+    """Take an effect; find nobody, then get an answer: a row of failures of which no breaker knows, and its end."""
+    number = await effect_of(step_ctx, attempt, effect)
+    if step_ctx.try_number == 1:
+        raise Transient("nobody is there", limit_keys=["provider:fails"])
+    return number
+
+
 @flow("crash.braked", keys=["provider:crash", "provider:answers"], registry=REGISTRY)
 async def braked(ctx: Context, _: Any) -> list[int]:
     """Pass what tells of a provider that is asked too much, and of one that is down."""
     first = await ctx.step(answered, ctx.attempt, "answered")
-    return [first, await ctx.step(throttled, ctx.attempt, "throttled")]
+    second = await ctx.step(failing, ctx.attempt, "failing")
+    return [first, second, await ctx.step(throttled, ctx.attempt, "throttled")]
 
 
 @step("crash.keyed", retry=QUICK, keys=["provider:keyed"], registry=REGISTRY)

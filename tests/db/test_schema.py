@@ -36,6 +36,7 @@ GLOBAL_TABLES = {
     "crossing",
     "meter",
     "brake",
+    "failing",
     "sampling",
     "fullness",
     "account",

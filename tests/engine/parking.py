@@ -58,6 +58,7 @@ class Hand:
         *able: str,
         queues: Sequence[str] = ("default",),
         estimate_s: Callable[[str], float] = lambda _: 1.0,
+        try_s: Callable[[str], float] | None = None,
     ) -> Hand:
         worker_id, names = uuid.uuid4(), list(able or ["echo@1"])
         slots = orjson.dumps(dict.fromkeys(queues, 8)).decode()
@@ -68,7 +69,13 @@ class Hand:
             )
         return cls(
             pond,
-            Claimer(pond.engine_db, worker_id=worker_id, capabilities=names, estimate_s=estimate_s),
+            Claimer(
+                pond.engine_db,
+                worker_id=worker_id,
+                capabilities=names,
+                estimate_s=estimate_s,
+                try_s=try_s,
+            ),
             worker_id,
         )
 

@@ -273,6 +273,65 @@ async def test_a_breaker_opens_after_failures_in_a_row_and_closes_by_a_probe(pon
     assert len(await second.soon()) > 1
 
 
+async def test_failures_in_a_row_are_counted_over_all_workers(pond: Pond) -> None:
+    """A breaker opens after as many as with one worker; a success where one was seen ends the row."""
+    await declare(pond)
+    hand = await Hand.register(pond)
+    await send(pond, 1)
+    lease = (await one(hand)).lease
+    workers = [Throttling(pond.engine_db) for _ in range(TRIPS_AFTER)]
+    for each in workers[:-1]:
+        await each.failed(lease, "ask", DOWN)
+    await workers[0].succeeded(lease, "ask")
+    await workers[0].failed(lease, "another step", DOWN)
+    for each in workers[:-1]:
+        await each.failed(lease, "ask", DOWN)
+    assert await brakes(pond) == []
+    await workers[-1].failed(lease, "ask", DOWN)
+    (opened,) = await brakes(pond)
+    assert opened.opened_us is not None
+    assert await pond.count("failing", "step = 'ask'") == 0, "the next row begins anew"
+
+
+async def test_failures_of_one_moment_are_each_counted_once(pond: Pond) -> None:
+    await declare(pond)
+    hand = await Hand.register(pond)
+    await send(pond, 1)
+    lease = (await one(hand)).lease
+    workers = [Throttling(pond.engine_db) for _ in range(2)]
+    await asyncio.gather(
+        *(
+            each.failed(lease, "ask", DOWN)
+            for each in workers
+            for _ in range((TRIPS_AFTER - 1) // 2)
+        )
+    )
+    assert await pond.count("failing", f"failures = {TRIPS_AFTER - 1}") == 1
+    assert await brakes(pond) == []
+    await asyncio.gather(*(workers[0].failed(lease, "ask", DOWN) for _ in range(3)))
+    assert len(await brakes(pond)) == 1
+
+
+async def test_a_row_of_failures_is_broken_off_by_a_minute(pond: Pond) -> None:
+    await declare(pond)
+    hand = await Hand.register(pond)
+    await send(pond, 1)
+    lease = (await one(hand)).lease
+    throttling, elsewhere = Throttling(pond.engine_db), Throttling(pond.engine_db)
+    for _ in range(TRIPS_AFTER - 1):
+        await throttling.failed(lease, "ask", DOWN)
+        await throttling.failed(lease, "another step", DOWN)
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("update failing set failed_us = failed_us - 61000000")
+    await elsewhere.failed(lease, "ask", DOWN)
+    assert await brakes(pond) == []
+    assert await pond.count("failing") == 1, "of others that were broken off nothing is left"
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("update failing set failed_us = failed_us - 61000000")
+    await drop_over(pond.engine_db)
+    assert await pond.count("failing") == 0
+
+
 async def trip(throttling: Throttling, lease: Lease) -> None:
     for _ in range(TRIPS_AFTER):
         await throttling.failed(lease, "ask", DOWN)

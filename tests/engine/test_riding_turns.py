@@ -16,11 +16,14 @@ from tests.engine.test_step_keys import until
 from tests.engine.test_turns import QUEUES, many, stands
 from tests.engine.test_waiters import ask_of, rides
 
-from millpond.engine import crossings
+from millpond.engine import crossings, waits
+from millpond.engine.branches import Branches
 from millpond.engine.charges import Charges, Toll
 from millpond.engine.context import Context
 from millpond.engine.leases import Claimed, Lease, Seat
 from millpond.engine.needs import Ask
+from millpond.engine.riding import Riding
+from millpond.engine.seating import Seating
 from millpond.engine.submit import submit
 from millpond.engine.tolls import Tolls
 from millpond.engine.why import explain
@@ -100,6 +103,25 @@ async def test_a_step_that_came_first_waits_for_an_org_that_has_used_less(pond: 
     assert hand.claimer.answers[asks[0]].is_seated
 
 
+async def test_a_step_that_has_just_come_goes_before_an_org_that_has_used_more(
+    pond: Pond,
+) -> None:
+    """At once: it is not refused first, for the sake of runs that wait."""
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond, queues=QUEUES)
+    _, held = await crossed(pond, hand, other)
+    (run,) = await begun(pond, hand)
+    for mine_s, has_room in ((2.0, False), (0.0, True)):
+        async with pond.engine_db.duty("test") as con:
+            await con.execute("delete from step_lease")
+        await put(pond, **{f"of_{pond.org_id}": mine_s, f"of_{other}": 1.0})
+        await end(pond, held)
+        ask = ask_of(run, key=f"new:{has_room}")
+        held, _ = await hand.claimer.claim({"sql": 8}, asks=[ask])
+        assert hand.claimer.answers[ask].is_seated is has_room
+        assert len(held) == 1 - has_room
+
+
 async def test_a_step_that_came_later_goes_before_an_org_that_has_used_more(pond: Pond) -> None:
     other = await second_org(pond.db)
     await limit(pond.db, KEY, 1)
@@ -175,6 +197,50 @@ async def test_a_step_of_a_waiting_run_is_charged_for_its_try_and_not_for_its_ru
         done.set()
         await pond.ended(run_id)
         assert 0 < (await stands(pond))[pond.org_id] - began_s < 1.2, "its run takes 1.5 s at least"
+
+
+async def test_lines_of_steps_wake_by_what_their_tries_use_and_not_by_their_runs(
+    pond: Pond,
+) -> None:
+    """The next places are those of the org that will have used less by then, though its runs are long."""
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond, queues=QUEUES, estimate_s=lambda _: 10.0, try_s=lambda _: 0.25)
+    await limit(pond.db, KEY, 3)
+    await many(pond, "sql", other, 3)
+    held = await hand.claim({"sql": 8})
+    assert len(held) == 3
+    runs = await begun(pond, hand, 3)
+    for run in runs:
+        ask = ask_of(run)
+        assert await rides(hand, ask) == [False]
+        asks = {ask.step_key: ask}
+        await waits.park(pond.engine_db, run.lease, step_keys=list(asks), is_human=False, asks=asks)
+    await many(pond, "sql", other, 6)
+    assert await hand.claim(dict.fromkeys(QUEUES, 8)) == []
+    await put(pond, **{f"of_{pond.org_id}": 0.0, f"of_{other}": 1.0})
+    await end(pond, held)
+    went = await hand.claim(dict.fromkeys(QUEUES, 8))
+    assert [one.lease.org_id for one in went] == [pond.org_id] * 3
+    assert (await stands(pond))[pond.org_id] == pytest.approx(0.75)
+
+
+async def test_a_try_whose_claims_answer_was_lost_owes_what_that_had_charged(pond: Pond) -> None:
+    """Whatever was learned meanwhile: else its settlement gives back, or charges, what was never charged."""
+    other, expected_s = await second_org(pond.db), [0.5]
+    hand = await Hand.register(pond, queues=QUEUES, try_s=lambda _: expected_s[0])
+    asks, held = await crossed(pond, hand, other)
+    await put(pond, **{f"of_{pond.org_id}": 0.0, f"of_{other}": 1.0})
+    await end(pond, held)
+    assert await rides(hand, *asks) == [True]
+    assert (await stands(pond))[pond.org_id] == pytest.approx(0.5)
+    expected_s[0] = 7.0
+    await hand.claimer.claim({})
+    await hand.claimer.claim({}, asks=asks)
+    answer = hand.claimer.answers[asks[0]]
+    assert answer.is_seated
+    assert answer.toll is not None
+    assert answer.toll.charged_s == 0.5
+    assert (await stands(pond))[pond.org_id] == pytest.approx(0.5)
 
 
 async def _one(pond: Pond, flow: Any, org_id: int, queue: str) -> uuid.UUID:
@@ -283,6 +349,25 @@ def test_what_a_try_used_is_settled_once_and_what_never_began_is_given_back() ->
     tolls.end(lease, "last", is_whole=True)
     assert learned.keys() == {"echo@1"}
     assert charges.take_ended(0.0) == {}, "its attempt's time is charged in the queue"
+
+
+async def test_room_that_a_bound_lets_not_be_used_is_given_back_with_what_it_cost(
+    pond: Pond,
+) -> None:
+    charges = Charges()
+    tolls = Tolls(charges, lambda _work, _used_s: None)
+    claimed = _claimed(Seat("~0.0/ask:0", 1, _toll(0.0)), Seat("~0.1/ask:0", 2, _toll(7.0)))
+    riding = Riding(pond.engine_db, tolls=tolls)
+    branches = Branches(asyncio.get_running_loop())
+    seating = Seating(claimed.lease, riding, branches, seats=claimed.seats)
+    assert branches.seats is seating
+    seating.give_back(["~0.1/ask:0"])
+    assert set(seating.keys) == {"~0.0/ask:0"}
+    assert charges.take_crossed() == {(1, "llm", ROOM): pytest.approx(-7.0, abs=0.5)}
+    await riding.close()
+    tolls.over(claimed)
+    assert charges.take_crossed() == {}, "once"
+    assert charges.is_idle
 
 
 def _toll(charged_s: float) -> Toll:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Pond
 from tests.engine.parking import KEY, Hand, ask_of, end, rooms
-from tests.engine.test_limits import limit, over, submit_many
+from tests.engine.test_limits import limit, over, second_org, submit_many
 from tests.engine.test_step_keys import Gate, in_line, nothing_left, staying, until
 from tests.engine.test_tokens import METER, left, need
 from tests.engine.test_tokens import tokens as limit_tokens
@@ -155,6 +155,40 @@ async def test_of_many_needs_the_smallest_are_looked_at_for_who_stands_before(po
         assert all(len(row["ranks"]) == 1 for row in rows)
         rows = await con.fetch(statement, [METER], hand.worker_id, ["default"], 8, [30])
         assert sorted(row["need"] for row in rows) == list(range(20, 31))
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+async def test_a_need_beyond_the_smallest_ones_is_passed_only_until_it_has_waited_long(
+    pond: Pond, is_old: bool
+) -> None:
+    """Who asks beside its run does not see it among what stands before; what is kept for it is not taken."""
+    await tokens(pond, 4000)
+    other = await second_org(pond.db)
+    hand = await Hand.register(pond)
+    run = await begun(pond, hand)
+    holding = asks(run, "holding:0", needs=3990)
+    assert await ride(hand, holding) == [True]
+    for count in range(20, 52):
+        await need(pond, count)
+    await need(pond, 60, org_id=other)
+    assert await hand.soon() == []
+    await recorded(pond, run, holding, spent(holding, 4000 - 1240))
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "update worker set queues = '{\"default\": 64}', in_use = '{\"default\": 0}'"
+        )
+        if is_old:
+            await con.execute(
+                "update lane set blocked_at = blocked_at - interval '6 seconds' where org_id = $1",
+                other,
+            )
+    # Those of the 32 smallest that could go now need 1136 of 1240; the last one needs 60.
+    assert sum(range(20, 52)) == 1136
+    riding = await Hand.register(pond, queues=("other",))
+    assert await ride(riding, asks(run, "small:0", needs=100)) == [not is_old]
+    if is_old:
+        await hand.soon()
+        assert (METER, "", 60, 0) in await reserved(pond)
 
 
 async def test_all_keys_of_all_kinds_or_none(pond: Pond) -> None:

@@ -2,8 +2,9 @@
 
 Called by `claim`, within its transaction. Invariants: a step gets room in a claim of its worker alone, in all its rooms
 at once, and its row is on disk before it begins; one that has just come takes what is left after the work in line, and
-not what others could take of it now; one that waits stands in line in the sight of every claim, which leaves its places
-to it (`seats`); a picked step of a waiting run readies that run, which the same claim takes.
+not what others could take of it now, but for rooms where orgs take turns; one that waits stands in line in the sight of
+every claim, which leaves its places to it (`seats`); a picked step of a waiting run readies that run, which the same
+claim takes.
 """
 
 from __future__ import annotations
@@ -93,6 +94,8 @@ class Boarding:
     def __init__(self, limits: Limiter, worker_id: uuid.UUID) -> None:
         self._limits = limits
         self._worker_id = worker_id
+        # Of tries that began in a claim whose answer may have been lost: those that ride again have these.
+        self._charged: dict[Ask, Toll | None] = {}
         self.begin(())
 
     def begin(self, asks: Sequence[Ask]) -> None:
@@ -110,6 +113,8 @@ class Boarding:
         self._tries: dict[Ask, _Trying] = {}
         self._seen: set[Ask] = set()
         self._elsewhere: list[tuple[Want, Asked]] = []
+        if asks:
+            self._charged = {ask: self._charged[ask] for ask in asks if ask in self._charged}
 
     # Steps of runs under leases
 
@@ -129,8 +134,7 @@ class Boarding:
         queues = [queue for queue, slots in free.items() if slots > 0]
         old: Sequence[Elder] = ()
         if self._limits.has_rooms:
-            expected_s = self._limits.crossings.estimate_s
-            old = await elders(con, wants, self._worker_id, queues, expected_s)
+            old = await elders(con, wants, self._worker_id, queues, self._limits.use_s)
         if self._limits.crossings.known:
             await self._cross(con, wants, old)
         self._line = Line(wants, old, shares, free)
@@ -176,6 +180,8 @@ class Boarding:
         for want in wants:
             if through := crossings.through(want.rooms):
                 want.crossings = through
+                if want.since_us is None:  # it goes by what its org has used, as who waits does
+                    want.since_us = self._limits.now_us
                 weight = weights.get((want.org_id, want.queue), 1.0)
                 want.use_s = crossings.try_s(want.able) / weight
 
@@ -209,7 +215,7 @@ class Boarding:
             able = row["capability"].rstrip(ALONE)
             places = needed(limits.rules, ask.org_id, row["queue"], able, row["keys"], ask.keys)
             if row["has_room"]:  # of a claim whose answer was lost
-                toll = _toll(limits.crossings, row["queue"], able, [at.room.text for at in places])
+                toll = self._charged.get(ask)
                 # What a rate let go then is too late by now, and asks anew.
                 begin_by = 0.0 if any(at.rule.kind == "rate" for at in places) else None
                 self.answers[ask] = Answer(
@@ -249,7 +255,16 @@ class Boarding:
                 begin_by = limits.began + LATE_S if is_paced else None
                 through = [one.room.name for one in want.crossings]
                 toll = _toll(limits.crossings, want.queue, want.able, through)
+                self._charged[ask] = toll
                 answers[ask] = Answer(is_seated=True, has_row=True, begin_by=begin_by, toll=toll)
+                continue
+            if want.is_beyond:  # its worker takes it out of its line until it has a place there
+                answers[ask] = Answer(
+                    is_seated=False,
+                    has_row=ask in self._seen,
+                    since_us=want.since_us,
+                    is_beyond=True,
+                )
                 continue
             if want.full is not None:
                 needing = self._tries[ask].needing
@@ -343,6 +358,7 @@ def _want(one: _Trying, row: Record, rooms: Sequence[Room], place: tuple[int, in
         able=row["capability"].rstrip(ALONE),
         need=1 if one.needing is None else one.needing.need.tokens,
         place=place,
+        bounds=ask.bounds,
     )
 
 

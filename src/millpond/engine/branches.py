@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 from millpond import veil
+from millpond.engine.bounds import Bound, Bounds, Copies, take
 from millpond.engine.history import Recorded
 from millpond.engine.needs import Ask
 from millpond.errors import InvalidInput, Permanent
@@ -41,9 +43,9 @@ class Branch:
 
     `going` counts what can go on: the strand itself and the branches below it; `on_rest` and `on_go`
     are told when that becomes none, or some again. `may_go` is asked before the end of a wait makes it some:
-    where there is no room yet, it keeps the parked strand and wakes it in its turn. `places` are the keys
-    that it gave out, each with its place: the order in which the code asked, from 0; `forked_at` is the next
-    place at each of its forks.
+    where there is no room yet, it keeps the parked strand and wakes it in its turn. `bound` has the places of its fan,
+    where it needs one to go on. `places` are the keys that it gave out, each with its place: the order in which the
+    code asked, from 0; `forked_at` is the next place at each of its forks.
     """
 
     path: str
@@ -52,12 +54,24 @@ class Branch:
     on_rest: Callable[[], None] | None = None
     on_go: Callable[[], None] | None = None
     may_go: Callable[[Parked], bool] | None = None
+    bound: Bound | None = None
     occurrences: dict[str, int] = field(default_factory=dict)
     forks: int = 0
     forked_at: list[int] = field(default_factory=list)
     is_in_step: bool = False
     park: Parked | None = None
     places: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds in which it needs a place to go on; none where it goes on already."""
+        found = []
+        above: Branch | None = self
+        while above is not None and above.going == 0:
+            if above.bound is not None:
+                found.append((above.bound, above))
+            above = above.parent
+        return tuple(found)
 
     def fork(self) -> str:
         """Return the path under which the next parallel branches stand."""
@@ -133,16 +147,28 @@ def refuse_secret(key: str) -> None:
         raise InvalidInput("the name of a step shows a secret", param="name", code="secret_in_name")
 
 
+class Seats(Protocol):
+    """The steps of an attempt that have room before their branches are begun, by key."""
+
+    @property
+    def keys(self) -> Iterable[str]:
+        """Those that have not begun."""
+
+    def give_back(self, step_keys: Iterable[str]) -> None:
+        """Give back the room of steps whose branches do not begin now."""
+
+
 class Branches:
     """All strands of one attempt; knows when none of them can go on.
 
-    `on_mixed` is told when a strand has parked while others go on.
+    `on_mixed` is told when a strand has parked while others go on; `seats` is the room that steps have already.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._by_task: dict[asyncio.Task[Any], Branch] = {}
         self._parked: dict[Parked, None] = {}
+        self.seats: Seats | None = None
         self.on_mixed: Callable[[Branches], None] | None = None
         self.closed: str | None = None
 
@@ -215,6 +241,21 @@ class Branches:
     def parked(self) -> list[Parked]:
         """The strands that wait, in the order in which they began to."""
         return list(self._parked)
+
+    @property
+    def lined(self) -> list[Parked]:
+        """Those of the strands that wait for room whose steps are to stand in line as the attempt parks, by time.
+
+        Of those that wait for the same keys no more than their bounds let go on at a time: the others could not use
+        what they got, and begin as these are over. So a run is not called for more.
+        """
+        lined = []
+        copies: defaultdict[tuple[str, ...], Copies] = defaultdict(Copies)
+        asks = [(one.ask, one) for one in self._parked if one.ask is not None]
+        for ask, one in sorted(asks, key=lambda of: of[0].since_us or 0):
+            if take(copies[ask.keys].of(one.branch.bounds)):
+                lined.append(one)
+        return lined
 
     async def park(
         self, branch: Branch, step_key: str, *, is_human: bool, ask: Ask | None = None

@@ -379,13 +379,21 @@ class Context(Fanning, Signals, Continuing, Values):
 
     @property
     def parked(self) -> list[tuple[str, bool]]:
-        """The step keys that this attempt waits on, each with whether a human decides it."""
-        return [(one.step_key, one.is_human) for one in self._branches.parked]
+        """The step keys that this attempt waits on, each with whether a human decides it.
+
+        Steps that need room are among them as far as they stand in line.
+        """
+        lined = set(self._branches.lined)
+        return [
+            (one.step_key, one.is_human)
+            for one in self._branches.parked
+            if one.ask is None or one in lined
+        ]
 
     @property
     def asks(self) -> dict[str, Ask]:
         """What this attempt's steps wait for in line, by step key."""
-        return {one.step_key: one.ask for one in self._branches.parked if one.ask is not None}
+        return {one.step_key: one.ask for one in self._branches.lined if one.ask is not None}
 
     def begin(self, task: asyncio.Task[Any]) -> None:
         """Make a task, which is the current one, the flow's own strand."""

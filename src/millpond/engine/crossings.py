@@ -94,10 +94,11 @@ class Crossings:
         rooms: Mapping[str, int],
         slots: Mapping[str, int],
         able: Sequence[str],
+        use_s: Callable[[Record], float],
     ) -> list[tuple[int, int]]:
         """Return which lanes (org, lane) to wake under rooms that have so many places, by what their orgs have used.
 
-        Not more of a queue than it has slots for.
+        Not more of a queue than it has slots for. `use_s` is for how long an item of a lane is expected to use a room.
         """
         if not rooms:
             return []
@@ -115,33 +116,8 @@ class Crossings:
         return [
             lane
             for name, found in by_room.items()
-            for lane in self._next(found, rooms[name], slots)
+            for lane in _next(found, rooms[name], slots, use_s)
         ]
-
-    def _next(
-        self, rows: Sequence[Record], most: int, slots: Mapping[str, int]
-    ) -> Iterable[tuple[int, int]]:
-        woken = Counter([row["queue"] for row in rows if row["is_awake"]])
-        left = most - sum(min(count, slots[queue]) for queue, count in woken.items())
-        lanes: dict[int, list[Record]] = defaultdict(list)
-        for row in reversed(rows):
-            if not row["is_awake"]:
-                lanes[row["org_id"]].append(row)
-        heap = [
-            (stands_s(of[0]["clock_s"], of[0]["virtual_s"], is_waiting=True), org_id)
-            for org_id, of in lanes.items()
-        ]
-        heapq.heapify(heap)
-        while heap and left > 0:
-            at_s, org_id = heapq.heappop(heap)
-            row = lanes[org_id].pop()
-            if woken[row["queue"]] < slots[row["queue"]]:
-                woken[row["queue"]] += 1
-                left -= 1
-                at_s += self.estimate_s(row["capability"]) / row["weight"]
-                yield row["org_id"], row["lane_id"]
-            if lanes[org_id]:
-                heapq.heappush(heap, (at_s, org_id))
 
     async def close(self, con: Connection, lanes: Sequence[tuple[Share, Lane]]) -> None:
         """Store what was used by the lanes and steps of this claim, and where the lanes stand that it parked."""
@@ -201,6 +177,33 @@ class Crossings:
         return tuple(
             name for name in lane.tries or () if any(name == c.room.name for c in self.met)
         )
+
+
+def _next(
+    rows: Sequence[Record], most: int, slots: Mapping[str, int], use_s: Callable[[Record], float]
+) -> Iterable[tuple[int, int]]:
+    """Yield the lanes of a room to wake, each of the org that will have used it least by then."""
+    woken = Counter([row["queue"] for row in rows if row["is_awake"]])
+    left = most - sum(min(count, slots[queue]) for queue, count in woken.items())
+    lanes: dict[int, list[Record]] = defaultdict(list)
+    for row in reversed(rows):
+        if not row["is_awake"]:
+            lanes[row["org_id"]].append(row)
+    heap = [
+        (stands_s(of[0]["clock_s"], of[0]["virtual_s"], is_waiting=True), org_id)
+        for org_id, of in lanes.items()
+    ]
+    heapq.heapify(heap)
+    while heap and left > 0:
+        at_s, org_id = heapq.heappop(heap)
+        row = lanes[org_id].pop()
+        if woken[row["queue"]] < slots[row["queue"]]:
+            woken[row["queue"]] += 1
+            left -= 1
+            at_s += use_s(row) / row["weight"]
+            yield row["org_id"], row["lane_id"]
+        if lanes[org_id]:
+            heapq.heappush(heap, (at_s, org_id))
 
 
 async def drop_over(database: EngineDatabase) -> int:

@@ -8,7 +8,7 @@ written.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import NamedTuple
 
@@ -125,8 +125,12 @@ class DueRooms:
         chosen: Sequence[tuple[int, int]],
         slots: Mapping[str, int],
         crossings: Crossings,
+        use_s: Callable[[Record], float],
     ) -> None:
-        """Put as many lanes back into the active order as their rooms have place for."""
+        """Put as many lanes back into the active order as their rooms have place for.
+
+        `use_s` is for how long an item of a lane is expected to use a room.
+        """
         plans: dict[Key, int | None] = {}
         woken: list[tuple[Stand, State | None, int]] = []
         crossed: dict[str, int] = {}
@@ -147,7 +151,7 @@ class DueRooms:
                 if state and stand.room in crossings.known and stand.capability[-1] != ALONE:
                     crossed[stand.room], most = most, 0
                 woken.append((stand, state, most))
-        turns = await crossings.next_lanes(con, crossed, slots, self._able)
+        turns = await crossings.next_lanes(con, crossed, slots, self._able, use_s)
         chosen = list(dict.fromkeys([*chosen, *turns]))
         if len(woken) > _MAX_ROOMS:
             self.has_more = True

@@ -2,8 +2,8 @@
 
 A part of `Context`. Invariants: a branch's path is its position, so that its steps keep their keys
 whatever ends first; a branch that waits gives its place in the bound to the next one, unless the caller
-counts waiting ones too, and needs one again to go on, ahead of those not begun; all branches are over
-before the fan is.
+counts waiting ones too, and needs one again to go on, ahead of those not begun; of these the ones begin first for whose
+steps there is room already, and what has no place then gives its room back; all branches are over before the fan is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from millpond.engine.branches import Branch, Branches, Parked, Unwind
+from millpond.engine.bounds import Bound
+from millpond.engine.branches import Branch, Branches, Parked, Seats, Unwind
 from millpond.engine.checkpoints import Checkpoints
 from millpond.engine.strays import raise_stray
 from millpond.errors import InvalidInput
@@ -85,10 +86,10 @@ class _Fan:
         self._parent = branches.here()
         self._path = self._parent.fork()
         self._bodies = bodies
-        self._limit = limit
+        self._bound = Bound(limit)
         self._bound_waiting = bound_waiting
-        self._tasks: list[asyncio.Task[Any]] = []
-        self._placed: set[Branch] = set()
+        self._tasks: dict[int, asyncio.Task[Any]] = {}
+        self._left = deque(range(len(bodies)))
         self._woken: deque[Parked] = deque()
         self._unfinished = 0
         self._is_stopped = False
@@ -96,49 +97,61 @@ class _Fan:
 
     async def gather(self) -> list[Any]:
         """Run them all; raises Unwind, or the failure of the first by position."""
-        self._begin()
+        if (seats := self._branches.seats) is not None and len(self._left) > self._bound.limit:
+            seated = self._seated(seats)
+            self._left = deque(sorted(self._left, key=lambda index: index not in seated))
+            self._begin()
+            seats.give_back(key for index in self._left for key in seated.get(index, ()))
+        else:
+            self._begin()
         self._branches.rest(self._parent)
         try:
             await self._over
         except asyncio.CancelledError as error:
             self._is_stopped = True
-            for task in self._tasks:
+            for task in self._tasks.values():
                 task.cancel()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks.values(), return_exceptions=True)
             if self._branches.closed is not None:
                 raise Unwind(self._branches.closed) from error
             raise
-        errors = [None if task.cancelled() else task.exception() for task in self._tasks]
+        tasks = [self._tasks[index] for index in sorted(self._tasks)]
+        errors = [None if task.cancelled() else task.exception() for task in tasks]
         for unwind in errors:
             if isinstance(unwind, Unwind):
                 raise unwind
         for first in errors:
             if first is not None:
                 raise first
-        return [task.result() for task in self._tasks]
+        return [task.result() for task in tasks]
+
+    def _seated(self, seats: Seats) -> dict[int, list[str]]:
+        """Return the steps that have room already, by the branch below which they are."""
+        found: dict[int, list[str]] = {}
+        start = f"{self._path}."
+        for key in seats.keys:
+            if key.startswith(start):
+                found.setdefault(int(key[len(start) :].partition("/")[0]), []).append(key)
+        return found
 
     def _begin(self) -> None:
         """Let as many branches as have a place go on or begin."""
-        while (
-            len(self._placed) < self._limit
-            and self._branches.closed is None
-            and not self._is_stopped
-        ):
+        while self._bound.has_place and self._branches.closed is None and not self._is_stopped:
             if self._woken:
                 self._branches.wake_again(self._woken.popleft())
-            elif len(self._tasks) < len(self._bodies):
-                self._start(len(self._tasks))
+            elif self._left:
+                self._start(self._left.popleft())
             else:
                 return
 
     def _start(self, index: int) -> None:
-        branch = Branch(f"{self._path}.{index}/", parent=self._parent)
-        branch.on_go = partial(self._placed.add, branch)
+        branch = Branch(f"{self._path}.{index}/", parent=self._parent, bound=self._bound)
+        branch.on_go = partial(self._bound.placed.add, branch)
         branch.may_go = partial(self._has_place, branch)
         if not self._bound_waiting:
             branch.on_rest = partial(self._rested, branch)
         task = asyncio.ensure_future(self._run(self._bodies[index]))
-        self._tasks.append(task)
+        self._tasks[index] = task
         self._unfinished += 1
         # Counted in before it begins, so that the attempt does not park meanwhile.
         self._branches.enter(task, branch)
@@ -154,13 +167,13 @@ class _Fan:
 
     def _has_place(self, branch: Branch, parked: Parked) -> bool:
         """Whether the branch may go on now; where not, the strand that would is woken in its turn."""
-        if branch in self._placed or len(self._placed) < self._limit:
+        if self._bound.has_for(branch):
             return True
         self._woken.append(parked)
         return False
 
     def _rested(self, branch: Branch) -> None:
-        self._placed.discard(branch)
+        self._bound.placed.discard(branch)
         self._begin()
 
     def _ended(self, branch: Branch, task: asyncio.Task[Any]) -> None:

@@ -171,7 +171,7 @@ class Limiter:
             await self.meter(con, self._placed(base_of(one.room)[0] for one in stands))
         asked = [row for row in rows if row["kind"] == "asked"]
         chosen = await self._keep(con, [row for row in rows if row["kind"] == "waiting"], asked)
-        await self._rooms.wake(con, stands, chosen, slots, self.crossings)
+        await self._rooms.wake(con, stands, chosen, slots, self.crossings, self.use_s)
         if told := [name for name in now["keys"] or () if name not in cut]:
             await con.execute(_SQL["told"], told, now["n"])
         await self.spend(con)
@@ -207,6 +207,12 @@ class Limiter:
             return None
         use_s = self.crossings.try_s(row["capability"].rstrip(ALONE))
         return {place.room.text: use_s for place in self._book.needed(row)}
+
+    def use_s(self, row: Record) -> float:
+        """Return for how long an item of a lane is expected to use a room: a try of its step, or the whole run."""
+        own = self.tries(row) or {}
+        use_s = own.get(row["room"])
+        return self.crossings.estimate_s(row["capability"]) if use_s is None else use_s
 
     def need(self, row: Record) -> int:
         """Return how many tokens every item of a lane takes where these are limited."""

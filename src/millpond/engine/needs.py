@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from millpond.engine.bounds import Bounds
 from millpond.engine.charges import Toll
 from millpond.engine.rules import Place, Rules
 from millpond.errors import InvalidInput
@@ -25,6 +26,7 @@ class Ask:
 
     `since_us` is its place in line: the database's time of the first claim that had no room for it; None before that.
     While branches of its run work `beside` it, it stands in line under its run's lease, else its run goes to wait.
+    `bounds` are those in which its branch needs a place to go on: a claim takes places of them as it lets steps begin.
     """
 
     org_id: int
@@ -34,13 +36,15 @@ class Ask:
     keys: tuple[str, ...]
     since_us: int | None = None
     is_beside: bool = False
+    bounds: Bounds = ()
 
 
 class Answer(NamedTuple):
     """What a claim made of an ask: whether the try may begin, by when (of the process's clock), and its place in line.
 
     `has_row` tells whether its room, or its place, is to be given back, `refusal` why there will never be room;
-    `toll` is what its org is charged where several queues need that room.
+    `toll` is what its org is charged where several queues need that room. One that `is_beyond` its bound could have
+    begun and got nothing, since others have the places there.
     """
 
     is_seated: bool
@@ -49,6 +53,7 @@ class Answer(NamedTuple):
     since_us: int | None = None
     refusal: InvalidInput | None = None
     toll: Toll | None = None
+    is_beyond: bool = False
 
 
 def joined(run_keys: Iterable[str], step_keys: Iterable[str]) -> list[str]:

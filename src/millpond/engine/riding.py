@@ -2,7 +2,7 @@
 
 `seating` asks and `worker` claims, in one event loop. Invariants: a step whose keys no limit concerns asks nobody;
 one that asks rides in every claim until it may begin or asks no more; room that was given to one that asks no more is
-given back.
+given back; a branch without a place in its bound takes no room, and stands in no line until it has one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
-from millpond.engine.branches import Branches
+from millpond.engine.bounds import Copies
+from millpond.engine.branches import Branch, Branches
 from millpond.engine.charges import Charges
 from millpond.engine.claim import Claimer
 from millpond.engine.history import just
@@ -41,10 +42,12 @@ _GRANTED = just("room", "granted", None, None)
 class Rider:
     """A step that asks; `told` ends with the first answer, `answer` is the last one.
 
-    `left` is the giving back of room that came while its branch had no place in its bound: it is to ask anew.
+    `left` is the leaving of its line, or room, as there was room while its branch had no place in its bound: it is to
+    ask anew.
     """
 
     ask: Ask
+    branch: Branch
     branches: Branches
     told: asyncio.Future[Answer]
     answer: Answer | None = None
@@ -99,9 +102,9 @@ class Riding:
             known = self._known[org_id, keys] = concerns(claimer.limits.rules, org_id, keys)
         return known
 
-    def ask(self, ask: Ask, branches: Branches) -> Rider:
-        """Let a step of an attempt ride until it may begin."""
-        rider = Rider(ask, branches, asyncio.get_running_loop().create_future())
+    def ask(self, ask: Ask, branch: Branch, branches: Branches) -> Rider:
+        """Let a step of a branch of an attempt ride until it may begin."""
+        rider = Rider(ask, branch, branches, asyncio.get_running_loop().create_future())
         self._riders[ask] = rider
         self._some.set()
         self._wake()
@@ -114,7 +117,10 @@ class Riding:
             self._some.clear()
 
     def asks(self) -> list[Ask]:
-        """Return what rides in the next claim, the longest wait first."""
+        """Return what rides in the next claim, the longest wait first, with the places that there are in its bounds."""
+        copies = Copies()
+        for ask, rider in self._riders.items():
+            ask.bounds = copies.of(rider.branch.bounds)
         return list(self._riders)
 
     async def some(self) -> None:
@@ -139,13 +145,20 @@ class Riding:
                 ask.since_us = answer.since_us
             if not rider.told.done():
                 rider.told.set_result(answer)
+            elif answer.is_beyond:
+                self._put_off(rider, answer)
+                _go_on(rider)
             elif answer.is_seated or answer.refusal is not None:
                 _go_on(rider)
                 if answer.is_seated and _is_parked(rider):
                     self._put_off(rider, answer)
 
     def _put_off(self, rider: Rider, answer: Answer) -> None:
-        """Leave room to others that a branch has which cannot go on, since others have the places of its bound."""
+        """Leave room, and a place in line, to others of a branch that cannot go on: others have those of its bound.
+
+        It asks anew where it stood in line, as soon as it has a place there.
+        """
+        self.forget(rider)
         rider.answer = answer._replace(is_seated=False, has_row=False, toll=None)
         self.tolls.refund(rider.ask.org_id, answer.toll)
         rider.left = self.leave(rider.ask)

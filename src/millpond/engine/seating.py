@@ -24,7 +24,10 @@ _GOES_BY_ITSELF = ("parked", "lost")
 
 
 class Seating:
-    """The room of one attempt's steps; `seats` are those for whose sake the run was claimed, with their places."""
+    """The room of one attempt's steps; `seats` are those for whose sake the run was claimed, with their places.
+
+    Of these it tells the `branches`, where what their bounds let not begin now gives its room back.
+    """
 
     def __init__(
         self,
@@ -39,6 +42,9 @@ class Seating:
         self._riding = riding
         self._branches = branches
         self._seats = {one.step_key: one for one in seats}
+        self._left: dict[str, asyncio.Task[None]] = {}
+        if self._seats:
+            branches.seats = self
         self._begin_by = begin_by
 
     async def take(self, branch: Branch, plan: Plan, own: Own) -> float:
@@ -49,14 +55,18 @@ class Seating:
         since_us = None
         if (seat := self._seats.pop(plan.key, None)) is not None:
             since_us = seat.since_us
-            plan.is_seated = True
-            self._riding.tolls.begin(self._lease, plan.key, seat.toll)
-            if not _is_late(self._begin_by):
-                return 0.0
+            if (left := self._left.pop(plan.key, None)) is not None:
+                await own(asyncio.shield(left))
+            else:
+                plan.is_seated = True
+                self._riding.tolls.begin(self._lease, plan.key, seat.toll)
+                if not _is_late(self._begin_by):
+                    return 0.0
         elif not self._riding.concerns(self._lease.org_id, plan.keys):
             return 0.0
         began = time.monotonic()
-        ask = self._ask(plan, since_us, is_beside=self._branches.goes_beside(branch))
+        is_beside = self._branches.goes_beside(branch)
+        ask = self._ask(plan.key, plan.keys, since_us, is_beside=is_beside)
         while True:
             if plan.is_seated:  # it came too late for the rate that let it go
                 plan.is_seated = False
@@ -67,9 +77,22 @@ class Seating:
             if not _is_late(answer.begin_by):
                 return time.monotonic() - began
 
+    @property
+    def keys(self) -> Iterable[str]:
+        """The steps that have room which they have not come to."""
+        return self._seats.keys() - self._left.keys()
+
+    def give_back(self, step_keys: Iterable[str]) -> None:
+        """Give back, uncharged, the room of steps that do not begin now; they ask anew where they stood in line."""
+        for step_key in step_keys:
+            seat = self._seats[step_key]
+            self._riding.tolls.begin(self._lease, step_key, seat.toll)
+            self._riding.tolls.end(self._lease, step_key)
+            self._left[step_key] = self._riding.leave(self._ask(step_key))
+
     async def _wait(self, branch: Branch, plan: Plan, ask: Ask, own: Own) -> Answer:
         """Ride until the try may begin; the branch parks after the first answer that it may not."""
-        rider = self._riding.ask(ask, self._branches)
+        rider = self._riding.ask(ask, branch, self._branches)
         try:
             answer: Answer = await own(rider.told)
             if answer.refusal is not None:
@@ -82,7 +105,7 @@ class Seating:
                     rider.left is not None
                 ):  # it has a place in its bound by now, others had the room
                     await own(asyncio.shield(rider.left))
-                    rider = self._riding.ask(ask, self._branches)
+                    rider = self._riding.ask(ask, branch, self._branches)
                     answer = await own(rider.told)
                 else:
                     assert rider.answer is not None
@@ -116,7 +139,7 @@ class Seating:
             plan.is_seated = False
             self._riding.tolls.end(self._lease, plan.key)
             if not self._goes_by_itself:
-                self._riding.leave(self._ask(plan), is_told=not plan.spent)
+                self._riding.leave(self._ask(plan.key), is_told=not plan.spent)
 
     def recorded(self, plan: Plan) -> None:
         """Note that a record has given back the room of its try."""
@@ -125,13 +148,20 @@ class Seating:
             self._riding.tolls.end(self._lease, plan.key, is_whole=True)
             self._riding.freed()
 
-    def _ask(self, plan: Plan, since_us: int | None = None, *, is_beside: bool = False) -> Ask:
+    def _ask(
+        self,
+        step_key: str,
+        keys: tuple[str, ...] = (),
+        since_us: int | None = None,
+        *,
+        is_beside: bool = False,
+    ) -> Ask:
         return Ask(
             org_id=self._lease.org_id,
             item_id=self._lease.item_id,
             token=self._lease.token,
-            step_key=plan.key,
-            keys=plan.keys,
+            step_key=step_key,
+            keys=keys,
             since_us=since_us,
             is_beside=is_beside,
         )

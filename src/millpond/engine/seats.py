@@ -3,7 +3,7 @@
 Called by `boarding`, and by `admission` before anything in line goes on. Invariants: a try takes a place in all the
 rooms it needs or in none; it takes none that somebody needs who stood in line before it and could go, nor one that is
 kept; what stands behind it in line takes none that it could have, whichever worker's claim this is; one that is refused
-holds up nobody. No I/O, no clock.
+holds up nobody; of branches under one bound no more begin than have a place there. No I/O, no clock.
 
 Behind a try that waits stands what came later: of its own org also by priority, of another org in the same queue only
 where that one has not had less of the queue. In rooms that several queues need it goes before orgs that have used these
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from millpond.engine.accounts import Crossing
 from millpond.engine.admission import Lane, Room, Share
+from millpond.engine.bounds import Bounds, take
 
 # Of so many that wait each claim sees to it that nobody passes them; the others go after the work in line.
 _MOST = 128
@@ -39,7 +40,8 @@ class Want:
     where its org stands in its queue. Places that are kept for `place` are its own. What is not `is_here` waits in
     another worker: where it `has_gone`, its places are only left for it, until that worker claims. `crossings` are
     those of its rooms that several queues need; it is expected to `use_s` there, in worker-seconds over weight, by its
-    run's capability `able`.
+    run's capability `able`. It needs a place in each of its `bounds` too: where it could go but for these, it
+    `is_beyond` them and takes nothing.
     """
 
     rooms: Sequence[Room]
@@ -56,6 +58,8 @@ class Want:
     able: str = ""
     crossings: Sequence[Crossing] = ()
     use_s: float = 0.0
+    bounds: Bounds = ()
+    is_beyond: bool = False
 
 
 class Elder(NamedTuple):
@@ -151,9 +155,14 @@ class Line:
                 self._let_on(want)
 
     def _let_on(self, want: Want) -> None:
-        """Let one begin that has a place in all its rooms."""
+        """Let one begin that has a place in all its rooms, and in its bounds."""
+        if want.is_beyond:
+            return
         want.full = next((room for room in want.rooms if not self._has_place(room, want)), None)
         if want.full is not None:
+            return
+        if not take(want.bounds):
+            want.is_beyond = True
             return
         want.has_gone = True
         self._forget()
@@ -259,7 +268,7 @@ class Line:
 
         So much `more_s` will its org have used by then.
         """
-        if want.since_us is None or want.has_gone:
+        if want.since_us is None or want.has_gone or want.is_beyond:
             return False
         org_id, queue, offset_us, virtual_s = at
         if org_id == want.org_id:

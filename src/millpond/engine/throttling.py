@@ -1,9 +1,9 @@
 """Throttling: what workers tell of providers that are asked too much, or fail too often in a row.
 
 Called by whoever performs steps, one Throttling per worker. Invariants: everybody's work on a key is braked only by a
-run whose flow or step declares it; what else a run counts on, or its code names, only for its own org; failures are
-counted in memory, and only what changes for the claim is written; the lock of those who change brakes is taken by
-nobody whose own brakes, or everybody's, are not concerned; what cannot be told here changes nothing for the step.
+run whose flow or step declares it; what else a run counts on, or its code names, only for its own org; what tries do
+that neither fail nor follow a failure is written nowhere; the lock of those who change brakes is taken by nobody whose
+own brakes, or everybody's, are not concerned; what cannot be told here changes nothing for the step.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import structlog
 from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import brakes
-from millpond.engine.brakes import MOST_S, ROW_S, TRIPS_AFTER, Brake
+from millpond.engine.brakes import MOST_S, ROW_S, Brake
+from millpond.engine.failures import Failures, Target
 from millpond.engine.keying import is_key, noun_of
 from millpond.engine.leases import Lease
 from millpond.errors import MillpondError
@@ -37,21 +38,6 @@ _TOLD_S = 0.25
 _log = structlog.get_logger("millpond.throttling")
 
 
-class _Target(NamedTuple):
-    """A key, and whose work on it is meant: an org's, or (0) everybody's."""
-
-    owner: int
-    key: str
-
-
-class _Row(NamedTuple):
-    """Failures in a row, when the last one was, and whether the step's code named the key."""
-
-    failures: int
-    at: float
-    is_named: bool
-
-
 class _Told(NamedTuple):
     """When a cooldown was told of last, and until when it is; by this process's clock."""
 
@@ -60,27 +46,27 @@ class _Told(NamedTuple):
 
 
 class Throttling:
-    """Tells claims of throttled and broken providers; counts failures in a row for the breakers."""
+    """Tells claims of throttled and broken providers; lets failures in a row open breakers."""
 
     def __init__(self, database: EngineDatabase) -> None:
         self._database = database
-        self._failing: dict[str, dict[_Target, _Row]] = {}
-        self._open: Mapping[str, set[_Target]] = {}
-        self._known: dict[tuple[int, bytes], list[_Target]] = {}
-        self._told: dict[_Target, _Told] = {}
+        self._failures = Failures(database)
+        self._open: Mapping[str, set[Target]] = {}
+        self._known: dict[tuple[int, bytes], list[Target]] = {}
+        self._told: dict[Target, _Told] = {}
 
     def watch(self, opened: Iterable[Brake]) -> None:
         """Note which breakers are open: a success of the step that opened one closes it."""
-        found: dict[str, set[_Target]] = {}
+        found: dict[str, set[Target]] = {}
         for one in opened:
-            found.setdefault(one.step, set()).add(_Target(one.owner, one.key))
+            found.setdefault(one.step, set()).add(Target(one.owner, one.key))
         self._open = found
 
     def is_watched(self, org_id: int, step: str) -> bool:
         """Whether a success of this step is to be told, in work of an org."""
-        if not self._open and not self._failing:
+        if not self._open and not self._failures:
             return False
-        targets = (*self._open.get(step, ()), *self._failing.get(step, ()))
+        targets = (*self._open.get(step, ()), *self._failures.of(step))
         return any(target.owner in (NO_ORG, org_id) for target in targets)
 
     async def failed(
@@ -105,8 +91,9 @@ class Throttling:
             for target in await self._targets(lease, named, keys, declared):
                 if trouble is Trouble.THROTTLED:
                     await self._throttle(lease, target, step, error)
-                elif noun_of(target.key) in OF_OTHERS and self._is_enough(
-                    step, target, is_named=bool(named)
+                elif noun_of(target.key) in OF_OTHERS and (
+                    target in self._open.get(step, ())
+                    or await self._failures.add(lease, step, target, is_named=bool(named))
                 ):
                     await self._trip(lease, target, step, error)
         except MillpondError as away:
@@ -120,41 +107,21 @@ class Throttling:
         Which key it is about, only errors name; so a success ends all rows that the step's code named itself.
         """
         try:
-            if (rows := self._failing.get(step)) is not None:
-                ended = {target for target, row in rows.items() if row.is_named}
-                for target in ended.union(await self._targets(lease, (), keys, declared)):
-                    if target.owner in (NO_ORG, lease.org_id):
-                        rows.pop(target, None)
-                self._sweep(step, rows)
+            if self._failures.of(step):
+                targets = await self._targets(lease, (), keys, declared)
+                await self._failures.end(lease, step, targets)
             if any(target.owner in (NO_ORG, lease.org_id) for target in self._open.get(step, ())):
                 await self._close(lease, step, keys, declared)
         except MillpondError as away:
             _log.warning("throttling.untold", step=step, error=away.code)
 
-    def _is_enough(self, step: str, target: _Target, *, is_named: bool) -> bool:
-        """Count a failure; whether a breaker has to open by it."""
-        rows, now = self._failing.setdefault(step, {}), time.monotonic()
-        row = rows.get(target)
-        count = 1 if row is None or now - row.at > ROW_S else row.failures + 1
-        rows[target] = _Row(count, now, is_named)
-        self._sweep(step, rows)
-        return count >= TRIPS_AFTER or target in self._open.get(step, ())
-
-    def _sweep(self, step: str, rows: dict[_Target, _Row]) -> None:
-        """Forget rows that were broken off."""
-        now = time.monotonic()
-        for target in [target for target, row in rows.items() if now - row.at > ROW_S]:
-            del rows[target]
-        if not rows:
-            self._failing.pop(step, None)
-
     async def _targets(
         self, lease: Lease, named: Sequence[str], keys: Sequence[str], declared: Sequence[str]
-    ) -> Sequence[_Target]:
+    ) -> Sequence[Target]:
         """Return the keys that a step's error is about; none where that cannot be told."""
         if not named and (own := [key for key in keys if noun_of(key) in OF_OTHERS]):
             owner = NO_ORG if own[0] in declared else lease.org_id
-            return [_Target(owner, own[0])] if len(own) == 1 else ()
+            return [Target(owner, own[0])] if len(own) == 1 else ()
         known = (lease.org_id, lease.token.bytes + lease.item_id.bytes)
         if not named and known in self._known:
             return self._known[known]
@@ -164,14 +131,14 @@ class Throttling:
             return ()
         found = _chosen(named, row["declared"], row["keys"])
         everybodys = {*row["declared"], *declared}
-        targets = [_Target(NO_ORG if key in everybodys else lease.org_id, key) for key in found]
+        targets = [Target(NO_ORG if key in everybodys else lease.org_id, key) for key in found]
         if not named:
             while len(self._known) >= _MAX_KNOWN:
                 del self._known[next(iter(self._known))]
             self._known[known] = targets
         return targets
 
-    async def _throttle(self, lease: Lease, target: _Target, step: str, error: Exception) -> None:
+    async def _throttle(self, lease: Lease, target: Target, step: str, error: Exception) -> None:
         wish_s = retry_after_s(error)
         if self._is_told(target, wish_s):
             return
@@ -194,28 +161,28 @@ class Throttling:
             del self._told[next(iter(self._told))]
         self._told[target] = _Told(now, now + (new.until_us - now_us) / 1e6)
 
-    def _is_told(self, target: _Target, wish_s: float | None) -> bool:
+    def _is_told(self, target: Target, wish_s: float | None) -> bool:
         """Whether this worker told of it a moment ago: each of a moment's many answers would wait for the lock."""
         told, now = self._told.get(target), time.monotonic()
         if told is None or now - told.at >= _TOLD_S:
             return False
         return wish_s is None or now + min(MOST_S, wish_s) <= told.until
 
-    async def _trip(self, lease: Lease, target: _Target, step: str, error: Exception) -> None:
+    async def _trip(self, lease: Lease, target: Target, step: str, error: Exception) -> None:
         async with self._database.duty("trip", limit_s=_LIMIT_S) as con:
             held, now_us, under_way = await self._held(con, lease, target)
             is_open = held is not None and held.opened_us is not None
-            row = self._failing.get(step, {}).get(target)
-            if not now_us or not (is_open or (row is not None and row.failures >= TRIPS_AFTER)):
+            if not now_us or not (is_open or self._failures.is_enough(step, target)):
                 return
             new = brakes.tripped(
                 held, owner=target.owner, key=target.key, now_us=now_us, in_use=under_way
             )
             await _put(con, held, new, step, error)
-        self._failing.get(step, {}).pop(target, None)
+            await con.execute(_SQL["counted"], target.owner, target.key, step)
+        self._failures.forget(step, target)
 
     async def _held(
-        self, con: Connection, lease: Lease, target: _Target
+        self, con: Connection, lease: Lease, target: Target
     ) -> tuple[Brake | None, int, int]:
         """Lock brakes; return the one on a key, the time (0: nothing is to be told), how much is under way."""
         await con.execute(_SQL["lock"])
@@ -302,5 +269,5 @@ async def _store(con: Connection, new: Brake) -> None:
 async def drop_over(database: EngineDatabase) -> int:
     """Delete brakes that have worn off; called by upkeep."""
     async with database.duty("drop_over") as con:
-        gone: int = await con.fetchval(_SQL["drop_over"])
+        gone: int = await con.fetchval(_SQL["drop_over"], round(ROW_S * 1e6))
     return gone

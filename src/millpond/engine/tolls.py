@@ -2,7 +2,7 @@
 
 Kept by `riding` for one worker; what is owed then is counted by `charges`. Invariant: of what a claim charged for a try
 each is used, or given back, once: at its record, as it is given up, or as its attempt is over. Where the answer of the
-claim was lost, what it charged is estimated anew.
+claim was lost, that is what it had charged.
 """
 
 from __future__ import annotations

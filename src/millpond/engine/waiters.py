@@ -97,11 +97,11 @@ async def elders(
     wants: Sequence[Want],
     worker_id: uuid.UUID,
     queues: Sequence[str],
-    estimate_s: Callable[[str], float],
+    use_s: Callable[[Record], float],
 ) -> list[Elder]:
     """Read which lanes stand under rooms that these want and that have place; the claim has slots for these queues.
 
-    `estimate_s` is the expected service of their work by its capability.
+    `use_s` is for how long an item of a lane is expected to use a room.
     """
     left = {
         room.name: room
@@ -113,10 +113,7 @@ async def elders(
     if names := [name for name, room in left.items() if not room.is_weighed]:
         most = min(_MAX_ITEMS, max(left[name].left for name in names))
         rows = await con.fetch(_SQL["elders"], names, worker_id, list(queues), most)
-        found += [
-            Elder(*row[:8])._replace(use_s=estimate_s(row["capability"]) / row["weight"])
-            for row in rows
-        ]
+        found += [Elder(*row[:8])._replace(use_s=use_s(row) / row["weight"]) for row in rows]
     if weighed := {name: room.left for name, room in left.items() if room.is_weighed}:
         rows = await con.fetch(
             _SQL["elders_of_tokens"],

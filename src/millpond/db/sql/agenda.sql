@@ -15,7 +15,7 @@ select clock_timestamp() as now, extract(epoch from clock_timestamp() - pg_postm
                            or exists (select from lease l where l.worker_id not in (select w.worker_id from worker w)))
            then 'dead' end,
          case when $2 and exists (select from meter) then 'meters' end,
-         case when $2 and exists (select from brake) then 'brakes' end,
+         case when $2 and (exists (select from brake) or exists (select from failing)) then 'brakes' end,
          case when $2 and (exists (select from reservation) or exists (select from lease_use)) then 'tokens' end,
          case when $2 and (exists (select from step_lease) or exists (select from step_need)) then 'lines' end,
          case when $2 and exists (select from crossing) then 'crossings' end,

@@ -30,21 +30,21 @@ o as materialized (
   ) x
 ),
 w as materialized (
-  select o.room, o.clock_s, o.org_id, o.virtual_s, l.lane_id, o.queue, l.capability, false as is_awake
+  select o.room, o.clock_s, o.org_id, o.virtual_s, l.lane_id, o.queue, l.capability, l.keys, false as is_awake
   from o cross join lateral (
-    select l.lane_id, l.capability from lane l
+    select l.lane_id, l.capability, l.keys from lane l
     where l.parked_on = o.room and l.org_id = o.org_id and l.by_turn and not l.active
       and l.queue = o.queue and l.capability = any($5::text[])
     order by l.cursor_rank + l.offset_us limit greatest(4, 2 * o.most / o.orgs)
   ) l
   union all
-  select t.room, t.clock_s, l.org_id, 0, l.lane_id, t.queue, l.capability, true
+  select t.room, t.clock_s, l.org_id, 0, l.lane_id, t.queue, l.capability, l.keys, true
   from t cross join lateral (
-    select l.org_id, l.lane_id, l.capability from lane l
+    select l.org_id, l.lane_id, l.capability, l.keys from lane l
     where l.parked_on = t.room and l.active and l.queue = t.queue and l.capability = any($5::text[]) limit t.most
   ) l
 )
-select w.room, w.clock_s, w.org_id, w.virtual_s, w.lane_id, w.queue, w.capability, w.is_awake, s.weight
+select w.room, w.clock_s, w.org_id, w.virtual_s, w.lane_id, w.queue, w.capability, w.keys, w.is_awake, s.weight
 from w join share s on s.org_id = any(array[w.org_id]) and s.queue = any(array[w.queue])
 where not exists (select from pause z where z.org_id = w.org_id and z.queue in ('', w.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(w.capability, '0123456789!')));

@@ -25,10 +25,10 @@ order by u.ord;
 with l as materialized (
   select l.* from unnest($1::text[]) as u(room)
   cross join lateral (
-    (select u.room, a.org_id, a.lane_id, a.queue, a.capability, a.offset_us, a.cursor_rank from lane a
+    (select u.room, a.org_id, a.lane_id, a.queue, a.capability, a.keys, a.offset_us, a.cursor_rank from lane a
      where a.parked_on = u.room and a.active limit 64)
     union all
-    (select u.room, p.org_id, p.lane_id, p.queue, p.capability, p.offset_us, p.cursor_rank from lane p
+    (select u.room, p.org_id, p.lane_id, p.queue, p.capability, p.keys, p.offset_us, p.cursor_rank from lane p
      where p.parked_on = u.room and not p.active limit 64)
   ) l
 ),
@@ -48,7 +48,7 @@ w as materialized (
 select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, c.virtual_s, 0) as virtual_s, w.slots,
        array(select r.rank from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
              order by r.rank limit $4) as ranks,
-       l.capability, coalesce(h.weight, 1) as weight
+       l.capability, coalesce(h.weight, 1) as weight, l.keys
 from l join w on w.queue = l.queue and w.capability = l.capability
 left join share h on h.org_id = l.org_id and h.queue = l.queue
 left join fair_clock c on c.queue = l.queue

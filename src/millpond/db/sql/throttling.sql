@@ -53,9 +53,16 @@ on conflict (owner, key) do update
 -- Tells claims of a brake (function of the migrations).
 select limit_changed($1, $2, 'brake');
 
+-- name: counted
+-- Ends the row of failures by which a breaker opened.
+delete from failing where owner = $1 and key = $2 and step = $3;
+
 -- name: drop_over
--- Deletes brakes that are over, and tells claims of it.
-with d as (
+-- Deletes brakes that are over, and tells claims of it; and rows of failures that were broken off, so many microseconds ago.
+with f as (
+  delete from failing where failed_us < (extract(epoch from clock_timestamp()) * 1000000)::bigint - $1
+),
+d as (
   delete from brake where over_us < (extract(epoch from clock_timestamp()) * 1000000)::bigint
   returning owner, key
 )
