@@ -65,6 +65,8 @@ ENGINE = [
     "opening",
     "once",
     "scope",
+    "family",
+    "sharing",
     "plans",
     "deltas",
     "riding",

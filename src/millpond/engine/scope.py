@@ -16,6 +16,7 @@ from typing import TypeAlias
 from millpond.db.pool import EngineDatabase
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
+from millpond.engine.family import Family
 from millpond.engine.hints import Hints
 from millpond.engine.leasehold import Leasehold
 from millpond.engine.placing import Placing
@@ -41,6 +42,7 @@ class Scope:
     hints: Hints
     settler: Settler
     deltas: Deltas
+    family: Family
     placing: Placing
     throttling: Throttling
     riding: Riding

@@ -30,6 +30,7 @@ from millpond.engine.claim import Claimer
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
 from millpond.engine.executor import execute
+from millpond.engine.family import Family
 from millpond.engine.hints import CANCELLED, SUMMONED, WAKE, Hints, Listener
 from millpond.engine.launching import Launcher
 from millpond.engine.leasehold import Leasehold, cut_connections
@@ -223,6 +224,7 @@ class Worker:
         await listener.start()
         settler = Settler(self._database, hints)
         deltas = Deltas(self._database, hints)
+        family = Family(self._database)
         riding = Riding(
             self._database,
             wake=self._slots.wake,
@@ -236,6 +238,7 @@ class Worker:
             hints=hints,
             settler=settler,
             deltas=deltas,
+            family=family,
             placing=self._placing,
             throttling=self._throttling,
             riding=riding,
@@ -306,6 +309,7 @@ class Worker:
             await scope.asking.close()
             await riding.close()
             await deltas.close()
+            await family.close()
             await settler.close()
             await committer.close()
             await hints.close()
