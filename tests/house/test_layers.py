@@ -66,6 +66,7 @@ ENGINE = [
     "once",
     "scope",
     "family",
+    "resting",
     "sharing",
     "plans",
     "deltas",

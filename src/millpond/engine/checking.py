@@ -84,6 +84,7 @@ async def compare(
         settler=_NOTHING,
         deltas=_NOTHING,
         family=_NOTHING,
+        resting=_NOTHING,
         placing=_NOTHING,
         throttling=_NOTHING,
         riding=_NOTHING,

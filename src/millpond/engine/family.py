@@ -21,7 +21,7 @@ from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.fitting import check_fits
 from millpond.engine.history import Recorded, just
 from millpond.engine.keying import check_keys
-from millpond.engine.leases import Lease
+from millpond.engine.leases import Lease, hold_all
 from millpond.engine.rights import ENDINGS, backing_of
 from millpond.engine.sharing import Shared
 from millpond.engine.submit import check, deadline_of, submit
@@ -99,7 +99,7 @@ class Family:
         answers: list[tuple[uuid.UUID, str] | Exception] = [_gone()] * len(births)
         fresh: list[tuple[Birth, Intent]] = []
         async with self._database.duty("child") as con:
-            held = await _hold(con, births)
+            held = list(await hold_all(con, [birth.lease for birth in births]))
             rows = await con.fetch(
                 _SQL["basis"], *_keys([births[nth] for nth in held]), MAX_GENERATIONS
             )
@@ -124,7 +124,7 @@ class Family:
     async def _join(self, joins: Sequence[Join]) -> list[Recorded | Exception | None]:
         answers: list[Recorded | Exception | None] = [_gone()] * len(joins)
         async with self._database.duty("join") as con:
-            held = await _hold(con, joins)
+            held = list(await hold_all(con, [join.lease for join in joins]))
             ours = [joins[nth] for nth in held]
             children = [join.child_id for join in ours]
             rows = await con.fetch(
@@ -148,19 +148,6 @@ class Family:
 
 def _gone() -> LeaseLost:
     return LeaseLost("the lease is gone")
-
-
-async def _hold(con: Connection, asking: Sequence[Birth] | Sequence[Join]) -> list[int]:
-    """Lock the live rows of runs whose leases hold; returns the positions of those that asked for them."""
-    order = sorted(range(len(asking)), key=lambda nth: asking[nth].lease.item_id.bytes)
-    leases = [asking[nth].lease for nth in order]
-    rows = await con.fetch(
-        _SQL["hold_all"],
-        [lease.org_id for lease in leases],
-        [lease.item_id for lease in leases],
-        [lease.token for lease in leases],
-    )
-    return [order[row["ord"] - 1] for row in rows]
 
 
 def _keys(

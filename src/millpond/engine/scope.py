@@ -21,6 +21,7 @@ from millpond.engine.hints import Hints
 from millpond.engine.leasehold import Leasehold
 from millpond.engine.placing import Placing
 from millpond.engine.plans import Plan
+from millpond.engine.resting import Resting
 from millpond.engine.riding import Riding
 from millpond.engine.rights import Asking
 from millpond.engine.settling import Settler
@@ -43,6 +44,7 @@ class Scope:
     settler: Settler
     deltas: Deltas
     family: Family
+    resting: Resting
     placing: Placing
     throttling: Throttling
     riding: Riding

@@ -38,6 +38,7 @@ from millpond.engine.leases import Lease
 from millpond.engine.placing import Placing
 from millpond.engine.quarantine import Quarantine, alone
 from millpond.engine.registry import Flow, Step, meets
+from millpond.engine.resting import Resting
 from millpond.engine.retention import Keep
 from millpond.engine.riding import Riding
 from millpond.engine.rights import Asking, Rights
@@ -225,6 +226,7 @@ class Worker:
         settler = Settler(self._database, hints)
         deltas = Deltas(self._database, hints)
         family = Family(self._database)
+        resting = Resting(self._database)
         riding = Riding(
             self._database,
             wake=self._slots.wake,
@@ -239,6 +241,7 @@ class Worker:
             settler=settler,
             deltas=deltas,
             family=family,
+            resting=resting,
             placing=self._placing,
             throttling=self._throttling,
             riding=riding,
@@ -310,6 +313,7 @@ class Worker:
             await riding.close()
             await deltas.close()
             await family.close()
+            await resting.close()
             await settler.close()
             await committer.close()
             await hints.close()

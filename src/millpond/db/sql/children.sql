@@ -29,14 +29,6 @@ order by u.ord;
 select version, queue, timeout_s, deadline_s, keys, urgency from flow_version
 where flow = $1 and ($2::int is null or version = $2) order by version desc limit 1;
 
--- name: hold_all
--- Locks the live rows of runs under their leases, in the order given; those whose lease is gone do not come back.
-select u.ord
-from unnest($1::bigint[], $2::uuid[], $3::uuid[]) with ordinality as u(org_id, item_id, token, ord)
-cross join lateral (
-  select from item i where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token for update
-) i;
-
 -- name: record_children
 -- Stores the steps that start children, each with its event, and what the ends of their runs see to; the runs are locked.
 with u as materialized (
