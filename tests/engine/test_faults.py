@@ -25,8 +25,9 @@ from millpond.engine.duties import Duty
 from millpond.engine.heartbeat import SILENT_S
 from millpond.engine.leases import Lease
 from millpond.engine.operations import cancel
+from millpond.engine.resting import Rest, rest_alone
 from millpond.engine.timers import fire
-from millpond.engine.waits import back_off, park, release
+from millpond.engine.waits import back_off, release
 from millpond.errors import InvalidInput, LeaseLost, MillpondError
 from millpond.types import RunState
 
@@ -283,7 +284,7 @@ async def test_a_stale_attempt_cannot_write(pond: Pond) -> None:
             with pytest.raises(LeaseLost):
                 await future
         for write in (
-            park(pond.engine_db, stale, step_keys=[], is_human=False),
+            rest_alone(pond.engine_db, Rest(lease=stale, step_keys=[], is_human=False)),
             release(pond.engine_db, stale, reason="test"),
         ):
             with pytest.raises(LeaseLost):

@@ -16,11 +16,12 @@ from tests.engine.parking import Hand, ask_of, end, send, unlimit
 from tests.engine.test_brakes import brakes, let_pass, too_much
 from tests.engine.test_limits import Gauge, limit, over, second_org, submit_many
 
-from millpond.engine import riding, waits, why
+from millpond.engine import riding, why
 from millpond.engine.context import Context, StepContext
 from millpond.engine.operations import cancel
 from millpond.engine.pauses import Scope, pause, resume
 from millpond.engine.queues import list_queues
+from millpond.engine.resting import Rest, rest_alone
 from millpond.engine.riding import Riding
 from millpond.engine.saturation import saturation
 from millpond.engine.saturation_of_all import page_of_all
@@ -796,7 +797,8 @@ async def test_steps_of_a_run_that_somebody_holds_give_back_only_what_was_picked
     await send(pond, 1)
     (held,) = await hand.claim({"default": 1})
     asks = {"one:0": ask_of(run, key="one:0"), "other:0": ask_of(run, OTHER, key="other:0")}
-    await waits.park(pond.engine_db, run.lease, step_keys=list(asks), is_human=False, asks=asks)
+    rest = Rest(lease=run.lease, step_keys=list(asks), is_human=False, asks=asks)
+    await rest_alone(pond.engine_db, rest)
     await send(pond, 1)
     async with pond.engine_db.duty("test") as con:
         await con.execute("select from item where item_id = $1 for update", run.lease.run_id)

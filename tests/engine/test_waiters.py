@@ -20,6 +20,7 @@ from millpond.engine.leases import Claimed, Seat
 from millpond.engine.needs import Ask
 from millpond.engine.operations import cancel
 from millpond.engine.registry import Registry, step
+from millpond.engine.resting import Rest, rest_alone
 from millpond.engine.step_context import StepContext
 from millpond.engine.submit import submit
 
@@ -233,13 +234,9 @@ async def test_a_step_is_in_everybodys_sight_only_while_it_waits_beside_branches
     assert await rides(hand, ask) == [False]
     assert await pond.count("step_lease", "since_us is not null") == 1, "it rides on, so it waits"
     since_us = ask.since_us
-    await waits.park(
-        pond.engine_db,
-        run.lease,
-        step_keys=[ask.step_key],
-        is_human=False,
-        asks={ask.step_key: ask},
-    )
+    asks = {ask.step_key: ask}
+    rest = Rest(lease=run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
+    await rest_alone(pond.engine_db, rest)
     assert await pond.count("step_lease") == 0
     assert await pond.count("step_need", f"rank = {since_us} + 1") == 1, "its place is the same"
 
@@ -255,7 +252,8 @@ async def test_a_step_whose_run_goes_on_for_another_branch_keeps_its_place_in_li
     assert await rides(mine, ask) == [False]
     first_us = ask.since_us
     asks = {ask.step_key: ask}
-    await waits.park(pond.engine_db, run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
+    rest = Rest(lease=run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
+    await rest_alone(pond.engine_db, rest)
     await send(pond, 1)
     async with pond.engine_db.duty("test") as con:
         await waits.ready(con, [waits.Wake(org_id=run.lease.org_id, run_id=run.lease.run_id)])
@@ -278,13 +276,9 @@ async def test_what_was_kept_for_a_step_in_line_is_its_own_when_it_asks_again(po
     held = await holding(pond, others)
     ask = ask_of(run, KEY, OTHER)
     assert await rides(mine, ask) == [False]
-    await waits.park(
-        pond.engine_db,
-        run.lease,
-        step_keys=[ask.step_key],
-        is_human=False,
-        asks={ask.step_key: ask},
-    )
+    asks = {ask.step_key: ask}
+    rest = Rest(lease=run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
+    await rest_alone(pond.engine_db, rest)
     assert await mine.soon() == []
     async with pond.engine_db.duty("test") as con:
         await con.execute(
@@ -306,7 +300,8 @@ async def test_a_run_tells_since_when_the_steps_have_waited_that_it_is_claimed_f
     ask = ask_of(run)
     assert await rides(hand, ask) == [False]
     asks = {ask.step_key: ask}
-    await waits.park(pond.engine_db, run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
+    rest = Rest(lease=run.lease, step_keys=[ask.step_key], is_human=False, asks=asks)
+    await rest_alone(pond.engine_db, rest)
     await limit(pond.db, KEY, 1)
     (again,) = await hand.soon()
     assert again.seats == (Seat(ask.step_key, (ask.since_us or 0) + 1),)
@@ -320,7 +315,8 @@ async def test_an_org_is_charged_once_for_a_run_that_is_taken_for_several_steps(
     (run,) = await begun(pond, hand)
     asks = {f"ask:{nth}": ask_of(run, key=f"ask:{nth}") for nth in range(3)}
     assert await rides(hand, *asks.values()) == [False] * 3
-    await waits.park(pond.engine_db, run.lease, step_keys=list(asks), is_human=False, asks=asks)
+    rest = Rest(lease=run.lease, step_keys=list(asks), is_human=False, asks=asks)
+    await rest_alone(pond.engine_db, rest)
     assert await hand.soon() == []
     before = await charged(pond)
     await limit(pond.db, KEY, 3)

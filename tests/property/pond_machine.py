@@ -31,6 +31,7 @@ from millpond.engine.commit import FinishWrite, StepWrite
 from millpond.engine.leases import Lease
 from millpond.engine.maintenance import Maintenance
 from millpond.engine.operations import cancel
+from millpond.engine.resting import Rest, rest_alone
 from millpond.engine.submit import submit
 from millpond.errors import Conflict, LeaseLost
 from millpond.types import Intent, Principal
@@ -380,7 +381,7 @@ class PondMachine(RuleBasedStateMachine):
 
     def _park(self, run: ModelRun, lease: Lease, key: str, *, is_human: bool) -> None:
         self.ground.run(
-            waits.park(self.ground.engine_db, lease, step_keys=[key], is_human=is_human)
+            rest_alone(self.ground.engine_db, Rest(lease=lease, step_keys=[key], is_human=is_human))
         )
         is_over = run.steps[key] in ("done", "failed")
         self.model.parked(run, "awaiting_input" if is_human else "waiting", is_over=is_over)
@@ -408,7 +409,7 @@ class PondMachine(RuleBasedStateMachine):
         return [
             lambda: self._record(lease, "lost:0"),
             lambda: self._finish(lease, "succeeded"),
-            lambda: waits.park(database, lease, step_keys=["lost:0"], is_human=False),
+            lambda: rest_alone(database, Rest(lease=lease, step_keys=["lost:0"], is_human=False)),
             lambda: waits.release(database, lease, reason="lost"),
             lambda: waits.back_off(database, lease, delay_s=1.0, error={}, tries=1),
             lambda: waits.record_sleep(

@@ -83,6 +83,8 @@ async def compare(
         hints=_NOTHING,
         settler=_NOTHING,
         deltas=_NOTHING,
+        family=_NOTHING,
+        resting=_NOTHING,
         placing=_NOTHING,
         throttling=_NOTHING,
         riding=_NOTHING,

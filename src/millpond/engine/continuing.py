@@ -17,9 +17,10 @@ from millpond.db.pool import Connection, EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine.batches import FinishWrite
 from millpond.engine.branches import Unwind
-from millpond.engine.children import Children, encode_input, published
+from millpond.engine.children import Children, encode_input
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
+from millpond.engine.family import published
 from millpond.engine.leases import Claimed, hold
 from millpond.engine.storing import finish_with_duties
 from millpond.engine.submit import submit

@@ -12,10 +12,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from millpond.db.pool import EngineDatabase
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
+from millpond.engine.family import Family
 from millpond.engine.hints import Hints, Listener
 from millpond.engine.leasehold import Leasehold
 from millpond.engine.leases import Lease
 from millpond.engine.placing import Placing
+from millpond.engine.resting import Resting
 from millpond.engine.riding import Riding
 from millpond.engine.rights import Asking, Rights
 from millpond.engine.scope import Deadlines, Scope
@@ -56,6 +58,8 @@ async def equipped(
     await listener.start()
     settler = Settler(database, hints)
     deltas = Deltas(database, hints)
+    family = Family(database)
+    resting = Resting(database)
     riding = Riding(
         database,
         wake=slots.wake,
@@ -71,6 +75,8 @@ async def equipped(
             hints=hints,
             settler=settler,
             deltas=deltas,
+            family=family,
+            resting=resting,
             placing=placing,
             throttling=throttling,
             riding=riding,
@@ -87,6 +93,8 @@ async def equipped(
         await asking.close()
         await riding.close()
         await deltas.close()
+        await family.close()
+        await resting.close()
         await settler.close()
         await committer.close()
         await hints.close()

@@ -28,6 +28,7 @@ from millpond.engine.history import History
 from millpond.engine.leases import Claimed
 from millpond.engine.opening import draw_again
 from millpond.engine.registry import Flow
+from millpond.engine.resting import Rest
 from millpond.engine.waits import Readied
 from millpond.errors import LeaseLost, MillpondError, Permanent
 from millpond.retry import Verdict, backoff_s, classify, retry_after_s
@@ -126,17 +127,15 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
         keys = [key for key, _ in attempt.context.parked]
         is_human = all(human for _, human in attempt.context.parked)
         asks = attempt.context.asks
-        readied = await insist(
-            lambda: waits.park(
-                scope.database,
-                lease,
-                step_keys=keys,
-                is_human=is_human,
-                heeds_cancel=not attempt.is_ending,
-                asks=asks,
-                was_lined=bool(attempt.claimed.duties & Duty.LINES),
-            )
+        rest = Rest(
+            lease=lease,
+            step_keys=keys,
+            is_human=is_human,
+            heeds_cancel=not attempt.is_ending,
+            asks=asks,
+            was_lined=bool(attempt.claimed.duties & Duty.LINES),
         )
+        readied = await insist(lambda: scope.resting.rest(rest))
         if asks:
             scope.riding.stood()
         return [readied] if readied is not None else []

@@ -6,6 +6,7 @@ Made by `claim`, named by every write of a worker. Invariant: a write under a le
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -89,3 +90,16 @@ async def hold(con: Connection, lease: Lease) -> bool:
     if row is None:
         raise LeaseLost("the lease is gone")
     return bool(row["cancel_requested"])
+
+
+async def hold_all(con: Connection, leases: Sequence[Lease]) -> dict[int, bool]:
+    """Lock live rows in the order of group commits; by position, whether cancel was asked of those that hold."""
+    order = sorted(range(len(leases)), key=lambda nth: leases[nth].item_id.bytes)
+    rows = await con.fetch(
+        _SQL["hold_all"],
+        order,
+        [leases[nth].org_id for nth in order],
+        [leases[nth].item_id for nth in order],
+        [leases[nth].token for nth in order],
+    )
+    return {row["nth"]: row["cancel_requested"] for row in rows}

@@ -16,10 +16,12 @@ from typing import TypeAlias
 from millpond.db.pool import EngineDatabase
 from millpond.engine.commit import Committer
 from millpond.engine.deltas import Deltas
+from millpond.engine.family import Family
 from millpond.engine.hints import Hints
 from millpond.engine.leasehold import Leasehold
 from millpond.engine.placing import Placing
 from millpond.engine.plans import Plan
+from millpond.engine.resting import Resting
 from millpond.engine.riding import Riding
 from millpond.engine.rights import Asking
 from millpond.engine.settling import Settler
@@ -41,6 +43,8 @@ class Scope:
     hints: Hints
     settler: Settler
     deltas: Deltas
+    family: Family
+    resting: Resting
     placing: Placing
     throttling: Throttling
     riding: Riding

@@ -120,41 +120,6 @@ async def record_backoff(
         await append(con, lease.org_id, lease.run_id, [], duties=Duty.WAITS)
 
 
-async def park(
-    database: EngineDatabase,
-    lease: Lease,
-    *,
-    step_keys: Sequence[str],
-    is_human: bool,
-    heeds_cancel: bool = True,
-    asks: Mapping[str, Ask] = NOTHING,
-    was_lined: bool = False,
-) -> Readied | None:
-    """Give the slot back until one of the waits is over; returns the run if one already is.
-
-    A cancel ends the wait too, unless the run is at its endings and does not heed it. Steps with `asks`, by step key,
-    wait for room in line; others of a run that `was_lined` before do so no more.
-    """
-    async with database.duty("park") as con:
-        is_cancelled = await hold(con, lease)
-        told = [key for key in step_keys if key not in asks]
-        goes = (is_cancelled and heeds_cancel) or await con.fetchval(
-            _SQL["can_go"], lease.org_id, lease.run_id, told
-        )
-        await con.execute(_SQL["unlease"], lease.org_id, lease.item_id, lease.token)
-        if goes:
-            await con.execute(_SQL["clear_suspect"], lease.org_id, lease.item_id)
-            return (await ready(con, [Wake(org_id=lease.org_id, run_id=lease.run_id)]))[0]
-        if asks or was_lined:
-            await parking.stand(con, lease, list(asks.values()))
-        if asks:
-            await append(con, lease.org_id, lease.run_id, [], duties=Duty.WAITS | Duty.LINES)
-        state = "awaiting_input" if is_human else "waiting"
-        data = orjson.dumps({"steps": list(step_keys)}).decode()
-        await con.execute(_SQL["rest"], lease.org_id, lease.run_id, state, f"run.{state}", data, 0)
-        return None
-
-
 async def release(database: EngineDatabase, lease: Lease, *, reason: str) -> list[Readied]:
     """Hand a run back to its queue, no try counted: another worker goes on with it."""
     async with database.duty("release") as con:

@@ -49,6 +49,48 @@ with i as (
 insert into event (org_id, run_id, event_no, kind, data)
 select $1, $2, i.event_no, $4, $5::json from i;
 
+-- name: rest_all
+-- Lets locked live rows wait, but those for which one of these steps is over; leases go, what was used is stored, events tell of it.
+with u as materialized (
+  select * from unnest($1::int[], $2::bigint[], $3::uuid[], $4::uuid[], $5::text[], $6::json[])
+    as u(nth, org_id, run_id, token, state, data)
+),
+over as materialized (
+  select u.nth from unnest($7::int[], $8::text[]) as k(nth, step_key) join u on u.nth = k.nth
+  cross join lateral (
+    select from step s
+    where s.org_id = u.org_id and s.run_id = u.run_id and s.step_key = k.step_key
+      and (s.state in ('done', 'failed')
+           or s.state = 'retrying' and not exists (
+             select from timer t where t.org_id = s.org_id and t.run_id = s.run_id and t.step_key = s.step_key offset 0))
+    offset 0
+  ) s
+),
+r as materialized (select u.* from u where u.nth not in (select o.nth from over o)),
+gone as (
+  delete from lease l using r where l.org_id = any(array[r.org_id]) and l.item_id = any(array[r.run_id]) and l.token = r.token
+  returning l.org_id, l.item_id, l.run_id, l.attempt, extract(epoch from clock_timestamp() - l.claimed_at)::float8 as worker_s
+),
+used as (
+  insert into usage_part (orgs, flows, runs, worker_s)
+  select array_agg(g.org_id), array_agg(g.flow), array_agg(g.runs), array_agg(g.worker_s)
+  from (select f.org_id, f.flow, (count(*) filter (where l.attempt = 1))::int as runs, sum(l.worker_s) as worker_s
+        from gone l cross join lateral (select r.org_id, r.flow from run r where r.org_id = l.org_id and r.run_id = l.run_id offset 0) f
+        group by f.org_id, f.flow) g
+  having count(*) > 0
+),
+i as (
+  update item i set state = r.state, token = null, event_no = i.event_no + 1,
+                    deaths = case when i.lane_id & 2 = 2 then 0 else i.deaths end, lane_id = i.lane_id & ~2::bigint
+  from r where i.org_id = any(array[r.org_id]) and i.item_id = any(array[r.run_id])
+  returning r.nth, i.org_id, i.item_id, i.event_no, r.state, r.data
+),
+events as (
+  insert into event (org_id, run_id, event_no, kind, data)
+  select org_id, item_id, event_no, 'run.' || state, data from i
+)
+select nth from i;
+
 -- name: clear_suspect
 -- Lets a locked work item that came to a wait alone be executed beside others again.
 update item set deaths = 0, lane_id = lane_id & ~2::bigint where org_id = $1 and item_id = $2 and lane_id & 2 = 2;
