@@ -331,7 +331,7 @@ class Worker:
                 tell_readied(hints, await execute(attempt, scope))
         finally:
             self._attempts.discard(attempt)
-            self._tasks.discard(asyncio.current_task(scope.loop))  # type: ignore[arg-type]
+            self._tasks.discard(asyncio.current_task(scope.loop))
             scope.riding.tolls.over(attempt.claimed)
             if attempt.slot is not None:
                 attempt.slot.give()
