@@ -125,7 +125,7 @@ class Lending:
                 best = nth
         if best < 0 and not self._can_grow():
             best = len(kept) - 1
-        if best < 0 or _is_broken(kept[best][1]):
+        if best < 0 or is_broken(kept[best][1]):
             return None
         return kept.pop(best)[1]
 
@@ -136,7 +136,7 @@ class Lending:
         """Lend a connection; a role refused now was let in before, so that passes as an outage."""
         if (con := self.at_hand(name)) is not None:
             return con
-        if any(_is_broken(con) for _, con in self._kept):
+        if any(is_broken(con) for _, con in self._kept):
             await self._return_kept()
         self._waiting += 1
         try:
@@ -187,7 +187,7 @@ class Lending:
             await self._pool.release(con)
 
 
-def _is_broken(con: Lent) -> bool:
+def is_broken(con: Lent) -> bool:
     """Whether the connection was closed while it was kept; the driver then takes it back by itself."""
     try:
         return con.is_closed()

@@ -15,7 +15,7 @@ from typing import TypeAlias
 import asyncpg
 
 from millpond.db.lending import Connection, Lending, open_pool
-from millpond.db.transaction import Probe, Statement, Transaction
+from millpond.db.transaction import Chain, Probe, Statement, Transaction
 from millpond.types import NO_ORG, Principal, Standing
 
 __all__ = ["Connection", "Database", "EngineDatabase", "Probe", "Record"]
@@ -151,17 +151,30 @@ class EngineDatabase(_Pool):
         `limit_s` is ended by the server as Transient, also where this process was stopped meanwhile. With `idle_s` the
         server ends it, and its connection, when so long nothing comes from here between two statements.
         """
-        if not name.isidentifier():
-            raise ValueError(f"a duty is one word, not {name!r}")
-        begin = f"begin; set local millpond.duty = '{name}'"
-        if not durable:
-            begin += "; set local synchronous_commit = off"
-        if limit_s is not None:
-            begin += f"; set local statement_timeout = {int(limit_s * 1000)}"
-        if idle_s is not None:
-            begin += f"; set local idle_in_transaction_session_timeout = {int(idle_s * 1000)}"
+        begin = _begin(name, durable=durable, limit_s=limit_s, idle_s=idle_s)
         return self._transaction(begin, name, is_engine=True)
+
+    def chain(self, name: str, *, durable: bool, limit_s: float, idle_s: float) -> Chain:
+        """Make blocks of the engine duty `name`, as `duty` does; one may begin with the commit of the one before.
+
+        Whoever has it closes it.
+        """
+        begin = _begin(name, durable=durable, limit_s=limit_s, idle_s=idle_s)
+        return Chain(self._lending, self._probe, name=name, begin=begin, is_engine=True)
 
     def statement(self, name: str) -> Block:
         """Lend a connection for one statement of duty `name`: a durable transaction of its own."""
         return Statement(self._lending, self._probe, name=name)
+
+
+def _begin(name: str, *, durable: bool, limit_s: float | None, idle_s: float | None) -> str:
+    if not name.isidentifier():
+        raise ValueError(f"a duty is one word, not {name!r}")
+    begin = f"begin; set local millpond.duty = '{name}'"
+    if not durable:
+        begin += "; set local synchronous_commit = off"
+    if limit_s is not None:
+        begin += f"; set local statement_timeout = {int(limit_s * 1000)}"
+    if idle_s is not None:
+        begin += f"; set local idle_in_transaction_session_timeout = {int(idle_s * 1000)}"
+    return begin

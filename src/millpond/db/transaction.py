@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import TypeAlias
 
-from millpond.db.lending import Connection, Lending, Lent, is_rolled_back
+from millpond.db.lending import Connection, Lending, Lent, is_broken, is_rolled_back
 from millpond.db.translate import in_our_words
 from millpond.errors import Permanent
 
@@ -65,7 +65,7 @@ class Transaction:
         try:
             if probe is not None:
                 await probe(f"before:{self._name}")
-            _refuse_rolled_back(await con.execute("commit"))
+            is_over = await self._end()
             if probe is not None:
                 await probe(f"after:{self._name}")
         except BaseException as error:
@@ -73,7 +73,60 @@ class Transaction:
             if (ours := in_our_words(error, connecting=True)) is error:
                 raise
             raise ours from error
-        await self._lending.take_back(con, self._name, is_clean=True)
+        if is_over:
+            await self._lending.take_back(con, self._name, is_clean=True)
+
+    async def _end(self) -> bool:
+        """Commit; returns whether the connection is free for others then."""
+        _refuse_rolled_back(await self._con.execute("commit"))
+        return True
+
+
+class Chain(Transaction):
+    """Transactions of one duty after one another; one that follows at once begins with the commit of the last.
+
+    That is a message less between them. A block says so by `follow`; then the connection stays lent, in a transaction
+    in which nothing was done, until the next block or `close`.
+    """
+
+    __slots__ = ("_follows", "_is_open")
+
+    def __init__(
+        self, lending: Lending, probe: Probe | None, *, name: str, begin: str, is_engine: bool
+    ) -> None:
+        super().__init__(lending, probe, name=name, begin=begin, is_engine=is_engine)
+        self._follows = self._is_open = False
+
+    def follow(self) -> None:
+        """Begin the next transaction with the commit of this one."""
+        self._follows = True
+
+    async def __aenter__(self) -> Connection:
+        self._follows = False
+        if self._is_open:
+            self._is_open = False
+            if not is_broken(self._con):
+                return self._con
+            await self._lending.take_back(self._con, is_clean=False)
+        return await super().__aenter__()
+
+    async def close(self) -> None:
+        """Give the connection back, if the last block was to be followed."""
+        if self._is_open:
+            self._is_open = False
+            is_clean = False
+            try:
+                is_clean = await is_rolled_back(self._con)
+            finally:
+                await self._lending.take_back(self._con, self._name, is_clean=is_clean)
+
+    async def _end(self) -> bool:
+        if not self._follows:
+            return await super()._end()
+        # After an error that somebody swallowed this statement is refused, before the commit could roll back.
+        await self._con.execute(f"select; commit; {self._begin}")
+        self._is_open = True
+        return False
 
 
 class Statement:

@@ -11,8 +11,9 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 from millpond.db.pool import Connection, EngineDatabase, Record
@@ -67,6 +68,8 @@ class Claimer:
         lead_s: float = LEAD_S,
     ) -> None:
         self._database = database
+        self._claims = database.chain("claim", durable=False, limit_s=_LIMIT_S, idle_s=_IDLE_S)
+        self._is_followed = False
         self._worker_id = worker_id
         self._capabilities = list(capabilities)
         self._estimate_s = estimate_s
@@ -113,6 +116,20 @@ class Claimer:
         anyones = terms.unreserved(free).items()
         self._is_calm = not has_more and all(got[queue] < slots for queue, slots in anyones)
         return claimed, has_more
+
+    @asynccontextmanager
+    async def one_by_one(self) -> AsyncIterator[None]:
+        """Claim again and again in this block: where there is more, a claim begins with the commit of the last."""
+        self._is_followed = True
+        try:
+            yield
+        finally:
+            self._is_followed = False
+            await self.rest()
+
+    async def rest(self) -> None:
+        """Hold no transaction open for the next claim: it is not to be at once."""
+        await self._claims.close()
 
     @property
     def summons(self) -> AbstractSet[uuid.UUID]:
@@ -167,9 +184,7 @@ class Claimer:
         orgs = whole if terms.helps or self.limits.is_on else self._fewer(most, whole)
         queues = list(orgs)
         limits = self.limits
-        async with self._database.duty(
-            "claim", durable=False, limit_s=_LIMIT_S, idle_s=_IDLE_S
-        ) as con:
+        async with self._claims as con:
             if limits.is_on and not await limits.open(con, most):
                 return None
             consumed, *rows = await con.fetch(
@@ -222,12 +237,14 @@ class Claimer:
                 claimed = moved.timed(claimed, paced, limits.began + LATE_S)
                 steps = boarding.step_of
                 claimed = moved.crossing(claimed, shares, limits.crossings, run_of, steps)
+            # Where room was left for steps of other workers, these claim next.
+            is_idle = not (decision.picks or missed or decision.is_held_back or boarding.summons)
+            has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS or limits.has_more
+            if has_more and self._is_followed:
+                self._claims.follow()
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
         self._spread = {} if urgency else moved.spread(shares, free, terms.horizons)
-        # Where room was left for steps of other workers, these claim next.
-        is_idle = not (decision.picks or missed or decision.is_held_back or boarding.summons)
-        has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS
-        return claimed, has_more or limits.has_more
+        return claimed, has_more
 
     async def _clocks(self, con: Connection, terms: Terms) -> dict[str, float]:
         if not terms.reserved:

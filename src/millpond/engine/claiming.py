@@ -68,36 +68,44 @@ class Claims:
         stopping = asyncio.create_task(self._stopping.wait())
         at_once = False
         try:
-            while not self._stopping.is_set():
-                self._launcher.check()
-                wanted = self._slots.wanted()
-                if not wanted and not self._riding.asks():
-                    await first(self._slots.room(), self._riding.some(), also=[stopping])
-                    continue
-                terms = self._slots.terms(wanted)
-                self._slots.expect()
-                asks = self._riding.asks()
-                try:
-                    claimed, has_more = await self._claimer.claim(wanted, terms, asks)
-                except LeaseLost:
-                    self._lost.set()
-                    return
-                except MillpondError as error:
-                    # What it may have leased is found by the watch and handed back.
-                    _log.warning("claim.failed", error=error.code)
-                    await asyncio.sleep(0.5)
-                    continue
-                self._tell(wanted, claimed, terms)
-                if not has_more:
-                    is_busy = bool(claimed or self._attempts)
-                    poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S
-                    await self._slots.wait(self._claimer.limits.poll_s(poll_s, _BUSY_POLL_S))
+            async with self._claimer.one_by_one():
+                while not self._stopping.is_set():
+                    if not await self._next(stopping):
+                        return
         except asyncio.CancelledError:
             at_once = True
             raise
         finally:
             stopping.cancel()
             await self._launcher.close(at_once=at_once)
+
+    async def _next(self, stopping: asyncio.Task[bool]) -> bool:
+        """Claim once there is room, and wait where there was no more; returns whether the session goes on."""
+        self._launcher.check()
+        wanted = self._slots.wanted()
+        if not wanted and not self._riding.asks():
+            await self._claimer.rest()
+            await first(self._slots.room(), self._riding.some(), also=[stopping])
+            return True
+        terms = self._slots.terms(wanted)
+        self._slots.expect()
+        asks = self._riding.asks()
+        try:
+            claimed, has_more = await self._claimer.claim(wanted, terms, asks)
+        except LeaseLost:
+            self._lost.set()
+            return False
+        except MillpondError as error:
+            # What it may have leased is found by the watch and handed back.
+            _log.warning("claim.failed", error=error.code)
+            await asyncio.sleep(0.5)
+            return True
+        self._tell(wanted, claimed, terms)
+        if not has_more:
+            is_busy = bool(claimed or self._attempts)
+            poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S
+            await self._slots.wait(self._claimer.limits.poll_s(poll_s, _BUSY_POLL_S))
+        return True
 
     def _tell(self, wanted: Mapping[str, int], claimed: Sequence[Claimed], terms: Terms) -> None:
         """Launch what a claim brought, and tell others what it saw."""
