@@ -255,6 +255,32 @@ async def test_results_are_stored_the_same_alone_and_beside_other_records(pond: 
     assert stored[alone.run_id] == stored[beside.run_id] == stored[other.run_id]
 
 
+async def test_results_of_runs_that_have_several_in_a_batch_are_numbered_in_order(
+    pond: Pond,
+) -> None:
+    async with _lease(pond, 3) as (leases, committer):
+        stale = leases[2]._replace(token=uuid.uuid4())
+        writes = [
+            _step(lease, str(nth), f"s:{nth}", is_new=True)
+            for nth in range(3)
+            for lease in (leases[0], leases[1], leases[2] if nth == 1 else stale)
+        ]
+        ends = await asyncio.gather(
+            *(committer.record(write) for write in writes), return_exceptions=True
+        )
+        assert [type(end) for end in ends].count(LeaseLost) == 2
+        stored = [7 for write in writes if write.lease is not stale]
+        assert await pond.count("step") == len(stored) == 7
+        for lease in leases[:2]:
+            told = [one for one in await pond.events(lease.run_id) if one.kind == "step.succeeded"]
+            assert [one.step_key for one in told] == ["s:0", "s:1", "s:2"]
+            numbers = [one.event_no for one in await pond.events(lease.run_id)]
+            assert numbers == list(range(1, len(numbers) + 1))
+            assert await pond.count(
+                "item", f"run_id = '{lease.run_id}' and event_no = {numbers[-1]}"
+            )
+
+
 async def test_a_value_with_a_separator_fails_alone(pond: Pond) -> None:
     async with _lease(pond, 3) as (leases, committer):
         outputs = ["1", '"a\x1eb"', "3"]

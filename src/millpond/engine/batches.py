@@ -141,6 +141,16 @@ class Batch:
             Batch(self.steps[middle_s:], self.ends[middle_e:]),
         ]
 
+    @property
+    def are_results(self) -> bool:
+        """Whether these are results of first tries alone, with nothing that needs rows of its own."""
+        return not self.ends and all(one.write.is_new for one in self.steps) and not self.has_more
+
+    @property
+    def numbered_steps(self) -> Steps:
+        """The steps with their ordinals."""
+        return [(nth, one.write) for nth, one in enumerate(self.steps, 1)]
+
     def layers(self, stored: Mapping[int, bool]) -> list[Steps]:
         """Part the steps that are not stored, numbered, so that each layer has one of a run at most."""
         if not stored and len({one.write.lease.item_id for one in self.steps}) == len(self.steps):

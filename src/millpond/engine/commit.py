@@ -219,9 +219,12 @@ class Committer:
     ) -> tuple[dict[int, bool], set[int]]:
         """Store steps, and ends of runs without duties, in one transaction."""
         layers, ends_left = batch.layers({}), batch.numbered_ends
-        if not is_repeat and len(layers) + bool(ends_left) == 1 and not batch.has_more:
+        is_one = len(layers) + bool(ends_left) == 1 and not batch.has_more
+        if not is_repeat and (is_one or batch.are_results):
             # One statement is a transaction by itself: two round trips less.
             async with self._database.statement("record" if layers else "finish") as con:
+                if len(layers) > 1:
+                    return await storing.record_together(con, batch.numbered_steps), set()
                 if layers:
                     return await storing.record(con, layers[0], has_more=False), set()
                 return {}, await storing.finish(con, ends_left, has_more=False)

@@ -40,6 +40,12 @@ async def record(con: Connection, layer: Steps, *, has_more: bool = True) -> dic
     return {layer[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
 
 
+async def record_together(con: Connection, steps: Steps) -> dict[int, bool]:
+    """Store results of first tries, of runs that may have several each, in one statement; returns as `record`."""
+    rows = await con.fetch(_SQL["record_done_together"], *_results([write for _, write in steps]))
+    return {steps[nth - 1][0]: is_cancelled for nth, is_cancelled in rows}
+
+
 def _results(writes: Sequence[StepWrite]) -> list[str]:
     """Return the columns of results of first tries."""
     return [

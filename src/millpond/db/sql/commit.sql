@@ -64,6 +64,46 @@ events as (
 )
 select ord, cancel_requested from held;
 
+-- name: record_done_together
+-- Stores results of first tries as record_done does, where runs have several of them: each run's are numbered in order.
+with u as materialized (
+  select u.org_id, u.item_id, u.token, count(*)::int as many, array_agg(u.step_key) as keys, array_agg(u.name) as names,
+         array_agg(u.output) as outputs, array_agg(u.duration_s) as durations, array_agg(u.event_data) as data,
+         array_agg(u.seq) as seqs, array_agg(u.ord) as ords
+  from (
+    select * from unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::uuid[],
+                         string_to_array($3, chr(30))::uuid[], string_to_array($4, chr(30)), string_to_array($5, chr(30)),
+                         string_to_array($6, chr(30), ''), string_to_array($7, chr(30))::float8[],
+                         string_to_array($8, chr(30)), string_to_array($9, chr(30), '')::int[])
+      with ordinality as u(org_id, item_id, token, step_key, name, output, duration_s, event_data, seq, ord)
+    order by item_id, token, org_id, ord
+  ) u
+  -- Rows are locked in the order of ids, as by every group commit.
+  group by u.item_id, u.token, u.org_id order by u.item_id
+),
+held as (
+  update item i set event_no = i.event_no + u.many from u
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.token = u.token
+  returning i.org_id, i.run_id, i.attempt, i.event_no - u.many as base, i.cancel_requested, u.keys, u.names, u.outputs,
+            u.durations, u.data, u.seqs, u.ords
+),
+each as materialized (
+  select h.org_id, h.run_id, h.attempt, h.cancel_requested, h.base + e.nth as event_no, e.*
+  from held h cross join lateral unnest(h.keys, h.names, h.outputs, h.durations, h.data, h.seqs, h.ords)
+    with ordinality as e(step_key, name, output, duration_s, event_data, seq, ord, nth)
+),
+steps as (
+  insert into step (org_id, run_id, step_key, name, kind, state, output, tries, attempt, started_at, finished_at, seq)
+  select org_id, run_id, step_key, name, 'step', 'done', output::json, 1, attempt,
+         clock_timestamp() - duration_s * interval '1 second', clock_timestamp(), seq
+  from each
+),
+events as (
+  insert into event (org_id, run_id, event_no, kind, step_key, data)
+  select org_id, run_id, event_no, 'step.succeeded', step_key, event_data::json from each
+)
+select ord, cancel_requested from each;
+
 -- name: finish
 -- Ends runs without duties whose lease still holds: live row and lease go; outcome, final event and what it used are stored.
 with held as (
