@@ -23,8 +23,8 @@ HOT = {
     (room, name)
     for room, names in {
         "blocking": "block block_step lock_blocked unblock",
-        "children": "basis known last_of_chain joined lineage hand_on",
-        "commit": "record record_done finish finish_with_duties lock_live hold",
+        "children": "basis record_children record_joins last_of_chains joined lineage hand_on",
+        "commit": "record record_done record_done_together finish finish_with_duties lock_live hold hold_all",
         "crossings": "weights",
         "deadlines": "due lock take sweep tell end is_overdue",
         "dedup": "holders free_orphan free",
@@ -44,7 +44,7 @@ HOT = {
         "inbound": "keep_groups end_groups park_groups",
         "signals": "ended take waits",
         "throttling": "carried holds",
-        "waits": "can_go unlease rest clear_suspect ready due lock_items take_timers sweep_timers end_sleeps "
+        "waits": "can_go unlease rest rest_all clear_suspect ready due lock_items take_timers sweep_timers end_sleeps "
         "end_signal_waits lock_run end_wait drop_timer history retrying_s",
         "waking": "over",
     }.items()
