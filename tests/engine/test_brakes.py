@@ -325,6 +325,7 @@ async def test_a_row_of_failures_is_broken_off_by_a_minute(pond: Pond) -> None:
         await con.execute("update failing set failed_us = failed_us - 61000000")
     await elsewhere.failed(lease, "ask", DOWN)
     assert await brakes(pond) == []
+    await drop_over(pond.engine_db)
     assert await pond.count("failing") == 1, "of others that were broken off nothing is left"
     async with pond.engine_db.duty("test") as con:
         await con.execute("update failing set failed_us = failed_us - 61000000")

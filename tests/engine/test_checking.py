@@ -101,6 +101,35 @@ async def test_an_error_after_the_last_record_is_told_and_no_mismatch(pond: Pond
     assert "always" in str(checked.comparison)
 
 
+async def test_a_history_with_children_is_replayed_without_starting_or_joining_any(
+    pond: Pond,
+) -> None:
+    async def leaf(ctx: Context, _: None) -> int:
+        return 7
+
+    child_flow = pond.flow(leaf)
+
+    async def tree(ctx: Context, waits: bool) -> int:
+        child = await ctx.start(child_flow, None)
+        if waits:
+            await ctx.sleep(500)
+        got = await ctx.join(child)
+        await ctx.step("after", _one)
+        return int(got)
+
+    flow = pond.flow(tree)
+    async with pond.worker():
+        whole = await pond.submit("tree", data=False)
+        await pond.ended(whole)
+        begun = await pond.submit("tree", data=True)
+        await pond.until(begun, "run.waiting")
+    before = await pond.count("run")
+    checked = {one.run_id: one for one in await _check(pond, flow)}
+    assert {one.comparison.result for one in checked.values()} == {"ok"}
+    assert {whole, begun} == set(checked)
+    assert await pond.count("run") == before
+
+
 async def test_check_goes_past_a_time_limit_that_had_passed_in_the_flow(pond: Pond) -> None:
     async def limited(ctx: Context, _: None) -> Any:
         try:

@@ -25,10 +25,12 @@ async def test_a_run_goes_on_as_a_fresh_one_of_the_same_kind(pond: Pond) -> None
         return f"counted to {number}"
 
     pond.flow(counts)
+    first_id = await pond.submit(
+        "counts", 1, priority=3, labels={"a": "b"}, keys=("provider:x",), deadline_s=900.0
+    )
+    async with pond.engine_db.duty("test") as con:  # most of its time has passed
+        await con.execute("update run set deadline_at = deadline_at - interval '10 minutes'")
     async with pond.worker():
-        first_id = await pond.submit(
-            "counts", 1, priority=3, labels={"a": "b"}, keys=("provider:x",), deadline_s=900.0
-        )
         chain = [await pond.ended(first_id)]
         while (following := chain[-1]["continued_to"]) is not None:
             chain.append(await pond.ended(following))

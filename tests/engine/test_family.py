@@ -14,9 +14,10 @@ from tests.engine.test_faults import _lease, _step
 from millpond.engine.commit import FinishWrite
 from millpond.engine.family import Birth, Family, Join, Wish
 from millpond.engine.leases import Lease
-from millpond.engine.resting import Rest, Resting, rest_all
+from millpond.engine.resting import Rest, Resting, rest_all, rest_alone
+from millpond.engine.sharing import Alone
 from millpond.engine.waits import Readied
-from millpond.errors import LeaseLost, NotFound, Permanent
+from millpond.errors import InvalidInput, LeaseLost, NotFound, Permanent
 
 
 def birth(lease: Lease, flow: str = "idle", key: str = "idle:0") -> Birth:
@@ -79,6 +80,20 @@ async def test_each_of_many_has_its_own_child_or_its_own_error(pond: Pond) -> No
         assert third[1] == "default"
 
 
+async def test_a_name_that_the_database_refuses_fails_its_own_child_alone(pond: Pond) -> None:
+    await publish(pond)
+    async with _lease(pond, 3) as (leases, _):
+        family = Family(pond.engine_db)
+        bad, *good = await all_of(
+            [family.start(birth(leases[0], flow="a\0b"))]
+            + [family.start(birth(lease)) for lease in leases[1:]]
+        )
+        await family.close()
+        assert isinstance(bad, InvalidInput)
+        assert [queue for _, queue in good] == ["default", "default"]
+        assert await pond.count("run", "parent_id is not null") == 2
+
+
 async def test_a_join_that_is_at_fault_leaves_nothing_and_its_neighbours_stand(pond: Pond) -> None:
     await publish(pond)
     async with _lease(pond, 3) as (leases, _):
@@ -123,16 +138,19 @@ async def test_of_runs_that_rest_at_once_those_go_on_whose_wait_is_over(pond: Po
     async with _lease(pond, 4) as (leases, committer):
         await committer.record(_step(leases[1], key="wait:0"))
         stale = leases[3]._replace(token=uuid.uuid4())
+        gone = Rest(lease=stale, step_keys=["wait:0"], is_human=False)
+        with pytest.raises(LeaseLost):
+            await rest_alone(pond.engine_db, gone)
         rests = [
             Rest(lease=leases[0], step_keys=["wait:0"], is_human=False),
             Rest(lease=leases[1], step_keys=["other:0", "wait:0"], is_human=False),
             Rest(lease=leases[2], step_keys=["wait:0", "wait:1"], is_human=True),
-            Rest(lease=stale, step_keys=["wait:0"], is_human=False),
+            gone,
         ]
-        waits, goes, asks, gone = await rest_all(pond.engine_db, rests)
+        waits, goes, asks, alone = await rest_all(pond.engine_db, rests)
         assert (waits, asks) == (None, None)
         assert isinstance(goes, Readied)
-        assert isinstance(gone, LeaseLost)
+        assert isinstance(alone, Alone), "who has no lease is told so alone"
         async with pond.engine_db.duty("test") as con:
             rows = await con.fetch("select run_id, state from item")
             used = await con.fetch(
@@ -153,6 +171,26 @@ async def test_of_runs_that_rest_at_once_those_go_on_whose_wait_is_over(pond: Po
             await committer.finish(
                 FinishWrite(lease=leases[0], outcome="succeeded", event_data="{}")
             )
+
+
+async def test_a_row_that_a_caller_holds_keeps_no_other_run_from_resting(pond: Pond) -> None:
+    async with _lease(pond, 3) as (leases, _):
+        resting = Resting(pond.engine_db)
+        async with pond.engine_db.duty("test") as con:
+            await con.execute("select from item where item_id = $1 for update", leases[1].item_id)
+            asked = [
+                asyncio.ensure_future(
+                    resting.rest(Rest(lease=lease, step_keys=["wait:0"], is_human=False))
+                )
+                for lease in leases
+            ]
+            async with asyncio.timeout(10):
+                assert (await asked[0], await asked[2]) == (None, None)
+            assert not asked[1].done()
+        async with asyncio.timeout(10):
+            assert await asked[1] is None
+        await resting.close()
+        assert await pond.count("item", "state = 'waiting'") == 3
 
 
 async def test_a_run_that_shall_stop_does_not_rest_among_others(pond: Pond) -> None:

@@ -24,7 +24,7 @@ HOT = {
     for room, names in {
         "blocking": "block block_step lock_blocked unblock",
         "children": "basis record_children record_joins last_of_chains joined lineage hand_on",
-        "commit": "record record_done record_done_together finish finish_with_duties lock_live hold hold_all",
+        "commit": "record record_done record_done_together finish finish_with_duties lock_live hold hold_free",
         "crossings": "weights",
         "deadlines": "due lock take sweep tell end is_overdue",
         "dedup": "holders free_orphan free",

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from millpond.engine.sharing import Shared
+from millpond.engine import sharing
+from millpond.engine.sharing import ALONE, Alone, Shared
 from millpond.errors import LeaseLost, NotFound, Unavailable
 
 
@@ -21,15 +22,23 @@ class Desk:
         self.guilty: set[int] = set()
         self.odd: set[int] = set()
         self.is_away = False
+        self.held: dict[int, asyncio.Event] = {}
 
-    async def answer(self, numbers: Sequence[int]) -> list[int | Exception]:
+    async def answer(self, numbers: Sequence[int]) -> list[int | Exception | Alone]:
         self.calls.append(list(numbers))
+        if len(numbers) == 1 and numbers[0] in self.held:
+            await self.held[numbers[0]].wait()
         await self.gate.wait()
         if self.is_away:
             raise Unavailable("the database is away")
         if self.guilty & set(numbers):
             raise ValueError("one of these")
-        return [NotFound(f"no {one}") if one in self.odd else 2 * one for one in numbers]
+        return [self._one(one, len(numbers)) for one in numbers]
+
+    def _one(self, number: int, asked: int) -> int | Exception | Alone:
+        if number in self.held and asked > 1:
+            return ALONE
+        return NotFound(f"no {number}") if number in self.odd else 2 * number
 
 
 async def test_what_comes_while_calls_are_under_way_is_asked_together() -> None:
@@ -96,3 +105,68 @@ async def test_closed_it_answers_nobody_any_more() -> None:
     for future in [*asked, shared.ask(2)]:
         with pytest.raises(LeaseLost):
             await future
+
+
+async def test_whoever_asks_again_as_calls_end_is_answered() -> None:
+    """Calls that end in one turn of the loop are no calls under way for those whom they answered."""
+    desk = Desk()
+    desk.gate.clear()
+    shared: Shared[int, int] = Shared(desk.answer, most=1, at_once=2)
+
+    async def ask_twice(number: int) -> list[int]:
+        return [await shared.ask(number), await shared.ask(number)]
+
+    async with asyncio.timeout(5):
+        asking = asyncio.gather(ask_twice(1), shared.ask(2))
+        await asyncio.sleep(0.01)
+        desk.gate.set()
+        assert await asking == [[2, 2], 4]
+
+
+async def test_one_that_has_to_wait_for_somebody_holds_up_nobody_else() -> None:
+    desk = Desk()
+    desk.held = {1: asyncio.Event()}
+    shared: Shared[int, int] = Shared(desk.answer, at_once=1)
+    first, held, third = (shared.ask(nth) for nth in range(3))
+    assert (await first, await third) == (0, 4)
+    assert await asyncio.gather(shared.ask(4), shared.ask(5)) == [8, 10]
+    assert not held.done()
+    desk.held[1].set()
+    assert await held == 2
+
+
+async def test_a_call_takes_no_more_than_weighs_the_most_and_at_least_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sharing, "MAX_BYTES", 5)
+    desk = Desk()
+    shared: Shared[int, int] = Shared(desk.answer, at_once=1, weight=lambda number: number)
+    await asyncio.gather(*(shared.ask(nth) for nth in (2, 3, 1, 9, 4)))
+    assert desk.calls == [[2, 3], [1], [9], [4]]
+
+
+async def test_who_gives_up_while_a_call_fails_is_not_asked_for_again() -> None:
+    desk = Desk()
+    desk.guilty = {3}
+    desk.gate.clear()
+    shared: Shared[int, int] = Shared(desk.answer)
+    asked = [shared.ask(nth) for nth in range(4)]
+    await asyncio.sleep(0)
+    asked[0].cancel()
+    asked[1].cancel()
+    desk.gate.set()
+    assert await asked[2] == 4
+    with pytest.raises(ValueError, match="one of these"):
+        await asked[3]
+    assert desk.calls == [[0, 1, 2, 3], [2, 3], [2], [3]]
+
+
+async def test_answers_that_are_too_few_leave_nobody_waiting() -> None:
+    async def answer(numbers: Sequence[int]) -> list[int]:
+        return [2 * one for one in numbers[:-1]]
+
+    shared: Shared[int, int] = Shared(answer)
+    first, second = shared.ask(1), shared.ask(2)
+    async with asyncio.timeout(5):
+        await asyncio.wait({first, second})
+    assert isinstance(second.exception(), ValueError)

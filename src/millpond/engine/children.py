@@ -15,7 +15,6 @@ from typing import Any
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
-from millpond.db.queries import queries
 from millpond.engine.checkpoints import Checkpoints
 from millpond.engine.encoding import dump, dump_error, load, veiled
 from millpond.engine.family import Birth, Join, Wish
@@ -33,10 +32,6 @@ from millpond.types import (
     Urgency,
     lesser,
 )
-
-_SQL = queries("children")
-# A flow that starts itself by mistake ends here.
-MAX_GENERATIONS = 32
 
 
 class ChildFailed(StepFailed):
@@ -133,7 +128,9 @@ class Children(Checkpoints):
                 name=name or wish.flow,
                 wish=wish,
             )
-            run_id, woken = await self._performer.persist(partial(self._scope.family.start, birth))
+            run_id, woken = await self._performer.persist(
+                lambda: self._performer.asked(self._scope.family.start(birth))
+            )
             self._scope.hints.wake([woken] if woken else [])
         else:
             run_id = uuid.UUID(orjson.loads(recorded.output or "{}")["run_id"])
@@ -197,7 +194,9 @@ class Children(Checkpoints):
             name=child.name,
             child_id=child.run_id,
         )
-        return await self._outcome_of(key, "join", partial(self._scope.family.join, join))
+        return await self._outcome_of(
+            key, "join", lambda: self._performer.asked(self._scope.family.join(join))
+        )
 
 
 def encode_input(adapter: TypeAdapter[Any] | None, value: Any) -> bytes:

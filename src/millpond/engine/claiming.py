@@ -101,6 +101,9 @@ class Claims:
             await asyncio.sleep(0.5)
             return True
         self._tell(wanted, claimed, terms)
+        if asks:
+            # Who has no room parks before the next claim asks for it, under what its bound leaves.
+            await asyncio.sleep(0)
         if not has_more:
             is_busy = bool(claimed or self._attempts)
             poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 from millpond.db.pool import EngineDatabase
 from millpond.db.queries import queries
@@ -46,7 +47,9 @@ class Failures:
         self._database = database
         self._rows: dict[str, dict[Target, _Row]] = {}
         self._uncounted: Counter[tuple[str, Target]] = Counter()
-        self._counting = asyncio.Lock()
+        self._counting: WeakValueDictionary[tuple[str, Target], asyncio.Lock] = (
+            WeakValueDictionary()
+        )
 
     def of(self, step: str) -> Iterable[Target]:
         """Return the keys on which a step failed here."""
@@ -60,14 +63,19 @@ class Failures:
     async def add(self, lease: Lease, step: str, target: Target, *, is_named: bool) -> bool:
         """Count a failure under a lease; whether a breaker has to open by it, which is told to one of those waiting."""
         self._uncounted[step, target] += 1
-        async with self._counting:
+        async with self._counting.setdefault((step, target), asyncio.Lock()):
             if not (added := self._uncounted.pop((step, target), 0)):
                 return False
             own = lease.org_id, lease.item_id, lease.token
-            async with self._database.duty("failing", durable=False, limit_s=_LIMIT_S) as con:
-                counted: int | None = await con.fetchval(
-                    _SQL["count"], *own, *target, step, added, round(ROW_S * 1e6)
-                )
+            counted: int | None = None
+            try:
+                async with self._database.duty("failing", durable=False, limit_s=_LIMIT_S) as con:
+                    counted = await con.fetchval(
+                        _SQL["count"], *own, *target, step, added, round(ROW_S * 1e6)
+                    )
+            finally:
+                if counted is None and added > 1:  # those of others are counted by the next of them
+                    self._uncounted[step, target] += added - 1
             if counted is None:  # its lease is gone
                 return False
             rows = self._rows.setdefault(step, {})
@@ -80,7 +88,8 @@ class Failures:
         if (rows := self._rows.get(step)) is None:
             return
         ended = {target for target, row in rows.items() if row.is_named}.union(targets)
-        own = [target for target in ended & rows.keys() if target.owner in (NO_ORG, lease.org_id)]
+        # Rows are locked in one order in all workers.
+        own = sorted(one for one in ended & rows.keys() if one.owner in (NO_ORG, lease.org_id))
         for target in own:
             del rows[target]
         self._sweep(step, rows)
@@ -91,7 +100,7 @@ class Failures:
                     *(lease.org_id, lease.item_id, lease.token),
                     [target.owner for target in own],
                     [target.key for target in own],
-                    step,
+                    [step] * len(own),
                 )
 
     def forget(self, step: str, target: Target) -> None:

@@ -7,10 +7,12 @@ lock that this end takes too, so that it is never missed; live rows are locked i
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import orjson
 
@@ -23,14 +25,16 @@ from millpond.engine.history import Recorded, just
 from millpond.engine.keying import check_keys
 from millpond.engine.leases import Lease, hold_all
 from millpond.engine.rights import ENDINGS, backing_of
-from millpond.engine.sharing import Shared
+from millpond.engine.sharing import ALONE, Alone, Shared
 from millpond.engine.submit import check, deadline_of, submit
-from millpond.errors import InvalidInput, LeaseLost, NotFound, Permanent
+from millpond.errors import InvalidInput, NotFound, Permanent
 from millpond.types import STANDARD, Backing, ClosePolicy, Intent, Parent, Urgency, lesser, new_id
 
 _SQL = queries("children")
 # A flow that starts itself by mistake ends here.
 MAX_GENERATIONS = 32
+# A child's id and the queue to hint.
+_Started: TypeAlias = tuple[uuid.UUID, str]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,25 +83,28 @@ class Family:
 
     def __init__(self, database: EngineDatabase) -> None:
         self._database = database
-        self._births: Shared[Birth, tuple[uuid.UUID, str]] = Shared(self._start)
+        self._births: Shared[Birth, _Started] = Shared(
+            self._start, weight=lambda birth: len(birth.wish.input)
+        )
         self._joins: Shared[Join, Recorded | None] = Shared(self._join)
 
-    async def start(self, birth: Birth) -> tuple[uuid.UUID, str]:
+    def start(self, birth: Birth) -> asyncio.Future[_Started]:
         """Submit a child and record the step that starts it; returns its id and the queue to hint."""
-        return await self._births.ask(birth)
+        return self._births.ask(birth)
 
-    async def join(self, join: Join) -> Recorded | None:
+    def join(self, join: Join) -> asyncio.Future[Recorded | None]:
         """Store that a run waits for a child; returns how that ended, where it already has."""
-        return await self._joins.ask(join)
+        return self._joins.ask(join)
 
     async def close(self) -> None:
         """Stop; whoever still waits gets LeaseLost."""
         await self._births.close()
         await self._joins.close()
 
-    async def _start(self, births: Sequence[Birth]) -> list[tuple[uuid.UUID, str] | Exception]:
-        answers: list[tuple[uuid.UUID, str] | Exception] = [_gone()] * len(births)
+    async def _start(self, births: Sequence[Birth]) -> list[_Started | Exception | Alone]:
+        answers: list[_Started | Exception | Alone] = [ALONE] * len(births)
         fresh: list[tuple[Birth, Intent]] = []
+        flows = _Flows()
         async with self._database.duty("child") as con:
             held = list(await hold_all(con, [birth.lease for birth in births]))
             rows = await con.fetch(
@@ -109,10 +116,12 @@ class Family:
                     answers[nth] = basis["known"], birth.wish.queue or ""
                     continue
                 try:
-                    intent = await _intent(con, birth, basis)
+                    intent = await _intent(con, birth, basis, flows)
                     check(intent, birth.lease.org_id)
                     await check_fits(con, birth.lease.org_id, [intent])
                 except (InvalidInput, NotFound, Permanent) as error:
+                    if len(births) > 1:  # it may be the database's, and the transaction over
+                        raise
                     answers[nth] = error
                 else:
                     answers[nth] = intent.run_id, intent.queue
@@ -121,8 +130,8 @@ class Family:
                 await _store(con, fresh)
         return answers
 
-    async def _join(self, joins: Sequence[Join]) -> list[Recorded | Exception | None]:
-        answers: list[Recorded | Exception | None] = [_gone()] * len(joins)
+    async def _join(self, joins: Sequence[Join]) -> list[Recorded | Alone | None]:
+        answers: list[Recorded | Alone | None] = [ALONE] * len(joins)
         async with self._database.duty("join") as con:
             held = list(await hold_all(con, [join.lease for join in joins]))
             ours = [joins[nth] for nth in held]
@@ -144,10 +153,6 @@ class Family:
                 is_new = (join.lease.org_id, join.lease.run_id, join.step_key) in new
                 answers[nth] = await _outcome(con, join, lasts.get(ordinal), is_new=is_new)
         return answers
-
-
-def _gone() -> LeaseLost:
-    return LeaseLost("the lease is gone")
 
 
 def _keys(
@@ -192,7 +197,21 @@ def child_id(org_id: int, run_id: uuid.UUID, step_key: str) -> uuid.UUID:
     return uuid.UUID(int=new_id().int >> 62 << 62 | low)
 
 
-async def _intent(con: Connection, birth: Birth, basis: Record) -> Intent:
+class _Flows:
+    """Flows as workers have published them, each looked up once."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[str, int | None], Record | None] = {}
+
+    async def find(self, con: Connection, flow: str, version: int | None) -> Record | None:
+        """Return version, queue and limits of a flow, None where nobody has published it."""
+        key = flow, version
+        if key not in self._found:
+            self._found[key] = await con.fetchrow(_SQL["published"], flow, version)
+        return self._found[key]
+
+
+async def _intent(con: Connection, birth: Birth, basis: Record, flows: _Flows) -> Intent:
     """Return the run to submit; raises Permanent, NotFound, or InvalidInput where there can be none."""
     if basis["generations"] >= MAX_GENERATIONS:
         raise Permanent(
@@ -206,10 +225,10 @@ async def _intent(con: Connection, birth: Birth, basis: Record) -> Intent:
     urgency = lesser(wish.urgency, basis["urgency"])
     found = None
     if version is None or queue is None:
-        found = await published(con, wish.flow, version)
+        found = _known(await flows.find(con, wish.flow, version), wish.flow, version)
         version, queue = found["version"], queue or found["queue"]
     elif wish.is_by_name:  # it may be one that no worker has yet
-        found = await con.fetchrow(_SQL["published"], wish.flow, version)
+        found = await flows.find(con, wish.flow, version)
         urgency = urgency if found is not None else STANDARD
     if found is not None:
         timeout_s = timeout_s or found["timeout_s"]
@@ -248,7 +267,10 @@ def _backing(step_key: str, basis: Record) -> Backing | None:
 
 async def published(con: Connection, flow: str, version: int | None) -> Record:
     """Return version, queue and time limit of a published flow; raises NotFound."""
-    found = await con.fetchrow(_SQL["published"], flow, version)
+    return _known(await _Flows().find(con, flow, version), flow, version)
+
+
+def _known(found: Record | None, flow: str, version: int | None) -> Record:
     if found is None:
         wanted = flow if version is None else f"{flow}@{version}"
         raise NotFound(

@@ -93,10 +93,16 @@ async def hold(con: Connection, lease: Lease) -> bool:
 
 
 async def hold_all(con: Connection, leases: Sequence[Lease]) -> dict[int, bool]:
-    """Lock live rows in the order of group commits; by position, whether cancel was asked of those that hold."""
+    """Lock live rows in the order of group commits; by position, whether cancel was asked of those that hold.
+
+    Of several those are left out that somebody else holds locked; one alone is waited for, and raises LeaseLost
+    without a lease.
+    """
+    if len(leases) == 1:
+        return {0: await hold(con, leases[0])}
     order = sorted(range(len(leases)), key=lambda nth: leases[nth].item_id.bytes)
     rows = await con.fetch(
-        _SQL["hold_all"],
+        _SQL["hold_free"],
         order,
         [leases[nth].org_id for nth in order],
         [leases[nth].item_id for nth in order],

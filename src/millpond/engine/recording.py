@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from millpond.engine.branches import Branches, Unwind
 from millpond.engine.commit import StepWrite
@@ -39,7 +39,7 @@ class Recorder:
         self._deltas = scope.deltas
         self._branches = branches
         self.is_obliged = is_obliged
-        self._in_flight: set[asyncio.Future[None]] = set()
+        self._in_flight: set[asyncio.Future[Any]] = set()
 
     def tell_started(self, plan: Plan) -> None:
         """Tell that a step is under way; nobody waits for this."""
@@ -132,7 +132,10 @@ class Recorder:
 
     def _store(self, write: StepWrite) -> Awaitable[None]:
         """Give a record to the group commit; endings wait for it, whatever ends the flow's code."""
-        stored = self._committer.record(write)
+        return self.asked(self._committer.record(write))
+
+    def asked(self, stored: asyncio.Future[R]) -> Awaitable[R]:
+        """Return what a write comes to that goes on by itself; endings wait for it, too."""
         if not self.is_obliged:
             return stored
         self._in_flight.add(stored)

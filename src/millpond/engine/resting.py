@@ -20,9 +20,8 @@ from millpond.engine.duties import Duty
 from millpond.engine.events import append
 from millpond.engine.leases import Lease, hold_all
 from millpond.engine.needs import Ask
-from millpond.engine.sharing import Shared
+from millpond.engine.sharing import ALONE, Alone, Shared
 from millpond.engine.waits import Readied, Wake, ready
-from millpond.errors import LeaseLost
 
 _SQL = queries("waits")
 _NOTHING: Mapping[str, Ask] = MappingProxyType({})
@@ -66,7 +65,7 @@ class Resting:
         self._plain: Shared[Rest, Readied | None] = Shared(self._rest)
 
     async def rest(self, rest: Rest) -> Readied | None:
-        """Give the slot back; returns the run if a wait is over already."""
+        """Give the slot back; returns the run if a wait is over already, raises LeaseLost without a lease."""
         if rest.is_plain:
             return await self._plain.ask(rest)
         return await rest_alone(self._database, rest)
@@ -75,23 +74,23 @@ class Resting:
         """Stop; whoever still waits gets LeaseLost."""
         await self._plain.close()
 
-    async def _rest(self, rests: Sequence[Rest]) -> list[Readied | Exception | None]:
+    async def _rest(self, rests: Sequence[Rest]) -> list[Readied | Alone | None]:
         return await rest_all(self._database, rests)
 
 
 async def rest_alone(database: EngineDatabase, rest: Rest) -> Readied | None:
     """Let one run rest; returns it if a wait is over already, raises LeaseLost without a lease."""
     (answer,) = await rest_all(database, [rest])
-    if isinstance(answer, Exception):
-        raise answer
+    assert not isinstance(answer, Alone)
     return answer
 
 
-async def rest_all(
-    database: EngineDatabase, rests: Sequence[Rest]
-) -> list[Readied | Exception | None]:
-    """Let runs rest; returns, in order, those for which a wait is over already, or LeaseLost."""
-    answers: list[Readied | Exception | None] = [LeaseLost("the lease is gone")] * len(rests)
+async def rest_all(database: EngineDatabase, rests: Sequence[Rest]) -> list[Readied | Alone | None]:
+    """Let runs rest; returns, in order, those for which a wait is over already.
+
+    Of several, those are to be asked for alone whose live row somebody holds, or whose lease is gone.
+    """
+    answers: list[Readied | Alone | None] = [ALONE] * len(rests)
     async with database.duty("park") as con:
         held = await hold_all(con, [rest.lease for rest in rests])
         goes = {nth for nth, cancel in held.items() if cancel and rests[nth].heeds_cancel}

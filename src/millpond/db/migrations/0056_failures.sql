@@ -2,7 +2,7 @@
 
 -- How often in a row a step of this name failed on a key, in work of `owner` (0: everybody's), and when it did last. Written
 -- with each failure; a success takes the row away in a worker where the step failed too, and so does a breaker that opens. Rows
--- that were broken off are deleted with later failures, and by upkeep. Global.
+-- that were broken off are deleted by upkeep. Global.
 create table failing (
   owner bigint,
   key text check (length(key) between 3 and 500),

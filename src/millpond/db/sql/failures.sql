@@ -1,14 +1,8 @@
 -- Failures in a row, counted by all workers together.
 
 -- name: count
--- Counts failures of a step on a key under a lease that holds, those before $8 microseconds are broken off; returns how many it are in a row. Deletes a few others that are broken off.
-with t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us),
-old as (
-  delete from failing where (owner, key, step) in (
-    select f.owner, f.key, f.step from failing f, t
-    where f.failed_us < t.us - $8 and (f.owner, f.key, f.step) is distinct from ($4, $5, $6)
-    limit 16 for update of f skip locked)
-)
+-- Counts failures of a step on a key under a lease that holds, those before $8 microseconds are broken off; returns how many it are in a row.
+with t as materialized (select (extract(epoch from clock_timestamp()) * 1000000)::bigint as us)
 insert into failing as f (owner, key, step, failures, failed_us)
 select $4, $5, $6, $7, t.us from lease e, t where e.org_id = $1 and e.item_id = $2 and e.token = $3
 on conflict (owner, key, step) do update
@@ -18,6 +12,6 @@ returning f.failures;
 
 -- name: end
 -- Ends rows of failures on these keys, of a step that succeeded under a lease that holds.
-delete from failing f using unnest($4::bigint[], $5::text[]) as u(owner, key)
-where f.owner = u.owner and f.key = u.key and f.step = $6
+delete from failing f using unnest($4::bigint[], $5::text[], $6::text[]) as u(owner, key, step)
+where f.owner = any(array[u.owner]) and f.key = any(array[u.key]) and f.step = any(array[u.step])
   and exists (select from lease e where e.org_id = $1 and e.item_id = $2 and e.token = $3);
