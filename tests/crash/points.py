@@ -1,6 +1,6 @@
 """The commit points of the engine, read from its source, so that none is forgotten.
 
-Every transaction of the engine is opened by `duty("name")` or `statement("name")`; each has a point
+Every transaction of the engine is opened by `duty("name")`, `chain("name")` or `statement("name")`; each has a point
 before and after its commit, which a probe hears of (db/pool.py).
 """
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "millpond"
 ENGINE = SOURCE / "engine"
-OPENERS = frozenset({"duty", "statement"})
+OPENERS = frozenset({"chain", "duty", "statement"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
