@@ -15,7 +15,6 @@ from millpond.engine.commit import FinishWrite
 from millpond.engine.family import Birth, Family, Join, Wish
 from millpond.engine.leases import Lease
 from millpond.engine.resting import Rest, Resting, rest_all, rest_alone
-from millpond.engine.sharing import Alone
 from millpond.engine.waits import Readied
 from millpond.errors import InvalidInput, LeaseLost, NotFound, Permanent
 
@@ -147,10 +146,10 @@ async def test_of_runs_that_rest_at_once_those_go_on_whose_wait_is_over(pond: Po
             Rest(lease=leases[2], step_keys=["wait:0", "wait:1"], is_human=True),
             gone,
         ]
-        waits, goes, asks, alone = await rest_all(pond.engine_db, rests)
+        waits, goes, asks, lost = await rest_all(pond.engine_db, rests)
         assert (waits, asks) == (None, None)
         assert isinstance(goes, Readied)
-        assert isinstance(alone, Alone), "who has no lease is told so alone"
+        assert isinstance(lost, LeaseLost)
         async with pond.engine_db.duty("test") as con:
             rows = await con.fetch("select run_id, state from item")
             used = await con.fetch(
@@ -171,6 +170,26 @@ async def test_of_runs_that_rest_at_once_those_go_on_whose_wait_is_over(pond: Po
             await committer.finish(
                 FinishWrite(lease=leases[0], outcome="succeeded", event_data="{}")
             )
+
+
+async def test_very_many_children_of_one_parent_start_together(pond: Pond) -> None:
+    await publish(pond)
+    async with _lease(pond, 1) as ([lease], _):
+        family = Family(pond.engine_db)
+        started = await asyncio.gather(
+            *(family.start(birth(lease, key=f"idle:{nth}")) for nth in range(230))
+        )
+        joined = await asyncio.gather(
+            *(
+                family.join(join(lease, child_id, key=f"join idle:{nth}"))
+                for nth, (child_id, _) in enumerate(started)
+            )
+        )
+        await family.close()
+        assert joined == [None] * 230
+        assert await pond.count("run", "parent_id is not null") == 230
+        numbers = [one.event_no for one in await pond.events(lease.run_id)]
+        assert numbers == list(range(1, 233))
 
 
 async def test_a_row_that_a_caller_holds_keeps_no_other_run_from_resting(pond: Pond) -> None:

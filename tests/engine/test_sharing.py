@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from millpond.engine import sharing
-from millpond.engine.sharing import ALONE, Alone, Shared
+from millpond.engine.sharing import AGAIN, Again, Shared
 from millpond.errors import LeaseLost, NotFound, Unavailable
 
 
@@ -22,22 +22,20 @@ class Desk:
         self.guilty: set[int] = set()
         self.odd: set[int] = set()
         self.is_away = False
-        self.held: dict[int, asyncio.Event] = {}
+        self.held: set[int] = set()
 
-    async def answer(self, numbers: Sequence[int]) -> list[int | Exception | Alone]:
+    async def answer(self, numbers: Sequence[int]) -> list[int | Exception | Again]:
         self.calls.append(list(numbers))
-        if len(numbers) == 1 and numbers[0] in self.held:
-            await self.held[numbers[0]].wait()
         await self.gate.wait()
         if self.is_away:
             raise Unavailable("the database is away")
         if self.guilty & set(numbers):
             raise ValueError("one of these")
-        return [self._one(one, len(numbers)) for one in numbers]
+        return [self._one(one) for one in numbers]
 
-    def _one(self, number: int, asked: int) -> int | Exception | Alone:
-        if number in self.held and asked > 1:
-            return ALONE
+    def _one(self, number: int) -> int | Exception | Again:
+        if number in self.held:
+            return AGAIN
         return NotFound(f"no {number}") if number in self.odd else 2 * number
 
 
@@ -123,16 +121,29 @@ async def test_whoever_asks_again_as_calls_end_is_answered() -> None:
         assert await asking == [[2, 2], 4]
 
 
-async def test_one_that_has_to_wait_for_somebody_holds_up_nobody_else() -> None:
+async def test_those_that_have_to_wait_for_somebody_hold_up_nobody_else() -> None:
     desk = Desk()
-    desk.held = {1: asyncio.Event()}
-    shared: Shared[int, int] = Shared(desk.answer, at_once=1)
-    first, held, third = (shared.ask(nth) for nth in range(3))
-    assert (await first, await third) == (0, 4)
-    assert await asyncio.gather(shared.ask(4), shared.ask(5)) == [8, 10]
-    assert not held.done()
-    desk.held[1].set()
-    assert await held == 2
+    desk.held = {1, 2, 3}
+    shared: Shared[int, int] = Shared(desk.answer, most=1, at_once=2)
+    held = [shared.ask(nth) for nth in (1, 2, 3)]
+    async with asyncio.timeout(5):
+        assert await asyncio.gather(*(shared.ask(nth) for nth in (4, 5, 6))) == [8, 10, 12]
+        assert not any(one.done() for one in held)
+        held[2].cancel()
+        desk.held.clear()
+        assert await asyncio.gather(*held[:2]) == [2, 4]
+    assert len(desk.calls) < 200, "it asks again with pauses"
+
+
+async def test_whoever_waits_for_somebody_as_it_is_closed_is_told() -> None:
+    desk = Desk()
+    desk.held = {1}
+    shared: Shared[int, int] = Shared(desk.answer)
+    held = shared.ask(1)
+    await shared.ask(2)
+    await shared.close()
+    with pytest.raises(LeaseLost):
+        await held
 
 
 async def test_a_call_takes_no_more_than_weighs_the_most_and_at_least_one(

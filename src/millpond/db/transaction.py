@@ -120,6 +120,13 @@ class Chain(Transaction):
             finally:
                 await self._lending.take_back(self._con, self._name, is_clean=is_clean)
 
+    async def _commit(self) -> None:
+        try:
+            await super()._commit()
+        except BaseException:
+            self._is_open = False  # its connection is given back
+            raise
+
     async def _end(self) -> bool:
         if not self._follows:
             return await super()._end()

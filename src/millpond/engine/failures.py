@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 from weakref import WeakValueDictionary
@@ -46,7 +46,8 @@ class Failures:
     def __init__(self, database: EngineDatabase) -> None:
         self._database = database
         self._rows: dict[str, dict[Target, _Row]] = {}
-        self._uncounted: Counter[tuple[str, Target]] = Counter()
+        # A mark for each failure that waits to be counted, by whoever does so first for all of them.
+        self._uncounted: defaultdict[tuple[str, Target], set[object]] = defaultdict(set)
         self._counting: WeakValueDictionary[tuple[str, Target], asyncio.Lock] = (
             WeakValueDictionary()
         )
@@ -62,26 +63,31 @@ class Failures:
 
     async def add(self, lease: Lease, step: str, target: Target, *, is_named: bool) -> bool:
         """Count a failure under a lease; whether a breaker has to open by it, which is told to one of those waiting."""
-        self._uncounted[step, target] += 1
-        async with self._counting.setdefault((step, target), asyncio.Lock()):
-            if not (added := self._uncounted.pop((step, target), 0)):
-                return False
-            own = lease.org_id, lease.item_id, lease.token
-            counted: int | None = None
-            try:
+        mark, waiting = object(), self._uncounted[step, target]
+        waiting.add(mark)
+        try:
+            async with self._counting.setdefault((step, target), asyncio.Lock()):
+                if mark not in waiting:
+                    return False
+                taken = set(waiting)
+                own = lease.org_id, lease.item_id, lease.token
                 async with self._database.duty("failing", durable=False, limit_s=_LIMIT_S) as con:
-                    counted = await con.fetchval(
-                        _SQL["count"], *own, *target, step, added, round(ROW_S * 1e6)
+                    counted: int | None = await con.fetchval(
+                        _SQL["count"], *own, *target, step, len(taken), round(ROW_S * 1e6)
                     )
-            finally:
-                if counted is None and added > 1:  # those of others are counted by the next of them
-                    self._uncounted[step, target] += added - 1
-            if counted is None:  # its lease is gone
-                return False
-            rows = self._rows.setdefault(step, {})
-            rows[target] = _Row(time.monotonic(), counted, is_named)
-            self._sweep(step, rows)
-            return counted >= TRIPS_AFTER
+                if (
+                    counted is None
+                ):  # its lease is gone; the next of those waiting counts the others
+                    return False
+                waiting -= taken
+        finally:
+            waiting.discard(mark)
+            if not waiting and self._uncounted.get((step, target)) is waiting:
+                del self._uncounted[step, target]
+        rows = self._rows.setdefault(step, {})
+        rows[target] = _Row(time.monotonic(), counted, is_named)
+        self._sweep(step, rows)
+        return counted >= TRIPS_AFTER
 
     async def end(self, lease: Lease, step: str, targets: Iterable[Target]) -> None:
         """End rows on these keys, and on those that the step's code named itself, by a success."""

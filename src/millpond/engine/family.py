@@ -12,7 +12,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import orjson
 
@@ -23,11 +23,11 @@ from millpond.engine.duties import NO_DUTY, Duty
 from millpond.engine.fitting import check_fits
 from millpond.engine.history import Recorded, just
 from millpond.engine.keying import check_keys
-from millpond.engine.leases import Lease, hold_all
+from millpond.engine.leases import Lease, hold_free
 from millpond.engine.rights import ENDINGS, backing_of
-from millpond.engine.sharing import ALONE, Alone, Shared
+from millpond.engine.sharing import AGAIN, Again, Shared
 from millpond.engine.submit import check, deadline_of, submit
-from millpond.errors import InvalidInput, NotFound, Permanent
+from millpond.errors import InvalidInput, LeaseLost, NotFound, Permanent
 from millpond.types import STANDARD, Backing, ClosePolicy, Intent, Parent, Urgency, lesser, new_id
 
 _SQL = queries("children")
@@ -101,12 +101,11 @@ class Family:
         await self._births.close()
         await self._joins.close()
 
-    async def _start(self, births: Sequence[Birth]) -> list[_Started | Exception | Alone]:
-        answers: list[_Started | Exception | Alone] = [ALONE] * len(births)
+    async def _start(self, births: Sequence[Birth]) -> list[_Started | Exception | Again]:
         fresh: list[tuple[Birth, Intent]] = []
         flows = _Flows()
         async with self._database.duty("child") as con:
-            held = list(await hold_all(con, [birth.lease for birth in births]))
+            held, answers = await _hold(con, births)
             rows = await con.fetch(
                 _SQL["basis"], *_keys([births[nth] for nth in held]), MAX_GENERATIONS
             )
@@ -120,8 +119,7 @@ class Family:
                     check(intent, birth.lease.org_id)
                     await check_fits(con, birth.lease.org_id, [intent])
                 except (InvalidInput, NotFound, Permanent) as error:
-                    if len(births) > 1:  # it may be the database's, and the transaction over
-                        raise
+                    # The database's own errors are other ones within its blocks.
                     answers[nth] = error
                 else:
                     answers[nth] = intent.run_id, intent.queue
@@ -130,10 +128,9 @@ class Family:
                 await _store(con, fresh)
         return answers
 
-    async def _join(self, joins: Sequence[Join]) -> list[Recorded | Alone | None]:
-        answers: list[Recorded | Alone | None] = [ALONE] * len(joins)
+    async def _join(self, joins: Sequence[Join]) -> list[Recorded | Exception | Again | None]:
         async with self._database.duty("join") as con:
-            held = list(await hold_all(con, [join.lease for join in joins]))
+            held, answers = await _hold(con, joins)
             ours = [joins[nth] for nth in held]
             children = [join.child_id for join in ours]
             rows = await con.fetch(
@@ -153,6 +150,17 @@ class Family:
                 is_new = (join.lease.org_id, join.lease.run_id, join.step_key) in new
                 answers[nth] = await _outcome(con, join, lasts.get(ordinal), is_new=is_new)
         return answers
+
+
+async def _hold(
+    con: Connection, asking: Sequence[Birth] | Sequence[Join]
+) -> tuple[list[int], list[Any]]:
+    """Lock the live rows of runs that nobody else holds; returns positions, and answers for all that are not held."""
+    seen = await hold_free(con, [one.lease for one in asking])
+    answers: list[Exception | Again] = [LeaseLost("the lease is gone")] * len(asking)
+    for nth in seen:
+        answers[nth] = AGAIN
+    return [nth for nth, is_cancelled in seen.items() if is_cancelled is not None], answers
 
 
 def _keys(

@@ -92,14 +92,11 @@ async def hold(con: Connection, lease: Lease) -> bool:
     return bool(row["cancel_requested"])
 
 
-async def hold_all(con: Connection, leases: Sequence[Lease]) -> dict[int, bool]:
-    """Lock live rows in the order of group commits; by position, whether cancel was asked of those that hold.
+async def hold_free(con: Connection, leases: Sequence[Lease]) -> dict[int, bool | None]:
+    """Lock live rows in the order of group commits, waiting for none; tells of leases that hold, by position.
 
-    Of several those are left out that somebody else holds locked; one alone is waited for, and raises LeaseLost
-    without a lease.
+    Whether cancel was asked; None where somebody else has the row locked.
     """
-    if len(leases) == 1:
-        return {0: await hold(con, leases[0])}
     order = sorted(range(len(leases)), key=lambda nth: leases[nth].item_id.bytes)
     rows = await con.fetch(
         _SQL["hold_free"],

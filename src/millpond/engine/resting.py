@@ -18,10 +18,11 @@ from millpond.db.queries import queries
 from millpond.engine import parking
 from millpond.engine.duties import Duty
 from millpond.engine.events import append
-from millpond.engine.leases import Lease, hold_all
+from millpond.engine.leases import Lease, hold, hold_free
 from millpond.engine.needs import Ask
-from millpond.engine.sharing import ALONE, Alone, Shared
+from millpond.engine.sharing import AGAIN, Again, Shared
 from millpond.engine.waits import Readied, Wake, ready
+from millpond.errors import LeaseLost
 
 _SQL = queries("waits")
 _NOTHING: Mapping[str, Ask] = MappingProxyType({})
@@ -74,28 +75,38 @@ class Resting:
         """Stop; whoever still waits gets LeaseLost."""
         await self._plain.close()
 
-    async def _rest(self, rests: Sequence[Rest]) -> list[Readied | Alone | None]:
+    async def _rest(self, rests: Sequence[Rest]) -> list[Readied | LeaseLost | Again | None]:
         return await rest_all(self._database, rests)
 
 
 async def rest_alone(database: EngineDatabase, rest: Rest) -> Readied | None:
-    """Let one run rest; returns it if a wait is over already, raises LeaseLost without a lease."""
-    (answer,) = await rest_all(database, [rest])
-    assert not isinstance(answer, Alone)
+    """Let one run rest, waiting for its row; returns it if a wait is over already, raises LeaseLost without a lease."""
+    (answer,) = await rest_all(database, [rest], waits=True)
+    assert not isinstance(answer, (LeaseLost, Again))
     return answer
 
 
-async def rest_all(database: EngineDatabase, rests: Sequence[Rest]) -> list[Readied | Alone | None]:
-    """Let runs rest; returns, in order, those for which a wait is over already.
+async def rest_all(
+    database: EngineDatabase, rests: Sequence[Rest], *, waits: bool = False
+) -> list[Readied | LeaseLost | Again | None]:
+    """Let runs rest that nobody else holds; returns, in order, those for which a wait is over already, and faults.
 
-    Of several, those are to be asked for alone whose live row somebody holds, or whose lease is gone.
+    One whose row is waited for is alone, and raises LeaseLost without a lease.
     """
-    answers: list[Readied | Alone | None] = [ALONE] * len(rests)
+    answers: list[Readied | LeaseLost | Again | None] = [LeaseLost("the lease is gone")] * len(
+        rests
+    )
     async with database.duty("park") as con:
-        held = await hold_all(con, [rest.lease for rest in rests])
-        goes = {nth for nth, cancel in held.items() if cancel and rests[nth].heeds_cancel}
+        leases = [rest.lease for rest in rests]
+        seen: Mapping[int, bool | None] = (
+            {0: await hold(con, *leases)} if waits else await hold_free(con, leases)
+        )
+        held = [nth for nth, is_cancelled in seen.items() if is_cancelled is not None]
+        goes = {nth for nth in held if seen[nth] and rests[nth].heeds_cancel}
         plain = [nth for nth in held if nth not in goes and rests[nth].is_plain]
         rested = await _rest_plain(con, plain, rests)
+        for nth in seen:
+            answers[nth] = AGAIN
         for nth in held:
             answers[nth] = (
                 None if nth in rested else await _rest_one(con, rests[nth], goes=nth in goes)

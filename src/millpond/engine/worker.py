@@ -244,7 +244,7 @@ class Worker:
                 _log.warning("worker.session_lost", worker_id=str(self.worker_id))
                 await self._unwind_all("lost")
             else:
-                await self._drain(scope.riding)
+                await self._drain(scope.riding, serves=loops[0].done())
                 await self._leave_nothing(watch)
         finally:
             for loop in loops:
@@ -372,15 +372,19 @@ class Worker:
 
     # Ending
 
-    async def _drain(self, riding: Riding) -> None:
-        """Let runs finish for a while, then hand the rest back; heartbeats and room for steps go on meanwhile."""
+    async def _drain(self, riding: Riding, *, serves: bool) -> None:
+        """Let runs finish for a while, then hand the rest back; heartbeats go on meanwhile.
+
+        Room for steps, too, where it `serves`: a claim that hangs may come to its end yet.
+        """
         _log.info("worker.draining", runs=len(self._attempts))
         await sessions.tell_drain(self._database, self.worker_id)
         if self._tasks:
-            serving = asyncio.create_task(riding.serve(), name="ride")
+            serving = asyncio.create_task(riding.serve(), name="ride") if serves else None
             await asyncio.wait(self._tasks, timeout=self._drain_s)
-            serving.cancel()
-            await asyncio.wait({serving})
+            if serving is not None:
+                serving.cancel()
+                await asyncio.wait({serving})
         await self._unwind_all("drained")
 
     async def _unwind_all(self, reason: str) -> None:

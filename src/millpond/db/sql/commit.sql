@@ -200,10 +200,12 @@ cross join lateral (select from item i where i.org_id = u.org_id and i.item_id =
 select cancel_requested from item where org_id = $1 and item_id = $2 and token = $3 for update;
 
 -- name: hold_free
--- Locks live rows of runs under their leases, in the order given; those whose lease is gone do not come back, nor those that others hold.
+-- Locks live rows of runs under their leases, in the order given, and waits for none; those whose lease is gone do not come back, those that others hold have no answer.
 select u.nth, i.cancel_requested
 from unnest($1::int[], $2::bigint[], $3::uuid[], $4::uuid[]) as u(nth, org_id, item_id, token)
-cross join lateral (
+left join lateral (
   select i.cancel_requested from item i where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token
   for update skip locked
-) i;
+) i on true
+where i.cancel_requested is not null
+  or exists (select from item i where i.org_id = u.org_id and i.item_id = u.item_id and i.token = u.token offset 0);
