@@ -319,10 +319,12 @@ async def test_text_is_removed_once_its_try_is_over_and_not_before(
 
 
 async def test_what_goes_on_after_its_step_shows_nothing_more(pond: Pond) -> None:
-    late, said = threading.Event(), asyncio.Event()
+    late, said, is_followed = threading.Event(), asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 
     async def leave(step: StepContext) -> None:
+        # Whoever comes after the try is told nothing of its text.
+        await is_followed.wait()
         step.delta("in time")
 
         def dawdle() -> None:
@@ -339,10 +341,15 @@ async def test_what_goes_on_after_its_step_shows_nothing_more(pond: Pond) -> Non
         late.set()
         await said.wait()
 
-    flow = pond.flow(talk)
-    async with pond.worker():
-        told = await whole(pond, await pond.submit(flow))
-    assert words(told) == ["in time", "step.succeeded"]
+    flow, told = pond.flow(talk), []
+    async with pond.worker(), asyncio.timeout(DEADLINE_S):
+        async for one in followed(pond, await pond.submit(flow)):
+            is_followed.set()
+            told.append(one)
+    assert words([one for one in told if getattr(one, "kind", "") != "step.started"]) == [
+        "in time",
+        "step.succeeded",
+    ]
     assert await pond.count("delta", "text = 'too late'") == 0
 
 

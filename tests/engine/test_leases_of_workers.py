@@ -31,7 +31,7 @@ async def test_workers_are_not_looked_up_for_each_lease(pond: Pond) -> None:
         orphaned = await con.prepare(queries("maintenance")["orphaned"])
         look = await con.prepare(queries("agenda")["look"])
         asked = {
-            look: (True, False, None, None, False),
+            look: (True, False, None, None, False, False),
             orphaned: (500, 6.0),
             watch: (workers[0], False, None, None),
         }

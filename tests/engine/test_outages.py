@@ -73,8 +73,8 @@ async def test_an_outage_takes_no_living_workers_runs(pond: Pond, admin_url: str
 async def test_a_commit_that_was_given_up_does_not_strand_its_run(
     pond: Pond, admin_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    impatient = functools.partial(worker_module.Committer, retry_s=0.3)
-    monkeypatch.setattr(worker_module, "Committer", impatient)
+    impatient = functools.partial(equipping.Committer, retry_s=0.3)
+    monkeypatch.setattr(equipping, "Committer", impatient)
     gate = asyncio.Event()
 
     async def holds(ctx: Context, _: None) -> str:

@@ -16,7 +16,8 @@ from tests.engine.test_step_keys import until
 from tests.engine.test_turns import QUEUES, many, stands
 from tests.engine.test_waiters import ask_of, rides
 
-from millpond.engine import crossings, waits
+from millpond.engine import crossings
+from millpond.engine.resting import Rest, rest_alone
 from millpond.engine.branches import Branches
 from millpond.engine.charges import Charges, Toll
 from millpond.engine.context import Context
@@ -214,7 +215,8 @@ async def test_lines_of_steps_wake_by_what_their_tries_use_and_not_by_their_runs
         ask = ask_of(run)
         assert await rides(hand, ask) == [False]
         asks = {ask.step_key: ask}
-        await waits.park(pond.engine_db, run.lease, step_keys=list(asks), is_human=False, asks=asks)
+        rest = Rest(lease=run.lease, step_keys=list(asks), is_human=False, asks=asks)
+        await rest_alone(pond.engine_db, rest)
     await many(pond, "sql", other, 6)
     assert await hand.claim(dict.fromkeys(QUEUES, 8)) == []
     await put(pond, **{f"of_{pond.org_id}": 0.0, f"of_{other}": 1.0})
