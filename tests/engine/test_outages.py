@@ -13,9 +13,8 @@ import asyncpg
 import pytest
 from tests.engine.conftest import Pond
 
+from millpond.engine import equipping, launching, storing
 from millpond.engine import history as history_module
-from millpond.engine import launching, storing
-from millpond.engine import worker as worker_module
 from millpond.engine.claim import Claimer
 from millpond.engine.context import Context
 from millpond.engine.maintenance import Maintenance

@@ -13,7 +13,7 @@ from millpond.db.queries import queries
 
 ROWS, BATCH = 3000, 20
 # Each row of a batch is looked up in a table a few times at most.
-MOST = 8 * BATCH
+MOST = 10 * BATCH
 TABLES = "lane share ready lease step_lease room meter limit_change reservation lease_use"
 URGENT = "select * from claim_urgent('{default}', '{256}', '{f@1}', 16)"
 START = """

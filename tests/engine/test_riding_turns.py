@@ -17,12 +17,12 @@ from tests.engine.test_turns import QUEUES, many, stands
 from tests.engine.test_waiters import ask_of, rides
 
 from millpond.engine import crossings
-from millpond.engine.resting import Rest, rest_alone
 from millpond.engine.branches import Branches
 from millpond.engine.charges import Charges, Toll
 from millpond.engine.context import Context
 from millpond.engine.leases import Claimed, Lease, Seat
 from millpond.engine.needs import Ask
+from millpond.engine.resting import Rest, rest_alone
 from millpond.engine.riding import Riding
 from millpond.engine.seating import Seating
 from millpond.engine.submit import submit

@@ -138,7 +138,10 @@ begin
   t as materialized (
     select r.org_id, r.item_id, r.token, r.room, r.step_key, sum(u.tokens)::bigint as more,
            bool_or(u.is_lost and u.step_key is not null) as is_cut, bool_or(u.is_lost and u.step_key is null) as is_gone
-    from u join reservation r on r.org_id = any(array[u.org_id]) and r.item_id = any(array[u.item_id]) and r.token = any(array[u.token])
+    from u cross join lateral (
+      select r.org_id, r.item_id, r.token, r.room, r.step_key, r.parts, r.carried from reservation r
+      where r.org_id = u.org_id and r.item_id = u.item_id and r.token = u.token offset 0
+    ) r
     where (u.step_key is null or r.step_key = u.step_key
            or (r.step_key = '' and not exists (
              select from reservation o where o.org_id = r.org_id and o.item_id = r.item_id and o.token = r.token
