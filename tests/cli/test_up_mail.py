@@ -129,7 +129,9 @@ def test_where_stdout_is_no_terminal_no_link_is_shown(folder):
         token = token_of_an_invitation(url, data_dir)
     finally:
         process.send_signal(signal.SIGTERM)
-        shown, _ = process.communicate(timeout=60)
+        # Not by `communicate`, which passes over what came with the first line.
+        shown = process.stdout.read()
+        process.wait(timeout=60)
     assert "token file" in shown
     assert token not in shown
     assert token not in log.read_text()
