@@ -1,8 +1,9 @@
 """Failures: how often in a row a step failed on a key, in all workers together.
 
-Kept by `throttling` for one worker. Invariants: each failure is counted once, in a transaction of its own, and of many
-at a time those of one worker together; nothing is read or written by a success but where a failure was counted here
-less than a minute before: that ends the row for all.
+Kept by `throttling` for one worker. Invariants: a failure is counted once, or not at all where whoever told of it is cut
+off (those told of together may count twice where an answer was lost), in a transaction of its own; of many at a time
+those of one worker together; nothing is read or written by a success but where a failure was counted here less than a
+minute before: that ends the row for all.
 """
 
 from __future__ import annotations
@@ -75,10 +76,8 @@ class Failures:
                     counted: int | None = await con.fetchval(
                         _SQL["count"], *own, *target, step, len(taken), round(ROW_S * 1e6)
                     )
-                if (
-                    counted is None
-                ):  # its lease is gone; the next of those waiting counts the others
-                    return False
+                if counted is None:
+                    return False  # its lease is gone; the next of those waiting counts the others
                 waiting -= taken
         finally:
             waiting.discard(mark)
