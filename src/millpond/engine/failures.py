@@ -2,8 +2,8 @@
 
 Kept by `throttling` for one worker. Invariants: a failure is counted once, or not at all where whoever told of it is
 cut off (those told of together may count twice where an answer was lost), in a transaction of its own; of many at a
-time those of one worker together; nothing is read or written by a success but where a failure was counted here less than
-a minute before: that ends the row for all.
+time those of one worker together; nothing is read or written by a success but where a failure was counted here less
+than a minute before: that ends the row for all.
 """
 
 from __future__ import annotations
