@@ -175,7 +175,8 @@ class Loader:
         }
         self.process.stdin.write(orjson.dumps(order) + b"\n")
         await self.process.stdin.drain()
-        line = await asyncio.wait_for(self.process.stdout.readline(), seconds + _ANSWER_S)
+        async with asyncio.timeout(seconds + _ANSWER_S):
+            line = await self.process.stdout.readline()
         if not line:
             raise RuntimeError("the load ended; what it says is above")
         return Load(**orjson.loads(line))

@@ -156,6 +156,7 @@ async def idle_dispatch(at: Ground, *, count: int) -> list[float]:
             began = time.perf_counter()
             await submit_alone(at.db, [intent])
             hints.wake([intent.queue])
-            took.append(await asyncio.wait_for(started, _DISPATCH_S) - began)
+            async with asyncio.timeout(_DISPATCH_S):
+                took.append(await started - began)
             await asyncio.sleep(PAUSE_S)
     return took

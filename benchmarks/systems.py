@@ -144,7 +144,8 @@ class Running:
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
-            await asyncio.wait_for(self.process.wait(), 15)
+            async with asyncio.timeout(15):
+                await self.process.wait()
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
@@ -160,7 +161,8 @@ class Running:
     async def _read(self, limit_s: float) -> dict[str, Json]:
         assert self.process.stdout is not None
         try:
-            line = await asyncio.wait_for(self.process.stdout.readline(), limit_s)
+            async with asyncio.timeout(limit_s):
+                line = await self.process.stdout.readline()
         except TimeoutError as error:
             self.process.kill()
             raise PeerFailed(f"{self.system.name} did not answer in {limit_s:.0f} s") from error

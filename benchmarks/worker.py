@@ -44,7 +44,8 @@ async def worker_process(
     finally:
         process.terminate()
         try:
-            await asyncio.wait_for(process.wait(), _END_S)
+            async with asyncio.timeout(_END_S):
+                await process.wait()
         except TimeoutError:
             process.kill()
             await process.wait()

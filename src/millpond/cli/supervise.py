@@ -158,7 +158,8 @@ async def _end(child: Child) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:
-        await asyncio.wait_for(process.wait(), child.grace_s)
+        async with asyncio.timeout(child.grace_s):
+            await process.wait()
     except TimeoutError:
         _log.warning("child_killed", child=child.name, grace_s=child.grace_s)
         with contextlib.suppress(ProcessLookupError):

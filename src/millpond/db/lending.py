@@ -91,7 +91,8 @@ class Lending:
             self._returning.cancel()
         await self._return_kept()
         try:
-            await asyncio.wait_for(self._pool.close(), 5)
+            async with asyncio.timeout(5):
+                await self._pool.close()
         except TimeoutError:
             self._pool.terminate()
 

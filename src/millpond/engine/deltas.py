@@ -144,7 +144,8 @@ class Deltas:
         try:
             while self._waiting:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._hurry.wait(), GATHER_S)
+                    async with asyncio.timeout(GATHER_S):
+                        await self._hurry.wait()
                 self._hurry.clear()
                 texts, self._waiting = list(self._waiting), {}
                 rows = [row for text in texts if (row := text.take()) is not None]

@@ -192,7 +192,8 @@ async def _follow(
                         return
             wait_s = _BUSY_S if events or text else min(_IDLE_S, wait_s * 1.5)
             try:
-                await asyncio.wait_for(woken.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await woken.wait()
             except TimeoutError:
                 continue
 

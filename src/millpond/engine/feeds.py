@@ -135,7 +135,8 @@ async def tail(
             wait_s = _BUSY_S if read.events else min(_IDLE_S, wait_s * 1.5)
             pace_s = _BUSY_S if read.events else min(_PACE_S, pace_s * 1.5)
             try:
-                await asyncio.wait_for(woken.wait(), wait_s)
+                async with asyncio.timeout(wait_s):
+                    await woken.wait()
             except TimeoutError:
                 continue
             # Somebody's run changed, which in a busy house is always so.

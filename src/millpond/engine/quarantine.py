@@ -93,6 +93,7 @@ class Quarantine:
         if self._process.stdin is not None:
             self._process.stdin.close()
         try:
-            await asyncio.wait_for(self._process.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._process.wait()
         except TimeoutError:
             _log.warning("quarantine.left", pid=self._process.pid)

@@ -91,7 +91,8 @@ async def close(
         async with database.duty("unregister") as con:
             await con.execute(_SQL["remove_worker"], worker_id)
     try:
-        await asyncio.wait_for(beat.wait(), 5)
+        async with asyncio.timeout(5):
+            await beat.wait()
     except TimeoutError:
         beat.kill()
         await beat.wait()

@@ -292,7 +292,7 @@ class Slots:
         if self._kick.is_set():  # at once: the loop may have much to do before it comes back here
             return
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):  # no task of its own, as `wait_for` makes one
+            async with asyncio.timeout(timeout_s):
                 await self._kick.wait()
 
     async def room(self) -> dict[str, int]:

@@ -90,7 +90,8 @@ class Watch:
                 self._noted_at = 0.0  # what was told last may be lost
                 _log.warning("watch.failed", error=error.code)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._look.wait(), _WATCH_S)
+                async with asyncio.timeout(_WATCH_S):
+                    await self._look.wait()
 
     async def hand_back_unknown(self, suspects: set[Lease]) -> set[Lease]:
         """Release leases that stood without an attempt before and still do; returns the new ones.

@@ -94,7 +94,8 @@ class Sealer:
             while not stop.is_set():
                 await self._guarded(self._look(line))
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), self._poll_s)
+                    async with asyncio.timeout(self._poll_s):
+                        await stop.wait()
                 if not self._has_failed:
                     self._halted = None
                 self._has_failed = False
