@@ -39,6 +39,9 @@ NOT_YET = (asyncpg.CannotConnectNowError, asyncpg.PostgresConnectionError, async
 # Recovery after a crash replays up to `max_wal_size` before the first connection is let in.
 START_S = 300.0
 POLL_S = 0.01
+# As much of the log as there is files for at first: whoever comes to the end of these waits 20 ms for the next one to
+# be filled with zeros, up to the first checkpoint. From then on files are used again.
+READY_WAL_SEGMENTS = 16
 
 SERVER_OPTIONS: Mapping[str, str] = {
     "listen_addresses": "",
@@ -226,6 +229,8 @@ class EmbeddedPostgres:
                 await con.execute(f"alter role {role} password '{secret}'")
             if not await con.fetchval("select 1 from pg_database where datname = $1", DATABASE):
                 await con.execute(f"create database {DATABASE} owner {OWNER}")
+                if self._options["fsync"] != "off":
+                    await _make_wal_ready(con)
         finally:
             await con.close()
         con = await asyncpg.connect(self.admin_url(DATABASE))
@@ -234,6 +239,14 @@ class EmbeddedPostgres:
                 await con.execute(f"create extension if not exists {extension} schema public")
         finally:
             await con.close()
+
+
+async def _make_wal_ready(con: asyncpg.Connection[asyncpg.Record]) -> None:
+    """Make the files of the log that the next ones write, of 16 MiB each: those that a checkpoint finds done are kept."""
+    for _ in range(READY_WAL_SEGMENTS):
+        await con.execute("select pg_logical_emit_message(false, 'ready', '')")
+        await con.execute("select pg_switch_wal()")
+    await con.execute("checkpoint")
 
 
 async def _finish_thread(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:

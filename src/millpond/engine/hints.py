@@ -47,7 +47,7 @@ class Hints:
 
     @classmethod
     async def connect(cls, url: str) -> Hints:
-        """Start sending; the connection is opened at the first hint and reopened when it breaks."""
+        """Start sending; the connection is opened soon, before the first hint wants it, and reopened when it breaks."""
         hints = cls(url)
         hints._sender = asyncio.create_task(hints._send_all(), name="hints")
         return hints
@@ -96,6 +96,9 @@ class Hints:
     async def _send_all(self) -> None:
         con: asyncpg.Connection[asyncpg.Record] | None = None
         try:
+            with contextlib.suppress(*_ERRORS):
+                con = await connect(self._url)
+                await send(con, [])
             while True:
                 await self._kick.wait()
                 self._kick.clear()
