@@ -242,7 +242,7 @@ class EmbeddedPostgres:
 
 
 async def _make_wal_ready(con: asyncpg.Connection[asyncpg.Record]) -> None:
-    """Make the files of the log that the next ones write, of 16 MiB each: those that a checkpoint finds done are kept."""
+    """Make the files, of 16 MiB each, into which the log goes next: a checkpoint keeps those that are done with."""
     for _ in range(READY_WAL_SEGMENTS):
         await con.execute("select pg_logical_emit_message(false, 'ready', '')")
         await con.execute("select pg_switch_wal()")

@@ -52,7 +52,11 @@ class StepWrite:
 
 @dataclass(kw_only=True, slots=True)
 class FinishWrite:
-    """A run's end: `outcome` is succeeded, failed or cancelled; `spent` what steps used that have no record of it."""
+    """A run's end: `outcome` is succeeded, failed or cancelled; `spent` what steps used that have no record of it.
+
+    `last` is the result of its last step, stored with it: a result of a first try, with nothing that needs rows of its
+    own.
+    """
 
     lease: Lease
     outcome: str
@@ -60,6 +64,7 @@ class FinishWrite:
     output: str | None = None
     error: str | None = None
     spent: Sequence[Spent] = ()
+    last: StepWrite | None = None
 
 
 W = TypeVar("W", StepWrite, FinishWrite)
@@ -172,11 +177,16 @@ class Batch:
 def _fitting(pending: Sequence[Pending[W]], most: int, weight: int) -> tuple[int, int]:
     """Count the first writes that fit in `most` and `MAX_BYTES`, at least one of a batch."""
     for nth, one in enumerate(pending):
-        write = one.write
-        weight += len(write.output or "") + len(write.event_data)
+        weight += _weight(one.write)
         if nth >= most or (weight > MAX_BYTES and nth > 0):
             return nth, weight
     return len(pending), weight
+
+
+def _weight(write: StepWrite | FinishWrite) -> int:
+    last = write.last if isinstance(write, FinishWrite) else None
+    own = len(write.output or "") + len(write.event_data)
+    return own if last is None else own + _weight(last)
 
 
 def settle(done: asyncio.Future[None], error: Exception | None) -> None:

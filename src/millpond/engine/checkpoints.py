@@ -40,6 +40,11 @@ class Checkpoints(ABC):
             self._made = self._make(Performer)
         return self._made
 
+    async def _catch_up(self) -> None:
+        """Wait until what the flow was given is durable, before branches begin on it."""
+        if self._made is not None:
+            await self._made.catch_up()
+
     @abstractmethod
     def _make(self, kind: Callable[..., Performer]) -> Performer:
         """Make what performs steps."""

@@ -32,6 +32,7 @@ from millpond.engine.needs import Ask
 from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
+from millpond.engine.recording import Held
 from millpond.engine.registry import Step
 from millpond.engine.rights import right_of
 from millpond.engine.scope import Scope
@@ -114,6 +115,7 @@ class Context(Fanning, Signals, Continuing, Values):
             claimed.lease,
             self._scope,
             self._branches,
+            flow=(claimed.flow, claimed.version),
             is_obliged=claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties),
             # Endings undo what was done: they need no right.
             right=right_of(self._scope.asking, claimed) if self._heeds_cancel else None,
@@ -398,6 +400,19 @@ class Context(Fanning, Signals, Continuing, Values):
     def begin(self, task: asyncio.Task[Any]) -> None:
         """Make a task, which is the current one, the flow's own strand."""
         self._branches.enter(task, Branch(""))
+
+    def take_held(self) -> Held | None:
+        """Hand out, once, the result of the last step where its record may go with the run's end."""
+        return None if self._made is None else self._made.take_held()
+
+    async def catch_up(self, held: Held | None = None, *, only_sent: bool = False) -> None:
+        """Wait until the result that the flow got last is durable, or one that was handed out; raises Unwind.
+
+        With `only_sent`, what is not on its way by itself stays held.
+        """
+        made = self._made
+        if made is not None and (made.is_behind or not only_sent):
+            await made.catch_up(held)
 
     async def settled(self) -> None:
         """Wait until every record of this attempt is stored or refused."""

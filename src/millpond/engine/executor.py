@@ -10,6 +10,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 import orjson
 import structlog
@@ -27,6 +28,7 @@ from millpond.engine.endgame import Failure
 from millpond.engine.history import History
 from millpond.engine.leases import Claimed
 from millpond.engine.opening import draw_again
+from millpond.engine.recording import Held
 from millpond.engine.registry import Flow
 from millpond.engine.resting import Rest
 from millpond.engine.waits import Readied
@@ -35,7 +37,7 @@ from millpond.retry import Verdict, backoff_s, classify, retry_after_s
 
 _log = structlog.get_logger("millpond.executor")
 # Why a run goes to another worker, and what is told of it.
-_HANDED_BACK = {"drained": "drain", "away": "away"}
+_HANDED_BACK = {"drained": "drain", "away": "away", "refused": "refused"}
 # Ends whose write has no place for what was spent on models.
 _NO_PLACE = frozenset({*_HANDED_BACK, "continued", "parked", "blocked"})
 
@@ -72,20 +74,39 @@ async def execute(attempt: Attempt, scope: Scope) -> list[Readied]:
             return await _failed(attempt, scope, error)
         if attempt.slot is not None:
             attempt.slot.hand_over()
-        data = f'{{"duration_s":{time.monotonic() - began:.6f}}}'
-        await scope.committer.finish(
-            FinishWrite(
-                lease=claimed.lease,
-                outcome="succeeded",
-                output=output,
-                event_data=data,
-                spent=tuple(attempt.gather_spent()),
-            )
+        held = context.take_held()
+        end = FinishWrite(
+            lease=claimed.lease,
+            outcome="succeeded",
+            output=output,
+            event_data=f'{{"duration_s":{time.monotonic() - began:.6f}}}',
+            spent=tuple(attempt.gather_spent()),
+            last=None if held is None else held.write,
         )
+        try:
+            await scope.committer.finish(end)
+        except LeaseLost:
+            raise
+        except MillpondError:
+            if held is None:
+                raise
+            return await _one_by_one(attempt, scope, held, end, began)
     except LeaseLost:
         _log.info("run.lease_lost", run_id=str(claimed.lease.run_id), org_id=context.org_id)
     except MillpondError as error:
         return await _unstorable(attempt, scope, error)
+    return []
+
+
+async def _one_by_one(
+    attempt: Attempt, scope: Scope, held: Held, end: FinishWrite, began: float
+) -> list[Readied]:
+    """Store the last step's result and the run's end apart, since the two were refused together."""
+    try:
+        await attempt.context.catch_up(held)
+    except Unwind as unwind:
+        return await _unwound(attempt, scope, unwind.reason, began)
+    await scope.committer.finish(replace(end, last=None))
     return []
 
 
@@ -110,10 +131,16 @@ async def _perform(attempt: Attempt, scope: Scope) -> str:
         return dump(flow.output, result)
 
     try:
-        return await strand(context, body)
+        output = await strand(context, body)
+    except BaseException:
+        if context.closed != "lost":
+            await context.catch_up()
+        raise
     finally:
         if timer is not None:
             timer.cancel()
+    await context.catch_up(only_sent=True)
+    return output
 
 
 async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) -> list[Readied]:

@@ -34,6 +34,7 @@ class Fanning(Checkpoints):
         Waits for all of them; then raises the failure of the first by position, if any failed.
         """
         try:
+            await self._catch_up()
             return tuple(await fan(self._branches, [partial(_given, one) for one in branches]))
         finally:
             for one in branches:
@@ -57,6 +58,7 @@ class Fanning(Checkpoints):
         if limit < 1:
             raise InvalidInput("map takes a limit of at least 1", param="limit")
         bodies = [partial(function, item) for item in items]
+        await self._catch_up()
         return await fan(self._branches, bodies, limit=limit, bound_waiting=bound_waiting)
 
 

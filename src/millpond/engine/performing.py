@@ -1,18 +1,20 @@
 """Performing a step: tried until there is a result, a failure, or a wait; each outcome recorded.
 
-Called by `context`, one Performer per attempt. Invariants: a step's result is returned only after its
-record is durable; a failure that is raised is recorded first; a step with effect `once` is tried only under
-a durable marker (`once`); a lost lease ends the attempt silently.
+Called by `context`, one Performer per attempt. Invariants: a step is begun only after the results before it are
+durable; a result is returned after its record is, or held for the run's end (`recording`); a failure that is raised is
+recorded first; a step with effect `once` is tried only under a durable marker (`once`); a lost lease ends the attempt
+silently.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import orjson
 
@@ -24,10 +26,11 @@ from millpond.engine.encoding import dump, dump_error, read_back
 from millpond.engine.history import Recorded
 from millpond.engine.leases import Lease, Seat
 from millpond.engine.metering import Spent
-from millpond.engine.plans import Plan, failure
-from millpond.engine.recording import Recorder
+from millpond.engine.payloads import SMALL
+from millpond.engine.plans import Plan, StepFailed, failure
+from millpond.engine.recording import Held, Recorder
 from millpond.engine.rights import Right
-from millpond.engine.scope import Scope
+from millpond.engine.scope import ANNOUNCE_S, Scope
 from millpond.engine.seating import Seating
 from millpond.engine.strays import raise_stray
 from millpond.errors import Forbidden, InvalidInput, NotDone, Transient
@@ -49,14 +52,14 @@ class Performer(Recorder):
         scope: Scope,
         branches: Branches,
         *,
+        flow: tuple[str, int],
         is_obliged: bool = False,
         right: Right | None = None,
         seats: Sequence[Seat] = (),
         begin_by: float | None = None,
     ) -> None:
-        super().__init__(lease, scope, branches, is_obliged=is_obliged)
+        super().__init__(lease, scope, branches, flow=flow, is_obliged=is_obliged)
         self._right = right
-        self._loop = scope.loop
         self._under_way = scope.under_way
         self._timed = scope.timed
         self._throttling = scope.throttling
@@ -73,6 +76,8 @@ class Performer(Recorder):
         recorded: Recorded | None,
     ) -> Any:
         """Try until there is a result, waiting between tries; raises StepFailed."""
+        if self._held is not None:
+            await self.catch_up()
         if recorded is not None and recorded.state in once.IN_DOUBT:
             recorded = await self._doubt(
                 branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
@@ -115,9 +120,13 @@ class Performer(Recorder):
                     is_new = recorded is None and tries == 1 and not plan.is_once
                     took_s = (ended - try_began, ended - began)
                     spent = plan.take_spent()
-                    done = self.own(
-                        self._done(branch, plan, text, tries, *took_s, spent=spent, is_new=is_new)
+                    write = self._result(
+                        branch, plan, text, tries, *took_s, spent=spent, is_new=is_new
                     )
+                    if self._may_hold(branch, plan, write, took_s[0]):
+                        self.hold(plan, write)
+                        return value
+                    done = self.own(self._store(write))
                     await (self._kept(done) if plan.is_once else done)
                     if plan.is_seated:
                         self._seating.recorded(plan)
@@ -254,7 +263,30 @@ class Performer(Recorder):
     def given(self, plan: Plan, recorded: Recorded, value: Any) -> None:
         """Take note of a recorded result that the flow gets on replay."""
 
-    def _done(
+    def _may_hold(self, branch: Branch, plan: Plan, write: StepWrite, took_s: float) -> bool:
+        """Whether a result may go with the run's end: nothing stands beside it that would have to be stored first.
+
+        That a longer step is under way may have been told just now, and is to be stored before the run's end.
+        """
+        return (
+            write.is_new
+            and took_s < ANNOUNCE_S
+            and branch.parent is None
+            and self._branches.closed is None
+            and (self._flow, plan.key) not in self._passed
+            and not (plan.keys or write.spent or self.is_obliged)
+            and len(write.output or "") <= SMALL
+            and not self._throttling.is_watched(self._lease.org_id, plan.name)
+        )
+
+    async def renounce(self, held: Held, error: Exception) -> NoReturn:
+        """See Recorder."""
+        with contextlib.suppress(StepFailed):
+            await self._failed_try(held.plan, error, held.write.tries, held.write.duration_s)
+        self._branches.close("refused")
+        raise Unwind(self._branches.closed or "refused") from error
+
+    def _result(
         self,
         branch: Branch,
         plan: Plan,
@@ -265,24 +297,22 @@ class Performer(Recorder):
         *,
         spent: Sequence[Spent],
         is_new: bool,
-    ) -> Awaitable[None]:
-        """Record a result. Step names need no escaping in JSON."""
-        return self._store(
-            StepWrite(
-                lease=self._lease,
-                step_key=plan.key,
-                name=plan.name,
-                state="done",
-                output=text,
-                tries=tries,
-                duration_s=duration_s,
-                seq=branch.places.get(plan.key),
-                spent=spent,
-                is_new=is_new,
-                has_room=plan.is_seated,
-                event_kind="step.succeeded",
-                event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
-            )
+    ) -> StepWrite:
+        """Return the record of a result. Step names need no escaping in JSON."""
+        return StepWrite(
+            lease=self._lease,
+            step_key=plan.key,
+            name=plan.name,
+            state="done",
+            output=text,
+            tries=tries,
+            duration_s=duration_s,
+            seq=branch.places.get(plan.key),
+            spent=spent,
+            is_new=is_new,
+            has_room=plan.is_seated,
+            event_kind="step.succeeded",
+            event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
         )
 
     async def _failed_try(

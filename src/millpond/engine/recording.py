@@ -1,14 +1,16 @@
 """Recording: what an attempt's steps leave behind: records, events, and what they show while they go on.
 
-The base of `performing`'s Performer. Invariants: what is awaited here is durable once it returns; a lost lease, and
-whatever else ends the attempt from outside, comes back as Unwind.
+The base of `performing`'s Performer. Invariants: what is awaited here is durable once it returns; a result that is held
+for the run's end is on its way as soon as the flow's code waits for anything, and nothing is begun or stored before it
+is durable; a lost lease, and whatever else ends the attempt from outside, comes back as Unwind.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
 
 from millpond.engine.branches import Branches, Unwind
 from millpond.engine.commit import StepWrite
@@ -27,19 +29,38 @@ R = TypeVar("R")
 AGAIN_S = 0.3
 
 
+@dataclass(slots=True)
+class Held:
+    """A result that the flow has, of which the record is held for the run's end; `stored` once it goes by itself."""
+
+    plan: Plan
+    write: StepWrite
+    stored: asyncio.Future[None] | None = None
+
+
 class Recorder:
     """Stores what the steps of one attempt come to, and waits for it."""
 
     def __init__(
-        self, lease: Lease, scope: Scope, branches: Branches, *, is_obliged: bool = False
+        self,
+        lease: Lease,
+        scope: Scope,
+        branches: Branches,
+        *,
+        flow: tuple[str, int],
+        is_obliged: bool = False,
     ) -> None:
         self._lease = lease
+        self._flow = flow
+        self._passed = scope.passed
         self._database = scope.database
         self._committer = scope.committer
+        self._loop = scope.loop
         self._deltas = scope.deltas
         self._branches = branches
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[Any]] = set()
+        self._held: Held | None = None
 
     def tell_started(self, plan: Plan) -> None:
         """Tell that a step is under way; nobody waits for this."""
@@ -112,6 +133,7 @@ class Recorder:
         has_room: bool = False,
     ) -> None:
         """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
+        await self.catch_up()
         write = StepWrite(
             lease=self._lease,
             step_key=key,
@@ -142,6 +164,57 @@ class Recorder:
         stored.add_done_callback(self._in_flight.discard)
         return asyncio.shield(stored)
 
+    def hold(self, plan: Plan, write: StepWrite) -> None:
+        """Hold the record of a result which the flow gets now, up to the first moment in which its code waits.
+
+        If the flow returns before that, the record goes with the run's end.
+        """
+        self._held = Held(plan, write)
+        self._loop.call_soon(self._let_go)
+
+    def _let_go(self) -> None:
+        held = self._held
+        if held is not None and held.stored is None:
+            held.stored = self._committer.record(held.write)
+            self._passed.add(self._flow, held.plan.key)
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the record of a result that the flow has is on its way by itself."""
+        return self._held is not None and self._held.stored is not None
+
+    def take_held(self) -> Held | None:
+        """Hand out what is held, to be stored with the run's end."""
+        held, self._held = self._held, None
+        return held
+
+    async def catch_up(self, held: Held | None = None) -> None:
+        """Wait until what is held, or was handed out, is durable; raises Unwind where it cannot be stored.
+
+        Then the failure of its step is recorded, and the next attempt of the run meets that where it has to.
+        """
+        held = self._held = held or self._held
+        if held is None:
+            return
+        self._let_go()
+        stored = held.stored
+        assert stored is not None
+        # A time limit of the flow's own may end this wait, and another one begin; so it is not the record's own future.
+        over: asyncio.Future[None] = self._loop.create_future()
+        stored.add_done_callback(lambda _: None if over.done() else over.set_result(None))
+        try:
+            await self.own(over)
+            await self.own(stored)
+        except Exception as error:  # noqa: BLE001 - whatever it is that refuses a record
+            self._held = None
+            await self.renounce(held, error)
+        if self._held is held:
+            self._held = None
+
+    async def renounce(self, held: Held, error: Exception) -> NoReturn:
+        """Record that a step whose result was refused has failed; raises Unwind."""
+        raise NotImplementedError
+
     async def settled(self) -> None:
         """Wait until every record of this attempt is stored or refused."""
         while self._in_flight:
@@ -152,6 +225,7 @@ class Recorder:
 
         Where the database is there and something else is not, the run is left to another worker in the end.
         """
+        await self.catch_up()
         reason = ""
         for _ in range(100):
             try:

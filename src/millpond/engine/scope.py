@@ -32,6 +32,24 @@ from millpond.engine.waking import Mixed
 # A step that lasts longer is announced by an event of its own.
 ANNOUNCE_S = 0.05
 _SPARE = 256
+# Of so many steps it is remembered that their flows go on after them; then that is learned anew.
+_MAX_PASSED = 10_000
+
+
+class Passed:
+    """Steps after which their flows went on, by flow and step key: their results are not held for an end again."""
+
+    def __init__(self) -> None:
+        self._keys: set[tuple[tuple[str, int], str]] = set()
+
+    def __contains__(self, step: tuple[tuple[str, int], str]) -> bool:
+        return step in self._keys
+
+    def add(self, flow: tuple[str, int], step_key: str) -> None:
+        """Note that a flow went on after a step."""
+        if len(self._keys) >= _MAX_PASSED:
+            self._keys.clear()
+        self._keys.add((flow, step_key))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +74,7 @@ class Scope:
     timed: Deadlines = field(default_factory=lambda: Deadlines())
     asking: Asking = field(default_factory=lambda: Asking(None))
     mixed: Mixed = field(default_factory=Mixed)
+    passed: Passed = field(default_factory=Passed)
     vault: Vault | None = None
     leasehold: Leasehold = field(default_factory=Leasehold)
 

@@ -80,7 +80,11 @@ def _records(writes: Sequence[StepWrite]) -> list[str]:
 
 async def finish(con: Connection, ends: Ends, *, has_more: bool = True) -> set[int]:
     """End runs without duties; returns the ordinals stored. For `has_more` see `record`."""
-    rows = await con.fetch(_SQL["finish"], *_columns(ends))
+    lasts = [write.last for _, write in ends]
+    if any(lasts):
+        rows = await con.fetch(_SQL["finish_with_last"], *_columns(ends), *_lasts(lasts))
+    else:
+        rows = await con.fetch(_SQL["finish"], *_columns(ends))
     if has_more:
         writes = [write for _, write in ends]
         await _keep(con, [(write, OUTPUT) for write in _big(writes, rows)])
@@ -93,6 +97,8 @@ async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], lis
 
     There may be none: what is sent again after an answer was lost may all have been stored.
     """
+    if lasts := [(nth, write.last) for nth, write in ends if write.last is not None]:
+        await record(con, lasts, has_more=False)
     rows = await con.fetch(_SQL["finish_with_duties"], *_columns(ends))
     writes = [write for _, write in ends]
     await _keep(con, [(write, OUTPUT) for write in _big(writes, rows)])
@@ -128,6 +134,18 @@ def _columns(ends: Ends) -> list[str]:
         optional(_outputs(writes)),
         optional([write.error for write in writes]),
         texts([write.event_data for write in writes]),
+    ]
+
+
+def _lasts(lasts: Sequence[StepWrite | None]) -> list[str]:
+    """Return the columns of results that go with ends; those of ends without one are empty."""
+    return [
+        optional([last.step_key if last else None for last in lasts]),
+        optional([last.name if last else None for last in lasts]),
+        optional([last.output if last else None for last in lasts]),
+        plain([f"{last.duration_s:.6f}" if last else "" for last in lasts]),
+        optional([last.event_data if last else None for last in lasts]),
+        plain(["" if last is None or last.seq is None else last.seq for last in lasts]),
     ]
 
 

@@ -140,6 +140,53 @@ events as (
 )
 select ord from held;
 
+-- name: finish_with_last
+-- As finish, of runs whose last steps' results are stored with their ends: what record_done stores of each, where there is one.
+with held as (
+  delete from item i
+  using unnest(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(30))::uuid[], string_to_array($3, chr(30))::uuid[],
+               string_to_array($4, chr(30)), string_to_array($5, chr(30), ''), string_to_array($6, chr(30), ''),
+               string_to_array($7, chr(30)), string_to_array($8, chr(30), ''), string_to_array($9, chr(30), ''),
+               string_to_array($10, chr(30), ''), string_to_array($11, chr(30), '')::float8[],
+               string_to_array($12, chr(30), ''), string_to_array($13, chr(30), '')::int[])
+    with ordinality as u(org_id, item_id, token, outcome, output, error, event_data, step_key, step_name, step_output,
+                         duration_s, step_data, seq, ord)
+  where i.org_id = any(array[u.org_id]) and i.item_id = any(array[u.item_id]) and i.token = u.token and i.duties = 0
+  returning i.org_id, i.item_id, i.run_id, i.attempt, i.event_no, i.started_at, u.outcome, u.output, u.error, u.event_data,
+            u.step_key, u.step_name, u.step_output, u.duration_s, u.step_data, u.seq, u.ord
+),
+unleased as (
+  delete from lease l using held h where l.org_id = any(array[h.org_id]) and l.item_id = any(array[h.item_id])
+  returning h.org_id, h.run_id, h.attempt, h.started_at, h.outcome, h.output, h.error,
+            date_part('epoch', clock_timestamp() - l.claimed_at) as worker_s
+),
+ended as (
+  update run r set outcome = h.outcome, output = h.output::json, error = h.error::json, attempts = h.attempt,
+                   started_at = h.started_at, finished_at = clock_timestamp(), tells_use = true
+  from unleased h where r.org_id = any(array[h.org_id]) and r.run_id = any(array[h.run_id])
+  returning r.org_id, r.flow, h.attempt, h.worker_s
+),
+metered as (
+  insert into usage_part (orgs, flows, runs, worker_s)
+  select array_agg(org_id), array_agg(flow), array_agg(runs), array_agg(worker_s)
+  from (select org_id, flow, (count(*) filter (where attempt = 1))::int as runs, sum(worker_s) as worker_s
+        from ended group by org_id, flow) u
+  having count(*) > 0
+),
+steps as (
+  insert into step (org_id, run_id, step_key, name, kind, state, output, tries, attempt, started_at, finished_at, seq)
+  select org_id, run_id, step_key, step_name, 'step', 'done', step_output::json, 1, attempt,
+         clock_timestamp() - duration_s * interval '1 second', clock_timestamp(), seq
+  from held where step_key is not null
+),
+events as (
+  insert into event (org_id, run_id, event_no, kind, step_key, data)
+  select org_id, run_id, event_no + 1, 'step.succeeded', step_key, step_data::json from held where step_key is not null
+  union all
+  select org_id, run_id, event_no + 1 + (step_key is not null)::int, 'run.' || outcome, null, event_data::json from held
+)
+select ord from held;
+
 -- name: finish_with_duties
 -- As finish, of runs with whatever duties; tells which they have.
 with held as (
