@@ -81,13 +81,13 @@ SYSTEMS = {
             name=OURS,
             command=[sys.executable, "-m", "benchmarks.driver"],
             server="postgres",
-            counts={"submit": 400, "bulk": 10_000, "drain": 20_000, "steps": 8_000, "idle": 200}
+            counts={"submit": 400, "bulk": 10_000, "drain": 20_000, "steps": 8_000, "idle": 400}
             | NOISY,
         ),
         System(
             name="pgqueuer",
             server="postgres",
-            counts={"submit": 400, "bulk": 10_000, "drain": 20_000, "steps": 1_000, "idle": 200}
+            counts={"submit": 400, "bulk": 10_000, "drain": 20_000, "steps": 1_000, "idle": 400}
             | NOISY,
             **_python("pgqueuer", "pgqueuer, asyncpg, uvloop"),
         ),
@@ -101,7 +101,7 @@ SYSTEMS = {
         System(
             name="celery",
             server="redis",
-            counts={"submit": 1_000, "drain": 3_000, "steps": 600, "idle": 200} | NOISY,
+            counts={"submit": 1_000, "drain": 3_000, "steps": 600, "idle": 400} | NOISY,
             **_python("celery", "celery, redis"),
         ),
         System(

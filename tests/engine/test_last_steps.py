@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -12,7 +14,8 @@ from tests.engine.conftest import DEADLINE_S, Pond
 
 from millpond.engine.commit import Committer, FinishWrite
 from millpond.engine.context import Context, StepFailed
-from millpond.errors import Permanent
+from millpond.engine.recording import Recorder
+from millpond.errors import Permanent, Unavailable
 
 
 @pytest.fixture
@@ -209,6 +212,7 @@ async def test_a_last_result_that_is_refused_fails_its_step_in_the_flow(pond: Po
     assert [row["error"]["step"] for row in rows[1:3]] == ["bad", "bad"]
     assert called == ["bad"] * 4
     assert await pond.count("step", "name = 'bad' and state = 'failed' and tries = 1") == 4
+    assert await pond.count("step", "seq is null") == 0
     assert await pond.count("step", "name = 'never'") == 0
 
 
@@ -272,6 +276,112 @@ async def test_a_time_limit_of_the_flow_while_a_result_is_stored_loses_nothing(p
     assert (await pond.kinds(run)).count("step.succeeded") == 2
 
 
+async def test_endings_are_stored_before_the_end(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+    monkeypatch.setattr(Recorder, "hold", lambda self, plan, write: held.append(plan.name))
+
+    async def undo(ctx: Context, result: Any) -> None:
+        pass
+
+    undoing = pond.step(undo)
+
+    async def undone(ctx: Context, _: None) -> None:
+        await ctx.step("a", one, undo=undoing)
+        raise Permanent("no")
+
+    async def cleanup(ctx: Context, *given: Any) -> None:
+        await ctx.step("cleanup", one)
+
+    async def cleaned(ctx: Context, _: None) -> None:
+        raise Permanent("no")
+
+    flows = pond.flow(undone), pond.flow(cleaned, on_failure=cleanup)
+    async with pond.worker():
+        runs = [await pond.submit(flow) for flow in flows]
+        for run in runs:
+            await pond.ended(run)
+    assert held == []
+    assert (await stored(pond, runs[0]))["undo"] == "done"
+    assert (await stored(pond, runs[1]))["cleanup"] == "done"
+
+
+async def test_a_fork_that_a_time_limit_cuts_short_is_counted(pond: Pond) -> None:
+    started, locked, cut = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def forks(ctx: Context, _: None) -> list[Any]:
+        started.set()
+        await locked.wait()
+        await ctx.step("a", one)
+        try:
+            async with asyncio.timeout(0.2):
+                await ctx.parallel(ctx.step("q", one, "first"))
+        except TimeoutError:
+            cut.set()
+        found = [*(await ctx.parallel(ctx.step("q", one, "second")))]
+        await ctx.sleep(1.1)
+        return found
+
+    async def hold(run_id: uuid.UUID) -> None:
+        async with pond.engine_db.duty("test") as con:
+            await con.execute("select from item where run_id = $1 for update", run_id)
+            locked.set()
+            await cut.wait()
+
+    flow = pond.flow(forks)
+    async with pond.worker(lease_s=20.0), asyncio.timeout(DEADLINE_S):
+        run = await pond.submit(flow)
+        await started.wait()
+        await hold(run)
+        row = await pond.ended(run)
+    assert row["output"] == ["second"]
+    async with pond.engine_db.duty("test") as con:
+        rows = await con.fetch(
+            "select step_key, output #>> '{}' from step where run_id = $1 and name = 'q'", run
+        )
+    # The next attempt, which no limit cuts short, had the first one executed in its place.
+    assert dict(rows) == {"~0.0/q:0": "first", "~1.0/q:0": "second"}
+
+
+async def test_events_told_without_waiting_in_the_last_step_are_stored(pond: Pond) -> None:
+    async def tells(ctx: Any) -> None:
+        for n in range(5):
+            ctx.emit_soon("half", {"n": n})
+
+    telling = pond.step(tells)
+
+    async def last(ctx: Context, _: None) -> None:
+        await ctx.step(telling)
+
+    flow = pond.flow(last)
+    async with pond.worker():
+        runs = [await pond.submit(flow) for _ in range(3)]
+        for run in runs:
+            await pond.ended(run)
+    for run in runs:
+        kinds = await pond.kinds(run)
+        assert kinds[-1] == "run.succeeded"
+        assert kinds.count("progress") == 5
+
+
+async def test_a_refused_result_keeps_a_run_from_going_on_as_another(pond: Pond) -> None:
+    await refuse(pond, "step", "new.name = 'bad' and new.state = 'done'")
+
+    async def again(ctx: Context, n: int) -> int:
+        if n == 0:
+            await ctx.step("bad", one)
+            await ctx.continue_as(1)
+        return n
+
+    flow = pond.flow(again)
+    async with pond.worker():
+        row = await pond.ended(await pond.submit(flow, 0))
+    assert row["outcome"] == "failed"
+    assert row["error"]["step"] == "bad"
+    assert await pond.count("run") == 1
+
+
 async def test_a_cancel_after_a_result_keeps_it(pond: Pond) -> None:
     async def cancelled(ctx: Context, _: None) -> None:
         await ctx.step("a", one)
@@ -284,3 +394,43 @@ async def test_a_cancel_after_a_result_keeps_it(pond: Pond) -> None:
         row = await pond.ended(run)
     assert row["outcome"] == "cancelled"
     assert await stored(pond, run) == {"a": "done"}
+
+
+async def test_an_end_whose_answer_was_lost_is_found_with_its_last_result(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch, ends: list[FinishWrite]
+) -> None:
+    lost = ["finish", "end"]
+    statement, duty = pond.engine_db.statement, pond.engine_db.duty
+
+    def losing(begin: Any) -> Any:
+        @asynccontextmanager
+        async def broken(name: str, **options: Any) -> AsyncIterator[Any]:
+            async with begin(name, **options) as con:
+                yield con
+            if name in lost:
+                lost.remove(name)
+                raise Unavailable("the connection broke after the commit")
+
+        return broken
+
+    monkeypatch.setattr(pond.engine_db, "statement", losing(statement))
+    monkeypatch.setattr(pond.engine_db, "duty", losing(duty))
+
+    async def below(ctx: Context, _: None) -> int:
+        return await ctx.step("a", one, 7)
+
+    async def above(ctx: Context, _: None) -> int:
+        child = await ctx.start("below", None)
+        await ctx.join(child)
+        return await ctx.step("b", one, 8)
+
+    pond.flow(below)
+    flow = pond.flow(above)
+    async with pond.worker():
+        run = await pond.submit(flow)
+        row = await pond.ended(run)
+    assert (row["output"], lost) == (8, [])
+    assert [end.last and end.last.name for end in ends] == ["a", "b"]
+    assert await pond.count("step", "name in ('a', 'b') and state = 'done'") == 2
+    assert await pond.count("event", "kind = 'step.succeeded'") == 2
+    assert await pond.count("event", "kind = 'run.succeeded'") == 2

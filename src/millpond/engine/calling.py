@@ -107,6 +107,7 @@ class Caller:
             lambda body: performer.tell(key, name, body),
             lambda body: performer.tell_soon(key, name, body),
             lambda text, veil: performer.show(plan, try_number, text, veil),
+            plan.note_soon,
         )
         first = StepContext(
             facts,

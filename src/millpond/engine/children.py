@@ -183,7 +183,7 @@ class Children(Checkpoints):
         left = [self._unjoined[key] for key in sorted(self._unjoined)]
         # Under keys of their own, so that they are the same wherever the flow ends.
         waits_for = [partial(self._end_of, child, f"!join {child.step_key}") for child in left]
-        await fan(self._branches, waits_for)
+        await fan(self._branches, waits_for, catch_up=self._catch_up)
         self._unjoined.clear()
 
     async def _end_of(self, child: Child, key: str) -> Recorded:

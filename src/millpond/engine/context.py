@@ -116,7 +116,9 @@ class Context(Fanning, Signals, Continuing, Values):
             self._scope,
             self._branches,
             flow=(claimed.flow, claimed.version),
-            is_obliged=claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties),
+            # Nothing of endings is left to the run's end: that is theirs already.
+            is_obliged=not self._heeds_cancel
+            or (claimed.duties > 0 and Duty.ENDING in Duty(claimed.duties)),
             # Endings undo what was done: they need no right.
             right=right_of(self._scope.asking, claimed) if self._heeds_cancel else None,
             seats=claimed.seats,

@@ -58,6 +58,7 @@ class Continuing(Children):
             raise Permanent("continue_as was called inside a branch", code="continue_in_branch")
         text = encode_input(self._input_type if version is None else None, input)
         await self.settle_children()
+        await self._catch_up()
         self._continuation = Continuation(input=text, version=version)
         self._branches.close("continued")
         raise Unwind("continued")

@@ -140,6 +140,8 @@ async def _perform(attempt: Attempt, scope: Scope) -> str:
         if timer is not None:
             timer.cancel()
     await context.catch_up(only_sent=True)
+    if context.closed is not None:  # meanwhile
+        raise Unwind(context.closed)
     return output
 
 

@@ -34,8 +34,8 @@ class Fanning(Checkpoints):
         Waits for all of them; then raises the failure of the first by position, if any failed.
         """
         try:
-            await self._catch_up()
-            return tuple(await fan(self._branches, [partial(_given, one) for one in branches]))
+            bodies = [partial(_given, one) for one in branches]
+            return tuple(await fan(self._branches, bodies, catch_up=self._catch_up))
         finally:
             for one in branches:
                 if asyncio.iscoroutine(one):
@@ -58,20 +58,32 @@ class Fanning(Checkpoints):
         if limit < 1:
             raise InvalidInput("map takes a limit of at least 1", param="limit")
         bodies = [partial(function, item) for item in items]
-        await self._catch_up()
-        return await fan(self._branches, bodies, limit=limit, bound_waiting=bound_waiting)
+        return await fan(
+            self._branches,
+            bodies,
+            limit=limit,
+            bound_waiting=bound_waiting,
+            catch_up=self._catch_up,
+        )
 
 
 async def fan(
     branches: Branches,
     bodies: Sequence[Body],
     *,
+    catch_up: Callable[[], Awaitable[None]],
     limit: int | None = None,
     bound_waiting: bool = False,
 ) -> list[Any]:
-    """Run bodies as branches of the current strand; returns their results in order."""
+    """Run bodies as branches of the current strand, once it has caught up; returns their results in order.
+
+    The fork is counted before, whatever becomes of that.
+    """
     fan = _Fan(branches, bodies, limit or max(1, len(bodies)), bound_waiting=bound_waiting)
-    return await fan.gather() if bodies else []
+    if not bodies:
+        return []
+    await catch_up()
+    return await fan.gather()
 
 
 async def _given(awaitable: Awaitable[R]) -> R:

@@ -113,6 +113,8 @@ class Performer(Recorder):
                     result = await (self._kept(trying) if plan.is_once else trying)
                     if plan.text is not None:
                         await self._shown(plan)
+                    if plan.told is not None:
+                        await self.own(self._told(plan.told))
                     text = dump(plan.output, result)
                     # What the flow gets is what a replay will give it, or the step fails now.
                     value = read_back(plan.output, text)
@@ -280,9 +282,14 @@ class Performer(Recorder):
         )
 
     async def renounce(self, held: Held, error: Exception) -> NoReturn:
-        """See Recorder."""
-        with contextlib.suppress(StepFailed):
-            await self._failed_try(held.plan, error, held.write.tries, held.write.duration_s)
+        """See Recorder. Where that cannot be recorded either, its refusal is raised instead."""
+        write = held.write
+        try:
+            with contextlib.suppress(StepFailed):
+                await self._failed_try(held.plan, error, write.tries, write.duration_s, write.seq)
+        except asyncio.CancelledError:  # a time limit of the flow's own, which shall not go on
+            self._branches.close("refused")
+            raise
         self._branches.close("refused")
         raise Unwind(self._branches.closed or "refused") from error
 
@@ -316,9 +323,9 @@ class Performer(Recorder):
         )
 
     async def _failed_try(
-        self, plan: Plan, error: Exception, tries: int, elapsed_s: float
+        self, plan: Plan, error: Exception, tries: int, elapsed_s: float, seq: int | None = None
     ) -> float:
-        """Record a failed try; returns the delay before the next one or raises StepFailed."""
+        """Record a failed try; returns the delay before the next one or raises StepFailed. For `seq` see `record`."""
         delay_s = backoff_s(
             plan.retry,
             tries=tries,
@@ -342,6 +349,7 @@ class Performer(Recorder):
                 error=orjson.dumps(described).decode(),
                 tries=tries,
                 duration_s=elapsed_s,
+                seq=seq,
                 spent=spent,
                 has_room=plan.is_seated,
             )

@@ -6,7 +6,7 @@ exception that it was.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,7 +45,7 @@ class Plan:
     `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
     needs the run's rights, and `permission` too. `text` is what the current try has shown while it goes on. `keys` are
     what a try counts on beside its run, the step's own (`is_declared`) or given where it is called; `is_seated` while
-    a row holds its room there.
+    a row holds its room there. `told` waits for events that are on their way.
     """
 
     name: str
@@ -64,11 +64,16 @@ class Plan:
     keys: tuple[str, ...] = ()
     is_declared: bool = False
     is_seated: bool = False
+    told: Callable[[], Awaitable[None]] | None = None
 
     @property
     def declared(self) -> tuple[str, ...]:
         """The keys that the step itself declares: those given where it is called may come from anybody's input."""
         return self.keys if self.is_declared else ()
+
+    def note_soon(self, told: Callable[[], Awaitable[None]]) -> None:
+        """Note what waits for events that are on their way."""
+        self.told = told
 
     def spend(self, spent: Spent) -> None:
         """Note what a try used; it is stored with the record of that try."""

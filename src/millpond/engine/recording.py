@@ -105,6 +105,11 @@ class Recorder:
         else:
             await self.own(text.end())
 
+    async def _told(self, told: Callable[[], Awaitable[None]]) -> None:
+        """Wait until what the try told without waiting is stored, which it gave to the loop's next turn."""
+        await asyncio.sleep(0)
+        await told()
+
     def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
         return self._committer.record(
             StepWrite(
@@ -129,10 +134,14 @@ class Recorder:
         error: str | None = None,
         tries: int = 1,
         duration_s: float = 0.0,
+        seq: int | None = None,
         spent: Sequence[Spent] = (),
         has_room: bool = False,
     ) -> None:
-        """Store a checkpoint and its event, durably; `output` and `error` are JSON text."""
+        """Store a checkpoint and its event, durably; `output` and `error` are JSON text.
+
+        `seq` is its place in its branch, where that is not the current strand.
+        """
         await self.catch_up()
         write = StepWrite(
             lease=self._lease,
@@ -144,7 +153,7 @@ class Recorder:
             error=error,
             tries=tries,
             duration_s=duration_s,
-            seq=self._branches.place(key),
+            seq=self._branches.place(key) if seq is None else seq,
             spent=spent,
             has_room=has_room,
             event_kind=event_kind,

@@ -38,12 +38,14 @@ class StepFacts:
 class Teller:
     """How a step's progress is stored, as JSON text: with and without waiting for it; and how its text is shown.
 
-    `tell_soon` gives the write, or None once nothing more is stored.
+    `tell_soon` gives the write, or None once nothing more is stored; `note_soon` hears, in whichever thread, that it is
+    about to be asked, and what waits until all of that is stored.
     """
 
     tell: Callable[[str], Awaitable[None]]
     tell_soon: Callable[[str], asyncio.Future[None] | None]
     show: Callable[[str, veil.Veil | None], None]
+    note_soon: Callable[[Callable[[], Awaitable[None]]], None] = lambda _: None
 
 
 class StepContext:
@@ -126,7 +128,7 @@ class StepContext:
 
     def emit_soon(self, name: str, data: Mapping[str, Json] | None = None) -> None:
         """Store a progress event without waiting for it; for functions that run in a thread."""
-        self._told()
+        self._told().note_soon(self.told)
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._tell_later, self._body(name, data))
 

@@ -15,6 +15,7 @@ from millpond.engine.batches import Batch, Ends, FinishWrite, Steps, StepWrite, 
 from millpond.engine.columns import optional, plain, texts
 from millpond.engine.duties import Duty
 from millpond.engine.endings import Ended, see_to
+from millpond.engine.leases import Lease
 from millpond.engine.payloads import OUTPUT, SMALL, Payload, inline, is_big, keep, slot_of_step
 from millpond.engine.waits import Readied
 
@@ -98,6 +99,8 @@ async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], lis
     There may be none: what is sent again after an answer was lost may all have been stored.
     """
     if lasts := [(nth, write.last) for nth, write in ends if write.last is not None]:
+        leases = sorted((write.lease for _, write in ends), key=lambda lease: lease.item_id.bytes)
+        await _lock(con, leases)
         await record(con, lasts, has_more=False)
     rows = await con.fetch(_SQL["finish_with_duties"], *_columns(ends))
     writes = [write for _, write in ends]
@@ -190,6 +193,13 @@ async def _keep(
         )
 
 
+async def _lock(con: Connection, leases: Sequence[Lease]) -> None:
+    """Lock live rows in the order given."""
+    await con.fetch(
+        _SQL["lock_live"], [lease.org_id for lease in leases], [lease.item_id for lease in leases]
+    )
+
+
 async def find_own(con: Connection, batch: Batch) -> tuple[dict[int, bool], set[int]]:
     """Find what this attempt had stored before the connection broke: it counts as stored.
 
@@ -198,9 +208,7 @@ async def find_own(con: Connection, batch: Batch) -> tuple[dict[int, bool], set[
     """
     leases = [*(step.write.lease for step in batch.steps), *(end.write.lease for end in batch.ends)]
     leases.sort(key=lambda lease: lease.item_id.bytes)
-    await con.fetch(
-        _SQL["lock_live"], [lease.org_id for lease in leases], [lease.item_id for lease in leases]
-    )
+    await _lock(con, leases)
     steps = [(nth, one.write) for nth, one in enumerate(batch.steps, 1) if one.write.state]
     step_rows = await con.fetch(
         _SQL["own_steps"],
