@@ -126,12 +126,16 @@ class Model:
             run.kinds.append("run.queued")
 
     def rescued(self) -> None:
-        """Note a rescue: what expired workers held is queued again, and they are gone."""
+        """Note a rescue: what expired workers held is queued again or, if a suspect, has failed; and they are gone."""
         for worker in self.workers:
             if worker.is_expired:
                 worker.is_gone = True
                 for run in self.runs.values():
-                    if run.worker_id == worker.worker_id:
+                    if run.worker_id != worker.worker_id:
+                        continue
+                    if run.deaths >= SUSPECT_DEATHS:
+                        self.ended(run, "failed")
+                    else:
                         run.deaths += 1
                         run.kinds.append("run.rescued")
                         self.unleased(run, "queued")

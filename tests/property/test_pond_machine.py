@@ -29,6 +29,22 @@ def test_any_order_of_what_can_happen_keeps_the_engines_promises(ground: Ground)
     _explore(ground, examples=40, rules=60)
 
 
+def test_a_third_death_is_what_the_model_takes_it_for(ground: Ground) -> None:
+    state = PondMachine(ground)
+    try:
+        state.begin(delayed=False)
+        state.submit(count=2, delayed=False, org=0, priority=0)
+        for _ in range(3):
+            state.start_worker()
+            state.claim(nth=0, want=3)
+            state.expire(nth=0)
+            state.rescue()
+            state.database_is_as_the_model_says()
+        assert state.model.of("failed")
+    finally:
+        state.teardown()
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(7200)
 def test_many_orders_of_what_can_happen_keep_the_engines_promises(ground: Ground) -> None:
