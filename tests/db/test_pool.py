@@ -220,7 +220,7 @@ async def test_a_duty_that_is_idle_for_too_long_loses_its_locks(engine_db: Engin
     with pytest.raises(Transient):
         async with engine_db.duty("test", idle_s=0.1) as con:
             await con.execute(lock)
-            async with asyncio.timeout(2), engine_db.duty("other") as other:
+            async with asyncio.timeout(20), engine_db.duty("other") as other:
                 await other.execute(lock)  # which waits until the first one is ended
             await con.execute(lock)
 

@@ -434,7 +434,7 @@ async def test_many_refusals_of_one_moment_are_told_once(pond: Pond) -> None:
 @asynccontextmanager
 async def locked_brakes(pond: Pond) -> AsyncIterator[None]:
     """Hold the lock of those who change brakes: whoever waits for it fails the test."""
-    async with pond.engine_db.duty("test") as con, asyncio.timeout(2):
+    async with pond.engine_db.duty("test") as con, asyncio.timeout(20):
         await con.execute("select pg_advisory_xact_lock(7741003)")
         yield
 
