@@ -12,10 +12,17 @@ import asyncpg
 import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
 
+from millpond.engine import performing
 from millpond.engine.commit import Committer, FinishWrite
 from millpond.engine.context import Context, StepFailed
 from millpond.engine.recording import Recorder
 from millpond.errors import Permanent, Unavailable
+
+
+@pytest.fixture(autouse=True)
+def however_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let results be held also where a step took long because the machine is busy."""
+    monkeypatch.setattr(performing, "ANNOUNCE_S", 60.0)
 
 
 @pytest.fixture
@@ -397,10 +404,11 @@ async def test_a_cancel_after_a_result_keeps_it(pond: Pond) -> None:
 
 
 async def test_an_end_whose_answer_was_lost_is_found_with_its_last_result(
-    pond: Pond, monkeypatch: pytest.MonkeyPatch, ends: list[FinishWrite]
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lost = ["finish", "end"]
-    statement, duty = pond.engine_db.statement, pond.engine_db.duty
+    lost: list[str] = []
+    ended: list[asyncio.Future[None]] = []
+    statement, duty, finish = pond.engine_db.statement, pond.engine_db.duty, Committer.finish
 
     def losing(begin: Any) -> Any:
         @asynccontextmanager
@@ -413,24 +421,93 @@ async def test_an_end_whose_answer_was_lost_is_found_with_its_last_result(
 
         return broken
 
+    def noted(self: Committer, write: FinishWrite) -> asyncio.Future[None]:
+        ended.append(finish(self, write))
+        return ended[-1]
+
     monkeypatch.setattr(pond.engine_db, "statement", losing(statement))
     monkeypatch.setattr(pond.engine_db, "duty", losing(duty))
+    monkeypatch.setattr(Committer, "finish", noted)
 
-    async def below(ctx: Context, _: None) -> int:
+    async def plain(ctx: Context, _: None) -> int:
+        lost.append("finish")
         return await ctx.step("a", one, 7)
 
-    async def above(ctx: Context, _: None) -> int:
-        child = await ctx.start("below", None)
-        await ctx.join(child)
-        return await ctx.step("b", one, 8)
+    async def below(ctx: Context, _: None) -> int:
+        lost.append("end")
+        return await ctx.step("a", one, 8)
+
+    async def above(ctx: Context, _: None) -> Any:
+        return await ctx.join(await ctx.start("below", None))
 
     pond.flow(below)
-    flow = pond.flow(above)
+    flows = pond.flow(plain), pond.flow(above)
     async with pond.worker():
-        run = await pond.submit(flow)
-        row = await pond.ended(run)
-    assert (row["output"], lost) == (8, [])
-    assert [end.last and end.last.name for end in ends] == ["a", "b"]
-    assert await pond.count("step", "name in ('a', 'b') and state = 'done'") == 2
+        for flow, output in zip(flows, (7, 8), strict=True):
+            run = await pond.submit(flow)
+            assert (await pond.ended(run))["output"] == output
+    assert lost == []
+    assert [future.exception() for future in ended] == [None] * 3
+    assert await pond.count("step", "name = 'a' and state = 'done'") == 2
     assert await pond.count("event", "kind = 'step.succeeded'") == 2
-    assert await pond.count("event", "kind = 'run.succeeded'") == 2
+    assert await pond.count("event", "kind = 'run.succeeded'") == 3
+
+
+async def test_a_result_that_can_be_stored_neither_as_done_nor_as_failed_fails_the_run(
+    pond: Pond,
+) -> None:
+    await refuse(pond, "step", "new.name = 'bad'")
+
+    async def stubborn(ctx: Context, _: None) -> str:
+        await ctx.step("bad", one)
+        try:
+            await ctx.step("next", one)
+        except Exception:
+            await ctx.step("after", one)
+        return "done"
+
+    async def short(ctx: Context, _: None) -> int:
+        return await ctx.step("bad", one)
+
+    flows = pond.flow(stubborn), pond.flow(short)
+    async with pond.worker():
+        runs = [await pond.submit(flow) for flow in flows]
+        rows = [await pond.ended(run) for run in runs]
+    assert [row["outcome"] for row in rows] == ["failed", "failed"]
+    assert await pond.count("step") == 0
+
+
+async def test_the_outcome_of_a_once_step_waits_for_no_events(pond: Pond) -> None:
+    started, locked, cut = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def irreversible(ctx: Any) -> int:
+        started.set()
+        await locked.wait()
+        ctx.emit_soon("half")
+        return 1
+
+    step = pond.step(irreversible, effect="once")
+
+    async def hasty(ctx: Context, _: None) -> str:
+        try:
+            async with asyncio.timeout(0.5):
+                await ctx.step(step)
+        except TimeoutError:
+            cut.set()
+        await ctx.step("after", one)
+        return "done"
+
+    async def hold(run_id: uuid.UUID) -> None:
+        async with pond.engine_db.duty("test") as con:
+            await con.execute("select from item where run_id = $1 for update", run_id)
+            locked.set()
+            await asyncio.sleep(1.0)  # longer than the flow's time limit
+
+    flow = pond.flow(hasty)
+    async with pond.worker(lease_s=20.0), asyncio.timeout(DEADLINE_S):
+        run = await pond.submit(flow)
+        await started.wait()
+        await hold(run)
+        row = await pond.ended(run)
+    assert row["output"] == "done"
+    assert await stored(pond, run) == {"irreversible": "done", "after": "done"}

@@ -39,7 +39,7 @@ from millpond.engine.scope import Scope
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
 from millpond.engine.step_context import StepContext, resource
 from millpond.engine.values import Values
-from millpond.errors import InvalidInput, Permanent
+from millpond.errors import InvalidInput, MillpondError, Permanent
 from millpond.retry import Retry
 from millpond.types import Json
 
@@ -406,6 +406,11 @@ class Context(Fanning, Signals, Continuing, Values):
     def take_held(self) -> Held | None:
         """Hand out, once, the result of the last step where its record may go with the run's end."""
         return None if self._made is None else self._made.take_held()
+
+    @property
+    def unstorable(self) -> MillpondError | None:
+        """What refused to store a step's result and its failure, where that ended this attempt."""
+        return None if self._made is None else self._made.unstorable
 
     async def catch_up(self, held: Held | None = None, *, only_sent: bool = False) -> None:
         """Wait until the result that the flow got last is durable, or one that was handed out; raises Unwind.

@@ -179,6 +179,8 @@ async def _unwound(attempt: Attempt, scope: Scope, reason: str, began: float) ->
         limit = attempt.claimed.timeout_s or attempt.flow.timeout_s
         error = Permanent(f"the run took longer than {limit} s", code="timeout")
         return await _end(attempt, scope, Failure(outcome="failed", error=dump_error(error)))
+    if reason == "unstorable" and (refused := attempt.context.unstorable) is not None:
+        return await _unstorable(attempt, scope, refused)
     if reason == "blocked" and (mismatch := attempt.context.mismatch) is not None:
         _log.error("run.blocked", run_id=str(lease.run_id), mismatch=str(mismatch))
         await attempt.context.settled()

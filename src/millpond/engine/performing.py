@@ -33,7 +33,7 @@ from millpond.engine.rights import Right
 from millpond.engine.scope import ANNOUNCE_S, Scope
 from millpond.engine.seating import Seating
 from millpond.engine.strays import raise_stray
-from millpond.errors import Forbidden, InvalidInput, NotDone, Transient
+from millpond.errors import Forbidden, InvalidInput, MillpondError, NotDone, Transient
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
 
@@ -113,8 +113,7 @@ class Performer(Recorder):
                     result = await (self._kept(trying) if plan.is_once else trying)
                     if plan.text is not None:
                         await self._shown(plan)
-                    if plan.told is not None:
-                        await self.own(self._told(plan.told))
+                    await self._told(plan)
                     text = dump(plan.output, result)
                     # What the flow gets is what a replay will give it, or the step fails now.
                     value = read_back(plan.output, text)
@@ -140,6 +139,7 @@ class Performer(Recorder):
                     await self.own(told)
                     if plan.text is not None:
                         await self._shown(plan)
+                    await self._told(plan)
                     if plan.is_once and not isinstance(error, NotDone):
                         recorded = await self._doubt(branch, plan, tries, error)
                         continue
@@ -282,11 +282,16 @@ class Performer(Recorder):
         )
 
     async def renounce(self, held: Held, error: Exception) -> NoReturn:
-        """See Recorder. Where that cannot be recorded either, its refusal is raised instead."""
+        """See Recorder. Where that cannot be recorded either, the run is to fail by that."""
         write = held.write
+        self._is_renouncing = True
         try:
             with contextlib.suppress(StepFailed):
                 await self._failed_try(held.plan, error, write.tries, write.duration_s, write.seq)
+        except MillpondError as again:
+            self.unstorable = again
+            self._branches.close("unstorable")
+            raise Unwind(self._branches.closed or "unstorable") from again
         except asyncio.CancelledError:  # a time limit of the flow's own, which shall not go on
             self._branches.close("refused")
             raise

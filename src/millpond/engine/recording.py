@@ -19,7 +19,7 @@ from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
 from millpond.engine.plans import Plan
 from millpond.engine.scope import Scope
-from millpond.errors import LeaseLost, Transient, Unavailable
+from millpond.errors import LeaseLost, MillpondError, Transient, Unavailable
 from millpond.types import Json
 from millpond.veil import Veil
 
@@ -61,6 +61,9 @@ class Recorder:
         self.is_obliged = is_obliged
         self._in_flight: set[asyncio.Future[Any]] = set()
         self._held: Held | None = None
+        self._is_renouncing = False
+        # What refused to store a result, and its failure as well.
+        self.unstorable: MillpondError | None = None
 
     def tell_started(self, plan: Plan) -> None:
         """Tell that a step is under way; nobody waits for this."""
@@ -105,10 +108,14 @@ class Recorder:
         else:
             await self.own(text.end())
 
-    async def _told(self, told: Callable[[], Awaitable[None]]) -> None:
-        """Wait until what the try told without waiting is stored, which it gave to the loop's next turn."""
-        await asyncio.sleep(0)
-        await told()
+    async def _told(self, plan: Plan) -> None:
+        """Wait until what the try told without waiting is stored, which it gave to the loop's next turn.
+
+        The outcome of a `once` step waits for nothing.
+        """
+        if plan.told is not None and not plan.is_once:
+            await self.own(asyncio.sleep(0))
+            await self.own(plan.told())
 
     def _tell(self, key: str, name: str, body: str) -> asyncio.Future[None]:
         return self._committer.record(
@@ -167,7 +174,7 @@ class Recorder:
 
     def asked(self, stored: asyncio.Future[R]) -> Awaitable[R]:
         """Return what a write comes to that goes on by itself; endings wait for it, too."""
-        if not self.is_obliged:
+        if not (self.is_obliged or self._is_renouncing):
             return stored
         self._in_flight.add(stored)
         stored.add_done_callback(self._in_flight.discard)

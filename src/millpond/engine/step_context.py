@@ -170,8 +170,9 @@ class StepContext:
 
     async def told(self) -> None:
         """Wait until everything is stored that was emitted so far; for the engine."""
-        while self._telling is not None:
-            await asyncio.wait({self._telling})
+        for _ in range(len(self._untold) + 1):  # somebody may emit more for ever
+            if self._telling is not None:
+                await asyncio.wait({self._telling})
 
     def _tell_later(self, text: str) -> None:
         self._untold.append(text)
