@@ -48,13 +48,13 @@ async def test_a_session_whose_process_takes_no_answer_does_not_keep_the_claims_
 
 async def test_a_session_that_is_at_work_under_the_claims_lock_is_left(pond: Pond) -> None:
     """However long it has waited for the lock before."""
-    async with pond.engine_db.statement("test") as con:
-        pid = await con.fetchval("select pg_backend_pid()")
+    async with pond.engine_db.statement("test") as con, asyncio.timeout(DEADLINE_S):
         at_work = asyncio.create_task(
-            con.fetchval("select pg_sleep(1) from pg_advisory_xact_lock(7741001)")
+            con.fetchval("select pg_sleep(3) from pg_advisory_xact_lock(7741001)")
         )
         async with pond.engine_db.statement("other") as other:
-            while not await other.fetchval(f"{_HELD} and pid = {pid}"):
+            while not await other.fetchval(_HELD):
+                assert not at_work.done(), "it was over before anybody looked"
                 await asyncio.sleep(0.01)
         assert await Maintenance(pond.engine_db, lease_s=2.0).free_claim(0.0) == 0
         await at_work
