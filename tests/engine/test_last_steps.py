@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -477,31 +478,47 @@ async def test_a_result_that_can_be_stored_neither_as_done_nor_as_failed_fails_t
     assert await pond.count("step") == 0
 
 
-async def test_the_outcome_of_a_once_step_waits_for_no_events(pond: Pond) -> None:
-    started, locked, cut = asyncio.Event(), asyncio.Event(), asyncio.Event()
+@pytest.mark.parametrize("place", ["loop", "thread"])
+async def test_the_outcome_of_a_once_step_waits_for_no_events(pond: Pond, place: str) -> None:
+    started, locked = asyncio.Event(), asyncio.Event()
 
-    async def irreversible(ctx: Any) -> int:
+    async def on_the_loop(ctx: Any) -> int:
         started.set()
         await locked.wait()
         ctx.emit_soon("half")
         return 1
 
-    step = pond.step(irreversible, effect="once")
+    loop, may_go = asyncio.get_running_loop(), threading.Event()
+
+    def in_a_thread(ctx: Any) -> int:
+        loop.call_soon_threadsafe(started.set)
+        may_go.wait(DEADLINE_S)
+        ctx.emit_soon("half")
+        return 1
+
+    function = on_the_loop if place == "loop" else in_a_thread
+    step = pond.step(function, name="irreversible", effect="once", timeout_s=5.0)
 
     async def hasty(ctx: Context, _: None) -> str:
         try:
-            async with asyncio.timeout(0.5):
+            async with asyncio.timeout(3.0):
                 await ctx.step(step)
         except TimeoutError:
-            cut.set()
+            pass
         await ctx.step("after", one)
         return "done"
 
     async def hold(run_id: uuid.UUID) -> None:
-        async with pond.engine_db.duty("test") as con:
-            await con.execute("select from item where run_id = $1 for update", run_id)
-            locked.set()
-            await asyncio.sleep(1.0)  # longer than the flow's time limit
+        con = await asyncpg.connect(pond.urls.engine)
+        try:
+            async with con.transaction():
+                await con.execute("select from millpond.item where run_id = $1 for update", run_id)
+                locked.set()
+                may_go.set()
+                # Longer than the step's time limit and the flow's, and not silent: such a session would be ended.
+                await con.execute("select pg_sleep(6)")
+        finally:
+            await con.close()
 
     flow = pond.flow(hasty)
     async with pond.worker(lease_s=20.0), asyncio.timeout(DEADLINE_S):
@@ -511,3 +528,4 @@ async def test_the_outcome_of_a_once_step_waits_for_no_events(pond: Pond) -> Non
         row = await pond.ended(run)
     assert row["output"] == "done"
     assert await stored(pond, run) == {"irreversible": "done", "after": "done"}
+    assert (await pond.kinds(run)).count("progress") == 1

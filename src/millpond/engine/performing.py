@@ -33,7 +33,7 @@ from millpond.engine.rights import Right
 from millpond.engine.scope import ANNOUNCE_S, Scope
 from millpond.engine.seating import Seating
 from millpond.engine.strays import raise_stray
-from millpond.errors import Forbidden, InvalidInput, MillpondError, NotDone, Transient
+from millpond.errors import Forbidden, InvalidInput, MillpondError, NotDone, Permanent, Transient
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
 
@@ -113,7 +113,8 @@ class Performer(Recorder):
                     result = await (self._kept(trying) if plan.is_once else trying)
                     if plan.text is not None:
                         await self._shown(plan)
-                    await self._told(plan)
+                    if not plan.is_once:
+                        await self._told(plan)
                     text = dump(plan.output, result)
                     # What the flow gets is what a replay will give it, or the step fails now.
                     value = read_back(plan.output, text)
@@ -129,6 +130,8 @@ class Performer(Recorder):
                         return value
                     done = self.own(self._store(write))
                     await (self._kept(done) if plan.is_once else done)
+                    if plan.is_once:
+                        await self._told(plan)
                     if plan.is_seated:
                         self._seating.recorded(plan)
                 except Exception as error:
@@ -139,7 +142,8 @@ class Performer(Recorder):
                     await self.own(told)
                     if plan.text is not None:
                         await self._shown(plan)
-                    await self._told(plan)
+                    if not plan.is_once:
+                        await self._told(plan)
                     if plan.is_once and not isinstance(error, NotDone):
                         recorded = await self._doubt(branch, plan, tries, error)
                         continue
@@ -288,8 +292,9 @@ class Performer(Recorder):
         try:
             with contextlib.suppress(StepFailed):
                 await self._failed_try(held.plan, error, write.tries, write.duration_s, write.seq)
-        except MillpondError as again:
-            self.unstorable = again
+        except Exception as again:
+            known = again if isinstance(again, MillpondError) else None
+            self.unstorable = known or Permanent(f"not stored: {type(again).__name__}")
             self._branches.close("unstorable")
             raise Unwind(self._branches.closed or "unstorable") from again
         except asyncio.CancelledError:  # a time limit of the flow's own, which shall not go on

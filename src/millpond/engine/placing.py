@@ -64,9 +64,10 @@ class Placing:
         *,
         keeps: Callable[[], bool],
     ) -> Any:
-        """As `call`, of a registered step; what it told of is stored before this returns."""
+        """As `call`, of a registered step; what it told of is stored before this returns, but for a `once` step."""
         value = await self.call(step.function, (first, *args), kwargs, keeps=keeps)
-        await first.told()
+        if step.effect != "once":  # whose outcome, once it is known, waits for nothing
+            await first.told()
         return value
 
     async def call_apart(

@@ -111,9 +111,9 @@ class Recorder:
     async def _told(self, plan: Plan) -> None:
         """Wait until what the try told without waiting is stored, which it gave to the loop's next turn.
 
-        The outcome of a `once` step waits for nothing.
+        Not before the outcome of a `once` step, which waits for nothing.
         """
-        if plan.told is not None and not plan.is_once:
+        if plan.told is not None:
             await self.own(asyncio.sleep(0))
             await self.own(plan.told())
 
