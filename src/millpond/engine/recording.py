@@ -8,6 +8,7 @@ is durable; a lost lease, and whatever else ends the attempt from outside, comes
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn, TypeVar
@@ -38,7 +39,7 @@ class Held:
     stored: asyncio.Future[None] | None = None
 
 
-class Recorder:
+class Recorder(ABC):
     """Stores what the steps of one attempt come to, and waits for it."""
 
     def __init__(
@@ -227,9 +228,9 @@ class Recorder:
         if self._held is held:
             self._held = None
 
+    @abstractmethod
     async def renounce(self, held: Held, error: Exception) -> NoReturn:
         """Record that a step whose result was refused has failed; raises Unwind."""
-        raise NotImplementedError
 
     async def settled(self) -> None:
         """Wait until every record of this attempt is stored or refused."""
