@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -71,6 +72,18 @@ def test_what_was_never_begun_is_given_back() -> None:
     slots.take("q", "other", expected={"f@1": 2.0}).give_unused(1, "f@1")
     assert slots.charges.take(0.0) == {(1, "q"): -2.0}
     assert slots.free() == {"q": 1, "other": 1}
+
+
+def test_an_attempt_whose_end_is_being_stored_uses_nothing_until_there_is_more_to_execute() -> None:
+    slots = Slots({"q": 1})
+    slot = slots.take("q", expected={"f@1": 0.0})
+    slot.start(1, "f@1")
+    slot.hand_over()
+    assert slots.charges.take(time.monotonic() + 100.0) == {}
+    slot.take_again()
+    assert slots.charges.take(time.monotonic() + 100.0) == {(1, "q"): pytest.approx(100.0, abs=5)}
+    slot.give()
+    assert slots.charges.take(time.monotonic()) == {(1, "q"): pytest.approx(-100.0, abs=5)}
 
 
 async def test_a_claim_charges_by_one_expectation_and_tells_it(pond: Pond) -> None:

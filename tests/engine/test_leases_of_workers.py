@@ -31,9 +31,9 @@ async def test_workers_are_not_looked_up_for_each_lease(pond: Pond) -> None:
         orphaned = await con.prepare(queries("maintenance")["orphaned"])
         look = await con.prepare(queries("agenda")["look"])
         asked = {
-            look: (True, False, None, None, False, False),
+            look: (True, False, None, None, False, False, True),
             orphaned: (500, 6.0),
-            watch: (workers[0], False, None, None),
+            watch: (workers[0], None, None),
         }
         for statement, args in asked.items():
             read = await rows_read(con, statement, args)

@@ -56,7 +56,7 @@ async def register(
             queries("maintenance")["register_worker"],
             *(worker_id, "mill", 7, queues, [able], 600.0, "1", "{}"),
         )
-        await con.execute(queries("maintenance")["watch"], *(worker_id, True, in_use, told))
+        await con.execute(queries("maintenance")["watch"], worker_id, in_use, told)
     return worker_id
 
 

@@ -19,6 +19,11 @@ where not coalesce(l.active and s.active and l.cursor_rank <= r.rank, false)
   and not exists (select from arrival a
                   where a.org_id = r.org_id and a.lane_id = r.lane_id and a.min_rank <= r.rank)
 """
+# Active orgs that no claim would come to: they stand before the place from which orgs are read.
+_PASSED = """
+select s.org_id, s.queue, s.virtual_s, c.least_s, c.virtual_s as clock_s from share s join fair_clock c using (queue)
+where s.active and s.virtual_s < c.least_s or c.least_s > c.virtual_s
+"""
 
 
 async def check(con: Connection, model: Model) -> None:
@@ -67,6 +72,8 @@ async def _check_queue(con: Connection) -> None:
     assert rows == queued, "ready rows are not exactly those of queued work items"
     lost = await con.fetch(_OUT_OF_REACH)
     assert not lost, f"no claim comes to {lost}"
+    passed = await con.fetch(_PASSED)
+    assert not passed, f"no claim comes to {passed}"
 
 
 async def _check_history(con: Connection, model: Model) -> None:

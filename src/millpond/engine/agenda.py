@@ -19,6 +19,9 @@ from millpond.db.queries import queries
 _SQL = queries("agenda")
 # A look takes a millisecond.
 _LIMIT_S = 2.0
+# Who reads all leases comes by those that were, for as long as anybody's transaction is open: that takes ever longer,
+# and is done again after so many times what it took.
+PATIENCE = 50
 
 # By these names the statement `look` tells what there is.
 Task: TypeAlias = Literal[
@@ -43,11 +46,12 @@ Task: TypeAlias = Literal[
 class Question:
     """What a look asks for beside what it always does.
 
-    Whether sessions are over, what is rare, what runs spent on models and what they used of workers, and work in
-    `queues` that is done alone by whoever has `abilities`.
+    Whether sessions are over, and whether leases are left of such that are gone, what is rare, what runs spent on
+    models and what they used of workers, and work in `queues` that is done alone by whoever has `abilities`.
     """
 
     dead: bool = False
+    orphans: bool = False
     rare: bool = False
     spent: bool = False
     usage: bool = False
@@ -80,6 +84,7 @@ async def look(database: EngineDatabase, question: Question) -> Seen:
             question.queues,
             question.spent,
             question.usage,
+            question.orphans,
         )
     assert row is not None
     return Seen(

@@ -84,6 +84,11 @@ class Charges:
         self._live.pop(use, None)
         self._owe(use, used_s)
 
+    def go_on(self, use: Use, used_s: float, now: float) -> None:
+        """Count it in again, after so many seconds: its code executes again from now on."""
+        use.began = now - used_s
+        self._live[use] = None
+
     def give_back(
         self, org_id: int, queue: str, charged_s: float, crossings: tuple[str, ...] = ()
     ) -> None:

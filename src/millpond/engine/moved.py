@@ -22,6 +22,12 @@ from millpond.engine.leases import Claimed, Lease, Seat
 # So many lanes of an org are read in one claim: `claim_heads` of the migrations.
 MAX_LANES = 64
 _END = 2**62
+# Where a lane goes on, its cursor is stored with an item whose rank is a multiple of this, or of another second than
+# the next; between these it is left as it was (`_STAYS`), and what was taken is passed over again: versions of its row,
+# which stay while anybody's transaction is open, cost each look at it more than that.
+_EVERY = 2048
+_SECOND_US = 1_000_000
+_STAYS = -1
 
 
 def claimed(rows: Sequence[Record]) -> list[Claimed]:
@@ -93,22 +99,24 @@ def spread(
 
 def settled(shares: Sequence[Share], decision: Decision) -> list[str | list[str] | list[float]]:
     """Return what a claim writes of lanes, shares and clocks, as columns; those of lanes and shares are joined."""
-    moved: list[tuple[int, Lane, bool]] = []
+    moved: list[tuple[int, int, int, bool]] = []
     changed: list[tuple[Share, bool]] = []
     for share in shares:
+        # Where not all lanes may have been read, which were goes by their cursors.
+        is_whole = len(share.lanes) < MAX_LANES
         lanes = [
-            (share.org_id, one, _goes_on(one))
+            (share.org_id, one.lane_id, _cursor(one, may_stay=is_whole), _goes_on(one))
             for one in share.lanes
             if one.taken or one.was_full or (one.is_spent and one.is_whole)
         ]
         if lanes:
             moved += lanes
-            changed.append((share, not all(goes_on for _, _, goes_on in lanes)))
+            changed.append((share, not all(goes_on for _, _, _, goes_on in lanes)))
     return [
-        plain([org_id for org_id, _, _ in moved]),
-        plain([lane.lane_id for _, lane, _ in moved]),
-        plain([_cursor(lane) for _, lane, _ in moved]),
-        plain([goes_on for _, _, goes_on in moved]),
+        plain([org_id for org_id, _, _, _ in moved]),
+        plain([lane_id for _, lane_id, _, _ in moved]),
+        plain([cursor for _, _, cursor, _ in moved]),
+        plain([goes_on for _, _, _, goes_on in moved]),
         plain([share.org_id for share, _ in changed]),
         texts([share.queue for share, _ in changed]),
         plain([share.virtual_s for share, _ in changed]),
@@ -170,11 +178,24 @@ def _goes_on(lane: Lane) -> bool:
     return lane.full is None and not (lane.is_spent and lane.is_whole)
 
 
-def _cursor(lane: Lane) -> int:
+def _cursor(lane: Lane, *, may_stay: bool) -> int:
     """Return the rank from which the lane is read next; everything before it is gone.
 
-    An empty lane gets the highest one, since its next arrival brings its own.
+    An empty lane gets the highest one, since its next arrival brings its own. A lane under limits may have been read
+    that is not active, and is stored.
     """
     if not lane.is_spent:
-        return lane.ranks[lane.taken]
-    return _END if lane.is_whole or not lane.ranks else lane.ranks[-1]
+        end = lane.ranks[lane.taken]
+    elif lane.is_whole or not lane.ranks:
+        return _END
+    else:
+        end = lane.ranks[-1]
+    if may_stay and not lane.rooms and not lane.was_full and not _is_due(lane, end):
+        return _STAYS
+    return end
+
+
+def _is_due(lane: Lane, end: int) -> bool:
+    if not lane.taken or lane.ranks[0] // _SECOND_US != end // _SECOND_US:
+        return True
+    return any(rank % _EVERY == 0 for rank in lane.ranks[: lane.taken])

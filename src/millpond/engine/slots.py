@@ -75,6 +75,9 @@ class Slot:
     def hand_over(self) -> None:
         """Let another attempt's code have it: of this attempt nothing is left but to store its end."""
         self._stop()
+        if self._use is not None:
+            # While its end is stored it uses nothing: what counted as used, many at a time, would hold its org up.
+            self._slots.charges.end(self._use, self._used_s)
         self.is_handed_over = True
         self._slots.hand_over(self._queue)
 
@@ -83,6 +86,8 @@ class Slot:
         if self.is_handed_over:
             self.is_handed_over = False
             self._began = time.monotonic()
+            if self._use is not None:
+                self._slots.charges.go_on(self._use, self._used_s, self._began)
             self._slots.take_again(self._queue)
 
     def give(self) -> None:

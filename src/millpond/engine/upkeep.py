@@ -15,7 +15,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.engine import chores, crossings, deltas, metering, riding
-from millpond.engine.agenda import Question, Task, Todo, look
+from millpond.engine.agenda import PATIENCE, Question, Task, Todo, look
 from millpond.engine.deadlines import Expired
 from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
@@ -77,13 +77,14 @@ class Upkeep:
 
     async def look(self) -> None:
         """Look what there is to be done, sooner where a timer is due before; sleeps at most a moment."""
-        dead_at = rare_at = spent_at = usage_at = 0.0
+        dead_at = orphans_at = rare_at = spent_at = usage_at = 0.0
         while True:
             pause_s = _LOOK_S
             now = time.monotonic()
             asks_alone = self._quarantine.asks(now)
             question = Question(
                 dead=now >= dead_at,
+                orphans=now >= orphans_at,
                 rare=now >= rare_at,
                 spent=now >= spent_at,
                 usage=now >= usage_at,
@@ -96,6 +97,9 @@ class Upkeep:
                 self._todo.add(seen.todo)
                 self._workers = seen.workers or self._workers
                 dead_at = now + self._lease_s / 8 if question.dead else dead_at
+                if question.orphans:
+                    done = time.monotonic()
+                    orphans_at = now + self._lease_s / 8 + PATIENCE * (done - now)
                 rare_at = now + _RARE_S if question.rare else rare_at
                 if question.spent:
                     spent_at = now + (_SPENT_S if "spent" in seen.todo else _USAGE_S)

@@ -10,15 +10,16 @@ import asyncio
 import contextlib
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from collections.abc import Set as AbstractSet
 
 import orjson
 import structlog
 
-from millpond.db.pool import EngineDatabase
+from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import heartbeat, remote, waits
+from millpond.engine.agenda import PATIENCE
 from millpond.engine.attempt import Attempt
 from millpond.engine.hints import Hints
 from millpond.engine.leases import Lease
@@ -77,14 +78,16 @@ class Watch:
     async def run(self) -> None:
         """Notice a lost session, runs that shall stop, and leases that no attempt stands for."""
         suspects: set[Lease] = set()
-        looked_at = 0.0
+        whole_at = 0.0
         while True:
             self._look.clear()
             try:
-                is_whole = time.monotonic() - looked_at >= _WATCH_S
-                held = await self._watch(only_told=not is_whole)
-                if is_whole and held is not None:
-                    looked_at = time.monotonic()
+                began = time.monotonic()
+                if began < whole_at:
+                    await self._watch_known()
+                elif (held := await self._watch()) is not None:
+                    whole_at = time.monotonic()
+                    whole_at += max(_WATCH_S, PATIENCE * (whole_at - began))
                     suspects = await self._hand_back(held, suspects)
             except MillpondError as error:
                 self._noted_at = 0.0  # what was told last may be lost
@@ -98,7 +101,7 @@ class Watch:
 
         They come from claims and commits of unknown outcome. With no `suspects` all are new.
         """
-        return await self._hand_back(await self._watch(only_told=False) or set(), suspects)
+        return await self._hand_back(await self._watch() or set(), suspects)
 
     async def _hand_back(self, held: set[Lease], suspects: set[Lease]) -> set[Lease]:
         known = {one.claimed.lease for one in self._attempts} | self._launching()
@@ -112,29 +115,46 @@ class Watch:
                 )
         return unknown - suspects
 
-    async def _watch(self, *, only_told: bool) -> set[Lease] | None:
+    async def _watch(self) -> set[Lease] | None:
         """Tell attempts that shall stop, and others what this worker uses; returns its leases.
 
-        With `only_told` only leases of what shall stop. None when the session is over.
+        None when the session is over.
         """
+        rows = await self._look_at("watch")
+        if rows is None:
+            return None
+        self._unwind([row for row in rows if row["shall_stop"]])
+        return {Lease(*row[:5]) for row in rows}
+
+    async def _watch_known(self) -> None:
+        """The same for what this worker executes, by its leases' keys."""
+        leases = [attempt.claimed.lease for attempt in self._attempts]
+        rows = await self._look_at(
+            "watch_known", [one.org_id for one in leases], [one.item_id for one in leases]
+        )
+        self._unwind(rows or [])
+
+    async def _look_at(self, name: str, *args: object) -> list[Record] | None:
+        """Return what a look found, None when the session is over; tells others what this worker uses."""
         told = (_json(self._slots.used()), _json(self._slots.told()))
         now = time.monotonic()
         is_news = told != self._noted or now >= self._noted_at + _NOTED_S
         async with self._database.statement("watch") as con:
             rows = await con.fetch(
-                _SQL["watch"], self._worker_id, only_told, *(told if is_news else (None, None))
+                _SQL[name], self._worker_id, *args, *(told if is_news else (None, None))
             )
         if not rows:
             self._lost.set()
             return None
         if is_news:
             self._noted, self._noted_at = told, now
-        held = [row for row in rows if row["item_id"] is not None]
-        asked = {(row["org_id"], row["item_id"]) for row in held if row["shall_stop"]}
+        return [row for row in rows if row["item_id"] is not None]
+
+    def _unwind(self, rows: Sequence[Record]) -> None:
+        asked = {(row["org_id"], row["item_id"]) for row in rows}
         for attempt in list(self._attempts):
             if (attempt.claimed.lease.org_id, attempt.claimed.lease.item_id) in asked:
                 attempt.unwind("cancelled")
-        return {Lease(*row[:5]) for row in held}
 
 
 def _json(value: object) -> str:

@@ -1,7 +1,7 @@
 -- What there is to be done for all, asked in one message; reads only.
 
 -- name: look
--- Names what there is to be done. Whether a session is over is asked with $1, what is rare (and how many workers there are) with $2, work to be done alone with $3 (its abilities) and $4 (queues), whether runs spent something on models with $5, whether they used worker time with $6.
+-- Names what there is to be done. Whether a session is over is asked with $1, whether leases are left of one that is gone with $7, what is rare (and how many workers there are) with $2, work to be done alone with $3 (its abilities) and $4 (queues), whether runs spent something on models with $5, whether they used worker time with $6.
 select clock_timestamp() as now, extract(epoch from clock_timestamp() - pg_postmaster_start_time())::float8 as uptime_s, n.due_s,
        case when $2::boolean then (select count(*)::int from worker where expires_at > clock_timestamp() and not draining) end as workers,
        array_remove(array[
@@ -11,8 +11,8 @@ select clock_timestamp() as now, extract(epoch from clock_timestamp() - pg_postm
          case when exists (select from chore) then 'chores' end,
          case when $5::boolean and exists (select from usage_part where models is not null) then 'spent' end,
          case when $6::boolean and exists (select from usage_part where models is null) then 'usage' end,
-         case when $1::boolean and (exists (select from worker where expires_at < clock_timestamp())
-                           or exists (select from lease l where l.worker_id not in (select w.worker_id from worker w)))
+         case when $1::boolean and exists (select from worker where expires_at < clock_timestamp())
+                or $7::boolean and exists (select from lease l where l.worker_id not in (select w.worker_id from worker w))
            then 'dead' end,
          case when $2 and exists (select from meter) then 'meters' end,
          case when $2 and (exists (select from brake) or exists (select from failing)) then 'brakes' end,

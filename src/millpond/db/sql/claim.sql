@@ -41,4 +41,5 @@ where share.org_id = l.org_id and share.queue = l.queue and not share.active;
 
 -- name: clocks
 -- How far the fair order of queues is, in virtual seconds: where an org starts that arrives now; read under the claim's lock.
-select queue, virtual_s from fair_clock where queue = any($1::text[]);
+select u.queue, c.virtual_s from unnest($1::text[]) as u(queue)
+cross join lateral (select c.virtual_s from fair_clock c where c.queue = u.queue order by c.virtual_s desc limit 1) c;

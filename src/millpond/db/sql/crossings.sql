@@ -45,7 +45,8 @@ w as materialized (
   ) l
 )
 select w.room, w.clock_s, w.org_id, w.virtual_s, w.lane_id, w.queue, w.capability, w.keys, w.is_awake, s.weight
-from w join share s on s.org_id = any(array[w.org_id]) and s.queue = any(array[w.queue])
+from w cross join lateral (select s.weight from share s where s.org_id = w.org_id and s.queue = w.queue
+                           order by s.virtual_s desc limit 1) s
 where not exists (select from pause z where z.org_id = w.org_id and z.queue in ('', w.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(w.capability, '0123456789!')));
 
@@ -58,7 +59,8 @@ where exists (select from room r where r.room = u.room and r.queue <> u.queue of
 -- name: weights
 -- The weights of orgs in queues.
 select s.org_id, s.queue, s.weight from unnest($1::bigint[], $2::text[]) as u(org_id, queue)
-join share s on s.org_id = any(array[u.org_id]) and s.queue = any(array[u.queue]);
+cross join lateral (select s.weight from share s where s.org_id = u.org_id and s.queue = u.queue
+                    order by s.virtual_s desc limit 1) s;
 
 -- name: cross
 -- Lets rooms be crossings from now on, and the lanes that stand there be found by their orgs.

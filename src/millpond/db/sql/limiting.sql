@@ -108,9 +108,15 @@ w as (
 s as (
   -- An org whose work is paused is brought back into the order by whoever resumes it.
   update share set active = true,
-    virtual_s = greatest(share.virtual_s, (select k.virtual_s from fair_clock k where k.queue = share.queue))
-  from (select distinct org_id, queue from p where not active and not is_paused) u
-  where share.org_id = any(array[u.org_id]) and share.queue = any(array[u.queue]) and not share.active
+    virtual_s = greatest(share.virtual_s,
+      (select k.virtual_s from fair_clock k where k.queue = share.queue order by k.virtual_s desc limit 1))
+  from (
+    select u.org_id, u.queue, h.virtual_s from (select distinct org_id, queue from p where not active and not is_paused) u
+    cross join lateral (select h.virtual_s, h.active from share h where h.org_id = u.org_id and h.queue = u.queue
+                        order by h.virtual_s desc limit 1) h
+    where not h.active
+  ) u
+  where share.org_id = any(array[u.org_id]) and share.queue = any(array[u.queue]) and share.virtual_s = any(array[u.virtual_s])
 )
 select t.room, t.queue, t.capability, coalesce(g.is_over, true) as is_over, coalesce(g.has_more, false) as has_more
 from t left join (

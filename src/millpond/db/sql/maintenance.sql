@@ -33,9 +33,9 @@ update worker set draining = true where worker_id = $1;
 delete from worker where worker_id = $1;
 
 -- name: watch
--- Reads a worker's leases, or with $2 only those of work that shall stop, also steps whose run has ended; nothing if its session is over, one row at least if not. Stores how many slots it uses ($3) and what else it tells ($4), which may be lost.
+-- Reads a worker's leases, and which are of work that shall stop, also of steps whose run has ended; nothing if its session is over, one row at least if not. Stores how many slots it uses ($2) and what else it tells ($3), which may be lost.
 with noted as (
-  update worker w set in_use = $3::json, told = $4::json where w.worker_id = $1 and $3::json is not null
+  update worker w set in_use = $2::json, told = $3::json where w.worker_id = $1 and $2::json is not null
   returning set_config('synchronous_commit', 'off', true)
 )
 select o.org_id, o.item_id, o.run_id, o.attempt, o.token, o.shall_stop
@@ -49,7 +49,28 @@ left join lateral (
            as shall_stop
     from item i where i.org_id = l.org_id and i.item_id = l.item_id limit 1
   ) i on true
-  where l.worker_id = $1 and (not $2::boolean or i.shall_stop)
+  where l.worker_id = $1
+) o on true
+where w.worker_id = $1;
+
+-- name: watch_known
+-- The same of leases that it knows of ($2, $3): those of work that shall stop.
+with noted as (
+  update worker w set in_use = $4::json, told = $5::json where w.worker_id = $1 and $4::json is not null
+  returning set_config('synchronous_commit', 'off', true)
+)
+select o.org_id, o.item_id
+from worker w
+left join lateral (
+  select l.org_id, l.item_id
+  from unnest($2::bigint[], $3::uuid[]) as u(org_id, item_id)
+  join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.worker_id = $1
+  cross join lateral (
+    select from item i where i.org_id = l.org_id and i.item_id = l.item_id
+      and (i.cancel_requested
+           or i.kind = 'step' and not exists (select from item r where r.org_id = l.org_id and r.item_id = l.run_id offset 0))
+    limit 1
+  ) i
 ) o on true
 where w.worker_id = $1;
 

@@ -13,8 +13,9 @@ select u.ord, n.queue, n.capability, n.keys, n.offset_us, greatest(h.virtual_s, 
 from unnest($1::bigint[], $2::uuid[], $3::uuid[], $4::text[]) with ordinality as u(org_id, item_id, token, step_key, ord)
 join lease l on l.org_id = any(array[u.org_id]) and l.item_id = any(array[u.item_id]) and l.token = u.token
 join lane n on n.org_id = any(array[l.org_id]) and n.lane_id = any(array[l.lane_id])
-left join share h on h.org_id = any(array[n.org_id]) and h.queue = any(array[n.queue])
-left join fair_clock c on c.queue = n.queue
+left join lateral (select h.virtual_s from share h where h.org_id = n.org_id and h.queue = n.queue
+                   order by h.virtual_s desc limit 1) h on true
+left join lateral (select c.virtual_s from fair_clock c where c.queue = n.queue order by c.virtual_s desc limit 1) c on true
 left join step_lease s on s.org_id = any(array[u.org_id]) and s.item_id = any(array[u.item_id]) and s.step_key = any(array[u.step_key])
   and s.token = u.token
 left join step_need x on x.org_id = any(array[u.org_id]) and x.run_id = any(array[u.item_id]) and x.step_key = any(array[u.step_key])
@@ -50,8 +51,9 @@ select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, 
              order by r.rank limit $4) as ranks,
        l.capability, coalesce(h.weight, 1) as weight, l.keys
 from l join w on w.queue = l.queue and w.capability = l.capability
-left join share h on h.org_id = l.org_id and h.queue = l.queue
-left join fair_clock c on c.queue = l.queue
+left join lateral (select h.virtual_s, h.weight from share h where h.org_id = l.org_id and h.queue = l.queue
+                   order by h.virtual_s desc limit 1) h on true
+left join lateral (select c.virtual_s from fair_clock c where c.queue = l.queue order by c.virtual_s desc limit 1) c on true
 where not exists (select from queue_pause z where z.queue = l.queue)
   and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')));
@@ -96,8 +98,9 @@ select l.room, l.org_id, l.lane_id, l.queue, l.offset_us, greatest(h.virtual_s, 
        array(select r.rank from ready r where r.org_id = l.org_id and r.lane_id = l.lane_id and r.rank >= l.cursor_rank
              order by r.rank limit $4) as ranks, l.need
 from l join w on w.queue = l.queue and w.capability = l.capability
-left join share h on h.org_id = l.org_id and h.queue = l.queue
-left join fair_clock c on c.queue = l.queue
+left join lateral (select h.virtual_s, h.weight from share h where h.org_id = l.org_id and h.queue = l.queue
+                   order by h.virtual_s desc limit 1) h on true
+left join lateral (select c.virtual_s from fair_clock c where c.queue = l.queue order by c.virtual_s desc limit 1) c on true
 where not exists (select from queue_pause z where z.queue = l.queue)
   and not exists (select from pause z where z.org_id = l.org_id and z.queue in ('', l.queue)
                                         and (z.flow = '' or z.flow || '@' = rtrim(l.capability, '0123456789!')));
