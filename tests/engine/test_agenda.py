@@ -18,7 +18,13 @@ from millpond.engine.worker import Worker
 from millpond.errors import Unavailable
 
 EVERYTHING = Question(
-    dead=True, rare=True, spent=True, usage=True, abilities=["f@1!"], queues=["default"]
+    dead=True,
+    orphans=True,
+    rare=True,
+    spent=True,
+    usage=True,
+    abilities=["f@1!"],
+    queues=["default"],
 )
 SOME: dict[Task, str] = {
     "timers": "insert into timer (org_id, run_id, step_key, kind, due_at)"

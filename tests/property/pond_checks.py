@@ -24,6 +24,11 @@ _PASSED = """
 select s.org_id, s.queue, s.virtual_s, c.least_s, c.virtual_s as clock_s from share s join fair_clock c using (queue)
 where s.active and s.virtual_s < c.least_s or c.least_s > c.virtual_s
 """
+# Orgs, or clocks, of a queue that are there twice: no index refuses that.
+_TWICE = """
+select org_id, queue from share group by 1, 2 having count(*) > 1
+union all select 0, queue from fair_clock group by 2 having count(*) > 1
+"""
 
 
 async def check(con: Connection, model: Model) -> None:
@@ -72,8 +77,15 @@ async def _check_queue(con: Connection) -> None:
     assert rows == queued, "ready rows are not exactly those of queued work items"
     lost = await con.fetch(_OUT_OF_REACH)
     assert not lost, f"no claim comes to {lost}"
+    await check_order(con)
+
+
+async def check_order(con: Connection) -> None:
+    """Raise AssertionError where the fair order has somebody twice, or is read from behind somebody."""
     passed = await con.fetch(_PASSED)
     assert not passed, f"no claim comes to {passed}"
+    twice = await con.fetch(_TWICE)
+    assert not twice, f"twice: {twice}"
 
 
 async def _check_history(con: Connection, model: Model) -> None:

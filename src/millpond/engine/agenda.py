@@ -20,8 +20,9 @@ _SQL = queries("agenda")
 # A look takes a millisecond.
 _LIMIT_S = 2.0
 # Who reads all leases comes by those that were, for as long as anybody's transaction is open: that takes ever longer,
-# and is done again after so many times what it took.
-PATIENCE = 50
+# and is done again after so many times what it took, or so long.
+_TIMES = 50
+_MOST_S = 10.0
 
 # By these names the statement `look` tells what there is.
 Task: TypeAlias = Literal[
@@ -71,6 +72,11 @@ class Seen:
     due_s: float | None
     workers: int | None
     todo: frozenset[Task]
+
+
+def let_be_s(took_s: float) -> float:
+    """Return for how long whoever has read all leases, in so many seconds, does not do so again."""
+    return min(_MOST_S, _TIMES * took_s)
 
 
 async def look(database: EngineDatabase, question: Question) -> Seen:

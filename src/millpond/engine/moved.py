@@ -102,16 +102,16 @@ def settled(shares: Sequence[Share], decision: Decision) -> list[str | list[str]
     moved: list[tuple[int, int, int, bool]] = []
     changed: list[tuple[Share, bool]] = []
     for share in shares:
-        # Where not all lanes may have been read, which were goes by their cursors.
-        is_whole = len(share.lanes) < MAX_LANES
+        # Where not all lanes of an org are read, those with the lowest cursors are.
+        may_stay = len(share.lanes) < MAX_LANES and not any(one.is_urgent for one in share.lanes)
         lanes = [
-            (share.org_id, one.lane_id, _cursor(one, may_stay=is_whole), _goes_on(one))
+            (share.org_id, one.lane_id, _cursor(one, may_stay=may_stay), _goes_on(one))
             for one in share.lanes
             if one.taken or one.was_full or (one.is_spent and one.is_whole)
         ]
         if lanes:
             moved += lanes
-            changed.append((share, not all(goes_on for _, _, _, goes_on in lanes)))
+            changed.append((share, not any(goes_on for _, _, _, goes_on in lanes)))
     return [
         plain([org_id for org_id, _, _, _ in moved]),
         plain([lane_id for _, lane_id, _, _ in moved]),
@@ -181,8 +181,8 @@ def _goes_on(lane: Lane) -> bool:
 def _cursor(lane: Lane, *, may_stay: bool) -> int:
     """Return the rank from which the lane is read next; everything before it is gone.
 
-    An empty lane gets the highest one, since its next arrival brings its own. A lane under limits may have been read
-    that is not active, and is stored.
+    An empty lane gets the highest one, since its next arrival brings its own. One under limits is always stored: it may
+    not be active, as it is read beside those in line or was parked in an earlier round.
     """
     if not lane.is_spent:
         end = lane.ranks[lane.taken]

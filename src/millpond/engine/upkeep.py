@@ -15,7 +15,7 @@ import structlog
 
 from millpond.db.pool import EngineDatabase
 from millpond.engine import chores, crossings, deltas, metering, riding
-from millpond.engine.agenda import PATIENCE, Question, Task, Todo, look
+from millpond.engine.agenda import Question, Task, Todo, let_be_s, look
 from millpond.engine.deadlines import Expired
 from millpond.engine.hints import Hints
 from millpond.engine.maintenance import Maintenance
@@ -97,9 +97,6 @@ class Upkeep:
                 self._todo.add(seen.todo)
                 self._workers = seen.workers or self._workers
                 dead_at = now + self._lease_s / 8 if question.dead else dead_at
-                if question.orphans:
-                    done = time.monotonic()
-                    orphans_at = now + self._lease_s / 8 + PATIENCE * (done - now)
                 rare_at = now + _RARE_S if question.rare else rare_at
                 if question.spent:
                     spent_at = now + (_SPENT_S if "spent" in seen.todo else _USAGE_S)
@@ -112,6 +109,12 @@ class Upkeep:
                 _log.warning("looking.failed", error=getattr(error, "code", "timeout"))
                 # What made it fail may be a table that only some of this needs.
                 self._todo.add(_UNSEEN)
+                seen = None
+            if question.orphans:
+                orphans_at = time.monotonic() + self._lease_s / 8
+                if seen is None or "dead" not in seen.todo:
+                    # Else there may be more than are given back at once.
+                    orphans_at += let_be_s(time.monotonic() - now)
             await asyncio.sleep(pause_s)
 
     async def maintain(self) -> None:

@@ -19,7 +19,7 @@ import structlog
 from millpond.db.pool import EngineDatabase, Record
 from millpond.db.queries import queries
 from millpond.engine import heartbeat, remote, waits
-from millpond.engine.agenda import PATIENCE
+from millpond.engine.agenda import let_be_s
 from millpond.engine.attempt import Attempt
 from millpond.engine.hints import Hints
 from millpond.engine.leases import Lease
@@ -81,17 +81,19 @@ class Watch:
         whole_at = 0.0
         while True:
             self._look.clear()
+            began = time.monotonic()
+            is_whole = began >= whole_at
             try:
-                began = time.monotonic()
-                if began < whole_at:
+                if not is_whole:
                     await self._watch_known()
                 elif (held := await self._watch()) is not None:
-                    whole_at = time.monotonic()
-                    whole_at += max(_WATCH_S, PATIENCE * (whole_at - began))
                     suspects = await self._hand_back(held, suspects)
             except MillpondError as error:
                 self._noted_at = 0.0  # what was told last may be lost
                 _log.warning("watch.failed", error=error.code)
+            if is_whole:
+                done = time.monotonic()
+                whole_at = done + max(_WATCH_S, let_be_s(done - began))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_S):
                     await self._look.wait()

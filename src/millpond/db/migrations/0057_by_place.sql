@@ -6,15 +6,8 @@
 -- now is the first from behind, and is changed by its place there. What makes either unique but for that column is the claim's lock,
 -- under which alone they are written.
 
-lock table share, fair_clock in access exclusive mode;
-alter table share drop constraint share_pkey;
-alter table share add constraint share_pkey primary key (org_id, queue, virtual_s);
--- No active org of a queue stands before `least_s`: who is made active begins at the queue's clock, which it never passes.
-alter table fair_clock add column least_s double precision not null default '-infinity';
-alter table fair_clock drop constraint fair_clock_pkey;
-alter table fair_clock add constraint fair_clock_pkey primary key (queue, virtual_s);
 
--- Nor does autovacuum find anything to clean away then, while it goes through these tables every few seconds, as fast as it can,
+-- Autovacuum finds nothing to clean away then, while it goes through these tables every few seconds, as fast as it can,
 -- and they grow: so no faster than that 50,000 pages of each take a second. They have a few thousand at other times.
 do $$
 declare hot text;
@@ -27,6 +20,14 @@ end $$;
 -- Every run leaves one former version, in its page, where whoever writes there next clears it away. What is inserted, and what
 -- retention deletes beside that, lets it be vacuumed.
 alter table run set (autovacuum_vacuum_scale_factor = 1.25);
+
+lock table fair_clock, share in access exclusive mode;
+alter table share drop constraint share_pkey;
+alter table share add constraint share_pkey primary key (org_id, queue, virtual_s);
+-- No active org of a queue stands before `least_s`: who is made active begins at the queue's clock, which it never passes.
+alter table fair_clock add column least_s double precision not null default '-infinity';
+alter table fair_clock drop constraint fair_clock_pkey;
+alter table fair_clock add constraint fair_clock_pkey primary key (queue, virtual_s);
 
 -- As before, by place, and arrivals are looked through once.
 create or replace function claim_heads(most integer, worker uuid, queues text[], orgs integer[], able text[], depth integer)
@@ -257,9 +258,15 @@ begin
   ),
   c as materialized (
     -- What stands first now, or will by what is changed here.
-    select u.queue, p.virtual_s as stood_s, greatest(p.virtual_s, u.virtual_s) as virtual_s, f.virtual_s as first_s,
-           (select min(s.virtual_s) from s where s.queue = u.queue) as changed_s
-    from unnest(clock_queues, claim_take.clocks) as u(queue, virtual_s)
+    select u.queue, p.virtual_s as stood_s, greatest(p.virtual_s, u.virtual_s) as virtual_s, f.virtual_s as first_s, u.changed_s
+    from (
+      select n.queue, max(n.clock_s) as virtual_s, min(n.changed_s) as changed_s
+      from (
+        select u.queue, u.clock_s, null::float8 as changed_s from unnest(clock_queues, claim_take.clocks) as u(queue, clock_s)
+        union all
+        select s.queue, null, s.virtual_s from s
+      ) n group by n.queue
+    ) u
     left join lateral (select p.virtual_s, p.least_s from fair_clock p where p.queue = u.queue
                        order by p.virtual_s desc limit 1) p on true
     left join lateral (select f.virtual_s from share f where f.queue = u.queue and f.active and f.virtual_s >= p.least_s
@@ -270,7 +277,7 @@ begin
     from c where fair_clock.queue = any(array[c.queue]) and fair_clock.virtual_s = any(array[c.stood_s])
   ),
   begun as (
-    insert into fair_clock (queue, virtual_s) select c.queue, c.virtual_s from c where c.stood_s is null
+    insert into fair_clock (queue, virtual_s) select c.queue, c.virtual_s from c where c.stood_s is null and c.virtual_s is not null
   )
   select t.org_id, t.item_id, t.run_id, t.attempt, claim_take.token, t.deaths, t.tries, t.cancel_requested, r.flow,
          r.version, coalesce(t.queue, r.queue), case when t.kind = 'run' then r.input end, r.subject, r.timeout_s,
@@ -320,7 +327,12 @@ begin
     left join lateral (select c.virtual_s from fair_clock c where c.queue = came.queue order by c.virtual_s desc limit 1) c on true
     where w.worker_id = claim_at_once.worker
       and (l.lane_id is null or not l.active and l.parked_on is null)
-      and not exists (select from share x where x.queue = any(claim_at_once.queues) and x.active)
+      and not exists (
+        select from unnest(claim_at_once.queues) as q(queue) cross join lateral (
+          select from share x where x.queue = q.queue and x.active
+            and x.virtual_s >= coalesce((select k.least_s from fair_clock k where k.queue = q.queue order by k.virtual_s desc limit 1),
+                                        '-infinity') limit 1
+        ) x)
       and not exists (select from pause) and not exists (select from queue_pause);
     if found then
       select array_agg(h.rank) as ranks, array_agg(h.item_id) as items into head

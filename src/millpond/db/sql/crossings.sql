@@ -58,7 +58,7 @@ where exists (select from room r where r.room = u.room and r.queue <> u.queue of
 
 -- name: weights
 -- The weights of orgs in queues.
-select s.org_id, s.queue, s.weight from unnest($1::bigint[], $2::text[]) as u(org_id, queue)
+select u.org_id, u.queue, s.weight from unnest($1::bigint[], $2::text[]) as u(org_id, queue)
 cross join lateral (select s.weight from share s where s.org_id = u.org_id and s.queue = u.queue
                     order by s.virtual_s desc limit 1) s;
 

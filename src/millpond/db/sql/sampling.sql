@@ -24,7 +24,10 @@ q as materialized (
 found as (
   select q.queue, q.slots, q.in_use, q.went,
          not exists (select from queue_pause z where z.queue = q.queue) and exists (
-           select from (select s.org_id from share s where s.queue = q.queue and s.active order by s.virtual_s, s.org_id limit 1000) s
+           select from (select s.org_id from share s where s.queue = q.queue and s.active
+                   and s.virtual_s >= coalesce((select k.least_s from fair_clock k where k.queue = q.queue order by k.virtual_s desc limit 1),
+                                               '-infinity')
+                 order by s.virtual_s, s.org_id limit 1000) s
            cross join lateral (
              select from lane l
              where l.org_id = s.org_id and l.queue = q.queue and l.active and l.capability = any(a.able)
