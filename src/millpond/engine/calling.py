@@ -15,6 +15,7 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches
 from millpond.engine.encoding import output_of
 from millpond.engine.leases import Claimed
+from millpond.engine.opening import Opening
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan
 from millpond.engine.registry import Step, keys_of_step, meets, once_elsewhere, place_of
@@ -35,15 +36,22 @@ class Caller:
         scope: Scope,
         performer: Performer,
         branches: Branches,
-        opens: Callable[[str], Awaitable[str]],
+        opens: Callable[[str], Awaitable[str]] | None,
     ) -> None:
         self._opens = opens
+        self._claimed = claimed
         self._lease = claimed.lease
         self._subject = claimed.subject
         self._queue = claimed.queue
         self._scope = scope
         self._performer = performer
         self._branches = branches
+
+    async def open(self, name: str) -> str:
+        """Return a secret's value; raises as `Opening.open`."""
+        if self._opens is None:
+            self._opens = Opening(self._claimed, self._scope, self._performer).open
+        return await self._opens(name)
 
     def elsewhere(self, step: Step[..., Any], queue: str | None) -> str | None:
         """Return the queue in which others execute a step; None when this attempt does it itself."""
@@ -113,7 +121,7 @@ class Caller:
             facts,
             resources=self._scope.resources,
             teller=teller,
-            opens=self._opens,
+            opens=self.open,
             spend=plan.spend,
         )
         if step.place == "loop":

@@ -29,7 +29,6 @@ from millpond.engine.history import History, Mismatch, Places, Recorded
 from millpond.engine.leases import Claimed
 from millpond.engine.metering import Spent
 from millpond.engine.needs import Ask
-from millpond.engine.opening import Opening
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
 from millpond.engine.recording import Held
@@ -129,14 +128,9 @@ class Context(Fanning, Signals, Continuing, Values):
     def _caller(self) -> Caller:
         if self._calls is None:
             self._calls = Caller(
-                self._claimed, self._scope, self._performer, self._branches, self._open
+                self._claimed, self._scope, self._performer, self._branches, self._opens
             )
         return self._calls
-
-    async def _open(self, name: str) -> str:
-        if self._opens is None:
-            self._opens = Opening(self._claimed, self._scope, self._performer).open
-        return await self._opens(name)
 
     def get(self, kind: type[R]) -> R:
         """Return the worker's resource of a type; raises Permanent when it has none."""
@@ -250,7 +244,7 @@ class Context(Fanning, Signals, Continuing, Values):
         may not act for its subject any more, and in every run that was started under a grant.
         """
         self._branches.here()
-        return await self._open(name)
+        return await self._caller.open(name)
 
     async def sleep(self, seconds: float, name: str = "sleep") -> None:
         """Wait for a time by the database's clock, over restarts; above 1 s no slot is held."""
