@@ -23,6 +23,8 @@ from millpond.engine.submit import submit, submit_alone
 from millpond.types import Intent
 
 SLOTS = 200
+# Beside peers: so many runs at once as well as theirs, where they have such a number (`peers`).
+MANY_SLOTS = 400
 SETTLED_S = 1.5
 PAUSE_S = 0.02
 _DISPATCH_S = 30.0
@@ -115,24 +117,30 @@ async def drain(
     orgs: int = 1,
     change: Callable[[Intent, int], Intent] = lambda intent, _: intent,
     also: Sequence[Flow] = (),
+    slots: int = SLOTS,
 ) -> float:
     """Return runs per second for `count` runs that wait when the worker starts.
 
     The worker has the flows `also` beside theirs.
     """
     await at.fill(flow, await at.orgs(orgs), count, change)
-    return await drain_filled(at, [flow, *also], count=count)
+    return await drain_filled(at, [flow, *also], count=count, slots=slots)
 
 
 async def drain_filled(
-    at: Ground, flows: Sequence[Flow], *, count: int, org_id: int | None = None
+    at: Ground,
+    flows: Sequence[Flow],
+    *,
+    count: int,
+    org_id: int | None = None,
+    slots: int = SLOTS,
 ) -> float:
     """Return runs per second from the first start until the `count` waiting runs have ended.
 
     With an org others may have runs that do not end.
     """
     SEEN.forget()
-    async with at.worker(flows, SLOTS):
+    async with at.worker(flows, slots):
         while SEEN.starts < count or await at.left(org_id):
             await asyncio.sleep(0.005)
         return count / (time.perf_counter() - SEEN.began)

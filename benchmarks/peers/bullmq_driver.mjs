@@ -1,7 +1,7 @@
-// The driver of BullMQ on Node and Redis: one worker in this process, 200 jobs at once.
+// The driver of BullMQ on Node and Redis: one worker in this process, 400 jobs at once.
 //
 // Run by `benchmarks.systems`; speaks the wire of wire.py. Settings: ioredis (its default client) over a
-// unix socket, concurrency 200, finished jobs removed (kept ones would fill Redis's memory). Three steps
+// unix socket, concurrency 400, finished jobs removed (kept ones would fill Redis's memory). Three steps
 // are a flow of three jobs in a line: a parent whose child has a child. Fairness by groups is sold (BullMQ
 // Pro), so tenants beside each other share the plain queue.
 
@@ -9,7 +9,7 @@ import { createInterface } from 'node:readline';
 import { FlowProducer, Queue, Worker } from 'bullmq';
 
 const PAYLOAD = { customer: 'c-1042', text: 'x'.repeat(193) };
-const SLOTS = 200;
+const SLOTS = 400;
 const BATCH = 1000;
 const SETTLED_MS = 1500;
 const PAUSE_MS = 20;

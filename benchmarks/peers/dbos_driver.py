@@ -1,7 +1,7 @@
 """The driver of DBOS: durable workflows on Postgres, submitted to a queue.
 
 Run by `benchmarks.systems` in the peers' environment. Settings: the queue is polled every 10 ms (the
-default is 1 s) and gives this process 200 workflows at once; workflows and steps are async functions.
+default is 1 s) and gives this process 400 workflows at once; workflows and steps are async functions.
 Tenants beside each other are partitions of a queue, each limited to less than the slots of all.
 """
 
@@ -22,7 +22,7 @@ from dbos import DBOS, DBOSClient, DBOSConfig, EnqueueOptions
 QUEUE = "bench"
 SHARED = "shared"
 POLL_S = 0.01
-SLOTS = 200
+SLOTS = 400
 
 marks: queue.Queue[float] = queue.Queue()
 naps: wire.Naps = {}

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Pond
 from tests.engine.parking import Hand, orgs
+from tests.property.pond_checks import check_order
 
 from millpond.engine.charges import EVERY_S, Charges
 from millpond.engine.charging import settle
@@ -153,6 +154,23 @@ async def test_what_pushed_the_clock_and_is_given_back_takes_the_clock_back(
     await settle(pond.engine_db, {(pond.org_id, "default"): -479.0})
     async with pond.engine_db.duty("test") as con:
         assert await con.fetchval("select virtual_s from fair_clock") == clock_s
+
+
+@pytest.mark.parametrize("back_s", [10.0, 55.0, 470.0])
+async def test_an_org_that_is_given_something_back_is_still_read(
+    pond: Pond, other_org: int, back_s: float
+) -> None:
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("insert into fair_clock values ('default', 460.0, 430.0)")
+        await con.executemany(
+            "insert into share (org_id, queue, virtual_s, active) values ($1, 'default', $2, true)",
+            [(pond.org_id, 480.0), (other_org, 430.0)],
+        )
+    await settle(pond.engine_db, {(pond.org_id, "default"): -back_s})
+    async with pond.engine_db.duty("test") as con:
+        await check_order(con)
+        least_s = await con.fetchval("select least_s from fair_clock")
+    assert least_s == min(430.0, 480.0 - back_s)
 
 
 async def test_an_org_behind_the_clock_does_not_take_it_back(pond: Pond) -> None:

@@ -1,4 +1,4 @@
-"""What an attempt was made of is gone with it: no cycle of it waits for the garbage collector."""
+"""What an attempt's flow was given is gone with it: no cycle waits for the garbage collector."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ async def test_an_attempt_that_is_over_leaves_nothing_to_the_garbage_collector(p
                 assert (await pond.ended(run_id))["output"] == n * 4
 
             async with asyncio.timeout(20):
-                while any(isinstance(one, Context | Caller) for one in gc.get_objects()):
+                while any(issubclass(type(one), (Context, Caller)) for one in gc.get_objects()):
                     await asyncio.sleep(0.02)
         finally:
             gc.enable()

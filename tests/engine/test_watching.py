@@ -4,14 +4,58 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from tests.engine.conftest import Pond
+from tests.engine.parking import Hand
 
 from millpond.db.embedded import Urls
 from millpond.db.pool import EngineDatabase
 from millpond.engine.hints import Hints
 from millpond.engine.slots import Slots
+from millpond.engine.submit import submit
 from millpond.engine.watching import Watch
+
+
+async def test_what_is_executed_is_looked_at_by_its_keys(pond: Pond) -> None:
+    """Between whole looks: who shall stop is told, also a step whose run has ended, and a lost session is seen."""
+    hand, lost, unwound = await Hand.register(pond), asyncio.Event(), list[str]()
+    async with pond.db.org(pond.org_id) as con:
+        await submit(con, [pond.intent("echo", n) for n in range(3)])
+    claimed = await hand.claim()
+    attempts: Any = [
+        SimpleNamespace(claimed=one, unwind=lambda reason, n=n: unwound.append(f"{n} {reason}"))
+        for n, one in enumerate(claimed)
+    ]
+    watch = Watch(
+        pond.engine_db,
+        Hints(pond.urls.engine),
+        Slots({"default": 1}),
+        worker_id=hand.worker_id,
+        attempts=attempts,
+        launching=set,
+        look=asyncio.Event(),
+        lost=lost,
+    )
+    await watch._watch_known()
+    assert unwound == []
+    async with pond.engine_db.duty("test") as con:
+        await con.execute(
+            "update item set cancel_requested = true where item_id = $1", claimed[1].lease.item_id
+        )
+        await con.execute(
+            "update item set kind = 'step', run_id = gen_random_uuid() where item_id = $1",
+            claimed[2].lease.item_id,
+        )
+    await watch._watch_known()
+    assert sorted(unwound) == ["1 cancelled", "2 cancelled"]
+    assert not lost.is_set()
+    async with pond.engine_db.duty("test") as con:
+        await con.execute("delete from worker where worker_id = $1", hand.worker_id)
+    await watch._watch_known()
+    assert lost.is_set()
 
 
 @pytest.mark.parametrize("turns", range(5))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 # So much worker time an org's small work may take at one turn (`admission`).
 TURN_S = 0.002
-# Little, and no less than makes one item a turn: what unknown work uses beyond it is charged within a quarter of a
+# Little, and more than what goes a few at one turn: what unknown work uses beyond it is charged within a quarter of a
 # second, but who comes while a claim is charged too much begins behind that, and stays there when it is given back.
-FIRST_GUESS_S = TURN_S
+FIRST_GUESS_S = 1.25 * TURN_S
 _WEIGHT_OF_NEWEST = 0.1
 _LEAST_S = 1e-6
 # A claim for no more slots than these is not parted, where work takes less than so long.

@@ -111,10 +111,11 @@ class Upkeep:
                 self._todo.add(_UNSEEN)
                 seen = None
             if question.orphans:
+                done = time.monotonic()
+                orphans_at = done + self._lease_s / 8 + let_be_s(done - now)
+            if seen is not None and "dead" in seen.todo:
+                # There may be more than are given back at once.
                 orphans_at = time.monotonic() + self._lease_s / 8
-                if seen is None or "dead" not in seen.todo:
-                    # Else there may be more than are given back at once.
-                    orphans_at += let_be_s(time.monotonic() - now)
             await asyncio.sleep(pause_s)
 
     async def maintain(self) -> None:

@@ -82,18 +82,20 @@ class Watch:
         while True:
             self._look.clear()
             began = time.monotonic()
-            is_whole = began >= whole_at
             try:
-                if not is_whole:
+                if began < whole_at:
                     await self._watch_known()
-                elif (held := await self._watch()) is not None:
-                    suspects = await self._hand_back(held, suspects)
+                else:
+                    try:
+                        held = await self._watch()
+                    finally:
+                        done = time.monotonic()
+                        whole_at = done + max(_WATCH_S, let_be_s(done - began))
+                    if held is not None:
+                        suspects = await self._hand_back(held, suspects)
             except MillpondError as error:
                 self._noted_at = 0.0  # what was told last may be lost
                 _log.warning("watch.failed", error=error.code)
-            if is_whole:
-                done = time.monotonic()
-                whole_at = done + max(_WATCH_S, let_be_s(done - began))
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_WATCH_S):
                     await self._look.wait()

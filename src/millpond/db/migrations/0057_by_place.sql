@@ -6,7 +6,6 @@
 -- now is the first from behind, and is changed by its place there. What makes either unique but for that column is the claim's lock,
 -- under which alone they are written.
 
-
 -- Autovacuum finds nothing to clean away then, while it goes through these tables every few seconds, as fast as it can,
 -- and they grow: so no faster than that 50,000 pages of each take a second. They have a few thousand at other times.
 do $$
@@ -21,7 +20,8 @@ end $$;
 -- retention deletes beside that, lets it be vacuumed.
 alter table run set (autovacuum_vacuum_scale_factor = 1.25);
 
-lock table fair_clock, share in access exclusive mode;
+-- As claims do, share first.
+lock table share, fair_clock in access exclusive mode;
 alter table share drop constraint share_pkey;
 alter table share add constraint share_pkey primary key (org_id, queue, virtual_s);
 -- No active org of a queue stands before `least_s`: who is made active begins at the queue's clock, which it never passes.
