@@ -46,8 +46,9 @@ async def test_what_is_executed_is_looked_at_by_its_keys(pond: Pond) -> None:
             "update item set cancel_requested = true where item_id = $1", claimed[1].lease.item_id
         )
         await con.execute(
-            "update item set kind = 'step', run_id = gen_random_uuid() where item_id = $1",
-            claimed[2].lease.item_id,
+            "with i as (update item set kind = 'step', run_id = $2, step_key = 's', queue = 'default' where item_id = $1)"
+            " update lease set run_id = $2 where item_id = $1",
+            *(claimed[2].lease.item_id, uuid.uuid4()),
         )
     await watch._watch_known()
     assert sorted(unwound) == ["1 cancelled", "2 cancelled"]
