@@ -46,7 +46,8 @@ async def test_what_is_executed_is_looked_at_by_its_keys(pond: Pond) -> None:
             "update item set cancel_requested = true where item_id = $1", claimed[1].lease.item_id
         )
         await con.execute(
-            "with i as (update item set kind = 'step', run_id = $2, step_key = 's', queue = 'default' where item_id = $1)"
+            "with i as (update item set kind = 'step', run_id = $2, step_key = 's', queue = 'default'"
+            " where item_id = $1)"
             " update lease set run_id = $2 where item_id = $1",
             *(claimed[2].lease.item_id, uuid.uuid4()),
         )
