@@ -70,6 +70,7 @@ class Claimer:
         self._database = database
         self._claims = database.chain("claim", durable=False, limit_s=_LIMIT_S, idle_s=_IDLE_S)
         self._is_followed = False
+        self._has_beyond: Callable[[Mapping[str, int]], bool] = lambda _: False
         self._worker_id = worker_id
         self._capabilities = list(capabilities)
         self._estimate_s = estimate_s
@@ -118,9 +119,14 @@ class Claimer:
         return claimed, has_more
 
     @asynccontextmanager
-    async def one_by_one(self) -> AsyncIterator[None]:
-        """Claim again and again in this block: where there is more, a claim begins with the commit of the last."""
-        self._is_followed = True
+    async def one_by_one(
+        self, has_beyond: Callable[[Mapping[str, int]], bool]
+    ) -> AsyncIterator[None]:
+        """Claim again and again in this block: where there is more, a claim begins with the commit of the last.
+
+        `has_beyond` tells whether there is enough room for another claim beside the slots that one is for.
+        """
+        self._is_followed, self._has_beyond = True, has_beyond
         try:
             yield
         finally:
@@ -240,11 +246,15 @@ class Claimer:
             # Where room was left for steps of other workers, these claim next.
             is_idle = not (decision.picks or missed or decision.is_held_back or boarding.summons)
             has_more = decision.has_more or is_idle or arrivals >= _MAX_ARRIVALS or limits.has_more
-            if has_more and self._is_followed:
+            if self._is_followed and (has_more or self._goes_on(free, claimed)):
                 self._claims.follow()
         self._adapt(sum(free.values()), len(rows), len(claimed), len(missed))
         self._spread = {} if urgency else moved.spread(shares, free, terms.horizons)
         return claimed, has_more
+
+    def _goes_on(self, free: Mapping[str, int], claimed: Sequence[Claimed]) -> bool:
+        """Whether the next claim will be at once, since this one fills all it is for and there is more room."""
+        return len(claimed) >= sum(free.values()) and self._has_beyond(free)
 
     async def _clocks(self, con: Connection, terms: Terms) -> dict[str, float]:
         if not terms.reserved:

@@ -68,7 +68,7 @@ class Claims:
         stopping = asyncio.create_task(self._stopping.wait())
         at_once = False
         try:
-            async with self._claimer.one_by_one():
+            async with self._claimer.one_by_one(self._slots.has_beyond):
                 while not self._stopping.is_set():
                     if not await self._next(stopping):
                         return
@@ -104,7 +104,8 @@ class Claims:
         if asks:
             # Who has no room parks before the next claim asks for it, under what its bound leaves.
             await asyncio.sleep(0)
-        if not has_more:
+        if not has_more and not self._slots.is_awoken:
+            await self._claimer.rest()
             is_busy = bool(claimed or self._attempts)
             poll_s = _BUSY_POLL_S if is_busy else _IDLE_POLL_S
             await self._slots.wait(self._claimer.limits.poll_s(poll_s, _BUSY_POLL_S))

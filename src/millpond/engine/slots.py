@@ -288,6 +288,15 @@ class Slots:
             if not self._gathers and not self._kick.is_set():
                 self._gather()
 
+    def has_beyond(self, wanted: Mapping[str, int]) -> bool:
+        """Whether so much is free beside the slots that a claim is for that another follows at once."""
+        return any(4 * (self._free(one) - slots) >= self.total[one] for one, slots in wanted.items())
+
+    @property
+    def is_awoken(self) -> bool:
+        """Whether there is a reason to claim."""
+        return self._kick.is_set()
+
     def wake(self) -> None:
         """There is a reason to claim."""
         self._kick.set()
