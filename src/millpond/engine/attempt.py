@@ -73,9 +73,7 @@ class Attempt:
 
 async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
     """Run flow code as the own strand of a context; raises Unwind when it was ended from outside."""
-    task = asyncio.current_task()
-    assert task is not None
-    context.begin(task)
+    task = context.begin()
     try:
         result = await body()
         if context.closed is not None:

@@ -31,7 +31,7 @@ from millpond.errors import LeaseLost, Transient
 __all__ = ["Committer", "FinishWrite", "StepWrite"]
 
 _log = structlog.get_logger("millpond.commit")
-_CHUNK = 25
+_CHUNK = 100
 # Fewer writes than this are sent at once: nothing to gather, and somebody waits.
 _FEW = 8
 

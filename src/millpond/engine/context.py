@@ -393,9 +393,13 @@ class Context(Fanning, Signals, Continuing, Values):
         """What this attempt's steps wait for in line, by step key."""
         return {one.step_key: one.ask for one in self._branches.lined if one.ask is not None}
 
-    def begin(self, task: asyncio.Task[Any]) -> None:
-        """Make a task, which is the current one, the flow's own strand."""
+    def begin(self) -> asyncio.Task[Any]:
+        """Make the current task the flow's own strand, and return it."""
+        # The loop is named: to find it would be a system call, which costs what comes after it dear, too.
+        task = asyncio.current_task(self._scope.loop)
+        assert task is not None
         self._branches.enter(task, Branch(""))
+        return task
 
     def take_held(self) -> Held | None:
         """Hand out, once, the result of the last step where its record may go with the run's end."""
