@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from types import TracebackType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -71,28 +72,42 @@ class Attempt:
         return self.spent
 
 
-async def strand(context: Context, body: Callable[[], Awaitable[R]]) -> R:
-    """Run flow code as the own strand of a context; raises Unwind when it was ended from outside."""
-    task = context.begin()
-    try:
-        result = await body()
-        if context.closed is not None:
-            raise Unwind(context.closed)
-        return result
-    except BaseException as error:
-        # Also groups that hold an Unwind, as task groups make them: why it ended decides.
-        if context.closed is not None:
-            raise Unwind(context.closed) from error
-        if isinstance(error, Exception) or task.cancelling():
-            raise
-        raise Transient(
-            f"the flow was ended by a {type(error).__name__} that nobody had asked for",
-            code="stray_exit",
-        ) from error
-    finally:
-        context.end(task)
-        while task.cancelling():
-            task.uncancel()
+class Strand:
+    """A block in which the current task runs flow code as the own strand of a context.
+
+    It leaves by Unwind where it was ended from outside, whatever the code made of that; also where that came in a group,
+    as task groups make them.
+    """
+
+    __slots__ = ("_context", "_task")
+    _task: asyncio.Task[Any]
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        self._task = self._context.begin()
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        context, task = self._context, self._task
+        try:
+            if context.closed is not None:
+                raise Unwind(context.closed) from error
+            if error is None or isinstance(error, Exception) or task.cancelling():
+                return
+            raise Transient(
+                f"the flow was ended by a {type(error).__name__} that nobody had asked for",
+                code="stray_exit",
+            ) from error
+        finally:
+            context.end(task)
+            while task.cancelling():
+                task.uncancel()
 
 
 async def keep_spent(attempt: Attempt, scope: Scope) -> None:
@@ -105,7 +120,7 @@ async def keep_spent(attempt: Attempt, scope: Scope) -> None:
 def read_input(flow: Flow, text: str | None) -> Any:
     """Return the flow's input; raises InvalidInput with the places at fault where it does not fit."""
     try:
-        return flow.input.validate_json(text or "null")
+        return flow.input.validator.validate_json(text or "null")
     except ValidationError as error:
         places = dump_error(error)["message"]
         raise InvalidInput(f"the input does not fit: {places}", param="input") from error

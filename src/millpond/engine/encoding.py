@@ -32,7 +32,7 @@ def dump(adapter: TypeAdapter[Any] | None, value: Any) -> str:
         raw = (
             orjson.dumps(value, default=_plain)
             if adapter is None
-            else adapter.dump_json(value, warnings="error")
+            else adapter.serializer.to_json(value, warnings="error")
         )
     except (TypeError, ValueError, PydanticSerializationError) as error:
         kind = type(value).__name__
@@ -56,7 +56,7 @@ def load(adapter: TypeAdapter[Any] | None, text: str | None) -> Any:
     """Return the value of recorded JSON text."""
     if text is None:
         return None
-    return orjson.loads(text) if adapter is None else adapter.validate_json(text)
+    return orjson.loads(text) if adapter is None else adapter.validator.validate_json(text)
 
 
 def read_back(adapter: TypeAdapter[Any] | None, text: str) -> Any:

@@ -17,7 +17,7 @@ import orjson
 import structlog
 
 from millpond.engine import history, once
-from millpond.engine.attempt import Attempt, insist, read_input, strand
+from millpond.engine.attempt import Attempt, Strand, insist, read_input
 from millpond.engine.branches import Unwind
 from millpond.engine.commit import StepWrite
 from millpond.engine.context import Context
@@ -62,7 +62,8 @@ async def perform(attempt: Attempt, scope: Scope, failure: Failure) -> Failure:
     await _await_outcomes(attempt, scope, recorded, findings)
     attempt.enter(Context(attempt.claimed, recorded, scope, heeds_cancel=False))
     undos = _in_order(findings, recorded)
-    await strand(attempt.context, partial(_compensate, attempt, scope, failure, undos, recorded))
+    with Strand(attempt.context):
+        await _compensate(attempt, scope, failure, undos, recorded)
     return failure
 
 
@@ -146,7 +147,8 @@ async def _await_outcomes(
     for key in doubtful:
         context = Context(attempt.claimed, recorded, scope, heeds_cancel=False)
         attempt.enter(context)
-        await strand(context, partial(context.await_answer, key))
+        with Strand(context):
+            await context.await_answer(key)
 
 
 def _in_order(findings: Findings, recorded: History) -> list[Undo]:

@@ -16,7 +16,7 @@ import orjson
 import structlog
 
 from millpond.engine import deadlines, endgame, waits
-from millpond.engine.attempt import Attempt, insist, keep_spent, read_input, strand
+from millpond.engine.attempt import Attempt, Strand, insist, keep_spent, read_input
 from millpond.engine.blocking import block
 from millpond.engine.branches import Unwind
 from millpond.engine.commit import FinishWrite
@@ -117,21 +117,19 @@ async def _perform(attempt: Attempt, scope: Scope) -> str:
     if (limit_s := attempt.claimed.timeout_s or flow.timeout_s) is not None:
         timer = asyncio.get_running_loop().call_later(limit_s, context.unwind, "timeout")
 
-    async def body() -> str:
-        value = read_input(flow, attempt.claimed.input)
-        if flow.on_failure is not None:
-            await context.oblige()
-        try:
-            result = await flow.function(context, value)
-        except Exception as error:
-            if await _decide(attempt, scope, error, context.persist) is None:
-                await context.settle_children()
-            raise
-        await context.settle_children()
-        return dump(flow.output, result)
-
     try:
-        output = await strand(context, body)
+        with Strand(context):
+            value = read_input(flow, attempt.claimed.input)
+            if flow.on_failure is not None:
+                await context.oblige()
+            try:
+                result = await flow.function(context, value)
+            except Exception as error:
+                if await _decide(attempt, scope, error, context.persist) is None:
+                    await context.settle_children()
+                raise
+            await context.settle_children()
+            output = dump(flow.output, result)
     except BaseException:
         if context.closed != "lost":
             await context.catch_up()

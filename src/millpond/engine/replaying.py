@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, NoReturn, TypeVar
 
 from millpond.engine import once
-from millpond.engine.attempt import read_input, strand
+from millpond.engine.attempt import Strand, read_input
 from millpond.engine.branches import Branch, Unwind, forked_from
 from millpond.engine.context import Context
 from millpond.engine.history import History, Mismatch, Places, Recorded, unmet
@@ -196,7 +196,8 @@ class Rehearsal:
         limit = asyncio.get_running_loop().call_later(LIMIT_S, context.unwind, "timeout")
         try:
             value = read_input(flow, self._claimed.input)
-            await strand(context, lambda: flow.function(context, value))
+            with Strand(context):
+                await flow.function(context, value)
         except Unwind as unwind:
             is_open = unwind.reason in ("parked", "blocked", "replayed")
             return Replayed(outcome="open" if is_open else "ended", reason=unwind.reason)
