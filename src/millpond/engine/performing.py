@@ -191,7 +191,7 @@ class Performer(Recorder):
         """Execute a step's function once, within its time limit."""
         began = self._loop.time()
         if not plan.is_once:  # the marker has told of it
-            self._under_way.append((began, self.tell_started, plan, tries))
+            self._under_way[plan] = began, self.tell_started
         plan.current_try = tries
         branch.is_in_step = True
         limit = timed = None
@@ -219,6 +219,7 @@ class Performer(Recorder):
             if timed is not None:
                 self._timed.end(timed)
             plan.current_try = 0
+            self._under_way.pop(plan, None)
 
     def _kept(self, work: Awaitable[R]) -> Awaitable[R]:
         """Keep what a `once` step does from being cut short by a time limit of the flow's own."""

@@ -38,7 +38,7 @@ class InputExpired(StepFailed):
     """Nobody decided in time, and the question had no default."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Plan:
     """How one step is to be performed; `current_try` is 0 while none is running.
 

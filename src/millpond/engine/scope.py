@@ -70,7 +70,7 @@ class Scope:
     resources: Mapping[type, object]
     labels: Mapping[str, str] = field(default_factory=dict)
     loop: asyncio.AbstractEventLoop = field(default_factory=asyncio.get_running_loop)
-    under_way: deque[UnderWay] = field(default_factory=deque)
+    under_way: dict[Plan, UnderWay] = field(default_factory=dict)
     timed: Deadlines = field(default_factory=lambda: Deadlines())
     asking: Asking = field(default_factory=lambda: Asking(None))
     mixed: Mixed = field(default_factory=Mixed)
@@ -126,14 +126,16 @@ class Deadlines:
             heapq.heapify(self._heap)
 
 
-# A try that has begun, on the loop's clock: began, what tells of it, its plan, and which try of it. The oldest is first
-# in its queue. A plain tuple, since every try of every step makes one.
-UnderWay: TypeAlias = tuple[float, Callable[[Plan], None], Plan, int]
+# A try that has begun, on the loop's clock: when, and what tells of it. The oldest stands first, and each leaves as it is
+# over: whatever stayed would keep all that its attempt is made of, which the next ones else make theirs while it is at hand.
+UnderWay: TypeAlias = tuple[float, Callable[[Plan], None]]
 
 
-def announce(under_way: deque[UnderWay], now: float) -> None:
+def announce(under_way: dict[Plan, UnderWay], now: float) -> None:
     """Tell of tries that have lasted a while; called now and then, so that short ones cost nothing."""
-    while under_way and now - under_way[0][0] >= ANNOUNCE_S:
-        _, tell_started, plan, tries = under_way.popleft()
-        if plan.current_try == tries:
-            tell_started(plan)
+    while under_way:
+        plan, (began, tell_started) = next(iter(under_way.items()))
+        if now - began < ANNOUNCE_S:
+            return
+        del under_way[plan]
+        tell_started(plan)
