@@ -1,6 +1,6 @@
 """The driver of Millpond: answers the same orders as the peers' drivers, in a process of its own.
 
-Run by `benchmarks.systems`; speaks the wire of `peers/wire.py`. Settings: 200 slots in one worker.
+Run by `benchmarks.systems`; speaks the wire of `peers/wire.py`. Settings: one worker, with `measures`' slots.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ async def answer(at: Ground, order: str, count: int) -> dict[str, Json]:
         return {"took_s": await measures.idle_dispatch(at, count=count)}
     if order == "noisy":
         return await neighbours.noisy(at, count=count)
-    flow = {"drain": noop, "steps": three}[order]
-    return {
-        "took_s": count / await measures.drain(at, flow, count=count, slots=measures.MANY_SLOTS)
-    }
+    flow, slots = {
+        "drain": (noop, measures.DRAIN_SLOTS),
+        "steps": (three, measures.STEPS_SLOTS),
+    }[order]
+    return {"took_s": count / await measures.drain(at, flow, count=count, slots=slots)}
 
 
 async def serve() -> None:

@@ -75,8 +75,7 @@ class Attempt:
 class Strand:
     """A block in which the current task runs flow code as the own strand of a context.
 
-    It leaves by Unwind where it was ended from outside, whatever the code made of that; also where that came in a group,
-    as task groups make them.
+    It leaves by Unwind where it was ended from outside, whatever the code made of that, groups of errors too.
     """
 
     __slots__ = ("_context", "_task")

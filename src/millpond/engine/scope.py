@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import heapq
 import uuid
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -126,8 +125,8 @@ class Deadlines:
             heapq.heapify(self._heap)
 
 
-# A try that has begun, on the loop's clock: when, and what tells of it. The oldest stands first, and each leaves as it is
-# over: whatever stayed would keep all that its attempt is made of, which the next ones else make theirs while it is at hand.
+# When a try began, on the loop's clock, and what tells of it. The oldest stands first. Each leaves as it is over: one
+# that stayed would keep all that its attempt is made of: memory that is in the caches still, for whoever comes next.
 UnderWay: TypeAlias = tuple[float, Callable[[Plan], None]]
 
 

@@ -290,7 +290,9 @@ class Slots:
 
     def has_beyond(self, wanted: Mapping[str, int]) -> bool:
         """Whether so much is free beside the slots that a claim is for that another follows at once."""
-        return any(4 * (self._free(one) - slots) >= self.total[one] for one, slots in wanted.items())
+        return any(
+            4 * (self._free(one) - slots) >= self.total[one] for one, slots in wanted.items()
+        )
 
     @property
     def is_awoken(self) -> bool:
