@@ -18,7 +18,7 @@ from millpond.engine.leases import Claimed
 from millpond.engine.opening import Opening
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan
-from millpond.engine.registry import Step, keys_of_step, meets, once_elsewhere, place_of
+from millpond.engine.registry import Step, keys_of_step, meets, once_elsewhere
 from millpond.engine.remote import Sent, send
 from millpond.engine.scope import Scope
 from millpond.engine.step_context import StepContext, StepFacts, Teller
@@ -128,12 +128,8 @@ class Caller:
             return step.function(first, *args, **kwargs)
         return self._scope.placing.call_step(step, first, args, kwargs, keeps=self._keeps)
 
-    def call_unregistered(
-        self, function: Callable[..., Any], args: tuple[Any, ...]
-    ) -> Awaitable[Any]:
-        """Call a step's function that is not registered: on the loop, or a plain one in a thread."""
-        if place_of(function) == "loop":
-            return function(*args)  # type: ignore[no-any-return]
+    def call_plain(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Awaitable[Any]:
+        """Call a step's plain function that is not registered, in a thread."""
         return self._scope.placing.call(function, args, {}, keeps=self._keeps)
 
     def _keeps(self) -> bool:

@@ -32,7 +32,7 @@ from millpond.engine.needs import Ask
 from millpond.engine.performing import HOLD_S, Performer
 from millpond.engine.plans import InputExpired, Plan, StepFailed, failure
 from millpond.engine.recording import Held
-from millpond.engine.registry import Step
+from millpond.engine.registry import Step, place_of
 from millpond.engine.rights import right_of
 from millpond.engine.scope import Scope
 from millpond.engine.signals import Signal, Signals, SignalTimedOut
@@ -220,7 +220,9 @@ class Context(Fanning, Signals, Continuing, Values):
             plan = unregistered_plan(step, key, function, undo, kwargs)
 
             def call(try_number: int) -> Awaitable[Any]:
-                return self._caller.call_unregistered(function, rest)
+                if place_of(function) == "loop":
+                    return function(*rest)  # type: ignore[no-any-return]
+                return self._caller.call_plain(function, rest)
 
         recorded = self._lookup(key, "step")
         if undo is not None:

@@ -33,7 +33,14 @@ _STAYS = -1
 def claimed(rows: Sequence[Record]) -> list[Claimed]:
     """Return what the claim's statements leased."""
     # One token object for all of them: the driver's ids keep their text once it was asked for.
-    return [Claimed(Lease(row[0], row[1], row[2], row[3], rows[0][4]), *row[5:]) for row in rows]
+    return [
+        # Of a run the id of its work item is its own: one object, since many attempts are kept at a time.
+        Claimed(
+            Lease(row[0], row[1], row[1] if row[1] == row[2] else row[2], row[3], rows[0][4]),
+            *row[5:],
+        )
+        for row in rows
+    ]
 
 
 def seated(one: Claimed, called: Mapping[tuple[int, uuid.UUID], Sequence[Called]]) -> Claimed:

@@ -64,9 +64,22 @@ class Performer(Recorder):
         self._timed = scope.timed
         self._throttling = scope.throttling
         self._leasehold = scope.leasehold
-        self._seating = Seating(lease, scope.riding, branches, seats=seats, begin_by=begin_by)
+        self._riding = scope.riding
+        self._begin_by = begin_by
+        # Most steps need no room of their own.
+        self._seated: Seating | None = None
+        if seats:
+            self._seated = Seating(lease, scope.riding, branches, seats=seats, begin_by=begin_by)
         # What tries used that were ended from outside; the attempt's end tells of it.
         self._unrecorded: list[Spent] = []
+
+    @property
+    def _seating(self) -> Seating:
+        if self._seated is None:
+            self._seated = Seating(
+                self._lease, self._riding, self._branches, begin_by=self._begin_by
+            )
+        return self._seated
 
     async def perform(
         self,
@@ -102,7 +115,8 @@ class Performer(Recorder):
                 if self._right is not None and plan.acts:
                     refused = await self.refusal(plan.key, plan.name, plan.permission)
                     if refused is not None:
-                        self._seating.leave(plan)  # it never began
+                        if plan.is_seated:
+                            self._seating.leave(plan)  # it never began
                         await self._failed_try(plan, refused, tries, now() - began)
                 if not self._leasehold.is_sure:
                     await self.own(self._leasehold.until_sure())
@@ -258,7 +272,8 @@ class Performer(Recorder):
         if not is_asked:
             asked = self.persist(lambda: once.ask(self._database, self._lease, doubt))
             await once.undisturbed(self._branches, asked)
-        self._seating.leave(plan)
+        if plan.is_seated:
+            self._seating.leave(plan)
         return await self._branches.park(branch, plan.key, is_human=True)
 
     async def oblige(self) -> None:
@@ -367,7 +382,8 @@ class Performer(Recorder):
         except Exception:
             plan.keep_spent(spent)
             raise
-        self._seating.recorded(plan)
+        if plan.is_seated:
+            self._seating.recorded(plan)
         if delay_s is None:
             raise failure(plan.name, described) from error
         return delay_s

@@ -60,7 +60,7 @@ class Recorder(ABC):
         self._deltas = scope.deltas
         self._branches = branches
         self.is_obliged = is_obliged
-        self._in_flight: set[asyncio.Future[Any]] = set()
+        self._in_flight: set[asyncio.Future[Any]] | None = None
         self._held: Held | None = None
         self._is_renouncing = False
         # What refused to store a result, and its failure as well.
@@ -177,6 +177,8 @@ class Recorder(ABC):
         """Return what a write comes to that goes on by itself; endings wait for it, too."""
         if not (self.is_obliged or self._is_renouncing):
             return stored
+        if self._in_flight is None:
+            self._in_flight = set()
         self._in_flight.add(stored)
         stored.add_done_callback(self._in_flight.discard)
         return asyncio.shield(stored)
