@@ -122,7 +122,7 @@ class Claimer:
     async def one_by_one(
         self, has_beyond: Callable[[Mapping[str, int]], bool]
     ) -> AsyncIterator[None]:
-        """Claim again and again in this block: where there is more, a claim begins with the commit of the last.
+        """Claim again and again in this block: one that follows at once begins with the commit of the last.
 
         `has_beyond` tells whether there is enough room for another claim beside the slots that one is for.
         """
@@ -253,7 +253,7 @@ class Claimer:
         return claimed, has_more
 
     def _goes_on(self, free: Mapping[str, int], claimed: Sequence[Claimed]) -> bool:
-        """Whether the next claim will be at once, since this one fills all it is for and there is more room."""
+        """Whether the next claim is most likely at once: this one fills all that it is for, and there is more room."""
         return len(claimed) >= sum(free.values()) and self._has_beyond(free)
 
     async def _clocks(self, con: Connection, terms: Terms) -> dict[str, float]:

@@ -31,7 +31,6 @@ from millpond.errors import LeaseLost, Transient
 __all__ = ["Committer", "FinishWrite", "StepWrite"]
 
 _log = structlog.get_logger("millpond.commit")
-_CHUNK = 100
 # Fewer writes than this are sent at once: nothing to gather, and somebody waits.
 _FEW = 8
 
@@ -165,7 +164,7 @@ class Committer:
         refused: set[asyncio.Future[None]] = set()
         if len(steps) < len(batch.steps):
             refused = {one.done for nth, one in enumerate(batch.steps, 1) if nth not in steps}
-        await self._tell([*batch.steps, *stored], refused)
+        self._tell([*batch.steps, *stored], refused)
         if left:
             await self._insist(Batch(ends=left), self._write_apart)
 
@@ -193,26 +192,18 @@ class Committer:
             self._hints.wake({one.queue for one in readied})
             self._hints.changed(one.run_id for one in readied)
         refused = {one.done for nth, one in enumerate(batch.ends, 1) if nth not in ends}
-        await self._tell(batch.ends, refused)
+        self._tell(batch.ends, refused)
 
-    async def _tell(
+    def _tell(
         self,
         pending: Sequence[Pending[StepWrite] | Pending[FinishWrite]],
         refused: Set[asyncio.Future[None]],
     ) -> None:
-        """Tell whoever waits, some at a time: their next writes go off while others still compute."""
+        """Tell whoever waits, all in one turn of the loop: so their next writes go together, too."""
         self._hints.changed([one.write.lease.run_id for one in pending])
         gone = LeaseLost("the lease is gone") if refused else None
-        nth = 0
-        try:
-            for nth, one in enumerate(pending, 1):
-                settle(one.done, gone if one.done in refused else None)
-                if nth % _CHUNK == 0:
-                    await asyncio.sleep(0)
-        except asyncio.CancelledError:
-            for one in pending[nth:]:
-                settle(one.done, gone if one.done in refused else None)
-            raise
+        for one in pending:
+            settle(one.done, gone if one.done in refused else None)
 
     async def _store_plain(
         self, batch: Batch, *, is_repeat: bool

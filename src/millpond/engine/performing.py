@@ -127,7 +127,7 @@ class Performer(Recorder):
                     result = await (self._kept(trying) if plan.is_once else trying)
                     if plan.text is not None:
                         await self._shown(plan)
-                    if plan.told is not None and not plan.is_once:
+                    if plan.told is not None and not plan.is_once:  # as mostly not: a call less
                         await self._told(plan)
                     text = dump(plan.output, result)
                     # What the flow gets is what a replay will give it, or the step fails now.

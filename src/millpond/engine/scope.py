@@ -132,9 +132,11 @@ UnderWay: TypeAlias = tuple[float, Callable[[Plan], None]]
 
 def announce(under_way: dict[Plan, UnderWay], now: float) -> None:
     """Tell of tries that have lasted a while; called now and then, so that short ones cost nothing."""
-    while under_way:
-        plan, (began, tell_started) = next(iter(under_way.items()))
+    due = []
+    for plan, (began, tell_started) in under_way.items():
         if now - began < ANNOUNCE_S:
-            return
+            break
+        due.append((plan, tell_started))
+    for plan, tell_started in due:
         del under_way[plan]
         tell_started(plan)

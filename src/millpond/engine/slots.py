@@ -289,7 +289,7 @@ class Slots:
                 self._gather()
 
     def has_beyond(self, wanted: Mapping[str, int]) -> bool:
-        """Whether so much is free beside the slots that a claim is for that another follows at once."""
+        """Whether so much is free beside the slots that a claim is for that another follows at once (`_freed`)."""
         return any(
             4 * (self._free(one) - slots) >= self.total[one] for one, slots in wanted.items()
         )
