@@ -24,7 +24,7 @@ from millpond.types import Intent
 
 SLOTS = 200
 # Beside peers: so many runs at once as well as theirs, where they have such a number (`peers`).
-DRAIN_SLOTS, STEPS_SLOTS = 800, 400
+DRAIN_SLOTS, STEPS_SLOTS = 1000, 400
 SETTLED_S = 1.5
 PAUSE_S = 0.02
 _DISPATCH_S = 30.0

@@ -1,7 +1,7 @@
-// The driver of BullMQ on Node and Redis: one worker in this process.
+// The driver of BullMQ on Node and Redis: one worker in this process, 400 jobs at once.
 //
 // Run by `benchmarks.systems`; speaks the wire of wire.py. Settings: ioredis (its default client) over a
-// unix socket, concurrency 800 for no-ops and 400 for steps, finished jobs removed (kept ones would fill Redis's memory). Three steps
+// unix socket, concurrency 400, finished jobs removed (kept ones would fill Redis's memory). Three steps
 // are a flow of three jobs in a line: a parent whose child has a child. Fairness by groups is sold (BullMQ
 // Pro), so tenants beside each other share the plain queue.
 
@@ -10,7 +10,6 @@ import { FlowProducer, Queue, Worker } from 'bullmq';
 
 const PAYLOAD = { customer: 'c-1042', text: 'x'.repeat(193) };
 const SLOTS = 400;
-const DRAIN_SLOTS = 800;
 const BATCH = 1000;
 const SETTLED_MS = 1500;
 const PAUSE_MS = 20;
@@ -69,13 +68,13 @@ class Bench {
     return job('third', [job('second', [job('first', [])])]);
   }
 
-  async drainAll(jobs, slots) {
+  async drainAll(jobs) {
     let began = 0;
     const onStart = (at) => { began ||= at; };
     return this.withWorker(onStart, async (state) => {
       while (state.ended < jobs) await sleep(2);
       return { took_s: now() - began };
-    }, slots);
+    });
   }
 
   async submit(count) {
@@ -100,7 +99,7 @@ class Bench {
 
   async drain(count) {
     await this.fill(count);
-    return this.drainAll(count, DRAIN_SLOTS);
+    return this.drainAll(count);
   }
 
   async steps(count) {
