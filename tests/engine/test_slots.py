@@ -16,6 +16,12 @@ from millpond.engine.leases import Claimed, Lease
 from millpond.engine.slots import Slots
 from millpond.errors import Transient
 
+# Transactions that others hold open and do nothing in; what they did ends with this transaction's view of them.
+_OPEN = """
+select count(*) from (select pg_stat_clear_snapshot()) cleared, pg_stat_activity a
+where a.datname = current_database() and a.pid <> pg_backend_pid() and a.state like 'idle in transaction%'
+"""
+
 
 async def test_a_slot_handed_over_is_free_for_another_attempt() -> None:
     slots = Slots({"a": 2})
@@ -104,6 +110,40 @@ async def test_a_claim_asks_for_no_more_than_half_of_many_slots() -> None:
     for _ in range(150):
         slots.take("many")
     assert slots.wanted() == {"many": 50, "few": 20, "some": 32}
+
+
+async def test_a_claim_is_followed_at_once_where_a_quarter_of_the_slots_is_free_beside_it() -> None:
+    slots = Slots({"a": 64, "b": 4})
+    assert slots.has_beyond({"a": 32}), "half of them are free beside it"
+    assert slots.has_beyond({"a": 48})
+    assert not slots.has_beyond({"a": 49})
+    assert slots.has_beyond({"a": 64, "b": 3}), "of one queue is enough"
+    assert not slots.has_beyond({})
+    taken = [slots.take("a") for _ in range(32)]
+    assert not slots.has_beyond({"a": 32})
+    for one in taken:
+        one.give()
+
+
+async def test_a_worker_that_waits_for_work_holds_no_transaction(pond: Pond) -> None:
+    """Also after claims that filled all they were for, so that the next one had begun with their commit."""
+    gate = asyncio.Event()
+
+    async def wait(ctx: Context, n: int) -> None:
+        await gate.wait()
+
+    flow = pond.flow(wait)
+    # A claim is for half of so many slots: the first fills that, the next takes what is left.
+    runs = [await pond.submit(flow, n) for n in range(40)]
+    async with pond.worker(slots={"default": 64}):
+        for run_id in runs:
+            await pond.until(run_id, "run.started")
+        async with asyncio.timeout(5), pond.engine_db.duty("test") as con:
+            while await con.fetchval(_OPEN):
+                await asyncio.sleep(0.02)
+        gate.set()
+        for run_id in runs:
+            await pond.ended(run_id)
 
 
 async def test_a_queue_that_gave_all_that_was_asked_for_is_claimed_again_at_once() -> None:

@@ -1,0 +1,41 @@
+"""A try that lasts is told of, once, and one that is over is neither told of nor kept."""
+
+from __future__ import annotations
+
+from millpond.engine.plans import Plan
+from millpond.engine.scope import ANNOUNCE_S, UnderWay, announce
+from millpond.retry import DEFAULT_RETRY
+
+
+def plan(name: str) -> Plan:
+    return Plan(name, f"{name}:0", DEFAULT_RETRY, None, None)
+
+
+def test_only_tries_that_last_are_told_of_and_each_once() -> None:
+    told: list[Plan] = []
+    long, short, late = plan("same"), plan("same"), plan("late")
+    under_way: dict[Plan, UnderWay] = {
+        one: (began, told.append) for one, began in ((long, 0.0), (short, 0.0), (late, ANNOUNCE_S))
+    }
+    announce(under_way, 0.9 * ANNOUNCE_S)
+    assert told == []
+    del under_way[short]
+    announce(under_way, 1.5 * ANNOUNCE_S)
+    assert told == [long]
+    announce(under_way, 1.9 * ANNOUNCE_S)
+    assert told == [long]
+    announce(under_way, 2 * ANNOUNCE_S)
+    assert told == [long, late]
+    assert under_way == {}
+
+
+def test_a_try_that_is_begun_again_is_told_of_by_its_own_time() -> None:
+    told: list[Plan] = []
+    again, other = plan("again"), plan("other")
+    under_way: dict[Plan, UnderWay] = {again: (0.0, told.append), other: (0.01, told.append)}
+    del under_way[again]
+    under_way[again] = 0.02, told.append
+    announce(under_way, 0.015 + ANNOUNCE_S)
+    assert told == [other]
+    announce(under_way, 0.02 + ANNOUNCE_S)
+    assert told == [other, again]
