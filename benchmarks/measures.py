@@ -23,7 +23,7 @@ from millpond.engine.submit import submit, submit_alone
 from millpond.types import Intent
 
 SLOTS = 200
-# Beside peers: so many runs at once as well as theirs, where they have such a number (`peers`).
+# Beside peers, which have the numbers that do best for them: so many no-op runs at once, and of three steps.
 DRAIN_SLOTS, STEPS_SLOTS = 1000, 400
 SETTLED_S = 1.5
 PAUSE_S = 0.02

@@ -9,18 +9,14 @@ from typing import Any
 import pytest
 from tests.engine.conftest import Pond
 
+from millpond.db.pool import EngineDatabase
+from millpond.db.transaction import Chain
 from millpond.engine import inputs, storing
 from millpond.engine.context import Context
 from millpond.engine.launching import Launcher
 from millpond.engine.leases import Claimed, Lease
 from millpond.engine.slots import Slots
 from millpond.errors import Transient
-
-# Transactions that others hold open and do nothing in; what they did ends with this transaction's view of them.
-_OPEN = """
-select count(*) from (select pg_stat_clear_snapshot()) cleared, pg_stat_activity a
-where a.datname = current_database() and a.pid <> pg_backend_pid() and a.state like 'idle in transaction%'
-"""
 
 
 async def test_a_slot_handed_over_is_free_for_another_attempt() -> None:
@@ -119,31 +115,44 @@ async def test_a_claim_is_followed_at_once_where_a_quarter_of_the_slots_is_free_
     assert not slots.has_beyond({"a": 49})
     assert slots.has_beyond({"a": 64, "b": 3}), "of one queue is enough"
     assert not slots.has_beyond({})
-    taken = [slots.take("a") for _ in range(32)]
+    for _ in range(32):
+        slots.take("a")
     assert not slots.has_beyond({"a": 32})
-    for one in taken:
-        one.give()
 
 
-async def test_a_worker_that_waits_for_work_holds_no_transaction(pond: Pond) -> None:
-    """Also after claims that filled all they were for, so that the next one had begun with their commit."""
+async def test_a_worker_that_waits_holds_no_transaction_of_a_claim_that_did_not_follow(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that fills all it is for takes the next one to follow at once, and may be wrong."""
+    chains, waited_with = list[Chain](), list[bool]()
     gate = asyncio.Event()
+    make, wait = EngineDatabase.chain, Slots.wait
 
-    async def wait(ctx: Context, n: int) -> None:
+    def made(self: EngineDatabase, name: str, **options: Any) -> Chain:
+        chains.append(make(self, name, **options))
+        return chains[-1]
+
+    async def spied(self: Slots, timeout_s: float) -> None:
+        waited_with.append(any(one._is_open for one in chains))
+        await wait(self, timeout_s)
+
+    async def hold(ctx: Context, n: int) -> None:
         await gate.wait()
 
-    flow = pond.flow(wait)
-    # A claim is for half of so many slots: the first fills that, the next takes what is left.
-    runs = [await pond.submit(flow, n) for n in range(40)]
-    async with pond.worker(slots={"default": 64}):
+    monkeypatch.setattr(EngineDatabase, "chain", made)
+    monkeypatch.setattr(Slots, "wait", spied)
+    monkeypatch.setattr(Slots, "has_beyond", lambda *_: True)
+    flow = pond.flow(hold)
+    # The first claim is for 32 of the slots and leaves less than a quarter, so that the next is not at once.
+    runs = [await pond.submit(flow, n) for n in range(36)]
+    async with pond.worker(slots={"default": 40}):
         for run_id in runs:
             await pond.until(run_id, "run.started")
-        async with asyncio.timeout(5), pond.engine_db.duty("test") as con:
-            while await con.fetchval(_OPEN):
-                await asyncio.sleep(0.02)
         gate.set()
         for run_id in runs:
             await pond.ended(run_id)
+    assert waited_with
+    assert not any(waited_with)
 
 
 async def test_a_queue_that_gave_all_that_was_asked_for_is_claimed_again_at_once() -> None:

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+from tests.engine.conftest import Pond
+
+from millpond.engine.context import Context, StepFailed
 from millpond.engine.plans import Plan
 from millpond.engine.scope import ANNOUNCE_S, UnderWay, announce
+from millpond.errors import Permanent
 from millpond.retry import DEFAULT_RETRY
 
 
@@ -39,3 +44,25 @@ def test_a_try_that_is_begun_again_is_told_of_by_its_own_time() -> None:
     assert told == [other]
     announce(under_way, 0.02 + ANNOUNCE_S)
     assert told == [other, again]
+
+
+async def test_a_try_that_is_over_is_not_kept(pond: Pond) -> None:
+    kept = []
+
+    async def double(n: int) -> int:
+        return n * 2
+
+    async def fail(n: int) -> int:
+        raise Permanent("no")
+
+    async def steps(ctx: Context, n: int) -> None:
+        await ctx.step("double", double, n)
+        kept.append(len(ctx._scope.under_way))
+        with pytest.raises(StepFailed):
+            await ctx.step("fail", fail, n)
+        kept.append(len(ctx._scope.under_way))
+
+    flow = pond.flow(steps)
+    async with pond.worker():
+        await pond.ended(await pond.submit(flow, 1))
+    assert kept == [0, 0]

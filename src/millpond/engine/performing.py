@@ -65,21 +65,20 @@ class Performer(Recorder):
         self._throttling = scope.throttling
         self._leasehold = scope.leasehold
         self._riding = scope.riding
-        self._begin_by = begin_by
-        # Most steps need no room of their own.
-        self._seated: Seating | None = None
+        # Made for the first step that needs room of its own: most need none.
+        self._made_seating: Seating | None = None
         if seats:
-            self._seated = Seating(lease, scope.riding, branches, seats=seats, begin_by=begin_by)
+            self._made_seating = Seating(
+                lease, scope.riding, branches, seats=seats, begin_by=begin_by
+            )
         # What tries used that were ended from outside; the attempt's end tells of it.
         self._unrecorded: list[Spent] = []
 
     @property
     def _seating(self) -> Seating:
-        if self._seated is None:
-            self._seated = Seating(
-                self._lease, self._riding, self._branches, begin_by=self._begin_by
-            )
-        return self._seated
+        if self._made_seating is None:
+            self._made_seating = Seating(self._lease, self._riding, self._branches)
+        return self._made_seating
 
     async def perform(
         self,

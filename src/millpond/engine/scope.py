@@ -125,8 +125,8 @@ class Deadlines:
             heapq.heapify(self._heap)
 
 
-# When a try began, on the loop's clock, and what tells of it. The oldest stands first. Each leaves as it is over: one
-# that stayed would keep all that its attempt is made of: memory that is in the caches still, for whoever comes next.
+# When a try began, on the loop's clock, and what tells of it. The oldest is first. Each leaves as it is over or told
+# of: one that stayed would keep all its attempt is made of, which is soon used anew while caches hold it.
 UnderWay: TypeAlias = tuple[float, Callable[[Plan], None]]
 
 
