@@ -168,7 +168,8 @@ async def test_another_worker_goes_on_and_reruns_nothing_twice(
         return 1
 
     front.flow(count)
-    await fill(admin_url, front.org_id, "count", 600)
+    # So many that it is not over before its worker is forgotten.
+    await fill(admin_url, front.org_id, "count", 3_000)
     resources = operator(front)
     await front.publish("count")
     bulk_id = await act(ann, "rerun", filter={"states": ["failed"]})
@@ -179,7 +180,7 @@ async def test_another_worker_goes_on_and_reruns_nothing_twice(
         run = await front.ended(ann, bulk_id)
     await admin.close()
     assert run["attempts"] == 2
-    assert run["output"]["done"] == 600
+    assert run["output"]["done"] == 3_000
     async with front.engine_db.duty("test") as con:
         rows = await con.fetch("select rerun_of, count(*) from run group by 1 having count(*) > 1")
     assert [row for row in rows if row["rerun_of"] is not None] == []
