@@ -23,7 +23,7 @@ from millpond.engine.submit import submit, submit_alone
 from millpond.types import Intent
 
 SLOTS = 200
-# Beside peers, which have the numbers that do best for them: so many no-op runs at once, and of three steps.
+# Beside peers: so many no-op runs at once, and of three steps. Theirs are in their drivers.
 DRAIN_SLOTS, STEPS_SLOTS = 1000, 400
 SETTLED_S = 1.5
 PAUSE_S = 0.02

@@ -40,10 +40,9 @@ async def test_a_session_whose_process_takes_no_answer_does_not_keep_the_claims_
         maintenance = Maintenance(pond.engine_db, lease_s=2.0)
         assert await maintenance.free_claim() == 0, "it may be at work still"
         ended = 0
+        # What stands between, a pooler above all, may take some of the answer yet.
         async with asyncio.timeout(DEADLINE_S):
-            while (
-                not ended
-            ):  # what stands between, a pooler above all, may take some of the answer yet
+            while not ended:
                 await asyncio.sleep(0.01)
                 ended = await maintenance.free_claim(0.0)
         assert ended == 1
