@@ -21,7 +21,7 @@ from millpond.db.queries import queries
 from millpond.engine.submit import submit
 
 CLAIMS, FEW = 250, 20
-AT_ONCE = "select * from claim_at_once(100, $1, gen_random_uuid(), '{default}', '{10}', '{10}', $2, '{0.001}', 11)"
+AT_ONCE = "select * from claim_at_once(100, $1, gen_random_uuid(), '{default}', '{10}', '{10}', $2, '{0.001}', 11, 0)"
 CHARGE = "select charge_shares(array[$1::bigint], '{default}', array[$2::float8])"
 
 

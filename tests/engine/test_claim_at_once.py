@@ -91,7 +91,7 @@ async def test_it_leaves_what_a_decision_leaves(pond: Pond, seed: int) -> None:
                 told, *rows = await con.fetch(
                     queries("claim")["at_once"],
                     100, worker_id, uuid.uuid4(), list(free), list(free.values()), list(free.values()),
-                    list(COSTS), list(COSTS.values()), depth,
+                    list(COSTS), list(COSTS.values()), depth, 0,
                 )  # fmt: skip
                 at_once = await _state(con)
                 raise _UndoneError
@@ -116,7 +116,7 @@ async def _both_ways(
             await con.fetch(
                 queries("claim")["at_once"],
                 100, worker_id, uuid.uuid4(), ["default", "llm"], [4, 4], [4, 4],
-                list(COSTS), list(COSTS.values()), 64,
+                list(COSTS), list(COSTS.values()), 64, 0,
             )  # fmt: skip
             at_once = await _state(con)
             written = await con.fetchval(_LANES_WRITTEN) - before

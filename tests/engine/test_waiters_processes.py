@@ -45,7 +45,7 @@ async def closed_door() -> AsyncIterator[Door]:
 
 
 @asynccontextmanager
-async def two(pond: Pond, lease_s: float = 2.0) -> AsyncIterator[list[asyncio.subprocess.Process]]:
+async def two(pond: Pond, lease_s: float = 4.0) -> AsyncIterator[list[asyncio.subprocess.Process]]:
     """Two worker processes, each with more slots than there is work."""
     processes = [await begin(pond, slots=12, lease_s=lease_s) for _ in range(2)]
     try:

@@ -51,6 +51,10 @@ _IDLE_S = 1.0
 _GONE, _TOO_MUCH, _TAKEN = -1, 0, 1
 
 
+class _Changed(Exception):
+    """Limits were changed between a claim's look at them and its look at what is ready: it is undone, and made anew."""
+
+
 class Claimer:
     """Claims for one worker; remembers how deep to read lanes.
 
@@ -104,7 +108,8 @@ class Claimer:
                 # Where all that is ready has room of its own nothing is to be decided of spill and reserve either.
                 own = terms.unreserved(free)
                 is_plain = terms.most(free).keys() <= own.keys()
-                if is_plain and (found := await self._claim_at_once(own)) is not None:
+                is_known = not self.limits.is_on  # by what `begin` read, too
+                if is_known and is_plain and (found := await self._claim_at_once(own)) is not None:
                     self.looked_at = began
                     return found
             claimed, has_more = await self._decide(free, terms)
@@ -152,7 +157,11 @@ class Claimer:
         for _ in range(_ROUNDS):
             began = time.monotonic()
             await self.limits.begin(self._database)
-            if (found := await self._claim(free, terms)) is not None:
+            try:
+                found = await self._claim(free, terms)
+            except _Changed:
+                continue
+            if found is not None:
                 self.looked_at = began
                 return found
         self._boarding.begin(())
@@ -173,6 +182,7 @@ class Claimer:
                 self._capabilities,
                 [self._expected_s(able) for able in self._capabilities],
                 self._depth,
+                self.limits.version,
             )
         arrivals, outcome = told["org_id"], told["attempt"]
         if outcome == _GONE:
@@ -205,7 +215,9 @@ class Claimer:
             arrivals, is_alive = consumed["lane_id"], consumed["offset_us"]
             if not is_alive:
                 raise LeaseLost("this worker's session is gone")
-            if not limits.note(consumed):
+            if not limits.note(consumed, rows.pop()):
+                if limits.is_open:
+                    raise _Changed
                 return None
             rows, urgency = self._urgencies.of(rows)
             if urgency is not None:

@@ -71,6 +71,11 @@ class Limiter:
         return bool(self._book.rules) or self._has_rooms
 
     @property
+    def is_open(self) -> bool:
+        """Whether this claim has counted what is in use."""
+        return self._is_open
+
+    @property
     def has_more(self) -> bool:
         """Whether another claim at once may let more go."""
         return self._rooms.has_more
@@ -179,13 +184,14 @@ class Limiter:
         self._took_s = time.monotonic() - self.began
         return True
 
-    def note(self, first: Record) -> bool:
-        """Note what the first row of heads tells; False when this claim should have looked at limits."""
+    def note(self, first: Record, last: Record) -> bool:
+        """Note what the first and last row of heads tell; False when this claim should have looked at other limits."""
         self._has_rooms = first["weight"] > 0
+        is_old = last["org_id"] != self._book.version
         if self._is_open:
-            return True
-        self._is_behind = first["org_id"] != self._book.version
-        return not (self._is_behind or self._has_rooms)
+            return not is_old
+        self._is_behind = is_old
+        return not (is_old or self._has_rooms)
 
     async def read(self, con: Connection, rows: Sequence[Record]) -> None:
         """Read the meters of rates that hold for these lanes, and how orgs stand in crossings that they need."""

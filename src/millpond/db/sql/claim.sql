@@ -1,10 +1,12 @@
 -- name: heads
--- Locks, consumes arrivals and reads the heads of lanes in fair order, then interactive ones (functions of the migrations).
+-- Locks, consumes arrivals and reads the heads of lanes in fair order, then interactive ones, then which limits there are (functions of the migrations).
 select queue, org_id, weight, virtual_s, lane_id, offset_us, capability, ranks, items, keys
 from claim_heads($1, $2, $3::text[], $4::int[], $5::text[], $6)
 union all
 select queue, org_id, weight, virtual_s, lane_id, offset_us, capability, ranks, items, keys
-from claim_urgent($3::text[], $4::int[], $5::text[], $6);
+from claim_urgent($3::text[], $4::int[], $5::text[], $6)
+union all
+select queue, org_id, weight, virtual_s, lane_id, offset_us, capability, ranks, items, keys from claim_limits();
 
 -- name: take
 -- Moves picked ready rows to leases; stores where that leaves lanes, shares and clocks (function of the migrations).
@@ -22,7 +24,7 @@ from claim_take(string_to_array($1, chr(30))::bigint[], string_to_array($2, chr(
 select org_id, item_id, run_id, attempt, token_now, deaths, tries, cancel_requested, flow, version, queue, input, subject,
        timeout_s, deadline_at, is_rerun, duties, kind, step_key, stamp, permission, lent, granted_by
 from set_config('synchronous_commit', 'off', true),
-     claim_at_once($1, $2, $3, $4::text[], $5::int[], $6::int[], $7::text[], $8::float8[], $9);
+     claim_at_once($1, $2, $3, $4::text[], $5::int[], $6::int[], $7::text[], $8::float8[], $9, $10);
 
 -- name: step_back
 -- Lets a lane be read again from a work item that could not be taken.
