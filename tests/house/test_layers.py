@@ -173,6 +173,7 @@ ENGINE = [
     "events",
     "growing",
     "hints",
+    "nearby",
     "registry",
     "declared",
     "pacing",

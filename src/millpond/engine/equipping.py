@@ -54,7 +54,7 @@ async def equipped(
         database, hints, on_cancel_requested=on_cancel_requested, gather_s=gather_s
     )
     committer.start()
-    listener = Listener(listen_url, heard)
+    listener = Listener(listen_url, heard, near=True)
     await listener.start()
     settler = Settler(database, hints)
     deltas = Deltas(database, hints)

@@ -1,4 +1,4 @@
-"""Hints: coalesced NOTIFY after commits, and the connection that listens for them.
+"""Hints: coalesced NOTIFY after commits, and the connection that listens for them; past both to workers of this host.
 
 Called after a commit by whoever changed something; heard by workers and event tails. Invariant: a
 hint carries no truth; whoever misses one finds the change by polling.
@@ -10,9 +10,12 @@ import asyncio
 import contextlib
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 
 import asyncpg
 import structlog
+
+from millpond.engine.nearby import Ear, Neighbours, ground_of
 
 WAKE = "millpond_wake"  # payload: queue names, separated by commas
 CHANGED = "millpond_changed"  # payload: tails of run ids, separated by commas, or `*`
@@ -35,14 +38,19 @@ def tail_of(run_id: uuid.UUID) -> str:
 
 
 class Hints:
-    """Sends hints on a connection of its own, many in one statement, never blocking the caller."""
+    """Sends hints on a connection of its own, many in one statement, never blocking the caller.
+
+    Workers of this host are told at once, everybody else a moment later then.
+    """
 
     def __init__(self, url: str, *, pause_s: float = 0.01) -> None:
         self._url = url
         self._pause_s = pause_s
+        self._near: Neighbours | None = None
         channels = (WAKE, CHANGED, CANCELLED, SUMMONED)
         self._pending: dict[str, set[str]] = {channel: set() for channel in channels}
         self._kick = asyncio.Event()
+        self._is_pressing = asyncio.Event()
         self._sender: asyncio.Task[None] | None = None
 
     @classmethod
@@ -54,7 +62,7 @@ class Hints:
 
     def wake(self, queues: Iterable[str]) -> None:
         """Tell workers that work may be ready in `queues`."""
-        self._add(WAKE, queues)
+        self._add_near(WAKE, set(queues))
 
     def changed(self, run_ids: Iterable[uuid.UUID]) -> None:
         """Tell event tails that runs have new events."""
@@ -62,11 +70,11 @@ class Hints:
 
     def cancelled(self, run_ids: Iterable[uuid.UUID]) -> None:
         """Tell workers that runs shall stop."""
-        self._add(CANCELLED, map(str, run_ids))
+        self._add_near(CANCELLED, set(map(str, run_ids)))
 
     def summon(self, worker_ids: Iterable[uuid.UUID]) -> None:
         """Tell workers that there is room for steps of theirs."""
-        self._add(SUMMONED, map(str, worker_ids))
+        self._add_near(SUMMONED, set(map(str, worker_ids)))
 
     async def close(self) -> None:
         """Stop sending; hints not yet sent are dropped."""
@@ -77,7 +85,16 @@ class Hints:
 
     def _add(self, channel: str, words: Iterable[str]) -> None:
         self._pending[channel].update(words)
+        self._is_pressing.set()
         self._kick.set()
+
+    def _add_near(self, channel: str, words: AbstractSet[str]) -> None:
+        """Tell workers of this host at once; those of others wait a moment where there was one."""
+        if self._near is None or not self._near.tell(channel, ",".join(words)):
+            self._add(channel, words)
+        elif words:
+            self._pending[channel].update(words)
+            self._kick.set()
 
     def _take(self) -> list[tuple[str, str]]:
         messages = []
@@ -97,17 +114,20 @@ class Hints:
         con: asyncpg.Connection[asyncpg.Record] | None = None
         try:
             with contextlib.suppress(*_ERRORS):
-                con = await connect(self._url)
+                con = await self._connect()
                 await send(con, [])
             while True:
                 await self._kick.wait()
+                if not self._is_pressing.is_set():
+                    await self._wait_a_moment()
                 self._kick.clear()
+                self._is_pressing.clear()
                 messages = self._take()
                 if not messages:
                     continue
                 try:
                     if con is None or con.is_closed():
-                        con = await connect(self._url)
+                        con = await self._connect()
                     await send(con, messages)
                 except _ERRORS:
                     if con is not None:
@@ -118,6 +138,29 @@ class Hints:
         finally:
             if con is not None:
                 con.terminate()
+            self._part()
+
+    async def _wait_a_moment(self) -> None:
+        """Let who was told by itself begin first; returns sooner where a hint presses."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._pause_s / 2):
+                await self._is_pressing.wait()
+
+    async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
+        con = await connect(self._url)
+        try:
+            ground = await ground_of(con)
+        except BaseException:
+            con.terminate()
+            raise
+        self._part()
+        self._near = None if ground is None else Neighbours(ground)
+        return con
+
+    def _part(self) -> None:
+        if self._near is not None:
+            self._near.close()
+            self._near = None
 
 
 async def connect(url: str) -> asyncpg.Connection[asyncpg.Record]:
@@ -140,12 +183,15 @@ class Listener:
     """Hears hints on a direct connection, reopened when it breaks.
 
     Handlers are called in the event loop with the payload; after a reconnect each is called with
-    `*`, since anything may have been missed.
+    `*`, since anything may have been missed. Where it is `near`, it hears what this host tells its workers as well.
     """
 
-    def __init__(self, url: str, handlers: Mapping[str, Callable[[str], None]]) -> None:
+    def __init__(
+        self, url: str, handlers: Mapping[str, Callable[[str], None]], *, near: bool = False
+    ) -> None:
         self._url = url
         self._handlers = handlers
+        self._ear = Ear(handlers) if near else None
         self._keeper: asyncio.Task[None] | None = None
         self._con: asyncpg.Connection[asyncpg.Record] | None = None
 
@@ -161,6 +207,8 @@ class Listener:
             self._keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._keeper
+        if self._ear is not None:
+            self._ear.close()
         if self._con is not None:
             self._con.terminate()
 
@@ -171,6 +219,8 @@ class Listener:
         try:
             for channel, handler in self._handlers.items():
                 await con.add_listener(channel, _receiver(handler))
+            if self._ear is not None and (ground := await ground_of(con)) is not None:
+                self._ear.open(ground)
         except BaseException:
             con.terminate()
             raise

@@ -1,0 +1,175 @@
+"""Hints to workers of the same host and user, past the database: a datagram each, in a folder of that user alone.
+
+Called by `hints`. Invariant: these carry no truth either, and the database's hint comes after them; where there is no
+such folder, or it is another user's, nobody is near and nothing else changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import asyncpg
+import structlog
+
+# Of several databases of one host each has its own workers.
+_GROUND = """
+select s.system_identifier, d.oid
+from pg_control_system() s, pg_database d where d.datname = current_database()
+"""
+_MOST = 8192  # bytes of a datagram
+_LOOK_S = 1.0  # so old is what a sender knows of who hears
+_log = structlog.get_logger("millpond.nearby")
+
+
+async def ground_of(con: asyncpg.Connection[asyncpg.Record]) -> str | None:
+    """Name the database of a connection among all that this host works with; None where it does not tell."""
+    try:
+        row = await con.fetchrow(_GROUND)
+    except asyncpg.InsufficientPrivilegeError:
+        return None
+    assert row is not None
+    return hashlib.sha256(f"{row[0]}/{row[1]}".encode()).hexdigest()[:12]
+
+
+class Neighbours:
+    """Tells who hears of a database on this host; never blocks, and never raises."""
+
+    def __init__(self, ground: str) -> None:
+        self._ground = ground
+        self._socket = _new_socket()
+        self._known: list[str] = []
+        self._looked_at = -float("inf")
+
+    def tell(self, channel: str, payload: str) -> bool:
+        """Return whether somebody was told, or has more to hear than fits its socket."""
+        message = f"{channel} {payload}".encode()
+        is_told = False
+        if len(message) > _MOST:
+            return is_told
+        for path in self._hearing():
+            try:
+                self._socket.sendto(message, path)
+            except (FileNotFoundError, ConnectionRefusedError):
+                self._known.remove(path)
+                _clear_away(path)
+            except BlockingIOError:
+                is_told = True
+            except OSError:
+                continue
+            else:
+                is_told = True
+        return is_told
+
+    def close(self) -> None:
+        """Tell nobody any more."""
+        self._socket.close()
+
+    def _hearing(self) -> list[str]:
+        now = time.monotonic()
+        if now - self._looked_at > _LOOK_S:
+            self._looked_at = now
+            self._known = _sockets(self._ground)
+        return self._known.copy()
+
+
+class Ear:
+    """Hears what neighbours tell; handlers are called in the event loop with the payload."""
+
+    def __init__(self, handlers: Mapping[str, Callable[[str], None]]) -> None:
+        self._handlers = handlers
+        self._socket: socket.socket | None = None
+        self._path = ""
+
+    def open(self, ground: str) -> None:
+        """Hear what is told of a database from now on, and of no other one."""
+        self.close()
+        folder = _folder()
+        if folder is None:
+            return
+        for path in _sockets(""):
+            if not _is_heard(path):
+                _clear_away(path)
+        own, path = _new_socket(), str(folder / f"{ground}-{secrets.token_hex(4)}")
+        try:
+            own.bind(path)
+        except OSError as error:  # a name too long for a socket
+            own.close()
+            _log.info("nearby.unavailable", error=str(error))
+            return
+        self._socket, self._path = own, path
+        asyncio.get_running_loop().add_reader(own.fileno(), self._hear)
+
+    def close(self) -> None:
+        """Hear nothing any more."""
+        if self._socket is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._socket.fileno())
+        self._socket.close()
+        self._socket = None
+        _clear_away(self._path)
+
+    def _hear(self) -> None:
+        while self._socket is not None:
+            try:
+                message = self._socket.recv(_MOST)
+            except OSError:  # there is no more
+                return
+            channel, _, payload = message.decode(errors="replace").partition(" ")
+            if (handler := self._handlers.get(channel)) is not None:
+                handler(payload)
+
+
+def _new_socket() -> socket.socket:
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    made.settimeout(0.0)  # never blocks
+    return made
+
+
+def _folder() -> Path | None:
+    """Return the folder of this user's sockets; None where it could be opened by anybody else."""
+    user = os.geteuid()
+    folder = Path(tempfile.gettempdir()) / f"millpond-{user}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return None
+    is_own = stat.S_ISDIR(found.st_mode) and found.st_uid == user and not found.st_mode & 0o077
+    return folder if is_own else None
+
+
+def _sockets(ground: str) -> list[str]:
+    folder = _folder()
+    if folder is None:
+        return []
+    try:
+        return [str(path) for path in folder.iterdir() if path.name.startswith(ground)]
+    except OSError:
+        return []
+
+
+def _is_heard(path: str) -> bool:
+    """Whether the process that made a socket is there still."""
+    with _new_socket() as tried:
+        try:
+            tried.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+        except OSError:
+            return True
+        return True
+
+
+def _clear_away(path: str) -> None:
+    with contextlib.suppress(OSError):
+        Path(path).unlink()
