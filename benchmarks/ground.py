@@ -224,7 +224,7 @@ class Ground:
     @asynccontextmanager
     async def hints(self) -> AsyncIterator[Hints]:
         """Send hints as the API does."""
-        hints = await Hints.connect(self.urls.engine)
+        hints = await Hints.connect(self.urls.engine, near=True)
         try:
             yield hints
         finally:

@@ -14,7 +14,10 @@ from tests.engine.conftest import DEADLINE_S, Pond
 from tests.engine.test_limits import limit
 
 from millpond.db.queries import queries
+from millpond.engine import claim
 from millpond.engine.claim import Claimer
+from millpond.engine.limiting import Limiter
+from millpond.engine.registry import Flow
 from millpond.engine.submit import submit
 
 KEY = "provider:one"
@@ -56,22 +59,13 @@ async def _come(pond: Pond, flow: Any) -> uuid.UUID:
 
 
 @pytest.mark.parametrize("way", ["at once", "decided", "by other limits"])
-async def test_a_limit_holds_for_runs_that_came_after_it(pond: Pond, way: str) -> None:
-    async def asks(_ctx: Any, _: Any) -> None:
-        return None
-
-    flow, worker_id = pond.flow(asks, keys=[KEY]), uuid.uuid4()
-    async with pond.engine_db.duty("register") as con:
-        await con.execute(
-            queries("maintenance")["register_worker"],
-            worker_id, "here", 1, "{}", [flow.capability], 30.0, "0", "{}",
-        )  # fmt: skip
-    claimer = Claimer(
-        pond.engine_db,
-        worker_id=worker_id,
-        capabilities=[flow.capability],
-        estimate_s=lambda _: 0.001,
-    )
+async def test_a_limit_holds_for_runs_that_came_after_it(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(
+        claim, "_LIMIT_S", DEADLINE_S
+    )  # it stands at the gate in the middle of a claim
+    flow, claimer = await _claimer(pond)
     if way == "by other limits":
         await limit(pond.db, "provider:other", 5)
     await claimer.claim({"default": 10})
@@ -88,3 +82,54 @@ async def test_a_limit_holds_for_runs_that_came_after_it(pond: Pond, way: str) -
     assert later not in {one.lease.item_id for one in claimed}
     claimed, _ = await claimer.claim({"default": 10})
     assert not claimed
+
+
+async def test_limits_that_are_changed_all_the_time_hold_up_nobody(
+    pond: Pond, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim that one change has overtaken is made anew, once."""
+    flow, claimer = await _claimer(pond)
+    await limit(pond.db, KEY, 5)
+    await claimer.claim({"default": 10})
+    run_id = await _come(pond, flow)
+    note = Limiter.note
+
+    def overtaken(limiter: Limiter, first: Any, last: Any) -> bool:
+        note(limiter, first, last)
+        return False
+
+    monkeypatch.setattr(Limiter, "note", overtaken)
+    claimed, _ = await claimer.claim({"default": 10})
+    assert [one.lease.item_id for one in claimed] == [run_id]
+
+
+async def test_what_is_read_of_limits_before_a_claim_at_once_holds_for_it(pond: Pond) -> None:
+    flow, claimer = await _claimer(pond)
+    await claimer.claim({"default": 10})
+    await limit(pond.db, KEY, 0)
+    await _come(pond, flow)
+    claimer.limits._is_behind = True  # as after a claim that saw it and failed
+    assert claimer._is_calm
+    claimed, _ = await claimer.claim({"default": 10})
+    assert not claimed
+
+
+async def _claimer(pond: Pond) -> tuple[Flow, Claimer]:
+    """Return a flow with the key, and who claims its runs."""
+
+    async def asks(_ctx: Any, _: Any) -> None:
+        return None
+
+    flow, worker_id = pond.flow(asks, keys=[KEY]), uuid.uuid4()
+    async with pond.engine_db.duty("register") as con:
+        await con.execute(
+            queries("maintenance")["register_worker"],
+            worker_id, "here", 1, "{}", [flow.capability], 30.0, "0", "{}",
+        )  # fmt: skip
+    claimer = Claimer(
+        pond.engine_db,
+        worker_id=worker_id,
+        capabilities=[flow.capability],
+        estimate_s=lambda _: 0.001,
+    )
+    return flow, claimer

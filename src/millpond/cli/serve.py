@@ -104,7 +104,7 @@ async def _compose(
     limits = read_limits(settings)
     db = await Database.connect(databases.app, name="millpond-api", max_size=_POOL)
     stack.push_async_callback(db.close)
-    hints = await Hints.connect(databases.app_listen)
+    hints = await Hints.connect(databases.app_listen, near=True)
     stack.push_async_callback(hints.close)
     await declare_settings(db, hints, limits)
     feed = await Feed.connect(databases.app_listen)

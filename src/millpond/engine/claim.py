@@ -154,12 +154,14 @@ class Claimer:
 
     async def _decide(self, free: Mapping[str, int], terms: Terms) -> tuple[list[Claimed], bool]:
         """Claim by decision, once the limits are known by which it is made."""
+        may_undo = True
         for _ in range(_ROUNDS):
             began = time.monotonic()
             await self.limits.begin(self._database)
             try:
-                found = await self._claim(free, terms)
+                found = await self._claim(free, terms, may_undo=may_undo)
             except _Changed:
+                may_undo = False  # limits that are changed all the time hold up nobody
                 continue
             if found is not None:
                 self.looked_at = began
@@ -192,7 +194,7 @@ class Claimer:
         return None if outcome == _TOO_MUCH else (moved.claimed(rows), has_more)
 
     async def _claim(
-        self, free: Mapping[str, int], terms: Terms
+        self, free: Mapping[str, int], terms: Terms, *, may_undo: bool
     ) -> tuple[list[Claimed], bool] | None:
         """Claim by the limits that are known; None when there are others, which the next round reads first."""
         most = terms.most(free)
@@ -216,9 +218,10 @@ class Claimer:
             if not is_alive:
                 raise LeaseLost("this worker's session is gone")
             if not limits.note(consumed, rows.pop()):
-                if limits.is_open:
+                if not limits.is_open:
+                    return None
+                if may_undo:
                     raise _Changed
-                return None
             rows, urgency = self._urgencies.of(rows)
             if urgency is not None:
                 self._spread.clear()

@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 import asyncpg
 import structlog
 
-from millpond.engine.nearby import Ear, Neighbours, ground_of
+from millpond.engine.nearby import Ear, Echo, Neighbours, ground_of
 
 WAKE = "millpond_wake"  # payload: queue names, separated by commas
 CHANGED = "millpond_changed"  # payload: tails of run ids, separated by commas, or `*`
@@ -40,13 +40,20 @@ def tail_of(run_id: uuid.UUID) -> str:
 class Hints:
     """Sends hints on a connection of its own, many in one statement, never blocking the caller.
 
-    Workers of this host are told at once, everybody else a moment later then.
+    Where they are `near`, what comes after a rest is told to workers of this host at once, and a moment later to all
+    others. Those of workers are not: who has no room itself is not to be told in place of others.
     """
 
-    def __init__(self, url: str, *, pause_s: float = 0.01) -> None:
+    def __init__(self, url: str, *, near: bool = False, pause_s: float = 0.01) -> None:
         self._url = url
+        self._is_near = near
         self._pause_s = pause_s
         self._near: Neighbours | None = None
+        # Nobody was told anything for a while.
+        self._is_rested = True
+        # Of these channels workers of this host know all that goes to the database next.
+        self._told: set[str] = set()
+        self._echo = Echo()
         channels = (WAKE, CHANGED, CANCELLED, SUMMONED)
         self._pending: dict[str, set[str]] = {channel: set() for channel in channels}
         self._kick = asyncio.Event()
@@ -54,9 +61,9 @@ class Hints:
         self._sender: asyncio.Task[None] | None = None
 
     @classmethod
-    async def connect(cls, url: str) -> Hints:
+    async def connect(cls, url: str, *, near: bool = False, pause_s: float = 0.01) -> Hints:
         """Start sending; the connection is opened soon, before the first hint wants it, and reopened when it breaks."""
-        hints = cls(url)
+        hints = cls(url, near=near, pause_s=pause_s)
         hints._sender = asyncio.create_task(hints._send_all(), name="hints")
         return hints
 
@@ -85,16 +92,26 @@ class Hints:
 
     def _add(self, channel: str, words: Iterable[str]) -> None:
         self._pending[channel].update(words)
-        self._is_pressing.set()
-        self._kick.set()
+        if self._pending[channel]:
+            self._is_pressing.set()
+            self._kick.set()
 
     def _add_near(self, channel: str, words: AbstractSet[str]) -> None:
-        """Tell workers of this host at once; those of others wait a moment where there was one."""
-        if self._near is None or not self._near.tell(channel, ",".join(words)):
-            self._add(channel, words)
-        elif words:
-            self._pending[channel].update(words)
-            self._kick.set()
+        """Tell workers of this host, where nobody was told anything lately; those of others wait a moment then."""
+        if not words:
+            return
+        if self._is_rested and self._near is not None and not self._pending[channel]:
+            self._is_rested = False
+            if self._near.tell(channel, self._echo.name, ",".join(words)):
+                self._told.add(channel)
+                self._pending[channel].update(words)
+                self._kick.set()
+                return
+        if not self._told:
+            self._is_pressing.set()
+        self._told.discard(channel)
+        self._pending[channel].update(words)
+        self._kick.set()
 
     def _take(self) -> list[tuple[str, str]]:
         messages = []
@@ -102,12 +119,17 @@ class Hints:
             if not words:
                 continue
             payload = ",".join(words)
+            if channel in self._told:
+                payload = self._echo.mark(payload)
             words.clear()
             while len(payload) > _MAX_PAYLOAD:
                 cut = payload.rindex(",", 0, _MAX_PAYLOAD)
                 messages.append((channel, payload[:cut]))
                 payload = payload[cut + 1 :]
             messages.append((channel, payload))
+        self._told.clear()
+        self._echo = self._echo.next()
+        self._is_rested = False
         return messages
 
     async def _send_all(self) -> None:
@@ -123,8 +145,6 @@ class Hints:
                 self._kick.clear()
                 self._is_pressing.clear()
                 messages = self._take()
-                if not messages:
-                    continue
                 try:
                     if con is None or con.is_closed():
                         con = await self._connect()
@@ -135,6 +155,7 @@ class Hints:
                     con = None  # dropped: polling finds what these hints told of
                     await asyncio.sleep(0.5)
                 await asyncio.sleep(self._pause_s)
+                self._is_rested = not self._kick.is_set()
         finally:
             if con is not None:
                 con.terminate()
@@ -148,13 +169,14 @@ class Hints:
 
     async def _connect(self) -> asyncpg.Connection[asyncpg.Record]:
         con = await connect(self._url)
-        try:
-            ground = await ground_of(con)
-        except BaseException:
-            con.terminate()
-            raise
-        self._part()
-        self._near = None if ground is None else Neighbours(ground)
+        if self._is_near:
+            try:
+                ground = await ground_of(con)
+                self._part()
+                self._near = None if ground is None else Neighbours(ground)
+            except BaseException:
+                con.terminate()
+                raise
         return con
 
     def _part(self) -> None:
@@ -218,7 +240,7 @@ class Listener:
         )
         try:
             for channel, handler in self._handlers.items():
-                await con.add_listener(channel, _receiver(handler))
+                await con.add_listener(channel, self._receiver(handler))
             if self._ear is not None and (ground := await ground_of(con)) is not None:
                 self._ear.open(ground)
         except BaseException:
@@ -229,6 +251,8 @@ class Listener:
     async def _keep(self) -> None:
         while True:
             await asyncio.sleep(0.5)
+            if self._ear is not None:
+                self._ear.keep()
             if self._con is not None and not self._con.is_closed():
                 continue
             try:
@@ -239,9 +263,9 @@ class Listener:
             for handler in self._handlers.values():
                 handler("*")
 
+    def _receiver(self, handler: Callable[[str], None]) -> Callable[..., None]:
+        def receive(_con: object, _pid: int, _channel: str, payload: object) -> None:
+            if self._ear is None or not self._ear.has_heard(str(payload)):
+                handler(str(payload))
 
-def _receiver(handler: Callable[[str], None]) -> Callable[..., None]:
-    def receive(_con: object, _pid: int, _channel: str, payload: object) -> None:
-        handler(str(payload))
-
-    return receive
+        return receive

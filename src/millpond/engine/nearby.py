@@ -15,7 +15,9 @@ import socket
 import stat
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
@@ -27,6 +29,7 @@ select s.system_identifier, d.oid
 from pg_control_system() s, pg_database d where d.datname = current_database()
 """
 _MOST = 8192  # bytes of a datagram
+_ECHOES = 64  # how many hints that were heard are remembered
 _LOOK_S = 1.0  # so old is what a sender knows of who hears
 _log = structlog.get_logger("millpond.nearby")
 
@@ -35,10 +38,32 @@ async def ground_of(con: asyncpg.Connection[asyncpg.Record]) -> str | None:
     """Name the database of a connection among all that this host works with; None where it does not tell."""
     try:
         row = await con.fetchrow(_GROUND)
-    except asyncpg.InsufficientPrivilegeError:
+    except asyncpg.PostgresError:  # it may not be asked, or knows no such question
         return None
-    assert row is not None
+    if row is None:
+        return None
     return hashlib.sha256(f"{row[0]}/{row[1]}".encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Echo:
+    """What the database's hint of the same words carries, so that who heard them nearby does not look twice."""
+
+    sender: str = field(default_factory=lambda: secrets.token_hex(6))
+    number: int = 0
+
+    @property
+    def name(self) -> str:
+        """One word, unlike any queue or id."""
+        return f"~{self.sender}.{self.number}"
+
+    def mark(self, payload: str) -> str:
+        """Add it as a last word: those who know nothing of it find nothing under it."""
+        return f"{payload},{self.name}"
+
+    def next(self) -> Echo:
+        """Return that of the next hint."""
+        return Echo(self.sender, self.number + 1)
 
 
 class Neighbours:
@@ -50,25 +75,26 @@ class Neighbours:
         self._known: list[str] = []
         self._looked_at = -float("inf")
 
-    def tell(self, channel: str, payload: str) -> bool:
+    def tell(self, channel: str, echo: str, payload: str) -> bool:
         """Return whether somebody was told, or has more to hear than fits its socket."""
-        message = f"{channel} {payload}".encode()
-        is_told = False
+        message = f"{channel} {echo} {payload}".encode(errors="replace")
         if len(message) > _MOST:
-            return is_told
-        for path in self._hearing():
-            try:
-                self._socket.sendto(message, path)
-            except (FileNotFoundError, ConnectionRefusedError):
-                self._known.remove(path)
-                _clear_away(path)
-            except BlockingIOError:
-                is_told = True
-            except OSError:
-                continue
-            else:
-                is_told = True
-        return is_told
+            return False
+        told = [self._tell(message, path) for path in self._hearing()]
+        return any(told)
+
+    def _tell(self, message: bytes, path: str) -> bool:
+        try:
+            self._socket.sendto(message, path)
+        except BlockingIOError:  # it looks once it has heard what is there, and finds this too
+            return True
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._known.remove(path)
+            _clear_away(path)
+            return False
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
         """Tell nobody any more."""
@@ -88,7 +114,9 @@ class Ear:
     def __init__(self, handlers: Mapping[str, Callable[[str], None]]) -> None:
         self._handlers = handlers
         self._socket: socket.socket | None = None
+        self._ground = ""
         self._path = ""
+        self._echoes: deque[str] = deque(maxlen=_ECHOES)
 
     def open(self, ground: str) -> None:
         """Hear what is told of a database from now on, and of no other one."""
@@ -106,8 +134,17 @@ class Ear:
             own.close()
             _log.info("nearby.unavailable", error=str(error))
             return
-        self._socket, self._path = own, path
+        self._socket, self._path, self._ground = own, path, ground
         asyncio.get_running_loop().add_reader(own.fileno(), self._hear)
+
+    def keep(self) -> None:
+        """Hear again where somebody took the folder away."""
+        if self._socket is not None and not Path(self._path).exists():
+            self.open(self._ground)
+
+    def has_heard(self, payload: str) -> bool:
+        """Whether all that a hint of the database says was heard here before."""
+        return payload.rpartition(",")[2] in self._echoes
 
     def close(self) -> None:
         """Hear nothing any more."""
@@ -124,7 +161,9 @@ class Ear:
                 message = self._socket.recv(_MOST)
             except OSError:  # there is no more
                 return
-            channel, _, payload = message.decode(errors="replace").partition(" ")
+            channel, echo, payload = [*message.decode(errors="replace").split(" ", 2), "", ""][:3]
+            if echo.startswith("~"):
+                self._echoes.append(echo)
             if (handler := self._handlers.get(channel)) is not None:
                 handler(payload)
 
@@ -138,8 +177,8 @@ def _new_socket() -> socket.socket:
 def _folder() -> Path | None:
     """Return the folder of this user's sockets; None where it could be opened by anybody else."""
     user = os.geteuid()
-    folder = Path(tempfile.gettempdir()) / f"millpond-{user}"
     try:
+        folder = Path(tempfile.gettempdir()) / f"millpond-{user}"
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError:

@@ -354,7 +354,8 @@ class Worker:
             cut_connections()
 
     def _hear_wake(self, payload: str) -> None:
-        if payload == "*" or not self._slots.served.keys().isdisjoint(payload.split(",")):
+        words = payload.split(",")
+        if "*" in words or not self._slots.served.keys().isdisjoint(words):
             self._slots.wake()
 
     def _hear_summons(self, payload: str) -> None:

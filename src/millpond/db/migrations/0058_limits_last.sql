@@ -83,7 +83,7 @@ begin
   end loop;
   n := 1;
   if not is_whole
-    or exists (select from room) or coalesce((select v.version from limit_version v), 0) <> known
+    or exists (select from room) or coalesce((select v.version from limit_version v), 0) is distinct from known
     or exists (select from unnest(lane_queues, lane_counts) as l(queue, n) join unnest(queues, slots) as q(queue, slots)
              on q.queue = l.queue group by q.queue, q.slots having sum(l.n) > q.slots)
     or cardinality(picked_items) <> (
@@ -193,7 +193,7 @@ begin
               order by r.rank, r.item_id limit 2) h;
         -- Only now: what is read after them holds for whatever came before.
         select exists (select from worker w where w.worker_id = claim_at_once.worker) as is_alive,
-               exists (select from room) or coalesce((select v.version from limit_version v), 0) <> known as is_limited,
+               exists (select from room) or coalesce((select v.version from limit_version v), 0) is distinct from known as is_limited,
                exists (select from pause) or exists (select from queue_pause) as has_pauses
         into gate;
         if gate.is_alive and cardinality(head.items) = 1 and not gate.is_limited and not gate.has_pauses then
