@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import socket
 import tempfile
@@ -93,6 +94,34 @@ async def test_a_folder_that_others_can_open_is_not_used(folder: Path, how: str)
         folder.chmod(0o770)
     ear.open(HERE)
     assert not list(folder.iterdir())
+    with closing(Neighbours(HERE)) as near:
+        assert not near.tell(WAKE, ECHO, "default")
+    ear.close()
+
+
+async def test_another_users_folder_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    user = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: user + 1)
+    theirs = folder.parent / f"millpond-{user + 1}"
+    theirs.mkdir(mode=0o700)
+    ear = Heard().on(WAKE)
+    ear.open(HERE)
+    assert not list(theirs.iterdir())
+    with closing(_socket_at(theirs / f"{HERE}-alive")), closing(Neighbours(HERE)) as near:
+        assert not near.tell(WAKE, ECHO, "default")
+    ear.close()
+
+
+async def test_where_names_are_too_long_for_a_socket_nobody_is_near(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = folder.parent / ("d" * 120)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    ear = Heard().on(WAKE)
+    ear.open(HERE)
     with closing(Neighbours(HERE)) as near:
         assert not near.tell(WAKE, ECHO, "default")
     ear.close()
