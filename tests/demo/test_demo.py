@@ -171,9 +171,9 @@ def test_what_a_killed_demo_left_is_swept_by_the_next_one(folder):
     process = start_demo(folder)
     process.kill()
     process.communicate(timeout=60)
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.glob("millpond-demo-*"))) == 1
     process = start_demo(folder)
-    assert len(list(folder.iterdir())) == 1
+    assert len(list(folder.glob("millpond-demo-*"))) == 1
     process.send_signal(signal.SIGINT)
     process.communicate(timeout=60)
     assert list(folder.iterdir()) == []

@@ -89,7 +89,7 @@ def _cases(rows: list[Any], ready: list[Any], worker_id: uuid.UUID, able: str) -
         "charging.charge": (owners, queues_now, many(1.0)),
         "claim.heads": (100, worker_id, queues_now, many(10), [able], 16),
         "claim.at_once": (
-            100, worker_id, uuid.uuid4(), queues_now, many(100), many(10), [able], many(1.0), 64,
+            100, worker_id, uuid.uuid4(), queues_now, many(100), many(10), [able], many(1.0), 64, 0,
         ),
         "claim.take": (
             *map(_joined, (owners, lanes, [row["n"] for row in ready], items)), worker_id, uuid.uuid4(),

@@ -30,6 +30,7 @@ from pg_control_system() s, pg_database d where d.datname = current_database()
 """
 _MOST = 8192  # bytes of a datagram
 _ECHOES = 64  # how many hints that were heard are remembered
+_TRIES = 3
 _LOOK_S = 1.0  # so old is what a sender knows of who hears
 _log = structlog.get_logger("millpond.nearby")
 
@@ -121,16 +122,11 @@ class Ear:
     def open(self, ground: str) -> None:
         """Hear what is told of a database from now on, and of no other one."""
         self.close()
-        folder = _folder()
-        if folder is None:
-            return
-        for path in _sockets(""):
-            if not _is_heard(path):
-                _clear_away(path)
-        own, path = _new_socket(), str(folder / f"{ground}-{secrets.token_hex(4)}")
+        _sweep()
+        own, name = _new_socket(), f"{ground}-{secrets.token_hex(4)}"
         try:
-            own.bind(path)
-        except OSError as error:  # a name too long for a socket
+            path = _bind(own, name)
+        except OSError as error:  # a name too long for a socket, such as
             own.close()
             _log.info("nearby.unavailable", error=str(error))
             return
@@ -154,6 +150,9 @@ class Ear:
         self._socket.close()
         self._socket = None
         _clear_away(self._path)
+        _sweep()
+        with contextlib.suppress(OSError):  # others have theirs there
+            Path(self._path).parent.rmdir()
 
     def _hear(self) -> None:
         while self._socket is not None:
@@ -174,12 +173,24 @@ def _new_socket() -> socket.socket:
     return made
 
 
-def _folder() -> Path | None:
+def _bind(own: socket.socket, name: str) -> str:
+    """Give a socket its name; returns its path. Raises OSError."""
+    for _ in range(_TRIES):
+        if (folder := _folder(makes=True)) is None:
+            break
+        with contextlib.suppress(FileNotFoundError):  # the last one there has just taken it away
+            own.bind(str(folder / name))
+            return str(folder / name)
+    raise FileNotFoundError("there is no folder for it")
+
+
+def _folder(*, makes: bool = False) -> Path | None:
     """Return the folder of this user's sockets; None where it could be opened by anybody else."""
     user = os.geteuid()
     try:
         folder = Path(tempfile.gettempdir()) / f"millpond-{user}"
-        folder.mkdir(mode=0o700, exist_ok=True)
+        if makes:
+            folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
     except OSError:
         return None
@@ -195,6 +206,13 @@ def _sockets(ground: str) -> list[str]:
         return [str(path) for path in folder.iterdir() if path.name.startswith(ground)]
     except OSError:
         return []
+
+
+def _sweep() -> None:
+    """Clear away what killed processes left."""
+    for path in _sockets(""):
+        if not _is_heard(path):
+            _clear_away(path)
 
 
 def _is_heard(path: str) -> bool:
