@@ -153,7 +153,9 @@ async def test_what_a_killed_worker_left_is_cleared_away(folder: Path, by: str) 
 async def test_one_that_has_more_to_hear_than_fits_holds_nobody_up(folder: Path) -> None:
     folder.mkdir(mode=0o700)
     with closing(_socket_at(folder / f"{HERE}-slow")), closing(Neighbours(HERE)) as near:
-        assert all(near.tell(WAKE, ECHO, "default") for _ in range(5000))
+        told = [near.tell(WAKE, ECHO, "default") for _ in range(5000)]
+    assert told[0]
+    assert not told[-1]  # the database's hint is not to wait for it
 
 
 async def test_what_is_too_long_or_not_known_is_not_heard(folder: Path) -> None:
@@ -253,6 +255,9 @@ async def test_an_ear_whose_folder_was_taken_away_hears_again(folder: Path) -> N
     ear = heard.on(WAKE)
     ear.open(HERE)
     shutil.rmtree(folder)
+    folder.touch(mode=0o600)
+    ear.keep()  # there is no place for it, for now
+    folder.unlink()
     ear.keep()
     with closing(Neighbours(HERE)) as near:
         assert near.tell(WAKE, ECHO, "default")

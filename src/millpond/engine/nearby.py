@@ -77,7 +77,7 @@ class Neighbours:
         self._looked_at = -float("inf")
 
     def tell(self, channel: str, echo: str, payload: str) -> bool:
-        """Return whether somebody was told, or has more to hear than fits its socket."""
+        """Return whether somebody was told."""
         message = f"{channel} {echo} {payload}".encode(errors="replace")
         if len(message) > _MOST:
             return False
@@ -87,13 +87,13 @@ class Neighbours:
     def _tell(self, message: bytes, path: str) -> bool:
         try:
             self._socket.sendto(message, path)
-        except BlockingIOError:  # it looks once it has heard what is there, and finds this too
-            return True
         except (FileNotFoundError, ConnectionRefusedError):
             self._known.remove(path)
             _clear_away(path)
             return False
-        except OSError:
+        except (
+            OSError
+        ):  # such as one who has not read for long: what lies there fills this socket's room, too
             return False
         return True
 
@@ -117,25 +117,36 @@ class Ear:
         self._socket: socket.socket | None = None
         self._ground = ""
         self._path = ""
+        self._is_reported = False
         self._echoes: deque[str] = deque(maxlen=_ECHOES)
 
     def open(self, ground: str) -> None:
         """Hear what is told of a database from now on, and of no other one."""
         self.close()
-        _sweep()
-        own, name = _new_socket(), f"{ground}-{secrets.token_hex(4)}"
+        self._ground = ground
         try:
-            path = _bind(own, name)
-        except OSError as error:  # a name too long for a socket, such as
+            self._open()
+        except (
+            OSError
+        ) as error:  # a folder of somebody else, a name too long for a socket, no more files
+            if not self._is_reported:
+                _log.info("nearby.unavailable", error=str(error))
+            self._is_reported = True
+
+    def _open(self) -> None:
+        _sweep()
+        own = _new_socket()
+        try:
+            self._path = _bind(own, f"{self._ground}-{secrets.token_hex(4)}")
+        except BaseException:
             own.close()
-            _log.info("nearby.unavailable", error=str(error))
-            return
-        self._socket, self._path, self._ground = own, path, ground
+            raise
+        self._socket = own
         asyncio.get_running_loop().add_reader(own.fileno(), self._hear)
 
     def keep(self) -> None:
-        """Hear again where somebody took the folder away."""
-        if self._socket is not None and not Path(self._path).exists():
+        """Hear again where somebody took the folder away, or there was none."""
+        if self._ground and (self._socket is None or not _is_there(self._path)):
             self.open(self._ground)
 
     def has_heard(self, payload: str) -> bool:
@@ -144,6 +155,7 @@ class Ear:
 
     def close(self) -> None:
         """Hear nothing any more."""
+        self._ground = ""
         if self._socket is None:
             return
         asyncio.get_running_loop().remove_reader(self._socket.fileno())
@@ -177,7 +189,7 @@ def _bind(own: socket.socket, name: str) -> str:
     """Give a socket its name; returns its path. Raises OSError."""
     for _ in range(_TRIES):
         if (folder := _folder(makes=True)) is None:
-            break
+            continue
         with contextlib.suppress(FileNotFoundError):  # the last one there has just taken it away
             own.bind(str(folder / name))
             return str(folder / name)
@@ -210,9 +222,10 @@ def _sockets(ground: str) -> list[str]:
 
 def _sweep() -> None:
     """Clear away what killed processes left."""
-    for path in _sockets(""):
-        if not _is_heard(path):
-            _clear_away(path)
+    with contextlib.suppress(OSError):
+        for path in _sockets(""):
+            if not _is_heard(path):
+                _clear_away(path)
 
 
 def _is_heard(path: str) -> bool:
@@ -225,6 +238,13 @@ def _is_heard(path: str) -> bool:
         except OSError:
             return True
         return True
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path).exists()
+    except OSError:  # it is somebody else's folder by now
+        return False
 
 
 def _clear_away(path: str) -> None:

@@ -239,7 +239,7 @@ join run r on r.org_id = u.org_id and r.run_id = u.run_id and r.attempts = u.att
 
 -- name: lock_live
 -- Locks live rows in the order given.
-select from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
+select 1 from unnest($1::bigint[], $2::uuid[]) as u(org_id, item_id)
 cross join lateral (select from item i where i.org_id = u.org_id and i.item_id = u.item_id for update) i;
 
 -- name: hold

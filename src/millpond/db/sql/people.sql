@@ -69,11 +69,11 @@ from login_session s where s.session_id = $2;
 
 -- name: hold_session
 -- Lets one transaction at a time renew a session or change what renews it.
-select from login_session where session_id = $1 for update;
+select 1 from login_session where session_id = $1 for update;
 
 -- name: hold_session_of_refresh
 -- The same, by what renews it.
-select from login_session s where s.session_id = (select r.session_id from refresh_token r where r.digest = $1) for update;
+select 1 from login_session s where s.session_id = (select r.session_id from refresh_token r where r.digest = $1) for update;
 
 -- name: use_refresh
 -- Uses a refresh token; of several at once, one does.

@@ -87,14 +87,14 @@ select block_id from quota_block where org_id = $1 order by block_id for update;
 
 -- name: lock_counts_of
 -- Locks the counts that blocks are of, in the order in which others lock them.
-select from quota_count
+select 1 from quota_count
 where org_id = $1
   and (quota, starts_at) in (select b.quota, b.starts_at from quota_block b where b.org_id = $1 and b.block_id = any($2::uuid[]))
 order by quota, starts_at for update;
 
 -- name: lock_counts
 -- Locks all counts of an org, in the order in which others lock them.
-select from quota_count where org_id = $1 order by quota, starts_at for update;
+select 1 from quota_count where org_id = $1 order by quota, starts_at for update;
 
 -- name: period
 -- Tells when the period under way (day or month) ends.

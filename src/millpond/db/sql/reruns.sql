@@ -16,7 +16,7 @@ where r.org_id = $1 and r.run_id = $2;
 
 -- name: hold
 -- Keeps a run and what belongs to it from being deleted until the transaction ends.
-select from run where org_id = $1 and run_id = $2 for key share;
+select 1 from run where org_id = $1 and run_id = $2 for key share;
 
 -- name: step_keys
 -- Reads the keys of a run's recorded steps, in the order in which they began.
