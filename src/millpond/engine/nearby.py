@@ -91,9 +91,8 @@ class Neighbours:
             self._known.remove(path)
             _clear_away(path)
             return False
-        except (
-            OSError
-        ):  # such as one who has not read for long: what lies there fills this socket's room, too
+        except OSError:
+            # Such as of one who has not read for long: what lies there fills this socket's room, too.
             return False
         return True
 
@@ -126,9 +125,8 @@ class Ear:
         self._ground = ground
         try:
             self._open()
-        except (
-            OSError
-        ) as error:  # a folder of somebody else, a name too long for a socket, no more files
+        except OSError as error:
+            # A folder of somebody else, a name too long for a socket, no more files.
             if not self._is_reported:
                 _log.info("nearby.unavailable", error=str(error))
             self._is_reported = True

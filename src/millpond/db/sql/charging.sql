@@ -7,4 +7,4 @@ select 1 from set_config('synchronous_commit', 'off', true), charge_shares($1::b
 -- name: charge_crossings
 -- Moves where orgs stand in rooms that several queues need (function of the migrations); lost in a crash, it is a small unfairness.
 select 1 from set_config('synchronous_commit', 'off', true),
-            charge_crossings($1::bigint[], $2::text[], $3::text[], $4::float8[]);
+              charge_crossings($1::bigint[], $2::text[], $3::text[], $4::float8[]);
