@@ -7,6 +7,7 @@ import itertools
 import threading
 import uuid
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 from tests.engine.conftest import DEADLINE_S, Pond
@@ -18,7 +19,7 @@ from millpond.engine.deltas import MAX_BYTES, Deltas
 from millpond.engine.events import Event, tail_with_text
 from millpond.engine.growing import Delta, Reader
 from millpond.engine.leases import Lease
-from millpond.engine.registry import Registry
+from millpond.engine.registry import Flow, Registry
 from millpond.errors import Transient
 from millpond.retry import Retry
 
@@ -32,6 +33,18 @@ def followed(pond: Pond, run_id: uuid.UUID) -> AsyncIterator[Event | Delta]:
 async def whole(pond: Pond, run_id: uuid.UUID) -> list[Event | Delta]:
     async with asyncio.timeout(DEADLINE_S):
         return [one async for one in followed(pond, run_id)]
+
+
+async def told_to_the_first(pond: Pond, flow: Flow) -> list[Event | Delta]:
+    """Return what somebody is told who follows a run before it begins: later nobody gets text of what is over."""
+    told: list[Event | Delta] = []
+    run_id = await pond.submit(flow)
+    async with asyncio.timeout(DEADLINE_S), AsyncExitStack() as stack:
+        async for one in followed(pond, run_id):
+            if not told:
+                await stack.enter_async_context(pond.worker())
+            told.append(one)
+    return told
 
 
 async def first_text(pond: Pond, run_id: uuid.UUID) -> Delta:
@@ -141,9 +154,7 @@ async def test_each_try_has_text_of_its_own_before_the_event_of_its_end(pond: Po
         return await ctx.step(step)
 
     flow = pond.flow(talk)
-    async with pond.worker():
-        run_id = await pond.submit(flow)
-        told = await whole(pond, run_id)
+    told = await told_to_the_first(pond, flow)
     assert words(told) == [
         "try 1",
         "step.retrying",
@@ -173,9 +184,7 @@ async def test_a_secret_is_hidden_however_it_comes_in_pieces(pond: Pond) -> None
         return await ctx.step(step)
 
     flow = pond.flow(talk)
-    async with pond.worker():
-        run_id = await pond.submit(flow)
-        told = await whole(pond, run_id)
+    told = await told_to_the_first(pond, flow)
     text = "".join(one.text for one in told if isinstance(one, Delta))
     assert text == "the key is [secret:stripe] they say"
 
@@ -270,13 +279,11 @@ async def test_not_more_is_shown_than_a_limit_and_what_text_cannot_hold_is_left_
         return await ctx.step(step)
 
     flow = pond.flow(talk)
-    async with pond.worker():
-        run_id = await pond.submit(flow)
-        told = await whole(pond, run_id)
+    told = await told_to_the_first(pond, flow)
     text = "".join(one.text for one in told if isinstance(one, Delta))
     assert text.startswith("ab?cä")
     assert MAX_BYTES - 2 <= len(text.encode()) <= MAX_BYTES
-    assert (await pond.run_row(run_id))["output"] == 5
+    assert (await pond.run_row(told[0].run_id))["output"] == 5
 
 
 async def test_text_is_removed_once_its_try_is_over_and_not_before(
@@ -382,8 +389,7 @@ async def _shown_of(pond: Pond, pieces: list[str]) -> str:
         return await ctx.step(step)
 
     flow = pond.flow(talk)
-    async with pond.worker():
-        told = await whole(pond, await pond.submit(flow))
+    told = await told_to_the_first(pond, flow)
     return "".join(one.text for one in told if isinstance(one, Delta))
 
 
