@@ -54,3 +54,19 @@ def test_a_name_may_stand_once_only(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(named, "files", lambda _: tmp_path)
     with pytest.raises(ValueError, match="two statements named pick"):
         named.queries("made")
+
+
+async def test_the_claim_takes_work_as_the_function_does_that_claims_at_once(
+    admin_url: str,
+) -> None:
+    """One text in two places: a function copies each row that it returns, and the short way is one."""
+    con = await asyncpg.connect(admin_url)
+    body = await con.fetchval("select prosrc from pg_proc where proname = 'claim_take'")
+    names = await con.fetchval("select proargnames from pg_proc where proname = 'claim_take'")
+    await con.close()
+    _, _, function = body.partition("return query")
+    function = function.rpartition("end")[0].replace("claim_take.", "")
+    statement = named.queries("claim")["take"].partition("\n")[2]
+    given = re.compile(r"string_to_array\(\$(\d+), chr\(30\)\)(?:::\w+\[\])?|\$(\d+)::\w+(?:\[\])?")
+    statement = given.sub(lambda one: names[int(one[1] or one[2]) - 1], statement)
+    assert statement.rstrip(";").split() == function.rstrip().rstrip(";").split()

@@ -23,8 +23,10 @@ HOT = {
     (room, name)
     for room, names in {
         "blocking": "block block_step lock_blocked unblock",
+        "claim": "take",
         "children": "basis record_children record_joins last_of_chains joined lineage hand_on",
-        "commit": "record record_done record_done_together finish finish_with_duties lock_live hold hold_free",
+        "commit": "record record_done record_done_together finish finish_with_last finish_with_duties "
+        "lock_live hold hold_free",
         "crossings": "weights",
         "deadlines": "due lock take sweep tell end is_overdue",
         "dedup": "holders free_orphan free",
