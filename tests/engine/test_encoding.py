@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from pydantic import BaseModel
 
+from millpond.engine import encoding
 from millpond.engine.encoding import output_of
 
 
@@ -29,6 +30,8 @@ def _made(*, is_declared: bool) -> tuple[Callable[[], object], weakref.ref[Page]
 
 
 def test_a_function_that_is_gone_is_not_kept_alive_by_what_it_declared() -> None:
+    gc.collect()
+    known = len(encoding._outputs)
     for is_declared in (True, False):
         function, big = _made(is_declared=is_declared)
         assert (output_of(function) is not None) == is_declared
@@ -36,3 +39,4 @@ def test_a_function_that_is_gone_is_not_kept_alive_by_what_it_declared() -> None
         del function
         gc.collect()
         assert big() is None
+        assert len(encoding._outputs) == known

@@ -73,3 +73,14 @@ def test_only_a_silent_loop_with_an_overdue_step_is_stuck() -> None:
         assert Pulse(os.dup(pulse.fd)).read() == pulse.read()
     finally:
         pulse.close()
+
+
+def test_an_attempt_that_outlives_the_session_finds_its_leases_gone() -> None:
+    pulse = Pulse.make()
+    pulse.renew(2000.0)
+    assert pulse.sure_until == 2000.0
+    pulse.close()
+    pulse.tick(1000.0)
+    pulse.expect(1000.0)
+    pulse.renew(3000.0)
+    assert pulse.sure_until < 0

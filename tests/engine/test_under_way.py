@@ -6,6 +6,7 @@ import pytest
 from tests.engine.conftest import Pond
 
 from millpond.engine.context import Context, StepFailed
+from millpond.engine.manners import Manner
 from millpond.engine.plans import Plan
 from millpond.engine.scope import ANNOUNCE_S, UnderWay, announce
 from millpond.errors import Permanent
@@ -13,7 +14,7 @@ from millpond.retry import DEFAULT_RETRY
 
 
 def plan(name: str) -> Plan:
-    return Plan(name, f"{name}:0", DEFAULT_RETRY, None, None)
+    return Plan(name, f"{name}:0", Manner(DEFAULT_RETRY))
 
 
 def test_only_tries_that_last_are_told_of_and_each_once() -> None:

@@ -179,6 +179,7 @@ ENGINE = [
     "pacing",
     "rules",
     "keying",
+    "manners",
     "tokens",
     "brakes",
     "arguments",

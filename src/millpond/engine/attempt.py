@@ -68,7 +68,8 @@ class Attempt:
 
     def gather_spent(self) -> list[Spent]:
         """Return what is to be stored of models with the next write, which stays until that is done."""
-        self.spent += self.context.take_unrecorded()
+        if more := self.context.take_unrecorded():
+            self.spent += more
         return self.spent
 
 
@@ -94,9 +95,10 @@ class Strand:
         traceback: TracebackType | None,
     ) -> None:
         context, task = self._context, self._task
+        closed = context.closed
         try:
-            if context.closed is not None:
-                raise Unwind(context.closed) from error
+            if closed is not None:
+                raise Unwind(closed) from error
             if error is None or isinstance(error, Exception) or task.cancelling():
                 return
             raise Transient(

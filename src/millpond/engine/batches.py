@@ -10,8 +10,8 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from operator import attrgetter
-from typing import Generic, TypeVar
+from operator import add, attrgetter
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from millpond.engine.leases import Lease
 from millpond.engine.metering import Spent
@@ -24,8 +24,7 @@ MAX_WRITES = 100
 MAX_BYTES = 4 * 1024 * 1024
 
 
-@dataclass(kw_only=True, slots=True)
-class StepWrite:
+class StepWrite(NamedTuple):
     """A step's record and its event; without `state` the event alone. JSON fields are text.
 
     `duration_s` counts from the start of the step's first try, `seq` is the step's place in its branch, `spent` what
@@ -50,8 +49,7 @@ class StepWrite:
     has_room: bool = False
 
 
-@dataclass(kw_only=True, slots=True)
-class FinishWrite:
+class FinishWrite(NamedTuple):
     """A run's end: `outcome` is succeeded, failed or cancelled; `spent` what steps used that have no record of it.
 
     `last` is the result of its last step, stored with it: a result of a first try, with nothing that needs rows of its
@@ -68,6 +66,11 @@ class FinishWrite:
 
 
 W = TypeVar("W", StepWrite, FinishWrite)
+
+
+def columns(writes: Sequence[W]) -> dict[str, tuple[Any, ...]]:
+    """Return what each field has of these writes, of which there is one at least, by name."""
+    return dict(zip(writes[0]._fields, zip(*writes, strict=True), strict=True))
 
 
 @dataclass(slots=True)
@@ -120,11 +123,12 @@ class Batch:
 
     def split(self) -> tuple[Batch, Batch]:
         """Take the first writes off; returns them and the rest."""
-        steps, weight = _fitting(self.steps, MAX_WRITES, 0)
+        steps, weight = _fitting(_weights(self.steps[: MAX_WRITES + 1]), MAX_WRITES, 0)
         if steps < len(self.steps):
             ends = 0  # they wait for the steps: those of their own runs may be among the rest
         else:
-            ends, _ = _fitting(self.ends, MAX_WRITES - steps, weight)
+            most = MAX_WRITES - steps
+            ends, _ = _fitting(_weights_of_ends(self.ends[: most + 1]), most, weight)
         return (
             Batch(self.steps[:steps], self.ends[:ends]),
             Batch(self.steps[steps:], self.ends[ends:]),
@@ -174,19 +178,28 @@ class Batch:
         return list(layers)
 
 
-def _fitting(pending: Sequence[Pending[W]], most: int, weight: int) -> tuple[int, int]:
-    """Count the first writes that fit in `most` and `MAX_BYTES`, at least one of a batch."""
-    for nth, one in enumerate(pending):
-        weight += _weight(one.write)
+def _fitting(weights: Sequence[int], most: int, weight: int) -> tuple[int, int]:
+    """Count the first writes that fit in `most` and `MAX_BYTES`, at least one of a batch; returns their weight too."""
+    if len(weights) <= most and (total := weight + sum(weights)) <= MAX_BYTES:
+        return len(weights), total
+    for nth, one in enumerate(weights):
+        weight += one
         if nth >= most or (weight > MAX_BYTES and nth > 0):
             return nth, weight
-    return len(pending), weight
+    return len(weights), weight
 
 
-def _weight(write: StepWrite | FinishWrite) -> int:
-    last = write.last if isinstance(write, FinishWrite) else None
-    own = len(write.output or "") + len(write.event_data)
-    return own if last is None else own + _weight(last)
+def _weights(pending: Sequence[Pending[W]]) -> list[int]:
+    """Return about how many bytes each write has."""
+    return [len(one.write.output or "") + len(one.write.event_data) for one in pending]
+
+
+def _weights_of_ends(ends: Sequence[Pending[FinishWrite]]) -> list[int]:
+    lasts = [
+        0 if (last := one.write.last) is None else len(last.output or "") + len(last.event_data)
+        for one in ends
+    ]
+    return list(map(add, _weights(ends), lasts))
 
 
 def settle(done: asyncio.Future[None], error: Exception | None) -> None:

@@ -88,12 +88,13 @@ class Branch:
 
     def key(self, name: str) -> str:
         """Return the key of the next step of this name: `path name:occurrence`."""
-        nth = self.occurrences.get(name, 0)
+        occurrences, places = self.occurrences, self.places
+        nth = occurrences.get(name, 0)
         if nth == 0:
             _check_name(name)
-        self.occurrences[name] = nth + 1
+        occurrences[name] = nth + 1
         key = f"{self.path}{name}:{nth}"
-        self.places[key] = len(self.places)
+        places[key] = len(places)
         return key
 
     def move(self, path: str) -> None:

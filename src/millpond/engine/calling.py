@@ -6,7 +6,7 @@ what it is told of itself.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -15,6 +15,7 @@ from millpond.engine.arguments import arguments_of
 from millpond.engine.branches import Branches
 from millpond.engine.encoding import output_of
 from millpond.engine.leases import Claimed
+from millpond.engine.manners import Manner
 from millpond.engine.opening import Opening
 from millpond.engine.performing import Performer
 from millpond.engine.plans import Plan
@@ -25,6 +26,8 @@ from millpond.engine.step_context import StepContext, StepFacts, Teller
 from millpond.engine.tokens import ABOVE_LIMIT
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY
+
+_ORDINARY = Manner(DEFAULT_RETRY)
 
 
 class Caller:
@@ -96,11 +99,11 @@ class Caller:
         self,
         step: Step[..., Any],
         plan: Plan,
-        try_number: int,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
     ) -> Awaitable[Any]:
-        """Call a registered step's function where it executes."""
+        """Call a registered step's function where it executes, for the current try."""
+        try_number = plan.current_try
         facts = StepFacts(
             org_id=self._lease.org_id,
             run_id=self._lease.run_id,
@@ -128,19 +131,17 @@ class Caller:
             return step.function(first, *args, **kwargs)
         return self._scope.placing.call_step(step, first, args, kwargs, keeps=self._keeps)
 
-    def call_plain(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Awaitable[Any]:
+    def call_plain(self, function: Callable[..., Any], args: Sequence[Any]) -> Awaitable[Any]:
         """Call a step's plain function that is not registered, in a thread."""
-        return self._scope.placing.call(function, args, {}, keeps=self._keeps)
+        return self._scope.placing.call(function, tuple(args), {}, keeps=self._keeps)
 
     def _keeps(self) -> bool:
         """Whether the result of a thread counts that returned when its attempt was being ended."""
         return self._branches.closed is not None
 
 
-def unregistered(
-    name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """Return function and arguments of a step that is not registered; it executes here alone."""
+def refuse_queue(name: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise InvalidInput where a queue is named for a step that is not registered; it executes here alone."""
     if "queue" in kwargs:
         raise InvalidInput(
             f"step {name} cannot execute in another queue: only registered steps can",
@@ -148,26 +149,19 @@ def unregistered(
             code="step_not_registered",
             advice="register its function with @step",
         )
-    return args[0], args[1:]
 
 
-def unregistered_plan(
-    name: str,
-    key: str,
-    function: Callable[..., Any],
-    undo: Step[Any, Any] | None,
-    kwargs: Mapping[str, Any],
-) -> Plan:
-    """Make the plan of a step that is not registered, of what is said where it is called: mostly nothing."""
-    if not kwargs:
-        return Plan(name, key, DEFAULT_RETRY, None, output_of(function), undo=undo)
+def unregistered_manner(
+    name: str, function: Callable[..., Any], kwargs: Mapping[str, Any]
+) -> Manner:
+    """Return how a step is to be performed that is not registered, as its call says: mostly that says nothing."""
     declared = kwargs.get("output")
-    return Plan(
-        name,
-        key,
+    output = output_of(function) if declared is None else TypeAdapter(declared)
+    if not kwargs:
+        return _ORDINARY if output is None else Manner(DEFAULT_RETRY, output=output)
+    return Manner(
         kwargs.get("retry", DEFAULT_RETRY),
         kwargs.get("timeout_s"),
-        output_of(function) if declared is None else TypeAdapter(declared),
-        undo=undo,
+        output,
         keys=keys_of_step(name, kwargs.get("keys", ()), kwargs.get("tokens")),
     )

@@ -107,7 +107,7 @@ class Charges:
     def _move(self, org_id: int, queue: str, by_s: float) -> None:
         key = org_id, queue
         owed_s = self._owed[key] = self._owed.get(key, 0.0) + by_s
-        if abs(owed_s) >= LEAST_S:
+        if not -LEAST_S < owed_s < LEAST_S:
             self._large.add(key)
 
     def take(self, now: float) -> dict[tuple[int, str], float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 from millpond.engine.branches import Branches
 from millpond.engine.history import History, Recorded
@@ -74,11 +75,10 @@ class Checkpoints(ABC):
         return recorded
 
 
-def check_room(steps: int) -> None:
-    """Raise Permanent when a run has more steps than one may have."""
-    if steps > MAX_STEPS:
-        raise Permanent(
-            f"a run has at most {MAX_STEPS:,} steps",
-            code="too_many_steps",
-            advice="go on in a fresh run by ctx.continue_as(input), or give parts to child runs",
-        )
+def refuse_more() -> NoReturn:
+    """Raise Permanent: a run has more steps than one may have."""
+    raise Permanent(
+        f"a run has at most {MAX_STEPS:,} steps",
+        code="too_many_steps",
+        advice="go on in a fresh run by ctx.continue_as(input), or give parts to child runs",
+    )

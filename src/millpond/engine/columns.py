@@ -17,7 +17,7 @@ SEPARATOR = "\x1e"
 
 def plain(values: Iterable[object]) -> str:
     """Join values whose text cannot hold the separator, such as ids and numbers."""
-    return SEPARATOR.join([str(value) for value in values])
+    return SEPARATOR.join(map(str, values))
 
 
 def texts(values: Sequence[str]) -> str:

@@ -70,25 +70,29 @@ class Committer:
         for task in self.tasks:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
-        self._batch.fail(LeaseLost("this worker has stopped"))
+        self._refuse()
 
     def record(self, write: StepWrite) -> asyncio.Future[None]:
         """Store a step or an event; the future ends when it is durable, or with LeaseLost."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._batch.steps.append(Pending(write, done))
-        return self._pended(done)
+        if self._is_closed:
+            self._refuse()
+        self._kick.set()
+        return done
 
     def finish(self, write: FinishWrite) -> asyncio.Future[None]:
         """End a run; the future ends when that is durable, or with LeaseLost."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._batch.ends.append(Pending(write, done))
-        return self._pended(done)
-
-    def _pended(self, done: asyncio.Future[None]) -> asyncio.Future[None]:
         if self._is_closed:
-            self._batch.fail(LeaseLost("this worker has stopped"))
+            self._refuse()
         self._kick.set()
         return done
+
+    def _refuse(self) -> None:
+        """Tell whoever waits that nothing is written any more."""
+        self._batch.fail(LeaseLost("this worker has stopped"))
 
     async def _commit_all(self) -> None:
         while True:
@@ -201,9 +205,14 @@ class Committer:
     ) -> None:
         """Tell whoever waits, all in one turn of the loop: so their next writes go together, too."""
         self._hints.changed([one.write.lease.run_id for one in pending])
-        gone = LeaseLost("the lease is gone") if refused else None
+        if refused:
+            gone = LeaseLost("the lease is gone")
+            for one in pending:
+                settle(one.done, gone if one.done in refused else None)
+            return
         for one in pending:
-            settle(one.done, gone if one.done in refused else None)
+            if not one.done.done():
+                one.done.set_result(None)
 
     async def _store_plain(
         self, batch: Batch, *, is_repeat: bool

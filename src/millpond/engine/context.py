@@ -7,7 +7,6 @@ a recorded failure is raised again, neither runs again; all durable writes are f
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +17,8 @@ from pydantic import TypeAdapter
 
 from millpond.engine import questions, waits
 from millpond.engine.branches import Branch, Branches, Unwind, refuse_secret
-from millpond.engine.calling import Caller, unregistered, unregistered_plan
-from millpond.engine.checkpoints import check_room
+from millpond.engine.calling import Caller, refuse_queue, unregistered_manner
+from millpond.engine.checkpoints import MAX_STEPS, refuse_more
 from millpond.engine.children import Child, ChildFailed
 from millpond.engine.continuing import Continuing
 from millpond.engine.duties import Duty
@@ -72,6 +71,11 @@ class Decision(Generic[A]):
 class Context(Fanning, Signals, Continuing, Values):
     """One attempt of a run, as its flow code sees it."""
 
+    # What most attempts never have stands here once for all of them.
+    mismatch: Mismatch | None = None
+    _calls: Caller | None = None
+    _continuation = None
+
     def __init__(
         self,
         claimed: Claimed,
@@ -84,28 +88,21 @@ class Context(Fanning, Signals, Continuing, Values):
         opens: Callable[[str], Awaitable[str]] | None = None,
     ) -> None:
         self._claimed = claimed
-        self._lease = claimed.lease
+        lease = self._lease = claimed.lease
         self._history = history
         self._places = Places(history) if history else None
         self._heeds_cancel = heeds_cancel
-        self.mismatch: Mismatch | None = None
         self._scope = scope
         self._branches = Branches(scope.loop)
-        self._branches.on_mixed = partial(scope.mixed.add, claimed.lease)
-        self._made = None
-        if (
-            performer is not None or claimed.seats
-        ):  # of which its branches are to know before they begin
-            self._made = self._make(performer or Performer)
+        self._branches.on_mixed = partial(scope.mixed.add, lease)
+        # Of seats its branches are to know before they begin.
+        is_made = performer is not None or claimed.seats
+        self._made = self._make(performer or Performer) if is_made else None
         self._opens = opens
-        self._calls: Caller | None = None
-        self.org_id = claimed.lease.org_id
-        self.run_id: uuid.UUID = claimed.lease.run_id
-        self.attempt = claimed.lease.attempt
+        self.org_id, _, self.run_id, self.attempt, _ = lease
         self.subject = claimed.subject
         self._steps = len(history)
         self._unjoined = {}
-        self._continuation = None
         self._input_type = input_type
 
     def _make(self, kind: Callable[..., Performer]) -> Performer:
@@ -191,39 +188,24 @@ class Context(Fanning, Signals, Continuing, Values):
         how many of them it uses.
         """
         branch = self._branches.here()
-        undo: Step[Any, Any] | None = kwargs.pop("undo", None)
+        undo: Step[Any, Any] | None = kwargs.pop("undo", None) if kwargs else None
         elsewhere: str | None = None
+        call: Callable[[], Awaitable[Any]]
         if isinstance(step, Step):
             elsewhere = self._caller.elsewhere(step, kwargs.pop("queue", None))
             key = branch.key(step.name)
-            plan = Plan(
-                step.name,
-                key,
-                step.retry,
-                step.timeout_s,
-                step.output,
-                is_once=step.effect == "once",
-                ask_role=step.ask_role,
-                undo=undo,
-                acts=step.acts,
-                permission=step.permission,
-                keys=step.keys,
-                is_declared=True,
-            )
-
-            def call(try_number: int) -> Awaitable[Any]:
-                return self._caller.call(step, plan, try_number, args, kwargs)
-
+            plan = Plan(step.name, key, step.manner, undo)
+            call = partial(self._caller.call, step, plan, args, kwargs)
         else:
-            function, rest = unregistered(step, args, kwargs)
+            if kwargs:
+                refuse_queue(step, kwargs)
+            function, *rest = args
             key = branch.key(step)
-            plan = unregistered_plan(step, key, function, undo, kwargs)
-
-            def call(try_number: int) -> Awaitable[Any]:
-                if place_of(function) == "loop":
-                    return function(*rest)  # type: ignore[no-any-return]
-                return self._caller.call_plain(function, rest)
-
+            plan = Plan(step, key, unregistered_manner(step, function, kwargs), undo)
+            if place_of(function) != "loop":
+                call = partial(self._caller.call_plain, function, rest)
+            else:
+                call = partial(function, *rest) if rest else function
         recorded = self._lookup(key, "step")
         if undo is not None:
             await self._performer.oblige()
@@ -237,7 +219,8 @@ class Context(Fanning, Signals, Continuing, Values):
         if elsewhere is not None and (recorded is None or recorded.state == "retrying"):
             await self._caller.send(step, plan, elsewhere, args, kwargs)
             recorded = await self._branches.park(branch, key, is_human=False)
-        return await self._performer.perform(branch, plan, call, recorded)
+        performer = self._made or self._performer
+        return await performer.perform(branch, plan, call, recorded)
 
     async def secret(self, name: str) -> str:
         """Open one of the org's secrets; from now on its value is hidden in all that this run leaves behind.
@@ -426,9 +409,9 @@ class Context(Fanning, Signals, Continuing, Values):
         if self._made is not None:
             await self._made.settled()
 
-    def take_unrecorded(self) -> list[Spent]:
+    def take_unrecorded(self) -> Sequence[Spent]:
         """Hand out, once, what tries used on models that were ended from outside before their record."""
-        return [] if self._made is None else self._made.take_unrecorded()
+        return () if self._made is None else self._made.take_unrecorded()
 
     async def persist(self, write: Callable[[], Awaitable[R]]) -> R:
         """Do what needs the database, again while that is out of reach."""
@@ -462,7 +445,8 @@ class Context(Fanning, Signals, Continuing, Values):
         if recorded is None:
             refuse_secret(key)
             self._steps += 1
-            check_room(self._steps)
+            if self._steps > MAX_STEPS:
+                refuse_more()
         return recorded
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, get_type_hints
-from weakref import WeakKeyDictionary
+from weakref import ref
 
 import orjson
 from pydantic import TypeAdapter, ValidationError
@@ -20,7 +20,8 @@ from millpond.errors import InvalidInput, MillpondError
 from millpond.types import Json
 
 _MAX_MESSAGE = 2000
-_outputs: WeakKeyDictionary[Callable[..., Any], TypeAdapter[Any] | None] = WeakKeyDictionary()
+# By weak reference, as a WeakKeyDictionary has it, which takes three calls of Python for a look.
+_outputs: dict[ref[Callable[..., Any]], TypeAdapter[Any] | None] = {}
 _UNKNOWN: TypeAdapter[Any] = TypeAdapter(Any)
 
 
@@ -79,12 +80,16 @@ def output_of(function: Callable[..., Any]) -> TypeAdapter[Any] | None:
     if getattr(function, "__annotations__", {}).get("return") is None:
         return None
     try:
-        if (known := _outputs.get(function, _UNKNOWN)) is not _UNKNOWN:
+        if (known := _outputs.get(ref(function), _UNKNOWN)) is not _UNKNOWN:
             return known
-        _outputs[function] = _declared_output(function)
-        return _outputs[function]
+        found = _outputs[ref(function, _forget)] = _declared_output(function)
+        return found
     except TypeError:  # it cannot be referred to weakly
         return _declared_output(function)
+
+
+def _forget(gone: ref[Callable[..., Any]]) -> None:
+    _outputs.pop(gone, None)
 
 
 def _declared_output(function: Callable[..., Any]) -> TypeAdapter[Any] | None:

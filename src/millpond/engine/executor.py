@@ -10,7 +10,6 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import replace
 
 import orjson
 import structlog
@@ -106,7 +105,7 @@ async def _one_by_one(
         await attempt.context.catch_up(held)
     except Unwind as unwind:
         return await _unwound(attempt, scope, unwind.reason, began)
-    await scope.committer.finish(replace(end, last=None))
+    await scope.committer.finish(end._replace(last=None))
     return []
 
 

@@ -12,7 +12,6 @@ import contextlib
 import mmap
 import os
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,9 @@ from millpond.db.queries import queries
 SILENT_S = 10.0
 GONE = 3  # exit status: the worker's session is no more
 
-_NUMBER, _LAYOUT = struct.Struct("d"), struct.Struct("ddd")
+# What the shared memory holds, each a double: the last tick, the first deadline, until when leases surely stand.
+_TICK, _DEADLINE, _SURE = 0, 1, 2
+_SIZE = 3 * 8
 _GONE = -1.0
 _SQL = queries("maintenance")
 
@@ -42,44 +43,37 @@ class Pulse:
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
-        self._map = mmap.mmap(fd, _LAYOUT.size)
+        self._map = mmap.mmap(fd, _SIZE)
+        self._numbers: memoryview[float] | list[float] = memoryview(self._map).cast("d")
 
     @classmethod
     def make(cls) -> Pulse:
         """Make the memory, backed by a file without a name."""
         with tempfile.TemporaryFile() as file:
-            file.truncate(_LAYOUT.size)
+            file.truncate(_SIZE)
             return cls(os.dup(file.fileno()))
 
     def tick(self, now: float) -> None:
         """Store that the loop runs."""
-        if self._map.closed:
-            return  # the session is over
-        _NUMBER.pack_into(self._map, 0, now)
+        self._numbers[_TICK] = now
 
     def expect(self, deadline: float | None) -> None:
         """Store when the first of the running steps is over its time."""
-        if self._map.closed:
-            return  # an attempt outlived the session
-        _NUMBER.pack_into(self._map, _NUMBER.size, deadline or 0.0)
+        self._numbers[_DEADLINE] = deadline or 0.0
 
     def read(self) -> tuple[float, float]:
         """Return last tick and first deadline; 0 means none."""
-        tick, deadline, _ = _LAYOUT.unpack_from(self._map)
-        return float(tick), float(deadline)
+        return self._numbers[_TICK], self._numbers[_DEADLINE]
 
     @property
     def sure_until(self) -> float:
         """Until when the leases surely stand; below 0 they are known to be gone, as all of a session that is over."""
-        if self._map.closed:
-            return _GONE
-        (until,) = _NUMBER.unpack_from(self._map, 2 * _NUMBER.size)
-        return float(until)
+        return self._numbers[_SURE]
 
     def renew(self, until: float) -> None:
         """Store until when the leases surely stand."""
         if not self._map.closed:
-            _NUMBER.pack_into(self._map, 2 * _NUMBER.size, until)
+            self._numbers[_SURE] = until
 
     def lose(self) -> None:
         """Store that the leases are gone."""
@@ -87,6 +81,10 @@ class Pulse:
 
     def close(self) -> None:
         """Give the memory back."""
+        # What stands in its place is for an attempt that outlives the session.
+        shared, self._numbers = self._numbers, [0.0, 0.0, _GONE]
+        if isinstance(shared, memoryview):
+            shared.release()
         self._map.close()
         os.close(self.fd)
 

@@ -30,7 +30,8 @@ class Leasehold:
     @property
     def is_sure(self) -> bool:
         """Whether the leases stand at this moment."""
-        return self._pulse is None or time.monotonic() < self._pulse.sure_until
+        pulse = self._pulse
+        return pulse is None or time.monotonic() < pulse.sure_until
 
     @property
     def is_gone(self) -> bool:

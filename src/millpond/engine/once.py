@@ -25,7 +25,7 @@ from millpond.engine.commit import StepWrite
 from millpond.engine.duties import Duty
 from millpond.engine.events import Fact, append
 from millpond.engine.leases import Lease, hold
-from millpond.engine.registry import ASK_ROLE
+from millpond.engine.manners import ASK_ROLE
 from millpond.types import Json, new_id
 
 _SQL = queries("once")

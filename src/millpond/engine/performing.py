@@ -33,7 +33,15 @@ from millpond.engine.rights import Right
 from millpond.engine.scope import ANNOUNCE_S, Scope
 from millpond.engine.seating import Seating
 from millpond.engine.strays import raise_stray
-from millpond.errors import Forbidden, InvalidInput, MillpondError, NotDone, Permanent, Transient
+from millpond.errors import (
+    Forbidden,
+    InvalidInput,
+    LeaseLost,
+    MillpondError,
+    NotDone,
+    Permanent,
+    Transient,
+)
 from millpond.retry import backoff_s, classify, retry_after_s
 from millpond.types import Json
 
@@ -45,6 +53,11 @@ HOLD_S = 1.0
 
 class Performer(Recorder):
     """Performs and records the steps of one attempt."""
+
+    # Made for the first step that needs room of its own: most need none.
+    _made_seating: Seating | None = None
+    # What tries used that were ended from outside; the attempt's end tells of it.
+    _unrecorded: Sequence[Spent] = ()
 
     def __init__(
         self,
@@ -61,47 +74,46 @@ class Performer(Recorder):
         super().__init__(lease, scope, branches, flow=flow, is_obliged=is_obliged)
         self._right = right
         self._under_way = scope.under_way
-        self._timed = scope.timed
         self._throttling = scope.throttling
         self._leasehold = scope.leasehold
-        self._riding = scope.riding
-        # Made for the first step that needs room of its own: most need none.
-        self._made_seating: Seating | None = None
         if seats:
             self._made_seating = Seating(
                 lease, scope.riding, branches, seats=seats, begin_by=begin_by
             )
-        # What tries used that were ended from outside; the attempt's end tells of it.
-        self._unrecorded: list[Spent] = []
 
     @property
     def _seating(self) -> Seating:
         if self._made_seating is None:
-            self._made_seating = Seating(self._lease, self._riding, self._branches)
+            self._made_seating = Seating(self._lease, self._scope.riding, self._branches)
         return self._made_seating
 
     async def perform(
         self,
         branch: Branch,
         plan: Plan,
-        call: Callable[[int], Awaitable[Any]],
+        call: Callable[[], Awaitable[Any]],
         recorded: Recorded | None,
     ) -> Any:
-        """Try until there is a result, waiting between tries; raises StepFailed."""
+        """Try until there is a result, waiting between tries; raises StepFailed.
+
+        This is what each step of each run goes through: what few need is asked for by one look, and called only then.
+        """
         if self._held is not None:
             await self.catch_up()
+        how = plan.how
         if recorded is not None and recorded.state in once.IN_DOUBT:
             recorded = await self._doubt(
                 branch, plan, recorded.tries, None, is_asked=recorded.state == "unknown"
             )
-        if plan.is_once:
+        if how.is_once:
             await self.oblige()
         now = self._loop.time
-        tries = recorded.tries if recorded else 0
-        began = now() - (recorded.age_s if recorded else 0.0)
+        tries, began = 0, now()
+        if recorded is not None:
+            tries, began = recorded.tries, began - recorded.age_s
         try:
             while recorded is None or recorded.state not in ("done", "failed"):
-                if plan.keys:
+                if how.keys:
                     if not self._leasehold.is_sure:
                         await self.own(self._leasehold.until_sure())
                     try:
@@ -110,61 +122,93 @@ class Performer(Recorder):
                         await self._failed_try(plan, error, tries + 1, now() - began)
                 tries += 1
                 try_began = now()
-                spent: Sequence[Spent] = ()
-                if self._right is not None and plan.acts:
-                    refused = await self.refusal(plan.key, plan.name, plan.permission)
+                if self._right is not None and how.acts:
+                    refused = await self.refusal(plan.key, plan.name, how.permission)
                     if refused is not None:
                         if plan.is_seated:
                             self._seating.leave(plan)  # it never began
                         await self._failed_try(plan, refused, tries, now() - began)
                 if not self._leasehold.is_sure:
                     await self.own(self._leasehold.until_sure())
-                if plan.is_once:  # whose commit shows as well that the lease stands
+                if how.is_once:  # whose commit shows as well that the lease stands
                     await self._mark(plan, tries, now() - began)
+                spent: Sequence[Spent] = ()
                 try:
-                    trying = self._try(branch, plan, call, tries)
-                    result = await (self._kept(trying) if plan.is_once else trying)
+                    if how.is_once:
+                        result = await self._kept(self._try(branch, plan, call, tries))
+                    elif how.timeout_s is not None:
+                        result = await self._try(branch, plan, call, tries)
+                    else:  # as `_try` does it
+                        self._under_way[plan] = now(), self.tell_started
+                        plan.current_try = tries
+                        branch.is_in_step = True
+                        try:
+                            result = await call()
+                        except (asyncio.CancelledError, SystemExit) as error:
+                            self._cut_short(plan, error)
+                        finally:
+                            branch.is_in_step = False
+                            plan.current_try = 0
+                            self._under_way.pop(plan, None)
                     if plan.text is not None:
                         await self._shown(plan)
-                    if plan.told is not None and not plan.is_once:  # as mostly not: a call less
+                    if plan.told is not None and not how.is_once:  # as mostly not: a call less
                         await self._told(plan)
-                    text = dump(plan.output, result)
+                    text = dump(how.output, result)
                     # What the flow gets is what a replay will give it, or the step fails now.
-                    value = read_back(plan.output, text)
+                    value = read_back(how.output, text)
                     ended = now()
-                    is_new = recorded is None and tries == 1 and not plan.is_once
-                    took_s = (ended - try_began, ended - began)
-                    spent = plan.take_spent()
-                    write = self._result(
-                        branch, plan, text, tries, *took_s, spent=spent, is_new=is_new
+                    took_s = ended - try_began
+                    if plan.spent is not None:
+                        spent = plan.take_spent()
+                    write = StepWrite(
+                        lease=self._lease,
+                        step_key=plan.key,
+                        name=plan.name,
+                        # Step names need no escaping in JSON.
+                        event_kind="step.succeeded",
+                        event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
+                        state="done",
+                        output=text,
+                        tries=tries,
+                        duration_s=ended - began,
+                        seq=branch.places.get(plan.key),
+                        spent=spent,
+                        is_new=recorded is None and tries == 1 and not how.is_once,
+                        has_room=plan.is_seated,
                     )
-                    if self._may_hold(branch, plan, write, took_s[0]):
+                    if plan.key not in self._passed and self._may_hold(branch, plan, write, took_s):
                         self.hold(plan, write)
                         return value
-                    done = self.own(self._store(write))
-                    await (self._kept(done) if plan.is_once else done)
-                    if plan.is_once:
+                    if how.is_once:
+                        await self._kept(self.own(self._store(write)))
                         await self._told(plan)
+                    else:  # as `own` does it
+                        try:
+                            await self._store(write)
+                        except (LeaseLost, asyncio.CancelledError) as error:
+                            self._unwind(error)
+                            raise
                     if plan.is_seated:
                         self._seating.recorded(plan)
                 except Exception as error:
                     plan.keep_spent(spent)
                     told = self._throttling.failed(
-                        self._lease, plan.name, error, plan.keys, plan.declared
+                        self._lease, plan.name, error, how.keys, how.declared
                     )
                     await self.own(told)
                     if plan.text is not None:
                         await self._shown(plan)
-                    if not plan.is_once:
+                    if not how.is_once:
                         await self._told(plan)
-                    if plan.is_once and not isinstance(error, NotDone):
+                    if how.is_once and not isinstance(error, NotDone):
                         recorded = await self._doubt(branch, plan, tries, error)
                         continue
                     delay_s = await self._failed_try(plan, error, tries, now() - began)
                 else:
                     if self._throttling.is_watched(self._lease.org_id, plan.name):
                         told = self._throttling.succeeded(
-                            self._lease, plan.name, plan.keys, plan.declared
+                            self._lease, plan.name, how.keys, how.declared
                         )
                         await self.own(told)
                     return value
@@ -176,8 +220,9 @@ class Performer(Recorder):
         finally:
             if plan.is_seated:
                 self._seating.leave(plan)
-            # Whatever cut it short, such as a time limit of the flow's own: no record tells of this.
-            self._unrecorded += plan.take_spent()
+            if plan.spent is not None:
+                # Whatever cut it short, such as a time limit of the flow's own: no record tells of this.
+                self._unrecorded = [*self._unrecorded, *plan.take_spent()]
         return plan.result_of(recorded)
 
     async def refusal(self, key: str, name: str, permission: str | None = None) -> Forbidden | None:
@@ -190,7 +235,7 @@ class Performer(Recorder):
             return None
         refused = await self.persist(lambda: right.refusal(permission))
         if refused is not None:
-            tell = partial(right.tell, self._database, key, name, refused)
+            tell = partial(right.tell, self._scope.database, key, name, refused)
             await self.persist(tell)
         return refused
 
@@ -198,41 +243,45 @@ class Performer(Recorder):
         self,
         branch: Branch,
         plan: Plan,
-        call: Callable[[int], Awaitable[Any]],
+        call: Callable[[], Awaitable[Any]],
         tries: int,
     ) -> Any:
         """Execute a step's function once, within its time limit."""
         began = self._loop.time()
-        if not plan.is_once:  # the marker has told of it
+        if not plan.how.is_once:  # the marker has told of it
             self._under_way[plan] = began, self.tell_started
         plan.current_try = tries
         branch.is_in_step = True
         limit = timed = None
         try:
-            if plan.timeout_s is None:
-                return await call(tries)
-            timed = self._timed.add(time.monotonic() + plan.timeout_s)
-            async with asyncio.timeout(plan.timeout_s) as limit:
-                value = await call(tries)
+            if plan.how.timeout_s is None:
+                return await call()
+            timed = self._scope.timed.add(time.monotonic() + plan.how.timeout_s)
+            async with asyncio.timeout(plan.how.timeout_s) as limit:
+                value = await call()
             if limit.expired():  # a thread went on beyond it: what it returned does not count
                 raise TimeoutError
             return value
         except (asyncio.CancelledError, SystemExit) as error:
-            if self._branches.closed is not None:
-                raise Unwind(self._branches.closed) from error
-            raise_stray(error, f"step {plan.name}")
+            self._cut_short(plan, error)
         except TimeoutError as error:
             if limit is None or not limit.expired():
                 raise
             raise Transient(
-                f"step {plan.name} took longer than {plan.timeout_s} s", code="timeout"
+                f"step {plan.name} took longer than {plan.how.timeout_s} s", code="timeout"
             ) from error
         finally:
             branch.is_in_step = False
             if timed is not None:
-                self._timed.end(timed)
+                self._scope.timed.end(timed)
             plan.current_try = 0
             self._under_way.pop(plan, None)
+
+    def _cut_short(self, plan: Plan, error: BaseException) -> NoReturn:
+        """Raise what a cancellation or exit of a step's function means."""
+        if self._branches.closed is not None:
+            raise Unwind(self._branches.closed) from error
+        raise_stray(error, f"step {plan.name}")
 
     def _kept(self, work: Awaitable[R]) -> Awaitable[R]:
         """Keep what a `once` step does from being cut short by a time limit of the flow's own."""
@@ -264,12 +313,12 @@ class Performer(Recorder):
             step_key=plan.key,
             name=plan.name,
             tries=tries,
-            role=plan.ask_role,
-            output=plan.output,
+            role=plan.how.ask_role,
+            output=plan.how.output,
             error=None if error is None else dump_error(error, plan.name),
         )
         if not is_asked:
-            asked = self.persist(lambda: once.ask(self._database, self._lease, doubt))
+            asked = self.persist(lambda: once.ask(self._scope.database, self._lease, doubt))
             await once.undisturbed(self._branches, asked)
         if plan.is_seated:
             self._seating.leave(plan)
@@ -278,7 +327,7 @@ class Performer(Recorder):
     async def oblige(self) -> None:
         """Set durably, once, that the run has something to do before it may fail or be cancelled."""
         if not self.is_obliged:
-            await self.persist(lambda: waits.oblige(self._database, self._lease, Duty.ENDING))
+            await self.persist(lambda: waits.oblige(self._scope.database, self._lease, Duty.ENDING))
             self.is_obliged = True
 
     def given(self, plan: Plan, recorded: Recorded, value: Any) -> None:
@@ -294,8 +343,7 @@ class Performer(Recorder):
             and took_s < ANNOUNCE_S
             and branch.parent is None
             and self._branches.closed is None
-            and (self._flow, plan.key) not in self._passed
-            and not (plan.keys or write.spent or self.is_obliged)
+            and not (plan.how.keys or write.spent or self.is_obliged)
             and len(write.output or "") <= SMALL
             and not self._throttling.is_watched(self._lease.org_id, plan.name)
         )
@@ -318,41 +366,12 @@ class Performer(Recorder):
         self._branches.close("refused")
         raise Unwind(self._branches.closed or "refused") from error
 
-    def _result(
-        self,
-        branch: Branch,
-        plan: Plan,
-        text: str,
-        tries: int,
-        took_s: float,
-        duration_s: float,
-        *,
-        spent: Sequence[Spent],
-        is_new: bool,
-    ) -> StepWrite:
-        """Return the record of a result. Step names need no escaping in JSON."""
-        return StepWrite(
-            lease=self._lease,
-            step_key=plan.key,
-            name=plan.name,
-            state="done",
-            output=text,
-            tries=tries,
-            duration_s=duration_s,
-            seq=branch.places.get(plan.key),
-            spent=spent,
-            is_new=is_new,
-            has_room=plan.is_seated,
-            event_kind="step.succeeded",
-            event_data=f'{{"name":"{plan.name}","tries":{tries},"duration_s":{took_s:.6f}}}',
-        )
-
     async def _failed_try(
         self, plan: Plan, error: Exception, tries: int, elapsed_s: float, seq: int | None = None
     ) -> float:
         """Record a failed try; returns the delay before the next one or raises StepFailed. For `seq` see `record`."""
         delay_s = backoff_s(
-            plan.retry,
+            plan.how.retry,
             tries=tries,
             verdict=classify(error),
             elapsed_s=elapsed_s,
@@ -394,11 +413,11 @@ class Performer(Recorder):
     async def _back_off(self, plan: Plan, delay_s: float) -> None:
         await self.persist(
             lambda: waits.record_backoff(
-                self._database, self._lease, step_key=plan.key, delay_s=delay_s
+                self._scope.database, self._lease, step_key=plan.key, delay_s=delay_s
             )
         )
 
-    def take_unrecorded(self) -> list[Spent]:
+    def take_unrecorded(self) -> Sequence[Spent]:
         """Hand out what tries used that no record will tell of, and forget it."""
-        taken, self._unrecorded = self._unrecorded, []
+        taken, self._unrecorded = self._unrecorded, ()
         return taken

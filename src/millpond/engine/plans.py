@@ -11,15 +11,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from pydantic import TypeAdapter
 
 from millpond.engine.deltas import Growing
 from millpond.engine.encoding import read_back
 from millpond.engine.history import Recorded
+from millpond.engine.manners import Manner
 from millpond.engine.metering import Spent
-from millpond.engine.registry import ASK_ROLE, Step
+from millpond.engine.registry import Step
 from millpond.engine.tokens import carried
-from millpond.retry import Retry
 from millpond.types import Json
 
 
@@ -40,36 +39,21 @@ class InputExpired(StepFailed):
 
 @dataclass(slots=True, eq=False)
 class Plan:
-    """How one step is to be performed; `current_try` is 0 while none is running.
+    """One step of a run that is to be performed, and `how`; `current_try` is 0 while none is running.
 
-    `is_once` forbids to repeat its effect; `undo` is performed with its result if the run fails. One that `acts`
-    needs the run's rights, and `permission` too. `text` is what the current try has shown while it goes on. `keys` are
-    what a try counts on beside its run, the step's own (`is_declared`) or given where it is called; `is_seated` while
-    a row holds its room there. `told` waits for events that are on their way.
+    `undo` is performed with its result if the run fails. `text` is what the current try has shown while it goes on.
+    It `is_seated` while a row holds its room on the keys that it needs. `told` waits for events that are on their way.
     """
 
     name: str
     key: str
-    retry: Retry
-    timeout_s: float | None
-    output: TypeAdapter[Any] | None
-    is_once: bool = False
-    ask_role: str = ASK_ROLE
+    how: Manner
     undo: Step[Any, Any] | None = None
-    acts: bool = True
-    permission: str | None = None
     current_try: int = 0
     spent: list[Spent] | None = None
     text: Growing | None = None
-    keys: tuple[str, ...] = ()
-    is_declared: bool = False
     is_seated: bool = False
     told: Callable[[], Awaitable[None]] | None = None
-
-    @property
-    def declared(self) -> tuple[str, ...]:
-        """The keys that the step itself declares: those given where it is called may come from anybody's input."""
-        return self.keys if self.is_declared else ()
 
     def note_soon(self, told: Callable[[], Awaitable[None]]) -> None:
         """Note what waits for events that are on their way."""
@@ -79,8 +63,8 @@ class Plan:
         """Note what a try used; it is stored with the record of that try."""
         if self.spent is None:
             self.spent = []
-        if self.keys:
-            spent = replace(spent, step_key=self.key, carried=carried(self.keys))
+        if keys := self.how.keys:
+            spent = replace(spent, step_key=self.key, carried=carried(keys))
         self.spent.append(spent)
 
     def take_spent(self) -> Sequence[Spent]:
@@ -99,7 +83,7 @@ class Plan:
         """Return the result of a step that is over; raises StepFailed where it failed."""
         if recorded.state == "failed":
             raise failure(self.name, orjson.loads(recorded.error or "{}"))
-        return None if recorded.output is None else read_back(self.output, recorded.output)
+        return None if recorded.output is None else read_back(self.how.output, recorded.output)
 
 
 def failure(step: str, described: Mapping[str, Json]) -> StepFailed:

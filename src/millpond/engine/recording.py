@@ -42,6 +42,12 @@ class Held:
 class Recorder(ABC):
     """Stores what the steps of one attempt come to, and waits for it."""
 
+    # What most attempts never have stands here once for all of them.
+    _in_flight: set[asyncio.Future[Any]] | None = None
+    _is_renouncing = False
+    # What refused to store a result, and its failure as well.
+    unstorable: MillpondError | None = None
+
     def __init__(
         self,
         lease: Lease,
@@ -52,19 +58,13 @@ class Recorder(ABC):
         is_obliged: bool = False,
     ) -> None:
         self._lease = lease
-        self._flow = flow
-        self._passed = scope.passed
-        self._database = scope.database
+        self._scope = scope
+        self._passed = scope.passed.of(flow)
         self._committer = scope.committer
         self._loop = scope.loop
-        self._deltas = scope.deltas
         self._branches = branches
         self.is_obliged = is_obliged
-        self._in_flight: set[asyncio.Future[Any]] | None = None
         self._held: Held | None = None
-        self._is_renouncing = False
-        # What refused to store a result, and its failure as well.
-        self.unstorable: MillpondError | None = None
 
     def tell_started(self, plan: Plan) -> None:
         """Tell that a step is under way; nobody waits for this."""
@@ -93,7 +93,7 @@ class Recorder(ABC):
         if plan.current_try != tries or self._branches.closed is not None:
             return  # a thread that went on beyond its time
         if plan.text is None:
-            plan.text = self._deltas.open(self._lease, plan.key, tries, veil)
+            plan.text = self._scope.deltas.open(self._lease, plan.key, tries, veil)
         plan.text.feed(text)
 
     async def _shown(self, plan: Plan) -> None:
@@ -104,7 +104,7 @@ class Recorder(ABC):
         text, plan.text = plan.text, None
         if text is None:
             return
-        if plan.is_once:
+        if plan.how.is_once:
             text.cut()
         else:
             await self.own(text.end())
@@ -195,7 +195,7 @@ class Recorder(ABC):
         held = self._held
         if held is not None and held.stored is None:
             held.stored = self._committer.record(held.write)
-            self._passed.add(self._flow, held.plan.key)
+            self._passed.add(held.plan.key)
 
     @property
     def is_behind(self) -> bool:
@@ -259,13 +259,17 @@ class Recorder(ABC):
         """Await something of the engine's; an attempt ended meanwhile gets Unwind."""
         try:
             return await awaitable
-        except LeaseLost as error:
+        except (LeaseLost, asyncio.CancelledError) as error:
+            self._unwind(error)
+            raise
+
+    def _unwind(self, error: BaseException) -> None:
+        """Raise Unwind where it was given up what is awaited because the attempt was ended, or its lease is lost."""
+        if isinstance(error, LeaseLost):
             self._branches.close("lost")
             raise Unwind("lost") from error
-        except asyncio.CancelledError as error:
-            if self._branches.closed is not None:
-                raise Unwind(self._branches.closed) from error
-            raise
+        if self._branches.closed is not None:
+            raise Unwind(self._branches.closed) from error
 
 
 def is_away(error: BaseException | None) -> bool:

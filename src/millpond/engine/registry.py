@@ -28,6 +28,7 @@ from pydantic import TypeAdapter
 from millpond.engine.arguments import arguments_of
 from millpond.engine.declared import Limit, check_limits
 from millpond.engine.keying import check_keys
+from millpond.engine.manners import ASK_ROLE, Manner
 from millpond.errors import InvalidInput
 from millpond.retry import DEFAULT_RETRY, Retry
 from millpond.types import INTERACTIVE, STANDARD, Urgency
@@ -37,8 +38,6 @@ R = TypeVar("R")
 
 Effect = Literal["pure", "idempotent", "once"]
 Place = Literal["loop", "thread", "process"]
-# Who is asked what became of a `once` step, unless it names another role.
-ASK_ROLE = "operator"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +97,21 @@ class Step(Generic[P, R]):
     needs: Mapping[str, str] = field(default_factory=dict)
     permission: str | None = None
     keys: tuple[str, ...] = ()
+
+    @cached_property
+    def manner(self) -> Manner:
+        """How it is to be performed."""
+        return Manner(
+            retry=self.retry,
+            timeout_s=self.timeout_s,
+            output=self.output,
+            is_once=self.effect == "once",
+            ask_role=self.ask_role,
+            acts=self.acts,
+            permission=self.permission,
+            keys=self.keys,
+            is_declared=True,
+        )
 
     @property
     def acts(self) -> bool:

@@ -74,7 +74,7 @@ class Replayer(Performer):
         self,
         branch: Branch,
         plan: Plan,
-        call: Callable[[int], Awaitable[Any]],
+        call: Callable[[], Awaitable[Any]],
         recorded: Recorded | None,
     ) -> Any:
         """Note a step in doubt, and stop."""
@@ -83,8 +83,8 @@ class Replayer(Performer):
                 step_key=plan.key,
                 name=plan.name,
                 tries=recorded.tries,
-                role=plan.ask_role,
-                output=plan.output,
+                role=plan.how.ask_role,
+                output=plan.how.output,
             )
             self._met(plan.key)
         await self._stop(plan.key)

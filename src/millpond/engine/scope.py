@@ -31,7 +31,7 @@ from millpond.engine.waking import Mixed
 # A step that lasts longer is announced by an event of its own.
 ANNOUNCE_S = 0.05
 _SPARE = 256
-# Of so many steps it is remembered that their flows go on after them; then that is learned anew.
+# Of so many steps of a flow it is remembered that their flows go on after them; then that is learned anew.
 _MAX_PASSED = 10_000
 
 
@@ -39,16 +39,24 @@ class Passed:
     """Steps after which their flows went on, by flow and step key: their results are not held for an end again."""
 
     def __init__(self) -> None:
-        self._keys: set[tuple[tuple[str, int], str]] = set()
+        self._of: dict[tuple[str, int], PassedOf] = {}
 
-    def __contains__(self, step: tuple[tuple[str, int], str]) -> bool:
-        return step in self._keys
+    def of(self, flow: tuple[str, int]) -> PassedOf:
+        """Return those of a flow."""
+        found = self._of.get(flow)
+        if found is None:
+            found = self._of[flow] = PassedOf()
+        return found
 
-    def add(self, flow: tuple[str, int], step_key: str) -> None:
-        """Note that a flow went on after a step."""
-        if len(self._keys) >= _MAX_PASSED:
-            self._keys.clear()
-        self._keys.add((flow, step_key))
+
+class PassedOf(set[str]):
+    """Those of one flow, by step key."""
+
+    def add(self, step_key: str) -> None:
+        """Note that the flow went on after a step."""
+        if len(self) >= _MAX_PASSED:
+            self.clear()
+        super().add(step_key)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,11 +62,11 @@ class Seating:
                 self._riding.tolls.begin(self._lease, plan.key, seat.toll)
                 if not _is_late(self._begin_by):
                     return 0.0
-        elif not self._riding.concerns(self._lease.org_id, plan.keys):
+        elif not self._riding.concerns(self._lease.org_id, plan.how.keys):
             return 0.0
         began = time.monotonic()
         is_beside = self._branches.goes_beside(branch)
-        ask = self._ask(plan.key, plan.keys, since_us, is_beside=is_beside)
+        ask = self._ask(plan.key, plan.how.keys, since_us, is_beside=is_beside)
         while True:
             if plan.is_seated:  # it came too late for the rate that let it go
                 plan.is_seated = False

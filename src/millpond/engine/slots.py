@@ -92,9 +92,10 @@ class Slot:
 
     def give(self) -> None:
         """Give it back."""
-        self._stop()
-        if self._use is not None:
-            self._slots.charges.end(self._use, self._used_s)
+        if not self.is_handed_over:  # else it uses nothing any more
+            self._stop()
+            if self._use is not None:
+                self._slots.charges.end(self._use, self._used_s)
         self._slots.give(
             self._queue, self._capability, self._used_s, is_handed_over=self.is_handed_over
         )
@@ -207,10 +208,16 @@ class Slots:
         self, queue: str, capability: str, used_s: float, *, is_handed_over: bool = False
     ) -> None:
         """Count an attempt out and learn from how long it took."""
-        (self._ending if is_handed_over else self._taken)[queue] -= 1
         self._estimates.learn(capability, used_s)
         self._paces[queue].learn(used_s)
-        self._freed(queue)
+        if not is_handed_over:
+            self._taken[queue] -= 1
+            self._freed(queue)
+        else:
+            ending = self._ending[queue]
+            self._ending[queue] = ending - 1
+            if ending >= self.total[queue]:  # else it had given room when it was handed over
+                self._freed(queue)
         if capability in self._awaited:
             self._is_awaited = True
             if not self._gathers and not self._kick.is_set():

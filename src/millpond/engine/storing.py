@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from millpond.db.pool import Connection, Record
 from millpond.db.queries import queries
 from millpond.engine import metering
-from millpond.engine.batches import Batch, Ends, FinishWrite, Steps, StepWrite, W
+from millpond.engine.batches import Batch, Ends, FinishWrite, Steps, StepWrite, W, columns
 from millpond.engine.columns import optional, plain, texts
 from millpond.engine.duties import Duty
 from millpond.engine.endings import Ended, see_to
@@ -49,33 +49,35 @@ async def record_together(con: Connection, steps: Steps) -> dict[int, bool]:
 
 def _results(writes: Sequence[StepWrite]) -> list[str]:
     """Return the columns of results of first tries."""
+    of = columns(writes)
     return [
-        *_leases(writes),
-        texts([write.step_key for write in writes]),
-        texts([write.name for write in writes]),
-        optional(_outputs(writes)),
-        plain([f"{write.duration_s:.6f}" for write in writes]),
-        texts([write.event_data for write in writes]),
-        plain(["" if write.seq is None else write.seq for write in writes]),
+        *_leases(of["lease"]),
+        texts(of["step_key"]),
+        texts(of["name"]),
+        optional(_outputs(of["output"])),
+        plain([f"{duration_s:.6f}" for duration_s in of["duration_s"]]),
+        texts(of["event_data"]),
+        plain(["" if seq is None else seq for seq in of["seq"]]),
     ]
 
 
 def _records(writes: Sequence[StepWrite]) -> list[str]:
     """Return the columns of whatever is recorded of steps."""
+    of = columns(writes)
     return [
-        *_leases(writes),
-        texts([write.step_key for write in writes]),
-        texts([write.name for write in writes]),
-        texts([write.kind for write in writes]),
-        optional([write.state for write in writes]),
-        optional(_outputs(writes)),
-        optional([write.error for write in writes]),
-        plain([write.tries for write in writes]),
-        plain([f"{write.duration_s:.6f}" for write in writes]),
-        texts([write.event_kind for write in writes]),
-        texts([write.event_data for write in writes]),
-        plain(["" if write.seq is None else write.seq for write in writes]),
-        plain(["t" if write.is_new else "f" for write in writes]),
+        *_leases(of["lease"]),
+        texts(of["step_key"]),
+        texts(of["name"]),
+        texts(of["kind"]),
+        optional(of["state"]),
+        optional(_outputs(of["output"])),
+        optional(of["error"]),
+        plain(of["tries"]),
+        plain([f"{duration_s:.6f}" for duration_s in of["duration_s"]]),
+        texts(of["event_kind"]),
+        texts(of["event_data"]),
+        plain(["" if seq is None else seq for seq in of["seq"]]),
+        plain(["t" if is_new else "f" for is_new in of["is_new"]]),
     ]
 
 
@@ -113,30 +115,30 @@ async def finish_with_duties(con: Connection, ends: Ends) -> tuple[set[int], lis
     return {ends[row[0] - 1][0] for row in rows}, await see_to(con, ended)
 
 
-def _leases(writes: Sequence[StepWrite] | Sequence[FinishWrite]) -> list[str]:
-    """Return the columns of the leases that allow these writes."""
-    leases = [write.lease for write in writes]
-    return [
-        plain([lease.org_id for lease in leases]),
-        plain([lease.item_id for lease in leases]),
-        plain([lease.token for lease in leases]),
-    ]
+def _leases(leases: Sequence[Lease]) -> list[str]:
+    """Return the columns of the leases that allow writes."""
+    org_ids, item_ids, _, _, tokens = zip(*leases, strict=True)
+    return [plain(org_ids), plain(item_ids), plain(tokens)]
 
 
-def _outputs(writes: Sequence[StepWrite] | Sequence[FinishWrite]) -> list[str | None]:
+def _outputs(outputs: Sequence[str | None]) -> Sequence[str | None]:
     """Return what rows themselves hold of results: most are short, and no more is asked of these."""
-    texts = [write.output for write in writes]
-    return [text if text is None or len(text) <= SMALL else inline(text) for text in texts]
+    if max(map(len, filter(None, outputs)), default=0) <= SMALL:
+        return outputs
+    return [text if text is None or len(text) <= SMALL else inline(text) for text in outputs]
 
 
 def _columns(ends: Ends) -> list[str]:
-    writes = [write for _, write in ends]
+    """Return the columns of runs' ends; there may be none."""
+    if not ends:
+        return [""] * 7
+    of = columns([write for _, write in ends])
     return [
-        *_leases(writes),
-        texts([write.outcome for write in writes]),
-        optional(_outputs(writes)),
-        optional([write.error for write in writes]),
-        texts([write.event_data for write in writes]),
+        *_leases(of["lease"]),
+        texts(of["outcome"]),
+        optional(_outputs(of["output"])),
+        optional(of["error"]),
+        texts(of["event_data"]),
     ]
 
 

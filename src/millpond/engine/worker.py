@@ -318,7 +318,9 @@ class Worker:
 
     def _start(self, scope: Scope, hints: Hints, attempt: Attempt | StepAttempt) -> None:
         self._attempts.add(attempt)
-        self._tasks.add(scope.loop.create_task(self._execute(attempt, scope, hints)))
+        # With a name, since one for each would be made else.
+        task = scope.loop.create_task(self._execute(attempt, scope, hints), name="attempt")
+        self._tasks.add(task)
 
     async def _execute(self, attempt: Attempt | StepAttempt, scope: Scope, hints: Hints) -> None:
         if attempt.slot is not None:
