@@ -33,6 +33,8 @@ __all__ = ["Committer", "FinishWrite", "StepWrite"]
 _log = structlog.get_logger("millpond.commit")
 # Fewer writes than this are sent at once: nothing to gather, and somebody waits.
 _FEW = 8
+# A commit that takes longer waits for somebody, such as a row that is locked: others go past it then.
+_STUCK_S = 0.1
 
 
 class Committer:
@@ -55,14 +57,19 @@ class Committer:
         self._batch = Batch()
         self._kick = asyncio.Event()
         self._is_closed = False
+        # Since when each of those that commit always has been at its batch.
+        self._began: dict[int, float] = {}
         self._loop = asyncio.get_running_loop()
         self.tasks: list[asyncio.Task[None]] = []
 
-    def start(self, lanes: int = 3) -> None:
-        """Start `lanes` committing tasks: while one waits for the disk, the next gathers."""
-        self.tasks = [
-            asyncio.create_task(self._commit_all(), name=f"commit-{n}") for n in range(lanes)
-        ]
+    def start(self, lanes: int = 2, spare: int = 2) -> None:
+        """Start `lanes` committing tasks: while one waits for the disk, the next gathers.
+
+        Those that are `spare` help out while all of these are stuck.
+        """
+        loops = [self._commit_all(n) for n in range(lanes)]
+        loops += [self._help_out(lanes) for _ in range(spare)]
+        self.tasks = [asyncio.create_task(loop, name=f"commit-{n}") for n, loop in enumerate(loops)]
 
     async def close(self) -> None:
         """Stop committing; whoever still waits gets LeaseLost, since nothing more is written."""
@@ -94,24 +101,36 @@ class Committer:
         """Tell whoever waits that nothing is written any more."""
         self._batch.fail(LeaseLost("this worker has stopped"))
 
-    async def _commit_all(self) -> None:
+    async def _commit_all(self, nth: int) -> None:
         while True:
             await self._kick.wait()
-            if len(self._batch) == 0:
-                self._kick.clear()
-                continue
             if _FEW <= len(self._batch) < MAX_WRITES:
                 await asyncio.sleep(self._gather_s)
-            batch, self._batch = self._batch.split()
-            if len(self._batch) == 0:
-                self._kick.clear()
-            if len(batch) == 0:
-                continue
-            try:
-                await self._commit(batch)
-            except asyncio.CancelledError:
-                batch.fail(LeaseLost("this worker has stopped"))
-                raise
+            self._began[nth] = self._loop.time()
+            await self._commit_next()
+            del self._began[nth]
+
+    async def _help_out(self, lanes: int) -> None:
+        while True:
+            await self._kick.wait()
+            stuck = self._loop.time() - _STUCK_S
+            if len(self._began) < lanes or max(self._began.values(), default=0.0) > stuck:
+                await asyncio.sleep(_STUCK_S)
+            else:
+                await self._commit_next()
+
+    async def _commit_next(self) -> None:
+        """Commit the first of the writes that wait, if any do."""
+        batch, self._batch = self._batch.split()
+        if len(self._batch) == 0:
+            self._kick.clear()
+        if len(batch) == 0:
+            return
+        try:
+            await self._commit(batch)
+        except asyncio.CancelledError:
+            batch.fail(LeaseLost("this worker has stopped"))
+            raise
 
     async def _commit(self, batch: Batch) -> None:
         batch.sort()
