@@ -24,7 +24,7 @@ from millpond.types import Intent
 
 SLOTS = 200
 # Beside peers: so many no-op runs at once, and of three steps. Theirs are in their drivers.
-DRAIN_SLOTS, STEPS_SLOTS = 1000, 600
+DRAIN_SLOTS, STEPS_SLOTS = 1000, 800
 SETTLED_S = 1.5
 PAUSE_S = 0.02
 _DISPATCH_S = 30.0
