@@ -63,10 +63,23 @@ async def test_the_claim_takes_work_as_the_function_does_that_claims_at_once(
     con = await asyncpg.connect(admin_url)
     body = await con.fetchval("select prosrc from pg_proc where proname = 'claim_take'")
     names = await con.fetchval("select proargnames from pg_proc where proname = 'claim_take'")
+    types = await con.fetchval(
+        "select array(select format_type(t, null) from unnest(proargtypes) t) from pg_proc where proname = 'claim_take'"
+    )
     await con.close()
     _, _, function = body.partition("return query")
     function = function.rpartition("end")[0].replace("claim_take.", "")
     statement = named.queries("claim")["take"].partition("\n")[2]
-    given = re.compile(r"string_to_array\(\$(\d+), chr\(30\)\)(?:::\w+\[\])?|\$(\d+)::\w+(?:\[\])?")
-    statement = given.sub(lambda one: names[int(one[1] or one[2]) - 1], statement)
+    given = re.compile(
+        r"string_to_array\(\$(\d+), chr\(30\)\)(?:::(\w+\[\]))?|\$(\d+)::(\w+(?:\[\])?)"
+    )
+    short = {"float8[]": "double precision[]", "bool[]": "boolean[]"}
+
+    def named_of(one: re.Match[str]) -> str:
+        nth = int(one[1] or one[3]) - 1
+        cast = one[2] or one[4] or "text[]"
+        assert short.get(cast, cast) == types[nth], names[nth]
+        return str(names[nth])
+
+    statement = given.sub(named_of, statement)
     assert statement.rstrip(";").split() == function.rstrip().rstrip(";").split()

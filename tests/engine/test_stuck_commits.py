@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import asyncpg
 from tests.engine.conftest import DEADLINE_S, Pond
 from tests.engine.test_faults import _lease, _step
 
 
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[asyncpg.Connection[asyncpg.Record]]:
+    con = await asyncpg.connect(url, server_settings={"search_path": "millpond"})
+    try:
+        yield con
+    finally:
+        await con.close()
+
+
 async def test_rows_that_somebody_holds_locked_keep_nobody_elses_records(
     pond: Pond, admin_url: str
 ) -> None:
     """As many batches are stuck as are committed side by side otherwise, one after the other."""
-    holder = await asyncpg.connect(admin_url, server_settings={"search_path": "millpond"})
-    async with _lease(pond, 4) as (leases, committer):
+    async with _lease(pond, 4) as (leases, committer), _connected(admin_url) as holder:
         held = holder.transaction()
         await held.start()
         await holder.fetch(
@@ -32,5 +42,4 @@ async def test_rows_that_somebody_holds_locked_keep_nobody_elses_records(
         await held.rollback()
         async with asyncio.timeout(DEADLINE_S):
             await asyncio.gather(*stuck)
-    await holder.close()
     assert await pond.count("step") == 4

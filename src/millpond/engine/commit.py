@@ -33,7 +33,7 @@ __all__ = ["Committer", "FinishWrite", "StepWrite"]
 _log = structlog.get_logger("millpond.commit")
 # Fewer writes than this are sent at once: nothing to gather, and somebody waits.
 _FEW = 8
-# A commit that takes longer waits for somebody, such as a row that is locked: others go past it then.
+# A batch that takes longer mostly waits for somebody, such as one who holds a row locked: others go past it then.
 _STUCK_S = 0.1
 
 
@@ -62,13 +62,9 @@ class Committer:
         self._loop = asyncio.get_running_loop()
         self.tasks: list[asyncio.Task[None]] = []
 
-    def start(self, lanes: int = 2, spare: int = 2) -> None:
-        """Start `lanes` committing tasks: while one waits for the disk, the next gathers.
-
-        Those that are `spare` help out while all of these are stuck.
-        """
-        loops = [self._commit_all(n) for n in range(lanes)]
-        loops += [self._help_out(lanes) for _ in range(spare)]
+    def start(self, lanes: int = 2) -> None:
+        """Start `lanes` committing tasks: while one waits for the disk, the next gathers; and one that helps out."""
+        loops = [*(self._commit_all(n) for n in range(lanes)), self._help_out()]
         self.tasks = [asyncio.create_task(loop, name=f"commit-{n}") for n, loop in enumerate(loops)]
 
     async def close(self) -> None:
@@ -107,14 +103,17 @@ class Committer:
             if _FEW <= len(self._batch) < MAX_WRITES:
                 await asyncio.sleep(self._gather_s)
             self._began[nth] = self._loop.time()
-            await self._commit_next()
-            del self._began[nth]
+            try:
+                await self._commit_next()
+            finally:
+                del self._began[nth]
 
-    async def _help_out(self, lanes: int) -> None:
+    async def _help_out(self) -> None:
+        """Stand in for one that is stuck."""
         while True:
             await self._kick.wait()
-            stuck = self._loop.time() - _STUCK_S
-            if len(self._began) < lanes or max(self._began.values(), default=0.0) > stuck:
+            now = self._loop.time()
+            if now - min(self._began.values(), default=now) < _STUCK_S:
                 await asyncio.sleep(_STUCK_S)
             else:
                 await self._commit_next()

@@ -246,7 +246,7 @@ class Performer(Recorder):
         call: Callable[[], Awaitable[Any]],
         tries: int,
     ) -> Any:
-        """Execute a step's function once, within its time limit."""
+        """Execute a step's function once, within its time limit. `perform` has this text, too, where there is none."""
         began = self._loop.time()
         if not plan.how.is_once:  # the marker has told of it
             self._under_way[plan] = began, self.tell_started

@@ -256,7 +256,7 @@ class Recorder(ABC):
         raise Unwind(reason)
 
     async def own(self, awaitable: Awaitable[R]) -> R:
-        """Await something of the engine's; an attempt ended meanwhile gets Unwind."""
+        """Await something of the engine's; an attempt ended meanwhile gets Unwind. `perform` has this text too."""
         try:
             return await awaitable
         except (LeaseLost, asyncio.CancelledError) as error:
@@ -264,7 +264,7 @@ class Recorder(ABC):
             raise
 
     def _unwind(self, error: BaseException) -> None:
-        """Raise Unwind where it was given up what is awaited because the attempt was ended, or its lease is lost."""
+        """Raise Unwind if the lease is lost or the attempt was ended; else return: the caller raises what it caught."""
         if isinstance(error, LeaseLost):
             self._branches.close("lost")
             raise Unwind("lost") from error
